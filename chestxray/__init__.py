@@ -1,0 +1,47 @@
+"""Pneumonia classification from chest X-rays with Keras: research software, not a medical device.
+
+Names are imported when they are first used, so that ``import chestxray`` and
+the command line start without TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "chestxray.data.catalog": ("find_data", "from_table", "scan", "verify"),
+    "chestxray.data.splits": ("make_split", "overlap", "read_split", "split_hash", "write_split"),
+    "chestxray.data.images": ("ImageSettings", "preprocess", "read_image"),
+    "chestxray.data.augmentation": ("Augmentation",),
+    "chestxray.data.pixels": ("PixelStore",),
+    "chestxray.data.dataset": ("XrayData", "load_data"),
+    "chestxray.data.phantom": ("phantom_dataset", "render_phantom"),
+    "chestxray.models.backbones": ("BACKBONES", "get_backbone"),
+    "chestxray.models.builders": ("CNNS", "build_custom_cnn", "build_student_cnn", "build_teacher_cnn",
+                                  "build_transfer_model", "layer_table"),
+    "chestxray.models.precision": ("choose_precision",),
+    "chestxray.models.training": ("TrainSettings", "class_weights", "fine_tune", "set_seed", "set_trainable_from",
+                                  "summarise", "train", "train_head"),
+    "chestxray.deployment.bundle": ("Classifier", "load_classifier"),
+    "chestxray.deployment.predict": ("predict_files",),
+    "chestxray.results": ("comparison_table", "read_predictions", "read_results", "record_model",
+                          "write_result"),
+    "chestxray.experiments": ("run_plan",),
+    "chestxray.files": ("project_path",),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = ["__version__", *sorted(_MODULE_OF)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'chestxray' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,147 @@
+"""The command line: ``chestxray run | predict | publish | cache``.
+
+Each command imports what it needs, so that help and prediction start fast.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class UserError(click.ClickException):
+    """A user's mistake: one line, exit code 2."""
+
+    exit_code = 2
+
+
+def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn the mistakes that the package reports into one line and exit code 2."""
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, FileNotFoundError, TypeError) as error:
+            raise UserError(" ".join(str(error).split())) from error
+        except KeyboardInterrupt:
+            click.echo("interrupted; the same command goes on from here", err=True)
+            sys.exit(130)
+    return wrapped
+
+
+@click.group()
+@click.version_option(package_name="chestxray")
+def main() -> None:
+    """Pneumonia classification from chest X-rays. Research software, not a medical device."""
+
+
+def _parse_value(text: str) -> Any:
+    """Read a parameter as YAML does, and 1e-4 as the number it is meant to be."""
+    import yaml
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+@main.command()
+@click.option("--data-dir", help="Folder of X-rays, \"kaggle\" to download, or \"phantoms\" (synthetic). "
+              "[default: CHESTXRAY_DATA, Kaggle's input folder, or phantoms]")
+@click.option("--split", type=click.Choice(["official", "image", "patient"]),
+              help="Split rule. [default: patient; all three for full]")
+@click.option("--output-dir", type=click.Path(path_type=Path), help="[default: runs/<preset>]")
+@click.option("--preset", type=click.Choice(["demo", "standard", "full"]),
+              help="[default: demo on phantoms, standard on your data]")
+@click.option("--only", metavar="STEP", help="Play only steps whose name begins with this, e.g. 03.")
+@click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE",
+              help="Set a parameter in every notebook that has it.")
+@click.option("--dry-run", is_flag=True, help="Only say what would run.")
+@click.option("--force", is_flag=True, help="Run finished steps again.")
+@one_line_errors
+def run(data_dir: str | None, split: str | None, output_dir: Path | None, preset: str | None,
+        only: str | None, parameters: tuple[tuple[str, str], ...], dry_run: bool, force: bool) -> None:
+    """Play the notebooks from raw images to compared models."""
+    from chestxray.data.catalog import find_data
+    from chestxray.experiments import run_plan
+    if data_dir is None:
+        try:
+            data_dir = str(find_data())
+        except FileNotFoundError:
+            data_dir = "phantoms"
+    preset = preset or ("demo" if data_dir == "phantoms" else "standard")
+    click.echo(f"preset {preset} on {'synthetic phantoms' if data_dir == 'phantoms' else data_dir}")
+    sys.exit(run_plan(preset, data_dir, [split] if split else None, output_dir or Path("runs") / preset,
+                      {name: _parse_value(value) for name, value in parameters}, only, dry_run, force))
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--rule", default="youden", show_default=True, help="Which stored threshold decides.")
+@click.option("--csv", "table", type=click.Path(path_type=Path), help="Write a CSV file instead of a table.")
+@one_line_errors
+def predict(model: Path, sources: tuple[Path, ...], rule: str, table: Path | None) -> None:
+    """Classify files and folders with a saved MODEL.
+
+    Exit code 1 when an image could not be read.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from chestxray.deployment.bundle import load_classifier
+    from chestxray.deployment.predict import predict_files
+    from chestxray.files import whole_file
+    classifier = load_classifier(model)
+    rows = predict_files(classifier, sources, rule)
+    problems = count = 0
+    if table:
+        with whole_file(table) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["path", "probability", "decision", "problem"])
+            writer.writeheader()
+            for row in rows:
+                writer.writerow(row)
+                count, problems = count + 1, problems + bool(row["problem"])
+        click.echo(f"wrote {table}: {count} images, {problems} of them unreadable")
+    else:
+        for row in rows:
+            said = row["problem"] or f"{row['probability']:.3f}  {row['decision']}"
+            click.echo(f"{row['path']}  {said}")
+            count, problems = count + 1, problems + bool(row["problem"])
+        click.echo(f"{count} images, {problems} unreadable; decided at {classifier.threshold(rule):.3f} "
+                   f"({rule}). {classifier.card['limits'][0]}")
+    if not count:
+        raise ValueError(f"no image found. Received: sources={[str(source) for source in sources]}")
+    sys.exit(1 if problems else 0)
+
+
+@main.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--repository", type=click.Path(path_type=Path), default=Path("."), show_default=True)
+@one_line_errors
+def publish(run_folder: Path, repository: Path) -> None:
+    """Copy results, curve figures and small models of RUN into the repository."""
+    from chestxray.publish import publish as copy
+    for line in copy(run_folder, repository):
+        click.echo(line)
+
+
+@main.command()
+@click.option("--clear", is_flag=True, help="Remove what is shown.")
+def cache(clear: bool) -> None:
+    """Show the caches and their sizes; none holds anything that cannot be made again."""
+    from chestxray.files import cache_dir
+    root = cache_dir("pixels").parent
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        click.echo(f"{folder}  {size / 1e6:.1f} MB")
+        if clear:
+            shutil.rmtree(folder)

@@ -1,0 +1,114 @@
+"""A folder of X-rays made ready for training: table, split and pixels in one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from chestxray.data.augmentation import Augmentation
+from chestxray.data.catalog import CLASSES, find_data, scan
+from chestxray.data.images import ImageSettings
+from chestxray.data.pixels import PixelStore
+from chestxray.data.splits import make_split, overlap, split_hash
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+@dataclass(frozen=True)
+class XrayData:
+    """All images of one experiment.
+
+    Attributes:
+        table: Catalog with the column ``split``.
+        store: Pixels of the table's images.
+        rule: Split rule.
+        seed: Seed of the split.
+        name: "synthetic", or the folder's name.
+        classes: Names of the (negative, positive) class.
+    """
+
+    table: pd.DataFrame
+    store: PixelStore
+    rule: str
+    seed: int
+    name: str
+    classes: tuple[str, str] = CLASSES
+
+    @property
+    def synthetic(self) -> bool:
+        return self.name == "synthetic"
+
+    @property
+    def split_hash(self) -> str:
+        return split_hash(self.table)
+
+    def part(self, split: str) -> pd.DataFrame:
+        """Rows of one part: train, val or test.
+
+        Raises:
+            ValueError: There is no such part.
+        """
+        rows = self.table[self.table["split"] == split]
+        if rows.empty:
+            raise ValueError(f"split must be one of {sorted(set(self.table['split']))}. "
+                             f"Received: split={split!r}")
+        return rows
+
+    def dataset(self, split: str, batch_size: int = 32, augment: Augmentation | None = None,
+                shuffle: bool = False, epoch: Callable[[], int] | None = None) -> tf.data.Dataset:
+        """tf.data pipeline over one part; see :meth:`PixelStore.dataset`.
+
+        Raises:
+            ValueError: ``augment`` or ``shuffle`` was asked for a part that
+                scores are computed on.
+        """
+        if split != "train" and (augment or shuffle):
+            raise ValueError("only train may be augmented or shuffled. "
+                             f"Received: split={split!r}")
+        return self.store.dataset(self.part(split), batch_size, shuffle, augment, self.seed, epoch)
+
+    def images(self, split: str) -> np.ndarray:
+        """Pixels of one part, ``uint8`` (N, size, size, 1), in the table's order."""
+        return self.store.images(self.part(split))
+
+
+def data_name(root: Path) -> str:
+    """Name of a data folder for figures and results: "synthetic" for phantoms."""
+    note = root.parent / "README.txt"
+    synthetic = note.is_file() and "SYNTHETIC" in note.read_text(encoding="utf-8", errors="replace")
+    return "synthetic" if synthetic else root.name
+
+
+def load_data(data_dir: str | Path | None = None, split: str = "patient", seed: int = 0,
+              image: ImageSettings = ImageSettings(),
+              classes: tuple[str, str] | None = None) -> XrayData:
+    """Scan a folder, decode every image once, and split.
+
+    Args:
+        data_dir: See :func:`chestxray.data.catalog.find_data`.
+        split: Rule; see :func:`chestxray.data.splits.make_split`.
+        seed: Seed of the split, and of order and augmentation in training.
+        image: How files become pixels.
+        classes: Names of the (negative, positive) class folders.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: The folder or the split cannot be used.
+    """
+    root = find_data(data_dir)
+    catalog = scan(root, classes)
+    store = PixelStore.build(catalog, root, image)
+    table = make_split(store.readable(catalog), split, seed)
+    if split != "patient":
+        shared = overlap(table).set_index("key")["test_images_affected"]
+        print(f"split '{split}': {shared['group']} of {(table['split'] == 'test').sum()} test images share "
+              f"a strict patient group with training or validation, {shared['group_conservative']} a "
+              "conservative one", file=sys.stdout)
+    return XrayData(table, store, split, seed, data_name(root), tuple(classes or CLASSES))

@@ -1,0 +1,267 @@
+"""One image file in, grey ``uint8`` pixels out.
+
+The only way from a file to pixels in this package: training, prediction and
+audit call :func:`preprocess`, so they cannot differ.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+MAX_PIXELS = 64_000_000
+"""Largest image that is decoded (a film scanned at 8,000 × 8,000)."""
+
+MIN_SIDE = 16
+"""Shortest side, in pixels, that can still be a radiograph."""
+
+RESIZE_RULES = ("stretch", "letterbox")
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
+_JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
+_JPEG_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How a file becomes pixels; travels with the model in its card.
+
+    Attributes:
+        size: Side of the square output in pixels.
+        resize: ``"stretch"`` ignores the aspect ratio; ``"letterbox"`` keeps
+            it and pads with black.
+        clahe: Apply contrast-limited adaptive histogram equalisation
+            (clip limit 2.0, 8 × 8 tiles) after resizing.
+    """
+
+    size: int = 224
+    resize: str = "stretch"
+    clahe: bool = False
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.size, int) and self.size >= MIN_SIDE):
+            raise ValueError(f"size must be an integer of at least {MIN_SIDE} pixels. "
+                             f"Received: size={self.size!r}")
+        if self.resize not in RESIZE_RULES:
+            raise ValueError(f"resize must be one of {RESIZE_RULES}. "
+                             f"Received: resize={self.resize!r}")
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_header(data: bytes) -> tuple[int, int, str]:
+    """Read size and mode from the encoded bytes, without decoding.
+
+    Args:
+        data: The whole file.
+
+    Returns:
+        ``(width, height, mode)`` as stored (before EXIF orientation); mode is
+        ``L``, ``LA``, ``P``, ``RGB``, ``RGBA`` or ``CMYK``, with ``;16`` added
+        for 16-bit files.
+
+    Raises:
+        ValueError: The bytes are empty, neither JPEG nor PNG, or cut short
+            within the header.
+    """
+    if not data:
+        raise ValueError("empty file")
+    try:
+        if data.startswith(_PNG_SIGNATURE):
+            width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
+            return width, height, _PNG_MODES[colour] + (";16" if depth == 16 else "")
+        if data.startswith(b"\xff\xd8"):
+            return _read_jpeg_header(data)
+    except (struct.error, IndexError, KeyError):
+        raise ValueError("truncated or damaged header") from None
+    raise ValueError("not an image (neither JPEG nor PNG)")
+
+
+def _read_jpeg_header(data: bytes) -> tuple[int, int, str]:
+    position = 2
+    while True:
+        if data[position] != 0xFF:
+            raise KeyError(position)
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        if marker in _JPEG_FRAME_MARKERS:
+            depth, height, width, components = struct.unpack(">BHHB", data[position + 4:position + 10])
+            return width, height, _JPEG_MODES[components] + (";16" if depth > 8 else "")
+        (length,) = struct.unpack(">H", data[position + 2:position + 4])
+        position += 2 + length
+
+
+def check_image(data: bytes) -> tuple[int, int, str]:
+    """Check everything that can be known of an encoded image without decoding it.
+
+    Args:
+        data: The whole file.
+
+    Returns:
+        ``(width, height, mode)``, see :func:`read_header`.
+
+    Raises:
+        ValueError: One line with the reason: empty, not an image, damaged
+            header, too large, too small, or truncated.
+    """
+    width, height, mode = read_header(data)
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"too large ({width} × {height} pixels, at most {MAX_PIXELS:,} in all)")
+    if min(width, height) < MIN_SIDE:
+        raise ValueError(f"too small ({width} × {height} pixels, at least {MIN_SIDE} a side)")
+    end_mark = b"IEND" if data.startswith(_PNG_SIGNATURE) else b"\xff\xd9"
+    if end_mark not in data[-1024:]:
+        raise ValueError("truncated (the end of the image is missing)")
+    return width, height, mode
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """Decode a JPEG or PNG file to grey.
+
+    EXIF orientation is applied, colour is converted to luma and an alpha
+    channel is dropped. 16-bit values are scaled by the bits that are really
+    used, so that a 12-bit film stored in 16 bits does not come out black.
+
+    Args:
+        data: The whole file.
+
+    Returns:
+        ``uint8`` array of shape (H, W), values 0–255.
+
+    Raises:
+        ValueError: One line with the reason; see :func:`check_image`.
+    """
+    check_image(data)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+    except cv2.error as error:
+        raise ValueError(f"cannot be decoded ({error.err})") from None
+    if image is None:
+        raise ValueError("cannot be decoded (damaged image data)")
+    if image.dtype == np.uint8:
+        return image
+    used_bits = max(8, int(image.max()).bit_length())
+    return np.rint(image * (255.0 / (2**used_bits - 1))).astype(np.uint8)
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an image file as grey pixels.
+
+    Args:
+        path: A JPEG or PNG file: 8 or 16 bits; grey, RGB, RGBA, palette or CMYK.
+
+    Returns:
+        ``uint8`` array of shape (H, W), values 0–255.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file cannot be used; the message names it and says why.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such image file. Received: path={str(path)!r}")
+    try:
+        return decode_image(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{error}. Received: path={str(path)!r}") from None
+
+
+def resize(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
+    """Bring an image to the square of the settings, antialiased.
+
+    An axis that shrinks is averaged over areas, one that grows is
+    interpolated cubically.
+
+    Args:
+        image: ``uint8`` array of shape (H, W).
+        settings: Gives ``size`` and the rule ``resize``.
+
+    Returns:
+        ``uint8`` array of shape (size, size).
+    """
+    height, width = image.shape
+    size = settings.size
+    if settings.resize == "letterbox":
+        scale = size / max(height, width)
+        new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    else:
+        new_height = new_width = size
+    image = cv2.resize(image, (min(width, new_width), min(height, new_height)),
+                       interpolation=cv2.INTER_AREA)
+    image = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_CUBIC)
+    top, left = (size - new_height) // 2, (size - new_width) // 2
+    return cv2.copyMakeBorder(image, top, size - new_height - top, left, size - new_width - left,
+                              cv2.BORDER_CONSTANT, value=0)
+
+
+def apply_clahe(image: np.ndarray) -> np.ndarray:
+    """Equalise the histogram locally: CLAHE with clip limit 2.0 on 8 × 8 tiles.
+
+    Applied after resizing, so that the result does not depend on the
+    resolution of the source. (Many published pipelines apply it to the
+    original, where a tile covers another area of the body in every image.)
+
+    Args:
+        image: ``uint8`` array of shape (H, W).
+
+    Returns:
+        ``uint8`` array of shape (H, W).
+    """
+    return cv2.createCLAHE(clipLimit=2.0, tileGridSize=(8, 8)).apply(image)
+
+
+def preprocess(path: str | Path, settings: ImageSettings) -> np.ndarray:
+    """Turn one file into the pixels a model sees: read, resize, optionally CLAHE.
+
+    Args:
+        path: A JPEG or PNG file.
+        settings: See :class:`ImageSettings`.
+
+    Returns:
+        ``uint8`` array of shape (size, size), values 0–255.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file cannot be used; the message names it and says why.
+    """
+    image = resize(read_image(path), settings)
+    return apply_clahe(image) if settings.clahe else image
+
+
+def as_batch(images: np.ndarray) -> np.ndarray:
+    """Check that an array holds grey pixels in 0–255 and give it its batch axes.
+
+    Args:
+        images: Shape (H, W), (N, H, W) or (N, H, W, 1); ``uint8`` or float.
+
+    Returns:
+        The same values with shape (N, H, W, 1).
+
+    Raises:
+        ValueError: Wrong shape, values outside 0–255, or a float image whose
+            maximum is at most 1, which was most likely divided by 255.
+    """
+    images = np.asarray(images)
+    if images.ndim == 2:
+        images = images[np.newaxis]
+    if images.ndim == 3:
+        images = images[..., np.newaxis]
+    if images.ndim != 4 or images.shape[-1] != 1:
+        raise ValueError(f"images must be grey, of shape (N, H, W, 1). Received: shape={images.shape}")
+    if images.dtype != np.uint8 and images.size:
+        low, high = float(images.min()), float(images.max())
+        if not (0 <= low and high <= 255):
+            raise ValueError(f"pixels must lie in 0–255. Received: range=({low}, {high})")
+        if 0 < high <= 1:
+            raise ValueError("pixels must lie in 0–255, and these look divided by 255 (the model does "
+                             f"its own scaling). Received: range=({low}, {high})")
+    return images

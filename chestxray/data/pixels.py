@@ -1,0 +1,185 @@
+"""PixelStore: every image decoded and preprocessed once, on disk.
+
+The store is one ``uint8`` memory map in the user's cache. Its key is made of
+the files' contents and the settings, so it can never serve other pixels than
+the ones asked for; it appears under its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from chestxray.data.augmentation import Augmentation, view_layer
+from chestxray.data.images import ImageSettings, preprocess
+from chestxray.files import cache_dir, read_json, whole_folder, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import tensorflow as tf
+
+_CHUNK = 64  # images a worker takes at a time
+
+
+class PixelStore:
+    """Model-ready pixels of all images of a catalog.
+
+    Attributes:
+        settings: How the files became pixels.
+        pixels: ``uint8`` memory map of shape (N, size, size), one row a
+            content, read-only.
+        failed: Contents (sha256) that could not be decoded, with the reason.
+    """
+
+    def __init__(self, folder: Path, settings: ImageSettings):
+        index = read_json(folder / "index.json")
+        self.settings = settings
+        self.failed: dict[str, str] = index["failed"]
+        self.pixels = np.load(folder / "pixels.npy", mmap_mode="r")
+        self._row = {content: row for row, content in enumerate(index["contents"])}
+
+    @classmethod
+    def build(cls, catalog: pd.DataFrame, root: Path, settings: ImageSettings) -> PixelStore:
+        """Open the store of a catalog; decode the images first if that was never finished.
+
+        Uses all cores, in processes that do not import TensorFlow.
+
+        Args:
+            catalog: Needs ``path`` and ``sha256``.
+            root: Folder to which the paths are relative.
+            settings: See :class:`ImageSettings`.
+        """
+        first = catalog.drop_duplicates("sha256").sort_values("sha256")
+        contents, paths = list(first["sha256"]), [str(root / path) for path in first["path"]]
+        key = json.dumps([settings.as_dict(), cv2.__version__, contents], sort_keys=True)
+        folder = cache_dir("pixels") / hashlib.sha256(key.encode()).hexdigest()[:24]
+        if not folder.is_dir():
+            with whole_folder(folder) as partial:
+                failed = _decode_all(partial / "pixels.npy", paths, settings)
+                write_json(partial / "index.json", {
+                    "settings": settings.as_dict(), "contents": contents,
+                    "failed": {contents[row]: reason for row, reason in failed.items()}})
+        return cls(folder, settings)
+
+    def readable(self, catalog: pd.DataFrame) -> pd.DataFrame:
+        """Leave out the images that could not be decoded, naming them in a warning."""
+        bad = catalog["sha256"].isin(self.failed)
+        if bad.any():
+            named = "; ".join(f"{path}: {self.failed[content]}" for path, content
+                              in catalog.loc[bad, ["path", "sha256"]].head().itertuples(index=False))
+            warnings.warn(f"{bad.sum()} of {len(catalog)} images left out: {named}", stacklevel=2)
+        return catalog[~bad].reset_index(drop=True)
+
+    def images(self, table: pd.DataFrame) -> np.ndarray:
+        """Read the pixels of the given rows.
+
+        Args:
+            table: Rows of the catalog; needs ``sha256``.
+
+        Returns:
+            ``uint8`` array of shape (len(table), size, size, 1), in the
+            table's order.
+
+        Raises:
+            ValueError: An image is not in the store.
+        """
+        return self.pixels[self._rows(table)][..., np.newaxis]
+
+    def _rows(self, table: pd.DataFrame) -> np.ndarray:
+        missing = [path for path, content in zip(table["path"], table["sha256"], strict=True)
+                   if content not in self._row or content in self.failed]
+        if missing:
+            raise ValueError(f"{len(missing)} images are not in the pixel store. "
+                             f"Received: path={missing[0]!r}")
+        return np.array([self._row[content] for content in table["sha256"]], dtype=np.int64)
+
+    def dataset(self, table: pd.DataFrame, batch_size: int = 32, shuffle: bool = False,
+                augment: Augmentation | None = None, seed: int = 0,
+                epoch: Callable[[], int] | None = None) -> tf.data.Dataset:
+        """Give a tf.data pipeline over the given rows, reading whole batches from the map.
+
+        Args:
+            table: Rows of the catalog; needs ``path``, ``label``, ``sha256``.
+            batch_size: Images a batch; the last batch may be smaller.
+            shuffle: New order on every pass (of indices: nothing is buffered).
+            augment: Random views, new on every pass; for training only.
+            seed: Together with the number of the pass it decides order and views.
+            epoch: Tells the number of the pass when one begins; by default
+                passes are counted.
+
+        Returns:
+            Dataset of ``(images, labels)``: ``float32`` (B, size, size, 1) in
+            0–255 and ``float32`` (B,).
+        """
+        import tensorflow as tf
+
+        rows, size = self._rows(table), self.settings.size
+        paths, labels = list(table["path"]), table["label"].to_numpy(np.float32)
+        count = itertools.count()
+
+        def batches() -> Iterator[tuple]:
+            view = epoch() if epoch else next(count)
+            order = np.arange(len(rows))
+            if shuffle:
+                order = np.random.default_rng([seed, view]).permutation(order)
+            drawn = augment.draw(paths, size, view, seed) if augment else None
+            for start in range(0, len(rows), batch_size):
+                some = order[start:start + batch_size]
+                batch = self.pixels[rows[some]][..., np.newaxis], labels[some]
+                yield (*batch, drawn[some]) if augment else batch
+
+        signature = [tf.TensorSpec((None, size, size, 1), tf.uint8), tf.TensorSpec((None,), tf.float32)]
+        if augment:
+            signature.append(tf.TensorSpec((None, 10), tf.float32))
+            layer = view_layer()
+        dataset = tf.data.Dataset.from_generator(batches, output_signature=tuple(signature))
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(-(-len(rows) // batch_size)))
+
+        def finish(images: tf.Tensor, labels: tf.Tensor, *drawn: tf.Tensor) -> tuple:
+            return layer(images, *drawn) if drawn else tf.cast(images, tf.float32), labels
+
+        return dataset.map(finish).prefetch(2)
+
+
+def _decode_all(target: Path, paths: list[str], settings: ImageSettings) -> dict[int, str]:
+    """Fill a new memory map with the images; returns row → reason for what failed."""
+    from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
+    from tqdm import tqdm
+
+    np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8,
+                              shape=(len(paths), settings.size, settings.size)).flush()
+    starts = range(0, len(paths), _CHUNK)
+    workers = min(os.cpu_count() or 1, len(starts))
+    failed: dict[int, str] = {}
+    with tqdm(total=len(paths), desc="reading images", unit="image", disable=None) as bar:
+        parallel = Parallel(n_jobs=workers, return_as="generator_unordered")
+        for done, problems in parallel(delayed(_decode_chunk)(target, start, paths[start:start + _CHUNK],
+                                                              settings) for start in starts):
+            failed |= problems
+            bar.update(done)
+    if workers > 1:
+        get_reusable_executor().shutdown()
+    return failed
+
+
+def _decode_chunk(target: Path, start: int, paths: list[str],
+                  settings: ImageSettings) -> tuple[int, dict[int, str]]:
+    pixels = np.load(target, mmap_mode="r+")
+    failed = {}
+    for row, path in enumerate(paths, start):
+        try:
+            pixels[row] = preprocess(path, settings)
+        except (ValueError, OSError) as error:
+            failed[row] = str(error).split(". Received:")[0]
+    pixels.flush()
+    return len(paths), failed

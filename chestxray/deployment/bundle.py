@@ -1,0 +1,190 @@
+"""A classifier on disk: ``model.keras``, ``card.json`` and ``README.md`` in one folder.
+
+The card holds everything that prediction needs besides the weights: how files
+become pixels, the calibration, the thresholds. It also holds a self-test: a
+pattern drawn by code goes the whole way from image to logit whenever the
+bundle is loaded, so that another library version that computes something else
+is noticed before a patient's image meets it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chestxray.data.images import ImageSettings, apply_clahe, as_batch, resize
+from chestxray.evaluation.calibration import apply_platt
+from chestxray.files import read_json, write_json
+
+if TYPE_CHECKING:
+    import keras
+
+CARD_SCHEMA = "chestxray.card/1"
+_LOGIT_TOLERANCE = 0.01
+
+LIMITS = (
+    "Research software, not a medical device: not for diagnosis.",
+    "Trained on children of one to five years from one hospital. Published models trained on this data "
+    "fell from AUROC 0.95 to 0.54 on children in the United States (Xin 2021) and from 0.93 to 0.65 in "
+    "Nigeria (Togunwa 2025).",
+    "In this data much of the label can be predicted without looking at the lungs; a high score is no "
+    "proof that the model sees pneumonia.",
+)
+SYNTHETIC_LIMIT = "Trained on synthetic pictures: it knows nothing about patients."
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A loaded model with its card.
+
+    Attributes:
+        model: Takes grey (N, size, size, 1) in 0–255, gives logits (N, 1).
+        card: Contents of ``card.json``.
+    """
+
+    model: keras.Model
+    card: dict[str, Any]
+
+    @property
+    def image_settings(self) -> ImageSettings:
+        return ImageSettings(**self.card["image"])
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Raw log-odds of the positive class.
+
+        Args:
+            images: Grey pixels in 0–255, (N, size, size) or (N, size, size, 1).
+
+        Returns:
+            ``float64`` (N,).
+        """
+        return np.asarray(self.model.predict(as_batch(images), batch_size=32, verbose=0),
+                          dtype=np.float64).ravel()
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Calibrated probabilities of the positive class, (N,), from raw logits."""
+        calibration = self.card["calibration"]
+        return apply_platt(logits, calibration["slope"], calibration["intercept"])
+
+    def threshold(self, rule: str) -> float:
+        """Threshold on the calibrated probability, as chosen on validation data.
+
+        Raises:
+            ValueError: Unknown rule, or validation could not support it.
+        """
+        thresholds = self.card["thresholds"]
+        if thresholds.get(rule) is None:
+            usable = sorted(name for name, value in thresholds.items() if value is not None)
+            reason = self.card["threshold_reasons"].get(rule, "no such rule")
+            raise ValueError(f"no threshold ({reason}); usable rules: {usable}. Received: rule={rule!r}")
+        return thresholds[rule]
+
+
+def self_test_pattern() -> np.ndarray:
+    """Draw the self-test's picture: rings on a slope, ``uint8`` (300, 400)."""
+    y, x = np.mgrid[0:300, 0:400].astype(np.float64)
+    rings = np.cos(np.hypot(x - 150, y - 120) / 6.0)
+    return np.clip(40 + 0.35 * x + 45 * rings, 0, 255).astype(np.uint8)
+
+
+def run_self_test(classifier: Classifier) -> dict[str, Any]:
+    """Take the pattern the whole way: hash of its pixels, and its logit."""
+    settings = classifier.image_settings
+    pixels = resize(self_test_pattern(), settings)
+    pixels = apply_clahe(pixels) if settings.clahe else pixels
+    return {"pixels_sha256": hashlib.sha256(pixels.tobytes()).hexdigest(),
+            "logit": float(classifier.logits(pixels)[0])}
+
+
+def load_model(path: str | Path) -> keras.Model:
+    """Load a ``.keras`` file in safe mode, without compiling.
+
+    Raises:
+        ValueError: Not a Keras model file, or one that holds code.
+    """
+    import keras
+    try:
+        return keras.models.load_model(path, safe_mode=True, compile=False)
+    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().splitlines()[0][:160]
+        raise ValueError(f"not a model that can be loaded safely ({reason}). "
+                         f"Received: path={str(path)!r}") from None
+
+
+def write_card(folder: Path, classifier: Classifier) -> None:
+    """Run the self-test and write card and model card beside ``model.keras``."""
+    card = classifier.card | {"self_test": run_self_test(classifier)}
+    write_json(folder / "card.json", card)
+    (folder / "README.md").write_text(model_card(card), encoding="utf-8")
+
+
+def load_classifier(folder: str | Path) -> Classifier:
+    """Load a bundle and check it with its own self-test.
+
+    Args:
+        folder: Folder with ``model.keras`` and ``card.json``.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file cannot be used, or the self-test gives another logit.
+    """
+    folder = Path(folder)
+    for name in ("model.keras", "card.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{name} is missing from the model folder. Received: folder={str(folder)!r}")
+    card = read_json(folder / "card.json")
+    if not isinstance(card, dict) or card.get("schema") != CARD_SCHEMA:
+        raise ValueError(f"card.json is not of schema {CARD_SCHEMA}. Received: folder={str(folder)!r}")
+    classifier = Classifier(load_model(folder / "model.keras"), card)
+    expected, found = card["self_test"], run_self_test(classifier)
+    if abs(found["logit"] - expected["logit"]) > _LOGIT_TOLERANCE * max(1.0, abs(expected["logit"])):
+        raise ValueError(f"self-test failed: logit {found['logit']:.4f} instead of {expected['logit']:.4f}. "
+                         f"Received: folder={str(folder)!r}")
+    if found["pixels_sha256"] != expected["pixels_sha256"]:
+        warnings.warn("this OpenCV resizes slightly differently from the one in training; the self-test's "
+                      "logit still agrees", stacklevel=2)
+    return classifier
+
+
+def model_card(card: dict[str, Any]) -> str:
+    """Write the model card for people, as Markdown, from the card's numbers."""
+    def cell(entry: dict[str, float | None]) -> str:
+        low, high = entry["low"], entry["high"]
+        interval = "" if low is None or high is None else f" ({low:.3f}–{high:.3f})"
+        return "–" if entry["value"] is None else f"{entry['value']:.3f}{interval}"
+
+    data, image = card["training_data"], card["image"]
+    lines = [
+        f"# {card['name']}", "",
+        "Classifies frontal chest radiographs of children: "
+        f"{card['classes'][0]} (0) against {card['classes'][1]} (1).", "",
+        *(f"- **{limit}**" if number == 0 else f"- {limit}" for number, limit in enumerate(card["limits"])),
+        "", "## Data", "",
+        f"{data['name']}: {data['train']:,} training, {data['val']:,} validation and {data['test']:,} test "
+        f"images; split rule `{data['split_rule']}`, seed {data['seed']}, hash `{data['split_hash']}`. "
+        f"Initial weights: {card['weights']}.", "",
+        f"Input: {image['size']} × {image['size']} grey pixels in 0–255, {image['resize']}"
+        f"{', CLAHE' if image['clahe'] else ''}.", "",
+        "## Results", "",
+        "Thresholds and calibration were chosen on validation data. Intervals: 95 %, bootstrap over "
+        "patient groups.", "",
+        "| data | AUROC | Brier | " + " | ".join(
+            f"{metric} at `{rule}`" for rule in ("youden",) for metric in
+            ("accuracy", "sensitivity", "specificity")) + " |",
+        "|---|---|---|---|---|---|",
+    ]
+    for part, metrics in card["metrics"].items():
+        at = metrics["youden"]
+        lines.append(f"| {part} | {cell(metrics['auroc'])} | {cell(metrics['brier'])} | "
+                     f"{cell(at['accuracy'])} | {cell(at['sensitivity'])} | {cell(at['specificity'])} |")
+    lines += ["", "## Thresholds on the calibrated probability", ""]
+    for rule, value in card["thresholds"].items():
+        shown = f"{value:.4f}" if value is not None else f"none: {card['threshold_reasons'][rule]}"
+        lines.append(f"- `{rule}`: {shown}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,300 @@
+"""What a score is worth: discrimination, operating points, confidence intervals.
+
+Everything takes one entry an image: ``labels`` (0 = NORMAL, 1 = PNEUMONIA, the
+positive class) and ``probabilities`` of PNEUMONIA in [0, 1], both of shape (N,).
+A decision is positive when ``probability >= threshold``. Thresholds are chosen
+on the validation split (`choose_thresholds`) and only applied to the others
+(`evaluate`). An undefined ratio is None, never NaN. Every function raises
+ValueError when shapes differ, labels are not 0 or 1, probabilities are NaN or
+outside [0, 1], or, where both classes are needed, one is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+# In the order to be shown: metrics of the probabilities, and of decisions at a threshold.
+RANKING_METRICS = ("auroc", "auprc", "loss", "brier")
+THRESHOLD_METRICS = ("accuracy", "balanced_accuracy", "precision",
+                     "sensitivity", "specificity", "f1")  # fmt: skip
+SUBTYPES = ("bacteria", "virus")  # each has its own metric, sensitivity_<subtype>
+_CHUNK = 1_000_000  # weights held at once by the bootstrap: 8 MB
+
+
+def bce(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Return the mean cross-entropy in nats; probabilities are clipped by 1e-7, as in Keras."""
+    return float(_cross_entropy(*check_scores(labels, probabilities)).mean())
+
+
+def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Return the mean squared difference of probability and label (Brier, 1950)."""
+    labels, probabilities = check_scores(labels, probabilities)
+    return float(np.mean((probabilities - labels) ** 2))
+
+
+def auroc(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Return the area under the ROC curve, ties counting one half; needs both classes."""
+    return float(roc_auc_score(*check_scores(labels, probabilities, both_classes=True)))
+
+
+def auprc(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Return the average precision (steps, not trapezoids); needs both classes."""
+    return float(average_precision_score(*check_scores(labels, probabilities, both_classes=True)))
+
+
+def confusion(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -> dict[str, int]:
+    """Count images: ``{"tp", "fp", "tn", "fn"}``. The threshold must be in [0, 1]."""
+    labels, probabilities = check_scores(labels, probabilities)
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be in [0, 1]. Received: threshold={threshold}")
+    counts = _weighted_confusion(labels, probabilities >= threshold, np.ones(labels.shape))
+    return {cell: int(count) for cell, count in counts.items()}
+
+
+def rates(counts: Mapping[str, int]) -> dict[str, float | None]:
+    """Return `THRESHOLD_METRICS` of a confusion (counts >= 0); None where a ratio is 0/0."""
+    if set(counts) != {"tp", "fp", "tn", "fn"} or min(counts.values()) < 0:
+        raise ValueError(f"expected tp, fp, tn, fn, none negative. Received: counts={counts}")
+    return {name: _plain(value) for name, value in _rates(**counts).items()}
+
+
+def choose_thresholds(
+    labels: ArrayLike, probabilities: ArrayLike
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Choose the operating points on the validation split.
+
+    - ``youden``: largest sensitivity + specificity - 1 (Youden, 1950); of equal
+      cuts the lowest, which has the highest sensitivity.
+    - ``sensitivity_95``: highest cut at which the lower bound of the two-sided
+      95 % Wilson interval (Wilson, 1927) of sensitivity is at least 0.95. It takes
+      images for independent: several a patient make it somewhat optimistic.
+    - ``half``: 0.5.
+
+    Candidate cuts are 0 (all positive) and the midpoints between neighbouring
+    distinct scores: a model that is saved and loaded again may move its scores by
+    float noise, but not its decisions.
+
+    Returns:
+        ``thresholds``, ``{rule: value or None}``, and ``reasons``, a sentence for
+        each rule whose threshold is None.
+    """
+    labels, probabilities = check_scores(labels, probabilities, both_classes=True)
+    scores = np.unique(probabilities)
+    cuts = np.append(0.0, (scores[:-1] + scores[1:]) / 2)
+    positives, negatives = (np.sort(probabilities[labels == label]) for label in (1, 0))
+    found = len(positives) - np.searchsorted(positives, cuts)
+    cleared = np.searchsorted(negatives, cuts)
+    # Youden's index times both class sizes plus a constant: integers, so ties are exact.
+    best = np.argmax(found * len(negatives) + cleared * len(positives))
+    thresholds = {"youden": float(cuts[best]), "sensitivity_95": None, "half": 0.5}
+
+    enough = _wilson_lower(found, len(positives)) >= 0.95
+    if enough.any():
+        thresholds["sensitivity_95"] = float(cuts[enough].max())
+        return thresholds, {}
+    needed = next(n for n in range(1, 100) if _wilson_lower(n, n) >= 0.95)
+    reason = (
+        f"validation has {len(positives)} positive (PNEUMONIA) images; a lower 95 % bound of "
+        f"sensitivity of 0.95 needs at least {needed}, even when all of them are found"
+    )
+    return thresholds, {"sensitivity_95": reason}
+
+
+def evaluate(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    groups: ArrayLike,
+    thresholds: Mapping[str, float | None],
+    subtypes: ArrayLike | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[dict, dict]:
+    """Return all metrics of one split with 95 % bootstrap intervals over patients.
+
+    Bounds are the 2.5 and 97.5 percentiles over `bootstrap_weights` (Efron and
+    Tibshirani, 1993). Draws in which a metric is undefined are left out; if they
+    are over half, the bounds are None. A rate of exactly 0 or 1 gets an interval
+    of width 0, which is too narrow: quote Wilson's interval there.
+
+    Args:
+        labels, probabilities: Shape (N,); both classes present.
+        groups: Shape (N,), the patient group of each image.
+        thresholds: ``{rule: value}``; rules that are None are left out.
+        subtypes: Shape (N,), texts. Adds the sensitivity for each of `SUBTYPES`
+            that has positive images.
+        draws, seed: Of the bootstrap.
+
+    Returns:
+        ``metrics``: ``{metric: {"value", "low", "high"}}`` for `RANKING_METRICS`
+        and ``{rule: {metric: {...}}}`` for `THRESHOLD_METRICS`; ``confusion``:
+        ``{rule: {"tp", "fp", "tn", "fn"}}``.
+
+    Raises:
+        ValueError: Bad input, only one class, a missing group, or no draws.
+    """
+    labels, probabilities = check_scores(labels, probabilities, both_classes=True)
+    thresholds = {rule: cut for rule, cut in thresholds.items() if cut is not None}
+    counts = {rule: confusion(labels, probabilities, cut) for rule, cut in thresholds.items()}
+    kinds = np.full(labels.shape, "") if subtypes is None else np.asarray(subtypes)
+    check_same_shape(labels, "subtypes", kinds)
+    masks = {kind: m for kind in SUBTYPES if (m := (kinds == kind) & (labels == 1)).any()}
+
+    data = (labels, probabilities, thresholds, masks)
+    values = _weighted_metrics(*data, np.ones((1, len(labels))))
+    chunks = [_weighted_metrics(*data, w) for w in bootstrap_weights(labels, groups, draws, seed)]
+    metrics: dict = {}
+    for (rule, metric), value in values.items():
+        place = metrics if rule is None else metrics.setdefault(rule, {})
+        drawn = np.concatenate([chunk[rule, metric] for chunk in chunks])
+        drawn = drawn[~np.isnan(drawn)]
+        bounds = np.percentile(drawn, [2.5, 97.5]) if 2 * len(drawn) >= draws else (np.nan, np.nan)
+        place[metric] = dict(zip(("value", "low", "high"), map(_plain, (value[0], *bounds))))
+    return metrics, counts
+
+
+def bootstrap_weights(
+    labels: ArrayLike, groups: ArrayLike, draws: int = 2000, seed: int = 0
+) -> Iterator[NDArray]:
+    """Draw patient groups with replacement, stratified by label.
+
+    A group is positive when any of its images is; each draw takes as many positive
+    and as many negative groups as there are. Labels, groups and seed determine the
+    draws: two models can be compared draw by draw.
+
+    Yields:
+        How often each image was drawn: float64 of shape (some of the draws, N).
+
+    Raises:
+        ValueError: Bad labels, shapes that differ, a missing group, or no draws;
+            raised with the first draw, as in every generator.
+    """
+    labels, groups = check_labels(labels), np.asarray(groups)
+    check_same_shape(labels, "groups", groups)
+    missing = [group for group in groups.tolist() if group is None or group != group]
+    if missing:
+        raise ValueError(f"every image needs a group. Received: groups={missing[:3]}")
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1. Received: draws={draws}")
+    number = np.unique(groups, return_inverse=True)[1]  # of each image's group
+    positive = np.bincount(number, labels) > 0
+    pool = np.argsort(positive, kind="stable")  # group numbers, the negative stratum first
+    sizes = np.bincount(positive, minlength=2)
+    start, size = np.repeat([0, sizes[0]], sizes), np.repeat(sizes, sizes)
+    rng = np.random.default_rng(seed)
+    step = max(1, _CHUNK // len(labels))
+    for first in range(0, draws, step):
+        rows = min(step, draws - first)
+        picked = pool[start + (rng.random((rows, len(pool))) * size).astype(np.int64)]
+        flat = (picked + len(pool) * np.arange(rows)[:, None]).ravel()  # a range of bins a row
+        times = np.bincount(flat, minlength=rows * len(pool)).reshape(rows, -1)
+        yield times[:, number].astype(np.float64)
+
+
+def weighted_ranking(labels: NDArray, probabilities: NDArray, weights: NDArray) -> NDArray:
+    """Return AUROC and average precision, shape (2, draws), for weights of shape (draws, N).
+
+    Both equal scikit-learn's with ``sample_weight``. NaN if undefined; input unchecked.
+    """
+    order = np.argsort(-probabilities, kind="stable")
+    last = np.append(np.diff(probabilities[order]) != 0, True)  # of the images of one score
+    counts = [np.cumsum((weights * (labels == y))[:, order], axis=1)[:, last] for y in (1, 0)]
+    # One column a cut, from the highest down, beginning with nothing found.
+    tp, fp = np.pad(counts, [(0, 0), (0, 0), (1, 0)])
+    # Trapezoids: negatives of one score meet all higher positives and half of their equals.
+    area = np.sum(np.diff(fp) * (tp[:, :-1] + tp[:, 1:]), axis=1) / 2
+    # Precision is 0/0 while nothing is drawn; the step in recall is 0 there.
+    precision = np.nan_to_num(_ratio(tp, tp + fp)[:, 1:])
+    steps = np.sum(np.diff(tp) * precision, axis=1)
+    return np.stack([_ratio(area, tp[:, -1] * fp[:, -1]), _ratio(steps, tp[:, -1])])
+
+
+def check_labels(labels: ArrayLike, both_classes: bool = False) -> NDArray:
+    """Return labels as int64 of shape (N,), N > 0, or raise ValueError."""
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or labels.size == 0:
+        raise ValueError(f"expected labels of shape (N,). Received: labels.shape={labels.shape}")
+    wrong = labels[~np.isin(labels, (0, 1))].tolist()
+    if wrong:
+        raise ValueError(f"labels must be 0 or 1. Received: labels={wrong[:3]}")
+    if both_classes and np.all(labels == labels[0]):
+        raise ValueError(f"both classes are needed. Received: labels=all {labels[0]}")
+    return labels.astype(np.int64)
+
+
+def check_scores(
+    labels: ArrayLike, probabilities: ArrayLike, both_classes: bool = False
+) -> tuple[NDArray, NDArray]:
+    """Return labels as int64 and probabilities as float64, or raise ValueError."""
+    labels = check_labels(labels, both_classes)
+    probabilities = np.asarray(probabilities, np.float64)
+    check_same_shape(labels, "probabilities", probabilities)
+    wrong = probabilities[~((probabilities >= 0) & (probabilities <= 1))].tolist()
+    if wrong:
+        raise ValueError(f"expected values in [0, 1]. Received: probabilities={wrong[:3]}")
+    return labels, probabilities
+
+
+def check_same_shape(labels: NDArray, name: str, array: NDArray) -> None:
+    """Raise ValueError if the array, called ``name``, has not the shape of the labels."""
+    if array.shape != labels.shape:
+        raise ValueError(f"expected shape {labels.shape}. Received: {name}.shape={array.shape}")
+
+
+def _weighted_metrics(labels, probabilities, thresholds, masks, weights) -> dict:
+    """Return ``{(rule or None, metric): array of shape (draws,)}``, NaN if undefined."""
+    total = weights.sum(axis=1)
+    area, steps = weighted_ranking(labels, probabilities, weights)
+    values = {(None, "auroc"): area, (None, "auprc"): steps}
+    values[None, "loss"] = weights @ _cross_entropy(labels, probabilities) / total
+    values[None, "brier"] = weights @ (probabilities - labels) ** 2 / total
+    for rule, threshold in thresholds.items():
+        decisions = probabilities >= threshold
+        counts = _weighted_confusion(labels, decisions, weights)
+        values |= {(rule, metric): value for metric, value in _rates(**counts).items()}
+        for kind, m in masks.items():
+            values[rule, f"sensitivity_{kind}"] = _ratio(weights @ (m & decisions), weights @ m)
+    return values
+
+
+def _weighted_confusion(labels, decisions, weights) -> dict:
+    cells = {"tp": (1, True), "fp": (0, True), "tn": (0, False), "fn": (1, False)}
+    return {c: weights @ ((labels == y) & (decisions == d)) for c, (y, d) in cells.items()}
+
+
+def _rates(tp, fp, tn, fn) -> dict:
+    """Return `THRESHOLD_METRICS` of counts, or of arrays of counts; NaN where 0/0."""
+    sensitivity, specificity = _ratio(tp, tp + fn), _ratio(tn, tn + fp)
+    return {
+        "accuracy": _ratio(tp + tn, tp + fp + tn + fn),
+        "balanced_accuracy": (sensitivity + specificity) / 2,
+        "precision": _ratio(tp, tp + fp),
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
+    }
+
+
+def _cross_entropy(labels: NDArray, probabilities: NDArray) -> NDArray:
+    clipped = np.clip(probabilities, 1e-7, 1 - 1e-7)
+    return -np.where(labels == 1, np.log(clipped), np.log1p(-clipped))
+
+
+def _wilson_lower(found: NDArray, total: int | NDArray) -> NDArray:
+    """Return the lower bound of the two-sided 95 % Wilson interval of found / total."""
+    z, share = norm.ppf(0.975), found / total
+    spread = z * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    return (share + z**2 / (2 * total) - spread) / (1 + z**2 / total)
+
+
+def _ratio(part, whole):
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.true_divide(part, whole)
+
+
+def _plain(value) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,256 @@
+"""The plan of a run, and how papermill plays it.
+
+A step is one notebook with one recipe. It is done when a result in the run's
+folder carries its key, which is made of the parameters, the data and their
+split, the weights, the notebook's source and the package's version: finished
+steps are skipped, changed ones run again, interrupted ones go on from their
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import yaml
+
+from chestxray import __version__
+from chestxray.data.catalog import find_data, scan
+from chestxray.data.splits import RULES, make_split, split_hash
+from chestxray.files import read_json
+from chestxray.models.weights import find_weights
+from chestxray.results import STEP_KEY, comparison_table, read_results
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+_SOURCE_URL = "https://github.com/chestxray/chestxray"
+_CELL_TIMEOUT = 48 * 3600  # seconds
+
+_STANDARD = [
+    ("01_explore_data", None),
+    ("02_custom_cnn", "custom_cnn"),
+    ("03_transfer_learning", "vgg16"),
+    ("03_transfer_learning", "resnet50"),
+    ("03_transfer_learning", "inceptionv3"),
+    ("06_compare", None),
+]
+PLANS: dict[str, list[tuple[str, str | None]]] = {
+    "demo": [(notebook, None) for notebook in
+             ("01_explore_data", "02_custom_cnn", "03_transfer_learning", "06_compare")],
+    "standard": _STANDARD,
+    "full": _STANDARD,
+}
+"""Pairs of notebook and recipe; ``full`` plays them for every split rule."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One notebook with its parameters.
+
+    Attributes:
+        name: Name of the executed notebook.
+        notebook: The source.
+        parameters: What papermill injects.
+        data_key: Identifies the data and their split.
+    """
+
+    name: str
+    notebook: Path
+    parameters: dict[str, Any]
+    data_key: str
+
+    def key(self) -> str:
+        """Identify the step by everything that its result depends on."""
+        source = [cell.source for cell in nbformat.read(self.notebook, as_version=4).cells]
+        parts = {
+            "parameters": {name: value for name, value in self.parameters.items()
+                           if name not in ("output_dir", "data_dir", "results")},
+            "data": self.data_key, "source": source, "version": __version__}
+        if "weights" in self.parameters and "backbone" in self.parameters:
+            parts["weights"] = _weights_key(self.parameters["weights"], self.parameters["backbone"])
+        if "results" in self.parameters:
+            parts["results"] = _results_key(Path(self.parameters["results"]))
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _weights_key(weights: str | None, backbone: str) -> str:
+    try:
+        source, recorded = find_weights(weights, backbone)
+    except FileNotFoundError:
+        return "missing"  # the notebook says so in its own words
+    if source is None or not Path(source).is_file():
+        return recorded
+    with open(source, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _results_key(folder: Path) -> list[str]:
+    """The models that a comparison sees."""
+    try:
+        return [f"{result['name']} {result['step_key']}" for result in read_results(folder)]
+    except FileNotFoundError:
+        return []
+
+
+def make_plan(preset: str, data_dir: str, rules: list[str], output_dir: Path,
+              overrides: dict[str, Any], only: str | None = None) -> list[Step]:
+    """Turn a preset into steps, and check everything that can be checked before the first one runs.
+
+    Args:
+        preset: ``demo``, ``standard`` or ``full``.
+        data_dir: See :func:`chestxray.data.catalog.find_data`.
+        rules: Split rules; the plan is played for each.
+        output_dir: Folder of the run.
+        overrides: Parameters for every notebook that has them.
+        only: Keep the steps whose name begins with this.
+
+    Raises:
+        ValueError: Unknown preset, no step left, a parameter that no notebook
+            has, or data that cannot be split.
+        FileNotFoundError: No data, or not run from a checkout.
+    """
+    if preset not in PLANS:
+        raise ValueError(f"preset must be one of {list(PLANS)}. Received: preset={preset!r}")
+    if not NOTEBOOKS.is_dir():
+        raise FileNotFoundError("the notebooks are not part of the installed package; clone "
+                                f"{_SOURCE_URL} and run it there. Received: notebooks={str(NOTEBOOKS)!r}")
+    root = find_data(data_dir)
+    catalog = scan(root)
+    content = hashlib.sha256("".join(catalog["sha256"]).encode()).hexdigest()[:16]
+    steps, known = [], set()
+    for rule in rules:
+        table = make_split(catalog, rule, overrides.get("seed", 0))
+        for notebook, recipe in PLANS[preset]:
+            name = "-".join(filter(None, (notebook, recipe, rule)))
+            if only and not name.startswith(only):
+                continue
+            source = NOTEBOOKS / f"{notebook}.ipynb"
+            defaults = papermill.inspect_notebook(str(source))
+            if not defaults:
+                raise ValueError(f"the notebook has no parameters cell. Received: notebook={str(source)!r}")
+            given = _read_recipe(recipe) if recipe else {}
+            unknown = set(given) - set(defaults)
+            if unknown:
+                raise ValueError(f"{notebook} has no parameter {sorted(unknown)}. Received: recipe={recipe!r}")
+            run_wide = {"data_dir": str(data_dir) if data_dir == "phantoms" else str(root),
+                        "split": rule, "output_dir": str(output_dir), "results": str(output_dir / "results")}
+            given |= {key: value for key, value in {**run_wide, **overrides}.items() if key in defaults}
+            known |= set(defaults)
+            steps.append(Step(name, source, given, f"{split_hash(table)} {content}"))
+    if not steps:
+        raise ValueError(f"no step of the plan begins like this. Received: only={only!r}")
+    if unknown := sorted(set(overrides) - known):
+        raise ValueError(f"no notebook of this run has this parameter; there are {sorted(known)}. "
+                         f"Received: parameter={unknown[0]!r}")
+    return steps
+
+
+def _read_recipe(name: str) -> dict[str, Any]:
+    return yaml.safe_load((NOTEBOOKS / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def is_done(key: str, output_dir: Path) -> bool:
+    """Whether a result with this step key exists."""
+    return any(read_json(path).get("step_key") == key
+               for path in (output_dir / "results").glob("*.json"))
+
+
+class _EpochLines:
+    """Passes a notebook's epoch lines on to the terminal, and nothing else."""
+
+    def write(self, text: str) -> None:
+        for line in text.splitlines():
+            if re.match(r"epoch +\d+/|.*continued after epoch", line):
+                print(f"    {line}", file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+
+def play(step: Step, output_dir: Path) -> None:
+    """Execute one notebook into ``results/notebooks``.
+
+    Raises:
+        papermill.PapermillExecutionError: A cell raised.
+        RuntimeError: The notebook ended without writing its result.
+    """
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    target = output_dir / "results" / "notebooks" / f"{step.name}.ipynb"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    key = step.key()
+    os.environ[STEP_KEY] = key
+    try:
+        papermill.execute_notebook(
+            str(step.notebook), str(target), parameters=step.parameters, cwd=str(NOTEBOOKS),
+            kernel_name="python3", progress_bar=False, stdout_file=_EpochLines(),
+            execution_timeout=_CELL_TIMEOUT, extra_arguments=["--log-level=40"])
+    finally:
+        del os.environ[STEP_KEY]
+    if not is_done(key, output_dir):
+        raise RuntimeError("the notebook ended without writing its result")
+
+
+def run_plan(preset: str = "demo", data_dir: str = "phantoms", rules: list[str] | None = None,
+             output_dir: str | Path = "runs/demo", overrides: dict[str, Any] | None = None,
+             only: str | None = None, dry_run: bool = False, force: bool = False) -> int:
+    """Play a plan; a failing step is named and the others go on.
+
+    Args:
+        preset, data_dir, output_dir, overrides, only: See :func:`make_plan`.
+        rules: Split rules; by default ``patient``, and all for ``full``.
+        dry_run: Only say what would run.
+        force: Run finished steps again.
+
+    Returns:
+        0, or 1 when a step failed.
+
+    Raises:
+        ValueError, FileNotFoundError: See :func:`make_plan`.
+    """
+    output_dir = Path(output_dir).resolve()
+    rules = rules or (list(RULES) if preset == "full" else ["patient"])
+    steps = make_plan(preset, data_dir, rules, output_dir, overrides or {}, only)
+    failures = []
+    for number, step in enumerate(steps, 1):
+        title = f"[{number}/{len(steps)}] {step.name}"
+        if not force and is_done(step.key(), output_dir):
+            print(f"{title}: done earlier")
+            continue
+        print(f"{title}{': would run' if dry_run else ' …'}", flush=True)
+        if dry_run:
+            continue
+        try:
+            play(step, output_dir)
+        except papermill.PapermillExecutionError as error:
+            failures.append(f"{step.name}, cell [{error.exec_count}]: {error.ename}: {error.evalue}")
+            print(f"    failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}", flush=True)
+        except RuntimeError as error:
+            failures.append(f"{step.name}: {error}")
+            print(f"    failed: {error}", flush=True)
+    if not dry_run:
+        _print_summary(output_dir)
+    for failure in failures:
+        print(f"FAILED {failure}")
+    return 1 if failures else 0
+
+
+def _print_summary(output_dir: Path) -> None:
+    try:
+        results = read_results(output_dir / "results")
+    except FileNotFoundError:
+        print("no model on record yet")
+        return
+    table = comparison_table(results)
+    if not table.empty:
+        print(f"\nTest images, threshold by Youden on validation ({', '.join(sorted(set(table['data'])))} data):")
+        columns = ["name", "weights", "auroc", "accuracy", "sensitivity", "specificity", "f1"]
+        print(table[columns].to_string(index=False, float_format="{:.3f}".format))
+    print(f"\nresults, figures, models: {output_dir}\nexecuted notebooks: {output_dir / 'results/notebooks'}")

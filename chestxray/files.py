@@ -1,0 +1,117 @@
+"""Where files go, and how they get there whole.
+
+Every file that another step may take for finished is written under a
+temporary name in the same folder and then renamed, so that a reader sees the
+old file or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def cache_dir(kind: str) -> Path:
+    """Return the folder for one kind of cache, and create it.
+
+    Args:
+        kind: Name of the cache, for example ``"pixels"``.
+
+    Returns:
+        ``$CHESTXRAY_CACHE/<kind>``, or ``~/.cache/chestxray/<kind>`` when the
+        variable is not set.
+    """
+    root = os.environ.get("CHESTXRAY_CACHE") or Path.home() / ".cache" / "chestxray"
+    folder = Path(root).expanduser() / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes ``path`` when the block succeeds.
+
+    The temporary name keeps the suffix of ``path``, because some writers
+    choose their format by it. On any error the temporary file is removed and
+    ``path`` is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``path`` when the block succeeds.
+
+    Folders that a killed process left behind (their names hold the process
+    id) are removed first; an existing ``path`` is replaced.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for debris in path.parent.glob(f".partial-*-{glob.escape(path.name)}"):
+        if not _alive(int(debris.name.split("-")[1])):
+            shutil.rmtree(debris, ignore_errors=True)
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    partial.mkdir()
+    try:
+        yield partial
+        if path.exists():
+            old = path.with_name(f".partial-{os.getpid()}-old-{path.name}")
+            os.replace(path, old)
+            os.replace(partial, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write ``content`` as readable JSON, whole or not at all.
+
+    Raises:
+        ValueError: ``content`` holds NaN or infinity, which JSON does not know.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: The file is not JSON; the message names it.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"not a JSON file ({error}). Received: path={str(path)!r}") from None
+
+
+def project_path(path: str | Path) -> Path:
+    """Resolve a path of a notebook: relative ones start at the checkout, wherever the kernel runs."""
+    return (Path(__file__).resolve().parent.parent / Path(path).expanduser()).resolve()

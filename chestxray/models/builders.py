@@ -1,0 +1,196 @@
+"""The networks: from scratch, teacher, student, and transfer from ImageNet.
+
+All are flat functional graphs with input (size, size, 1), grey in 0–255, with
+their scaling inside, and one ``float32`` logit as output. The logit layer
+starts at zero, so that an untrained network says 0.5 to everything and its
+loss is ln 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import keras
+import pandas as pd
+from keras import layers
+
+from chestxray.models.backbones import get_backbone, load_backbone_weights
+
+
+@contextlib.contextmanager
+def _dtype_policy(name: str) -> Iterator[None]:
+    """Build layers under a Keras dtype policy and restore the former one."""
+    former = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(former)
+
+
+def _grey_input(size: int) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+    inputs = keras.Input((size, size, 1), name="image")
+    return inputs, layers.Rescaling(1 / 127.5, offset=-1.0, name="scale", dtype="float32")(inputs)
+
+
+def _logit(features: keras.KerasTensor) -> keras.KerasTensor:
+    return layers.Dense(1, kernel_initializer="zeros", dtype="float32", name="logit")(features)
+
+
+def _dense_block(x: keras.KerasTensor, units: Sequence[int], dropout: float) -> keras.KerasTensor:
+    for number, width in enumerate(units, 1):
+        x = layers.Dense(width, activation="relu", name=f"dense{number}")(x)
+        x = layers.Dropout(dropout, name=f"dropout{number}")(x)
+    return x
+
+
+def build_custom_cnn(image_size: int = 224, dropout: float = 0.3,
+                     precision: str = "float32") -> keras.Model:
+    """Build the network from scratch: 11 convolutions and 5 dense layers.
+
+    Five blocks of 3 × 3 convolutions with 16 to 128 filters, each convolution
+    with batch normalisation, each block ending in max pooling; the first
+    convolution has stride 2, which makes the network an order of magnitude
+    faster than the same one on full-size feature maps.
+
+    Args:
+        image_size: Side of the input in pixels, at least 64.
+        dropout: Rate between the dense layers, [0, 1).
+        precision: Keras dtype policy in which it computes.
+
+    Returns:
+        A model from grey images (N, size, size, 1) in 0–255 to logits (N, 1).
+    """
+    with _dtype_policy(precision):
+        inputs, x = _grey_input(image_size)
+        for block, (filters, depth) in enumerate([(16, 2), (32, 2), (64, 2), (96, 2), (128, 3)], 1):
+            for number in range(1, depth + 1):
+                stride = 2 if block == number == 1 else 1
+                x = layers.Conv2D(filters, 3, stride, "same", use_bias=False,
+                                  name=f"block{block}_conv{number}")(x)
+                x = layers.BatchNormalization(momentum=0.9, name=f"block{block}_bn{number}")(x)
+                x = layers.ReLU(name=f"block{block}_relu{number}")(x)
+            if block < 5:
+                x = layers.MaxPooling2D(name=f"block{block}_pool")(x)
+        x = layers.GlobalAveragePooling2D(name="pool")(x)
+        x = _dense_block(x, (256, 128, 64, 32), dropout)
+        return keras.Model(inputs, _logit(x), name="custom_cnn")
+
+
+def _build_plain_cnn(name: str, filters: Sequence[int], units: Sequence[int], image_size: int,
+                     dropout: float, precision: str) -> keras.Model:
+    with _dtype_policy(precision):
+        inputs, x = _grey_input(image_size)
+        for number, width in enumerate(filters, 1):
+            x = layers.Conv2D(width, 3, padding="same", activation="relu", name=f"conv{number}")(x)
+            x = layers.MaxPooling2D(name=f"pool{number}")(x)
+        x = layers.GlobalAveragePooling2D(name="pool")(x)
+        return keras.Model(inputs, _logit(_dense_block(x, units, dropout)), name=name)
+
+
+def build_teacher_cnn(image_size: int = 224, dropout: float = 0.3,
+                      precision: str = "float32") -> keras.Model:
+    """Build a light teacher: 3 convolutions (64, 128, 256) and 3 dense layers (512, 256, 1).
+
+    Global average pooling stands where published versions flatten, which
+    would put 100 million weights into the first dense layer at 224 px.
+
+    Args:
+        image_size: Side of the input in pixels.
+        dropout: Rate between the dense layers, [0, 1).
+        precision: Keras dtype policy in which it computes.
+
+    Returns:
+        A model from grey images (N, size, size, 1) in 0–255 to logits (N, 1).
+    """
+    return _build_plain_cnn("teacher_cnn", (64, 128, 256), (512, 256), image_size, dropout, precision)
+
+
+def build_student_cnn(image_size: int = 224, dropout: float = 0.2,
+                      precision: str = "float32") -> keras.Model:
+    """Build a small student: 2 convolutions (32, 64) and 3 dense layers (128, 64, 1).
+
+    Global average pooling keeps it below 100,000 parameters.
+
+    Args:
+        image_size: Side of the input in pixels.
+        dropout: Rate between the dense layers, [0, 1).
+        precision: Keras dtype policy in which it computes.
+
+    Returns:
+        A model from grey images (N, size, size, 1) in 0–255 to logits (N, 1).
+    """
+    return _build_plain_cnn("student_cnn", (32, 64), (128, 64), image_size, dropout, precision)
+
+
+CNNS: dict[str, Callable[..., keras.Model]] = {
+    "custom_cnn": build_custom_cnn, "teacher_cnn": build_teacher_cnn, "student_cnn": build_student_cnn}
+"""The networks from scratch, by name."""
+
+
+def build_transfer_model(backbone: str, image_size: int | None = None,
+                         head_units: Sequence[int] = (1024,), dropout: float = 0.5,
+                         weights: str | None = "imagenet",
+                         precision: str = "float32") -> tuple[keras.Model, str]:
+    """Build a backbone with a new head, as one flat graph.
+
+    Args:
+        backbone: Key in the registry: VGG16, ResNet50 or InceptionV3.
+        image_size: Side of the input in pixels; by default the backbone's own.
+        head_units: Widths of the dense layers between pooling and logit.
+        dropout: Rate after each of them, [0, 1).
+        weights: ``"imagenet"``, a weights file or folder, or None for random.
+        precision: Keras dtype policy in which it computes.
+
+    Returns:
+        The model, from grey images (N, size, size, 1) in 0–255 to logits
+        (N, 1), and where its weights come from: ``imagenet``, ``random`` or a
+        file's name.
+
+    Raises:
+        ValueError: Unknown backbone.
+        FileNotFoundError: The weights cannot be had; never falls back to
+            random ones.
+    """
+    row = get_backbone(backbone)
+    size = image_size or row.image_size
+    with _dtype_policy(precision):
+        inputs = keras.Input((size, size, 1), name="image")
+        base = row.build(weights=None, include_top=False, input_tensor=row.preprocess(inputs))
+        recorded = load_backbone_weights(base, weights, row)
+        x = layers.GlobalAveragePooling2D(name="pool")(base.output)
+        x = _dense_block(x, head_units, dropout)
+        return keras.Model(inputs, _logit(x), name=backbone.lower()), recorded
+
+
+def as_float32(model: keras.Model) -> keras.Model:
+    """Rebuild a model that was trained in mixed precision, with the same weights in float32."""
+    config = json.dumps(model.get_config())
+    for policy in ("mixed_bfloat16", "mixed_float16"):
+        config = config.replace(f'"{policy}"', '"float32"')
+    rebuilt = model.__class__.from_config(json.loads(config))
+    rebuilt.set_weights(model.get_weights())
+    return rebuilt
+
+
+def layer_table(model: keras.Model) -> pd.DataFrame:
+    """Summarise a flat model by the first word of its layers' names.
+
+    Args:
+        model: A flat model.
+
+    Returns:
+        One row a part, in order: ``part``, ``layers``, ``parameters``,
+        ``trainable`` (parameters that learn).
+    """
+    layers_ = [layer for layer in model.layers if layer.count_params() or layer.name == "pool"]
+    table = pd.DataFrame({
+        "part": [layer.name.split("_")[0] for layer in layers_],
+        "layers": 1,
+        "parameters": [layer.count_params() for layer in layers_],
+        "trainable": [sum(math.prod(weight.shape) for weight in layer.trainable_weights)
+                      for layer in layers_]})
+    return table.groupby("part", sort=False).sum().reset_index()

@@ -1,0 +1,114 @@
+"""A training that can be interrupted anywhere and goes on to the same weights.
+
+After every epoch one file takes the whole state: variables of the model with
+the seeds of its dropout layers, the optimizer, EarlyStopping and
+ReduceLROnPlateau, and the history. Order and augmentation of an epoch depend
+on its number alone, so nothing else is needed to continue bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from chestxray.files import whole_file
+
+_CALLBACK_STATE = ("wait", "best", "best_epoch", "stopped_epoch", "cooldown_counter")
+
+
+def fingerprint(model: keras.Model, description: dict[str, Any]) -> str:
+    """Identify a training by its starting weights and everything that steers it.
+
+    Args:
+        model: The model before its first step.
+        description: Settings, data and split, as plain JSON types.
+    """
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    for weight in model.weights:
+        digest.update(f"{weight.shape}{weight.trainable}".encode())
+        digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
+    return digest.hexdigest()[:16]
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Writes the state after every epoch and takes it up again.
+
+    Must be the last callback, so that it sees the others after their turn.
+
+    Attributes:
+        history: One dictionary an epoch, with the metrics and ``epoch``.
+        epochs_done: How many epochs are behind the state.
+        finished: Whether the training came to its end.
+    """
+
+    def __init__(self, path: Path | None, identity: str, watched: list[keras.callbacks.Callback]):
+        super().__init__()
+        self.path, self.identity, self.watched = path, identity, watched
+        self.history: list[dict[str, float]] = []
+        self.finished = False
+        self._callback_state: list[dict[str, Any]] = []
+        self._best_weights: list[np.ndarray] = []
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.history)
+
+    def restore(self, model: keras.Model) -> None:
+        """Load the state of the same training into a compiled model, if there is one."""
+        if self.path is None or not self.path.is_file():
+            return
+        with np.load(self.path, allow_pickle=False) as state:
+            meta = json.loads(str(state["meta"]))
+            if meta["identity"] != self.identity:
+                print("an earlier training with other settings was found and is not continued")
+                return
+            for number, variable in enumerate(_variables(model)):
+                variable.assign(state[f"variable{number}"])
+            self._best_weights = [state[f"best{number}"] for number in range(meta["best_weights"])]
+        self.history, self.finished = meta["history"], meta["finished"]
+        self._callback_state = meta["callbacks"]
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        for callback, state in zip(self.watched, self._callback_state):
+            vars(callback).update(state)
+            if self._best_weights and isinstance(callback, keras.callbacks.EarlyStopping):
+                callback.best_weights = self._best_weights
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        self.history.append({"epoch": epoch + 1, **{key: float(value) for key, value in logs.items()}})
+        self._write()
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        self.finished = True
+        self._write()
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        best = next((callback.best_weights for callback in self.watched
+                     if getattr(callback, "best_weights", None)), [])
+        meta = {
+            "identity": self.identity, "history": self.history, "finished": self.finished,
+            "best_weights": 0 if self.finished else len(best),
+            "callbacks": [{name: _plain(value) for name, value in vars(callback).items()
+                           if name in _CALLBACK_STATE} for callback in self.watched],
+        }
+        arrays = {f"variable{number}": variable.numpy()
+                  for number, variable in enumerate(_variables(self.model))}
+        if not self.finished:
+            arrays |= {f"best{number}": weight for number, weight in enumerate(best)}
+        with whole_file(self.path) as partial:
+            np.savez(partial, meta=np.array(json.dumps(meta)), **arrays)
+
+
+def _variables(model: keras.Model) -> list[keras.Variable]:
+    return [*model.variables, *model.optimizer.variables]
+
+
+def _plain(value: Any) -> Any:
+    return None if value is None else float(value) if isinstance(value, (float, np.floating)) else int(value)

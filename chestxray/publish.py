@@ -1,0 +1,79 @@
+"""Copy what may be published from a run into the repository, by allow-list.
+
+Never executed notebooks, and never a figure with the pixels of X-rays, class
+means included.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from chestxray.files import read_json, whole_file, whole_folder
+from chestxray.results import RESULT_SCHEMA, read_results
+
+PUBLIC_FIGURES = ("class_balance", "learning_curves", "confusion", "roc_pr", "scores", "comparison")
+"""First words of the figures that show curves and counts only."""
+
+_LARGEST_MODEL = 20_000_000  # bytes
+_PUBLIC_SCHEMAS = (RESULT_SCHEMA, "chestxray.dataset/1", "chestxray.comparison/1")
+
+
+def publish(run: str | Path, repository: str | Path) -> list[str]:
+    """Copy results, curve figures and small models of a run on real data.
+
+    Args:
+        run: Output folder of ``chestxray run``.
+        repository: Folder with ``results``, ``images`` and ``saved_models``.
+
+    Returns:
+        What was copied, and what was left out with the reason.
+
+    Raises:
+        FileNotFoundError: The run has no result.
+        ValueError: The run was on synthetic data.
+    """
+    run, repository = Path(run), Path(repository)
+    results = read_results(run / "results")
+    if any(result["data"] == "synthetic" for result in results):
+        raise ValueError("results on synthetic data are not published: they would stand beside real "
+                         f"ones under the same names. Received: run={str(run)!r}")
+    said = []
+    for path in sorted((run / "results").glob("*.json")):
+        if read_json(path).get("schema") in _PUBLIC_SCHEMAS:
+            _copy(path, repository / "results" / path.name, said)
+    for result in results:
+        name = f"{result['name']}.predictions.csv"
+        _copy(run / "results" / name, repository / "results" / name, said)
+    for path in sorted((run / "images").glob("*.png")):
+        if path.name.split("-")[0] in PUBLIC_FIGURES:
+            _copy(path, repository / "images" / path.name, said)
+        else:
+            said.append(f"left out images/{path.name}: may show pixels")
+    for result in results:
+        folder = run / "saved_models" / result["name"]
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        if size > _LARGEST_MODEL:
+            said.append(f"left out saved_models/{folder.name}: {size / 1e6:.0f} MB")
+            continue
+        with whole_folder(repository / "saved_models" / folder.name) as partial:
+            shutil.copytree(folder, partial, dirs_exist_ok=True)
+        said.append(f"saved_models/{folder.name}")
+    _join_logs(run / "results" / "test_log.csv", repository / "results" / "test_log.csv")
+    return said
+
+
+def _copy(source: Path, target: Path, said: list[str]) -> None:
+    with whole_file(target) as partial:
+        shutil.copyfile(source, partial)
+    said.append(f"{target.parent.name}/{target.name}")
+
+
+def _join_logs(new: Path, published: Path) -> None:
+    """Add the looks at test that are not in the published log yet."""
+    if not new.is_file():
+        return
+    lines = published.read_text(encoding="utf-8").splitlines() if published.is_file() else []
+    lines += [line for line in new.read_text(encoding="utf-8").splitlines() if line not in lines]
+    with whole_file(published) as partial:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")

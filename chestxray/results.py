@@ -1,0 +1,185 @@
+"""Models on record: predictions, metrics, thresholds, bundle, and one result file.
+
+``results/<name>.json`` is written last. Whoever finds it may trust that all
+the rest is there.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from chestxray import __version__
+from chestxray.evaluation.calibration import apply_platt, fit_platt
+from chestxray.evaluation.metrics import choose_thresholds, evaluate
+from chestxray.files import read_json, whole_file, whole_folder, write_json
+
+if TYPE_CHECKING:
+    import keras
+
+    from chestxray.data.dataset import XrayData
+
+RESULT_SCHEMA = "chestxray.result/1"
+STEP_KEY = "CHESTXRAY_STEP_KEY"
+"""Environment variable by which ``chestxray run`` tells a notebook which step it is."""
+
+_LOG_COLUMNS = ("time", "name", "split_hash", "images", "configuration")
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a number."""
+    packages = ("tensorflow", "keras", "numpy", "opencv-python", "scikit-learn")
+    return {"chestxray": __version__, "python": platform.python_version(),
+            **{name: version(name) for name in packages}}
+
+
+def write_result(output_dir: str | Path, content: dict[str, Any]) -> Path:
+    """Write ``results/<name>.json``, with the key of the step that runs, and say where."""
+    path = Path(output_dir) / "results" / f"{content['name']}.json"
+    write_json(path, content | {"step_key": os.environ.get(STEP_KEY)})
+    print(f"wrote results/{path.name}")
+    return path
+
+
+def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str | Path, *,
+                 parameters: dict[str, Any], weights: str, training: dict[str, Any],
+                 score_test: bool = True) -> dict[str, Any]:
+    """Save a trained model, score its reloaded file, and put everything on record.
+
+    Calibration and thresholds come from the validation images alone. Test is
+    looked at once, and the look is logged in ``results/test_log.csv``.
+
+    Args:
+        model: Trained; saved in float32 whatever it was trained in.
+        data: What it was trained on.
+        name: Name of the model, for example ``vgg16``; split rule and seed
+            are added.
+        output_dir: Folder of the run.
+        parameters: What the notebook was run with.
+        weights: ``imagenet``, ``random``, or a file's name.
+        training: From :func:`chestxray.models.training.summarise`.
+        score_test: False leaves test alone, for choosing on validation.
+
+    Returns:
+        The result (contract 6), as written.
+    """
+    from chestxray.deployment import bundle
+    from chestxray.models.builders import as_float32
+
+    output_dir = Path(output_dir)
+    full_name = f"{name}-{data.rule}-s{data.seed}"
+    parts = ("val", "test") if score_test else ("val",)
+    with whole_folder(output_dir / "saved_models" / full_name) as folder:
+        as_float32(model).save(folder / "model.keras")
+        reloaded = bundle.load_model(folder / "model.keras")
+        predictions = pd.concat([_logits(reloaded, data, part) for part in parts], ignore_index=True)
+        val = predictions[predictions["split"] == "val"]
+        slope, intercept = fit_platt(val["logit"], val["label"])
+        predictions["probability"] = apply_platt(predictions["logit"], slope, intercept)
+        val = predictions[predictions["split"] == "val"]
+        thresholds, reasons = choose_thresholds(val["label"], val["probability"])
+        metrics, confusion = {}, {}
+        for part, rows in predictions.groupby("split", sort=False):
+            metrics[part], confusion[part] = evaluate(
+                rows["label"], rows["probability"], rows["group"], thresholds, rows["subtype"])
+        shared = {
+            "name": full_name, "classes": list(data.classes), "image": data.store.settings.as_dict(),
+            "calibration": {"slope": slope, "intercept": intercept},
+            "thresholds": thresholds, "threshold_reasons": reasons, "metrics": metrics,
+            "parameters": parameters, "weights": weights, "versions": versions()}
+        counts = data.table["split"].value_counts()
+        limits = [bundle.LIMITS[0], bundle.SYNTHETIC_LIMIT] if data.synthetic else list(bundle.LIMITS)
+        bundle.write_card(folder, bundle.Classifier(reloaded, {
+            "schema": bundle.CARD_SCHEMA, **shared, "limits": limits,
+            "training_data": {"name": data.name, "split_rule": data.rule, "split_hash": data.split_hash,
+                              "seed": data.seed, **{part: int(counts[part]) for part in
+                                                    ("train", "val", "test")}}}))
+    with whole_file(output_dir / "results" / f"{full_name}.predictions.csv") as partial:
+        predictions.to_csv(partial, index=False)
+    if score_test:
+        log_test_look(output_dir, full_name, data, parameters)
+    result = {"schema": RESULT_SCHEMA, **shared, "record": False, "data": data.name,
+              "split_rule": data.rule, "split_hash": data.split_hash, "training": training,
+              "parameter_count": int(model.count_params()), "confusion": confusion}
+    write_result(output_dir, result)
+    return result
+
+
+def _logits(model: keras.Model, data: XrayData, part: str) -> pd.DataFrame:
+    """Predictions of one part, in the table's order (contract 5), without probability."""
+    rows = data.part(part)
+    own = [column for column in rows if column not in (
+        "path", "group", "subtype", "label", "split", "group_conservative", "official_split",
+        "width", "height", "mode", "bytes", "sha256")]
+    logits = np.asarray(model.predict(data.dataset(part), verbose=0), dtype=np.float64).ravel()
+    table = rows[["path", "group", "subtype", "label", "split", *own]].reset_index(drop=True)
+    return table.assign(logit=logits)
+
+
+def log_test_look(output_dir: str | Path, name: str, data: XrayData, parameters: dict[str, Any]) -> None:
+    """Append one line to ``results/test_log.csv``: when, which model, which configuration."""
+    path = Path(output_dir) / "results" / "test_log.csv"
+    configuration = ";".join(f"{key}={value}" for key, value in sorted(parameters.items()))
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if file.tell() == 0:
+            writer.writerow(_LOG_COLUMNS)
+        writer.writerow([now, name, data.split_hash, len(data.part("test")), configuration])
+
+
+def read_results(folder: str | Path) -> list[dict[str, Any]]:
+    """Read the results of all models in a folder, ordered by split rule and AUROC on validation.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no result in it.
+    """
+    folder = Path(folder)
+    found = [read_json(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
+    results = [result for result in found
+               if isinstance(result, dict) and result.get("schema") == RESULT_SCHEMA]
+    if not results:
+        raise FileNotFoundError(f"no result of a model here. Received: folder={str(folder)!r}")
+    return sorted(results, key=lambda result: (
+        result["split_rule"], -result["metrics"]["val"]["auroc"]["value"], result["name"]))
+
+
+def read_predictions(folder: str | Path, name: str) -> pd.DataFrame:
+    """Read the predictions of one model (contract 5)."""
+    return pd.read_csv(Path(folder) / f"{name}.predictions.csv", keep_default_na=False)
+
+
+def comparison_table(results: list[dict[str, Any]], part: str = "test",
+                     rule: str = "youden") -> pd.DataFrame:
+    """Put the metrics of several models side by side.
+
+    Args:
+        results: From :func:`read_results`.
+        part: val or test; models without it are left out.
+        rule: Rule of the threshold.
+
+    Returns:
+        One row a model: name, data, split_rule, split_hash, weights,
+        parameter_count, and for each metric its value, ``_low`` and ``_high``.
+    """
+    rows = []
+    for result in results:
+        if part not in result["metrics"]:
+            continue
+        metrics = result["metrics"][part]
+        row = {key: result[key] for key in ("name", "data", "split_rule", "split_hash", "weights",
+                                            "parameter_count")}
+        for metric, entry in {**metrics, **metrics[rule]}.items():
+            if "value" in entry:
+                row |= {metric: entry["value"], f"{metric}_low": entry["low"],
+                        f"{metric}_high": entry["high"]}
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -1,0 +1,404 @@
+"""Tests of chestxray.evaluation.metrics: hand-worked numbers, scikit-learn, simulation."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from scipy.stats import binomtest, norm
+from sklearn.metrics import average_precision_score, f1_score, precision_score, roc_auc_score
+
+from chestxray.evaluation import metrics
+
+# The example worked out by hand below: positives at .4, .8, .9, negatives at .1, .4, .6.
+LABELS = [0, 0, 1, 1, 0, 1]
+SCORES = [0.1, 0.4, 0.4, 0.8, 0.6, 0.9]
+
+
+def random_split(seed, images=300, groups=120):
+    """Return labels, scores with many ties, groups (some with both labels) and subtypes."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, images)
+    scores = np.round(np.clip(0.25 * labels + 0.75 * rng.random(images), 0, 1), 2)
+    kinds = np.where(labels == 0, "normal", rng.choice(["bacteria", "virus"], images))
+    return labels, scores, rng.integers(0, groups, images), kinds
+
+
+# Single numbers
+
+
+def test_auroc_counts_ties_one_half():
+    # Nine pairs: .4 beats .1, ties .4, loses to .6 (1.5); .8 and .9 beat all three (6).
+    assert metrics.auroc(LABELS, SCORES) == pytest.approx(7.5 / 9)
+
+
+def test_auprc_adds_precision_times_steps_in_recall():
+    # Steps of 1/3 at .9 (precision 1/1), .8 (2/2) and .4 (3/5); none at .6.
+    assert metrics.auprc(LABELS, SCORES) == pytest.approx((1 + 1 + 0.6) / 3)
+
+
+def test_brier():
+    # Squared errors .01 + .16 + .36 + .04 + .36 + .01.
+    assert metrics.brier(LABELS, SCORES) == pytest.approx(0.94 / 6)
+
+
+def test_bce():
+    # What each label was given: .9, .6, .4, .8, .4, .9.
+    product = 0.9 * 0.6 * 0.4 * 0.8 * 0.4 * 0.9
+    assert metrics.bce(LABELS, SCORES) == pytest.approx(-math.log(product) / 6)
+
+
+def test_bce_of_a_certain_mistake_is_clipped():
+    assert metrics.bce([1, 0], [0.0, 1.0]) == pytest.approx(-math.log(1e-7))
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [
+        (0.5, {"tp": 2, "fp": 1, "tn": 2, "fn": 1}),
+        (0.4, {"tp": 3, "fp": 2, "tn": 1, "fn": 0}),  # a score on the threshold is positive
+        (0.0, {"tp": 3, "fp": 3, "tn": 0, "fn": 0}),
+        (1.0, {"tp": 0, "fp": 0, "tn": 3, "fn": 3}),
+    ],
+)
+def test_confusion(threshold, expected):
+    counts = metrics.confusion(LABELS, SCORES, threshold)
+    assert counts == expected
+    assert all(type(count) is int for count in counts.values())
+
+
+def test_rates():
+    result = metrics.rates({"tp": 6, "fp": 1, "tn": 3, "fn": 2})
+    assert tuple(result) == metrics.THRESHOLD_METRICS
+    assert result == {
+        "accuracy": pytest.approx(9 / 12),
+        "balanced_accuracy": pytest.approx((6 / 8 + 3 / 4) / 2),
+        "precision": pytest.approx(6 / 7),
+        "sensitivity": pytest.approx(6 / 8),
+        "specificity": pytest.approx(3 / 4),
+        "f1": pytest.approx(12 / 15),
+    }
+
+
+def test_undefined_rates_are_none():
+    nothing_called = metrics.rates({"tp": 0, "fp": 0, "tn": 3, "fn": 2})
+    assert nothing_called["precision"] is None
+    assert nothing_called["f1"] == 0
+    no_negatives = metrics.rates({"tp": 1, "fp": 0, "tn": 0, "fn": 0})
+    assert no_negatives["specificity"] is None
+    assert no_negatives["balanced_accuracy"] is None
+    empty = metrics.rates({"tp": 0, "fp": 0, "tn": 0, "fn": 0})
+    assert set(empty.values()) == {None}
+
+
+# Operating points
+
+
+def test_youden_cut_lies_between_scores():
+    # J at .25: 1 + 1/3 - 1; at .5: 2/3 + 2/3 - 1; at .7: 2/3 + 1 - 1, the largest; at .85: 1/3.
+    thresholds, _ = metrics.choose_thresholds(LABELS, SCORES)
+    assert thresholds["youden"] == pytest.approx(0.7)
+    assert thresholds["half"] == 0.5
+
+
+def test_youden_ties_go_to_the_higher_sensitivity():
+    # J is 1/2 at .2 (sensitivity 1, specificity 1/2) and at .6 (1/2 and 1), 0 at .4.
+    thresholds, _ = metrics.choose_thresholds([0, 1, 0, 1], [0.1, 0.3, 0.5, 0.7])
+    assert thresholds["youden"] == pytest.approx(0.2)
+
+
+def test_youden_ties_are_exact():
+    # J is 2/2 + 2/6 - 1 at .2 and 1/2 + 5/6 - 1 at .5: equal, but in floats the second is larger.
+    assert 2 / 2 + 2 / 6 - 1 < 1 / 2 + 5 / 6 - 1
+    labels, scores = [0, 0, 1, 0, 0, 0, 1, 0], [0.1, 0.1, 0.3, 0.4, 0.4, 0.4, 0.6, 0.7]
+    thresholds, _ = metrics.choose_thresholds(labels, scores)
+    assert thresholds["youden"] == pytest.approx(0.2)
+
+
+def test_scores_that_are_all_equal_or_inverted_call_everything_positive():
+    for scores in ([0.3, 0.3], [0.9, 0.1], [0.0, 0.0]):
+        thresholds, _ = metrics.choose_thresholds([0, 1], scores)
+        assert metrics.confusion([0, 1], scores, thresholds["youden"])["tp"] == 1
+        assert thresholds["youden"] == 0
+
+
+def test_youden_agrees_with_a_search_over_all_thresholds():
+    for seed in range(20):
+        labels, scores, _, _ = random_split(seed)
+        thresholds, _ = metrics.choose_thresholds(labels, scores)
+
+        def youden(cut, labels=labels, scores=scores):
+            rates = metrics.rates(metrics.confusion(labels, scores, cut))
+            return rates["sensitivity"] + rates["specificity"] - 1
+
+        best = max(youden(cut) for cut in np.linspace(0, 1, 401))
+        assert youden(thresholds["youden"]) == pytest.approx(best)
+
+
+def test_wilson_bound():
+    # z^2 = 3.841459. All of 10 found: 10 / (10 + z^2). 2 of 4: center .5, half width
+    # z sqrt(.25/4 + z^2/64) / (1 + z^2/4) = 1.959964 * .350033 / 1.960365 = .349961.
+    assert metrics._wilson_lower(10, 10) == pytest.approx(10 / 13.841459, abs=1e-6)
+    assert metrics._wilson_lower(2, 4) == pytest.approx(0.150039, abs=1e-6)
+    for found, total in [(0, 5), (7, 9), (95, 100)]:
+        expected = binomtest(found, total).proportion_ci(method="wilson").low
+        assert metrics._wilson_lower(found, total) == pytest.approx(expected)
+
+
+def test_sensitivity_95_needs_73_positives():
+    # n / (n + z^2) >= .95 from n = 19 z^2 = 72.99 on.
+    def choose(positives):
+        labels = [0] * 5 + [1] * positives
+        return metrics.choose_thresholds(labels, [0.2] * 5 + [0.8] * positives)
+
+    thresholds, reasons = choose(73)
+    assert thresholds["sensitivity_95"] == pytest.approx(0.5)
+    assert reasons == {}
+    thresholds, reasons = choose(72)
+    assert thresholds["sensitivity_95"] is None
+    assert list(reasons) == ["sensitivity_95"]
+    assert re.findall(r"\b7\d\b", reasons["sensitivity_95"]) == ["72", "73"]
+
+
+def test_sensitivity_95_is_the_highest_cut_that_suffices():
+    # 200 positives at .600, .601, ...: scipy says how many may be missed.
+    scores = np.concatenate([np.linspace(0, 0.5, 50), 0.6 + np.arange(200) / 1000])
+    labels = np.repeat([0, 1], [50, 200])
+    low = [binomtest(200 - k, 200).proportion_ci(method="wilson").low for k in range(10)]
+    missed = max(k for k in range(10) if low[k] >= 0.95)
+    assert 0 < missed < 9
+    thresholds, _ = metrics.choose_thresholds(labels, scores)
+    assert thresholds["sensitivity_95"] == pytest.approx(0.6 + (missed - 0.5) / 1000)
+
+
+def test_decisions_survive_float_noise():
+    rng = np.random.default_rng(0)
+    labels, scores, _, _ = random_split(0)
+    thresholds, _ = metrics.choose_thresholds(labels, scores)
+    noisy = np.clip(scores + rng.uniform(-1e-6, 1e-6, scores.shape), 0, 1)
+    for rule in ("youden", "sensitivity_95"):
+        before = metrics.confusion(labels, scores, thresholds[rule])
+        assert metrics.confusion(labels, noisy, thresholds[rule]) == before
+
+
+# Bootstrap
+
+
+def test_weighted_ranking_agrees_with_scikit_learn():
+    labels, scores, groups, _ = random_split(1)
+    drawn = np.concatenate(list(metrics.bootstrap_weights(labels, groups, draws=20)))
+    other = np.random.default_rng(2).exponential(size=(20, len(labels)))
+    weights = np.concatenate([np.ones((1, len(labels))), drawn, other])
+    aurocs, auprcs = metrics.weighted_ranking(labels, scores, weights)
+    for row, area, steps in zip(weights, aurocs, auprcs, strict=True):
+        assert area == pytest.approx(roc_auc_score(labels, scores, sample_weight=row))
+        assert steps == pytest.approx(average_precision_score(labels, scores, sample_weight=row))
+
+
+def test_weighted_ranking_without_a_class_is_nan():
+    weights = np.array([[1.0, 0.0], [0.0, 1.0]])  # only the negative, only the positive
+    aurocs, auprcs = metrics.weighted_ranking(np.array([0, 1]), np.array([0.9, 0.1]), weights)
+    assert np.isnan(aurocs).all()
+    assert np.isnan(auprcs[0])
+    assert auprcs[1] == 1
+
+
+def test_weights_draw_whole_groups_within_strata():
+    labels = np.array([0, 0, 0, 1, 1, 0, 1, 1])
+    groups = np.array(["b", "b", "d", "a", "a", "a", "c", "e"])  # a has both labels, so is positive
+    weights = np.concatenate(list(metrics.bootstrap_weights(labels, groups, draws=500)))
+    assert weights.shape == (500, 8)
+    for name in np.unique(groups):
+        member = weights[:, groups == name]
+        assert (member == member[:, :1]).all()
+    first = weights[:, [0, 2, 3, 6, 7]]  # one image of b, d; a, c, e
+    assert (first[:, :2].sum(axis=1) == 2).all()
+    assert (first[:, 2:].sum(axis=1) == 3).all()
+    # Binomial(2, 1/2) and Binomial(3, 1/3): means 1, variances 1/2 and 2/3.
+    np.testing.assert_allclose(first.mean(axis=0), 1, atol=0.15)
+    np.testing.assert_allclose(first.var(axis=0), [1 / 2] * 2 + [2 / 3] * 3, atol=0.12)
+
+
+def test_weights_do_not_depend_on_the_chunks(monkeypatch):
+    labels, _, groups, _ = random_split(3)
+    whole = list(metrics.bootstrap_weights(labels, groups, draws=50))
+    monkeypatch.setattr(metrics, "_CHUNK", 7 * len(labels))
+    chunks = list(metrics.bootstrap_weights(labels, groups, draws=50))
+    assert [len(chunk) for chunk in whole] == [50]
+    assert [len(chunk) for chunk in chunks] == [7] * 7 + [1]
+    np.testing.assert_array_equal(np.concatenate(chunks), whole[0])
+
+
+def test_weights_follow_the_seed():
+    labels, _, groups, _ = random_split(4)
+    first, again, other = (
+        next(metrics.bootstrap_weights(labels, groups, draws=5, seed=seed)) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+# Metrics with intervals
+
+
+def test_evaluate_values_and_layout():
+    labels, scores, groups, kinds = random_split(5)
+    thresholds = {"youden": 0.61, "sensitivity_95": None, "half": 0.5}
+    result, confusion = metrics.evaluate(labels, scores, groups, thresholds, kinds, draws=100)
+    assert tuple(result) == (*metrics.RANKING_METRICS, "youden", "half")
+    assert list(confusion) == ["youden", "half"]
+    functions = {"auroc": metrics.auroc, "auprc": metrics.auprc}
+    functions |= {"loss": metrics.bce, "brier": metrics.brier}
+    for name, function in functions.items():
+        assert result[name]["value"] == pytest.approx(function(labels, scores))
+        assert result[name]["low"] < result[name]["value"] < result[name]["high"]
+    subtypes = ("sensitivity_bacteria", "sensitivity_virus")
+    for rule in confusion:
+        assert tuple(result[rule]) == metrics.THRESHOLD_METRICS + subtypes
+        assert confusion[rule] == metrics.confusion(labels, scores, thresholds[rule])
+        for name, value in metrics.rates(confusion[rule]).items():
+            assert result[rule][name]["value"] == pytest.approx(value)
+            assert result[rule][name]["low"] < value < result[rule][name]["high"]
+        for kind in ("bacteria", "virus"):
+            share = np.mean(scores[kinds == kind] >= thresholds[rule])
+            assert result[rule][f"sensitivity_{kind}"]["value"] == pytest.approx(share)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_evaluate_bounds_are_percentiles_of_metrics_of_the_draws():
+    labels, scores, groups, _ = random_split(6)
+    result, _ = metrics.evaluate(labels, scores, groups, {"half": 0.5}, draws=60, seed=3)
+    rows = np.concatenate(list(metrics.bootstrap_weights(labels, groups, draws=60, seed=3)))
+    decisions = scores >= 0.5
+    loss = -np.log(np.where(labels == 1, scores, 1 - scores).clip(1e-7, 1 - 1e-7))
+    expected = {
+        "auroc": [roc_auc_score(labels, scores, sample_weight=row) for row in rows],
+        "loss": [np.average(loss, weights=row) for row in rows],
+        "brier": [np.average((scores - labels) ** 2, weights=row) for row in rows],
+        "precision": [precision_score(labels, decisions, sample_weight=row) for row in rows],
+        "f1": [f1_score(labels, decisions, sample_weight=row) for row in rows],
+    }
+    for name, values in expected.items():
+        interval = result[name] if name in metrics.RANKING_METRICS else result["half"][name]
+        bounds = [interval["low"], interval["high"]]
+        np.testing.assert_allclose(bounds, np.percentile(values, [2.5, 97.5]))
+
+
+def test_subtypes_appear_only_when_there_are_positive_images_of_them():
+    labels, scores, groups, _ = random_split(7)
+    kinds = np.where(labels == 1, "virus", "bacteria")  # a negative image is no bacterial case
+    result, _ = metrics.evaluate(labels, scores, groups, {"half": 0.5}, kinds, draws=10)
+    assert tuple(result["half"]) == (*metrics.THRESHOLD_METRICS, "sensitivity_virus")
+    assert result["half"]["sensitivity_virus"] == result["half"]["sensitivity"]
+    result, _ = metrics.evaluate(labels, scores, groups, {"half": 0.5}, draws=10)
+    assert tuple(result["half"]) == metrics.THRESHOLD_METRICS
+
+
+def test_evaluate_is_reproducible():
+    labels, scores, groups, kinds = random_split(8)
+    first, again, other = (
+        metrics.evaluate(labels, scores, groups, {"half": 0.5}, kinds, draws=50, seed=seed)[0]
+        for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first["auroc"]["low"] != other["auroc"]["low"]
+    assert first["auroc"]["value"] == other["auroc"]["value"]
+
+
+def test_copies_within_a_group_change_nothing():
+    labels, scores, groups, kinds = random_split(9)
+    once = metrics.evaluate(labels, scores, groups, {"half": 0.5}, kinds, draws=200)[0]
+    thrice = (np.repeat(column, 3) for column in (labels, scores, groups))
+    copied = metrics.evaluate(*thrice, {"half": 0.5}, np.repeat(kinds, 3), draws=200)[0]
+    for name in metrics.RANKING_METRICS:
+        assert copied[name] == pytest.approx(once[name])
+    for name in once["half"]:
+        assert copied["half"][name] == pytest.approx(once["half"][name])
+
+
+def test_copies_taken_for_patients_make_the_interval_too_narrow():
+    # Four copies halve the standard error of an analysis that takes them for patients.
+    labels, scores, _, _ = (np.repeat(column, 4) for column in random_split(10))
+
+    def width(groups, metric):
+        result, _ = metrics.evaluate(labels, scores, groups, {"half": 0.5}, draws=500)
+        interval = result.get(metric) or result["half"][metric]
+        return interval["high"] - interval["low"]
+
+    for metric in ("auroc", "brier", "sensitivity"):
+        grouped, alone = (width(g, metric) for g in (np.arange(1200) // 4, np.arange(1200)))
+        assert 1.6 < grouped / alone < 2.5
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says():
+    # 60 patients a class, 3 images each, logit = +-0.5 + patient + image noise (variances 1, .25).
+    # Truth: sensitivity at 0.5 = P(logit > 0), AUROC = P(difference of two logits > 0).
+    truth = {"sensitivity": norm.cdf(0.5 / 1.25**0.5), "auroc": norm.cdf(1 / 2.5**0.5)}
+    rng = np.random.default_rng(11)
+    labels, groups, runs = np.repeat([0, 1], 180), np.arange(360) // 3, 250
+    hits = {(metric, by): 0 for metric in truth for by in ("patient", "image")}
+    for run in range(runs):
+        patient = np.repeat(rng.normal(size=120), 3)
+        scores = expit(labels - 0.5 + patient + rng.normal(scale=0.5, size=360))
+        for by, units in (("patient", groups), ("image", np.arange(360))):
+            result, _ = metrics.evaluate(labels, scores, units, {"half": 0.5}, draws=200, seed=run)
+            result["sensitivity"] = result["half"]["sensitivity"]
+            for metric, value in truth.items():
+                hits[metric, by] += result[metric]["low"] <= value <= result[metric]["high"]
+    for metric in truth:
+        # 95 % less what the percentile bootstrap of 60 patients loses; one standard error is 1.5 %.
+        assert 0.89 <= hits[metric, "patient"] / runs <= 0.985
+        assert hits[metric, "image"] / runs < 0.86
+
+
+def test_undefined_metrics_are_none():
+    result, _ = metrics.evaluate([0, 1, 0, 1], [0.1, 0.2, 0.3, 0.4], [1, 2, 3, 4], {"half": 0.5})
+    assert result["half"]["precision"] == {"value": None, "low": None, "high": None}
+    assert result["half"]["specificity"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_draws_without_a_value_are_left_out():
+    # Only one of ten negative groups is called positive, no positive one: precision is 0, or
+    # undefined in the 0.9^10 = 35 % of draws without that group.
+    labels, scores = [0] * 10 + [1] * 10, [0.9] + [0.1] * 19
+    result, _ = metrics.evaluate(labels, scores, np.arange(20), {"half": 0.5})
+    assert result["half"]["precision"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("call", "end"),
+    [
+        (lambda: metrics.bce([0, 1], [0.5]), r"probabilities\.shape=\(1,\)"),
+        (lambda: metrics.brier([], []), r"labels\.shape=\(0,\)"),
+        (lambda: metrics.brier([[0], [1]], [0.5, 0.5]), r"labels\.shape=\(2, 1\)"),
+        (lambda: metrics.auroc([0, 1, 2], [0.1, 0.2, 0.3]), r"labels=\[2\]"),
+        (lambda: metrics.auroc([0, math.nan], [0.1, 0.2]), r"labels=\[nan\]"),
+        (lambda: metrics.auroc([0, 0], [0.1, 0.2]), "labels=all 0"),
+        (lambda: metrics.auprc([1, 1], [0.1, 0.2]), "labels=all 1"),
+        (lambda: metrics.bce([0, 1], [0.1, math.nan]), r"probabilities=\[nan\]"),
+        (lambda: metrics.bce([0, 1], [-0.1, 1.5]), r"probabilities=\[-0\.1, 1\.5\]"),
+        (lambda: metrics.confusion([0, 1], [0.1, 0.2], 1.5), r"threshold=1\.5"),
+        (lambda: metrics.confusion([0, 1], [0.1, 0.2], math.nan), "threshold=nan"),
+        (lambda: metrics.rates({"tp": 1, "fp": 1, "tn": 1}), r"counts=\{.*\}"),
+        (lambda: metrics.rates({"tp": 1, "fp": 1, "tn": 1, "fn": -1}), r"counts=\{.*\}"),
+        (lambda: metrics.choose_thresholds([1, 1], [0.1, 0.2]), "labels=all 1"),
+        (lambda: metrics.evaluate([0, 0], [0.1, 0.2], [1, 2], {}), "labels=all 0"),
+        (lambda: metrics.evaluate([0, 1], [0.1, 0.2], [1], {}), r"groups\.shape=\(1,\)"),
+        (lambda: metrics.evaluate([0, 1], [0.1, 0.2], ["a", None], {}), r"groups=\[None\]"),
+        (lambda: metrics.evaluate([0, 1], [0.1, 0.2], [1, math.nan], {}), r"groups=\[nan\]"),
+        (lambda: metrics.evaluate([0, 1], [0.1, 0.2], [1, 2], {}, draws=0), "draws=0"),
+        (lambda: metrics.evaluate([0, 1], [0.1, 0.2], [1, 2], {"x": 2.0}), r"threshold=2\.0"),
+        (
+            lambda: metrics.evaluate([0, 1], [0.1, 0.2], [1, 2], {}, ["virus"]),
+            r"subtypes\.shape=\(1,\)",
+        ),
+    ],
+)
+def test_mistakes_name_what_was_received(call, end):
+    with pytest.raises(ValueError, match=f"Received: {end}$"):
+        call()
