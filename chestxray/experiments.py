@@ -81,9 +81,9 @@ class Step:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _weights_key(weights: str | None, backbone: str) -> str:
+def _weights_key(weights: str, backbone: str) -> str:
     try:
-        source, recorded = find_weights(weights, backbone)
+        source, recorded = find_weights(weights or None, backbone)
     except FileNotFoundError:
         return "missing"  # the notebook says so in its own words
     if source is None or not Path(source).is_file():

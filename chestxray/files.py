@@ -62,7 +62,8 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for debris in path.parent.glob(f".partial-*-{glob.escape(path.name)}"):
-        if not _alive(int(debris.name.split("-")[1])):
+        process = int(debris.name.split("-")[1])
+        if process == os.getpid() or not _alive(process):  # containers hand out the same id again
             shutil.rmtree(debris, ignore_errors=True)
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
     partial.mkdir()

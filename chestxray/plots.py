@@ -43,8 +43,7 @@ def _check_table(table: pd.DataFrame, *columns: str) -> None:
 def _check_scores(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     y, p = np.asarray(labels), np.asarray(probabilities, dtype=float)
     _check(y.ndim == 1 and y.shape == p.shape and set(y) == {0, 1} and ((p >= 0) & (p <= 1)).all(),
-           "needed are labels 0 and 1, both present, and a probability in 0-1 for each",
-           labels=y.shape, probabilities=p.shape)
+           "labels 0 and 1 are needed, and 0-1 for each", labels=y.shape, probabilities=p.shape)
     return y, p
 
 
@@ -58,20 +57,18 @@ def _check_images(images: _Images, titles: Sequence[str], most: int) -> list[np.
     return grey
 
 
-def _panels(number: int, columns: int, width: float, height: float, **options: object) -> tuple:
-    """Make a figure with ``number`` panels in rows; a panel is width x height inches."""
+def _panels(number: int, columns: int, width: float, height: float, title: str = "",
+            synthetic: bool = False, **options: object) -> tuple[Figure, np.ndarray]:
+    """Make a titled figure with ``number`` panels in rows, each width x height inches."""
     rows, columns = -(-number // columns), min(number, columns)
     size = (width * columns, height * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
     for spare in axes.flat[number:]:
         spare.remove()
+    if title or synthetic:
+        mark = " (synthetic data)" if synthetic else ""
+        figure.suptitle(f"{title}{mark}".strip(), x=0.01, ha="left")
     return figure, axes.flat[:number]
-
-
-def _head(figure: Figure, title: str, synthetic: bool) -> Figure:
-    title = f"{title} (synthetic data)".strip() if synthetic else title
-    figure.suptitle(title, x=0.01, ha="left") if title else None
-    return figure
 
 
 @mpl.rc_context(_STYLE)
@@ -91,7 +88,8 @@ def class_balance(table: pd.DataFrame, synthetic: bool = False) -> Figure:
     counts = pd.crosstab(split, np.select(kinds, names[:3], names[3])).reindex(splits)
     x, tops = np.arange(len(splits)) + np.array([[-0.2], [0.2]]), np.zeros((2, len(splits)), int)
     room, total = 0.04 * counts.to_numpy().max(), counts.sum(axis=1).to_numpy()
-    figure, axis = plt.subplots(figsize=(2.8 + 1.4 * len(splits), 3.4))
+    figure, (axis,) = _panels(1, 1, 2.8 + 1.4 * len(splits), 3.4, "Images per split and class",
+                              synthetic)
     for name in [name for name in names if name in counts]:
         row, number = int(name != "NORMAL"), counts[name].to_numpy()
         bars = axis.bar(x[row], number, 0.37, tops[row], color=_COLOURS[name], label=name)
@@ -100,12 +98,11 @@ def class_balance(table: pd.DataFrame, synthetic: bool = False) -> Figure:
             axis.bar_label(bars, [f"{n:,}" if n > room else "" for n in number],
                            label_type="center", fontsize=8)
     for place, n, of in zip(x.flat, tops.flat, [*total, *total], strict=True):
-        axis.annotate(f"{n:,}\n{100 * n / of:.0f} %", (place, n), (0, 3), ha="center",
-                      textcoords="offset points")
+        axis.text(place, n, f"{n:,}\n{100 * n / of:.0f} %", ha="center", va="bottom")
     axis.set_xticks(range(len(splits)), [f"{s}\n{n:,} images" for s, n in zip(splits, total)])
     axis.set(ylabel="images", ylim=(0, 1.15 * tops.max()))
     figure.legend(loc="outside right center")
-    return _head(figure, "Images per split and class", synthetic)
+    return figure
 
 
 @mpl.rc_context(_STYLE)
@@ -123,22 +120,23 @@ def image_sizes(table: pd.DataFrame, synthetic: bool = False) -> Figure:
     edges = max(np.ptp(aspects) / 1.99, 0.15) * np.linspace(-1, 1, 32)
     edges += (aspects.min() + aspects.max()) / 2
     same = ", all {:.0f} × {:.0f}".format(*sizes[0]) if (sizes == sizes[0]).all() else ""
-    figure, (scatter, histogram) = plt.subplots(1, 2, figsize=(8.2, 3.7))
-    scatter.set(xscale="log", yscale="log", aspect="equal", title=f"Size{same}",
-                xlabel="width (pixels)", ylabel="height (pixels)")
+    figure, (scatter, histogram) = _panels(
+        2, 2, 4.1, 3.7, "Does the size of a file give its class away?", synthetic)
     for label in sorted({*labels}, key=lambda one: -(labels == one).sum()):  # the rarer on top
         mine, name, colour = labels == label, _CLASSES[label], _COLOURS[_CLASSES[label]]
         name = f"{name} (n = {mine.sum():,}, median {np.median(aspects[mine]):.2f})"
         scatter.scatter(*sizes[mine].T, s=8, marker="o^"[label], color=colour, alpha=0.4, lw=0)
         sns.histplot(x=aspects[mine], bins=edges, stat="percent", element="step", alpha=0.3,
                      color=colour, label=name, ax=histogram)
+    for side in "xy":
+        scatter.set(**{f"{side}scale": "log", f"{side}ticks": ticks, f"{side}ticklabels": ticks,
+                       f"{side}lim": (middle / reach, middle * reach)})
+    scatter.set(title=f"Size{same}", xlabel="width (pixels)", ylabel="height (pixels)", aspect=1)
     scatter.minorticks_off()
-    scatter.set(xticks=ticks, xticklabels=ticks, xlim=(middle / reach, middle * reach),
-                yticks=ticks, yticklabels=ticks, ylim=(middle / reach, middle * reach))
     histogram.set(title="Aspect ratio", xlabel="width / height", ylabel="images of the class (%)")
     histogram.margins(y=0.25)
     histogram.legend(loc="upper left")
-    return _head(figure, "Does the size of a file give its class away?", synthetic)
+    return figure
 
 
 @mpl.rc_context(_STYLE)
@@ -146,13 +144,13 @@ def sample_grid(images: _Images, titles: Sequence[str], columns: int = 6, synthe
                 suptitle: str = "") -> Figure:
     """Show 1 to 12 images (N, H, W) or (N, H, W, 1), values 0-255, with N titles."""
     pictures = _check_images(images, titles, 12)
-    height = 1.75 + 0.16 * max(str(title).count("\n") for title in titles)
-    figure, axes = _panels(len(pictures), columns, 1.6, height, dpi=80)  # notebooks stay small
+    height = 1.9 + 0.16 * max(str(title).count("\n") for title in titles)
+    figure, axes = _panels(len(pictures), columns, 1.6, height, suptitle, synthetic, dpi=80)
     for axis, picture, title in zip(axes, pictures, titles, strict=True):
         axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
         axis.set_title(title, fontsize=9, loc="center")
         axis.axis("off")
-    return _head(figure, suptitle, synthetic)
+    return figure
 
 
 @mpl.rc_context(_STYLE)
@@ -165,7 +163,8 @@ def preprocessing_steps(images: _Images, titles: Sequence[str], synthetic: bool 
     pictures, edges, count = _check_images(images, titles, 6), np.linspace(0, 256, 65), len(images)
     shares = [100 * np.histogram(p, edges)[0] / p.size for p in pictures]
     limit = 1.1 * max(share[1:-1].max() for share in shares) or 100
-    figure, axes = _panels(2 * count, count, 2.1, 1.7, dpi=80, height_ratios=(2.3, 1))
+    figure, axes = _panels(2 * count, count, 2.1, 1.7, "One picture and its grey values, step "
+                           "by step", synthetic, dpi=80, height_ratios=(2.3, 1))
     for top, below, picture, title, share in zip(axes, axes[count:], pictures, titles, shares):
         top.imshow(picture, cmap="gray", vmin=0, vmax=255)
         top.set_title(title, fontsize=9, loc="center")
@@ -173,7 +172,7 @@ def preprocessing_steps(images: _Images, titles: Sequence[str], synthetic: bool 
         below.stairs(share, edges, fill=True, color="#8C8C8C")
         below.set(xlim=(0, 256), ylim=(0, limit), xticks=(0, 128, 255), xlabel="grey value")
     axes[count].set_ylabel("pixels (%)")
-    return _head(figure, "One picture and its grey values, step by step", synthetic)
+    return figure
 
 
 def augmentation_preview(original: np.ndarray, views: _Images, synthetic: bool = False) -> Figure:
@@ -184,22 +183,22 @@ def augmentation_preview(original: np.ndarray, views: _Images, synthetic: bool =
 
 
 @mpl.rc_context(_STYLE)
-def learning_curves(history: pd.DataFrame, phases: Mapping[str, str] | None = None) -> Figure:
+def learning_curves(history: pd.DataFrame, synthetic: bool = False) -> Figure:
     """Draw loss, accuracy and AUROC by epoch, for training and validation.
 
     Args:
         history: One row an epoch: ``epoch`` (increasing through all phases), ``loss``,
             ``val_loss``; ``phase``, ``accuracy``, ``auroc`` and their ``val_`` may be missing.
-        phases: Names to print for the values of ``phase``.
+        synthetic: Say that the data are.
     """
     _check_table(history, "epoch", "loss", "val_loss")
     epoch, loss = history["epoch"].to_numpy(), history["val_loss"].to_numpy(float)
     _check((np.diff(epoch) > 0).all(), "epochs must increase", epoch=epoch.tolist())
     shown = [key for key in ("loss", "accuracy", "auroc") if {key, f"val_{key}"} & set(history)]
-    phase = [(phases or {}).get(name, name) for name in history.get("phase", epoch * 0)]
+    phase = list(history.get("phase", epoch * 0))
     changes = [row for row in range(1, len(epoch)) if phase[row] != phase[row - 1]]
     best = np.flatnonzero(loss == np.fmin.reduce(loss))[:1]  # empty when every loss is NaN
-    figure, axes = _panels(len(shown), 3, 3.3, 3.2)
+    figure, axes = _panels(len(shown), 3, 3.3, 3.2, synthetic=synthetic)
     for axis, key in zip(axes, shown, strict=True):
         for name, column in (("train", key), ("validation", f"val_{key}")):
             if column in history:
@@ -210,8 +209,7 @@ def learning_curves(history: pd.DataFrame, phases: Mapping[str, str] | None = No
         for row in changes:
             x = (epoch[row - 1] + epoch[row]) / 2
             axis.axvline(x, **_GUIDE)
-            axis.annotate(phase[row], (x, 1), (2, 2), xycoords=axis.get_xaxis_transform(),
-                          textcoords="offset points", fontsize=8)
+            axis.text(x, 1.02, phase[row], transform=axis.get_xaxis_transform(), fontsize=8)
         axis.set_title("AUROC" if key == "auroc" else key.capitalize(), pad=16 if changes else 6)
         axis.set(xlabel="epoch", xlim=(epoch[0] - 0.5, epoch[-1] + 0.5))
         axis.locator_params(axis="x", nbins=8, integer=True, min_n_ticks=1)
@@ -220,7 +218,8 @@ def learning_curves(history: pd.DataFrame, phases: Mapping[str, str] | None = No
 
 
 @mpl.rc_context(_STYLE)
-def confusion_matrices(confusions: Sequence[Mapping[str, int]], titles: Sequence[str]) -> Figure:
+def confusion_matrices(confusions: Sequence[Mapping[str, int]], titles: Sequence[str],
+                       synthetic: bool = False) -> Figure:
     """Draw confusion matrices: rows are the reference standard, columns the decision.
 
     Args:
@@ -231,7 +230,7 @@ def confusion_matrices(confusions: Sequence[Mapping[str, int]], titles: Sequence
     complete = all({"tp", "fp", "tn", "fn"} <= set(one) for one in confusions)
     _check(len(confusions) and complete and len(titles) == len(confusions),
            "each matrix needs tp, fp, tn, fn and a title", titles=titles, confusions=confusions)
-    figure, axes = _panels(len(confusions), 4, 2.75, 2.75)
+    figure, axes = _panels(len(confusions), 4, 2.75, 2.75, synthetic=synthetic)
     for axis, one, title in zip(axes, confusions, titles, strict=True):
         counts = np.array([[one["tn"], one["fp"]], [one["fn"], one["tp"]]])
         rows = counts.sum(axis=1, keepdims=True)
@@ -241,12 +240,13 @@ def confusion_matrices(confusions: Sequence[Mapping[str, int]], titles: Sequence
                     square=True, linewidths=1.5, xticklabels=_CLASSES, ax=axis,
                     yticklabels=[f"{c}\nn = {n:,}" for c, n in zip(_CLASSES, rows.flat)])
         axis.set(title=title, xlabel="decision", ylabel="reference standard")
+        axis.tick_params(length=0)
     return figure
 
 
 @mpl.rc_context(_STYLE)
 def roc_pr(curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
-           points: Mapping[str, float] | None = None) -> Figure:
+           points: Mapping[str, float] | None = None, synthetic: bool = False) -> Figure:
     """Draw ROC and precision-recall curves; the legends give AUROC and average precision.
 
     Args:
@@ -256,7 +256,7 @@ def roc_pr(curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
     checked, points = {name: _check_scores(*pair) for name, pair in curves.items()}, points or {}
     _check(len(checked) and set(points) <= set(checked), "curves are needed, and points on them",
            points=list(points), curves=list(checked))
-    figure, (roc, pr) = _panels(2, 2, 4.3, 4.2)
+    figure, (roc, pr) = _panels(2, 2, 4.3, 4.2, synthetic=synthetic)
     roc.plot([0, 1], [0, 1], label="chance, 0.500", **_GUIDE)
     for prevalence in sorted({f"{y.mean():.3f}" for y, _ in checked.values()}):
         pr.axhline(float(prevalence), label=f"prevalence, {prevalence}", **_GUIDE)
@@ -268,11 +268,11 @@ def roc_pr(curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
         pr.plot(recall, precision, drawstyle="steps-post", **style,
                 label=f"{name}, AP {skm.average_precision_score(y, p):.3f}")
         if name in points:
-            called, style = p >= points[name], {"color": style["color"], "mec": "white", "ms": 8}
-            precision = skm.precision_score(y, called, zero_division=np.nan)
-            roc.plot(called[y == 0].mean(), called[y == 1].mean(), "o", **style,
+            called, dot = p >= points[name], {"c": style["color"], "mec": "white", "zorder": 3}
+            roc.plot(called[y == 0].mean(), called[y == 1].mean(), "o", ms=8, **dot,
                      label=f"at threshold {points[name]:.3f}")
-            pr.plot(called[y == 1].mean(), precision, "o", **style)
+            precision = skm.precision_score(y, called, zero_division=np.nan)
+            pr.plot(called[y == 1].mean(), precision, "o", ms=8, **dot)
     roc.set(title="ROC", xlabel="1 − specificity", ylabel="sensitivity")
     pr.set(title="Precision–recall", xlabel="recall (sensitivity)", ylabel="precision")
     for axis, place in ((roc, "lower right"), (pr, "lower left")):
@@ -283,7 +283,7 @@ def roc_pr(curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
 
 @mpl.rc_context(_STYLE)
 def score_distribution(labels: np.ndarray, probabilities: np.ndarray,
-                       thresholds: Mapping[str, float | None]) -> Figure:
+                       thresholds: Mapping[str, float | None], synthetic: bool = False) -> Figure:
     """Draw the calibrated probability of pneumonia by class, with decision thresholds.
 
     Args:
@@ -292,7 +292,8 @@ def score_distribution(labels: np.ndarray, probabilities: np.ndarray,
     """
     y, p = _check_scores(labels, probabilities)
     lines = sorted(((v, rule) for rule, v in thresholds.items() if v is not None), reverse=True)
-    figure, axes = _panels(2, 1, 6.6, 1.9 + 0.08 * len(lines), sharex=True, sharey=True)
+    figure, axes = _panels(2, 1, 6.6, 1.9 + 0.08 * len(lines), "", synthetic,
+                           sharex=True, sharey=True)
     for axis, label in zip(axes, (1, 0), strict=True):
         mine, colour = y == label, _COLOURS[_CLASSES[label]]
         sns.histplot(x=p[mine], bins=np.linspace(0, 1, 26), stat="percent", color=colour,
@@ -301,14 +302,14 @@ def score_distribution(labels: np.ndarray, probabilities: np.ndarray,
     for level, (value, rule) in enumerate(lines):  # a flag a threshold, each on its own level
         axes[0].axvline(value, ymax=1.08 + 0.1 * level, color="black", lw=1, clip_on=False)
         axes[1].axvline(value, color="black", lw=1)
-        axes[0].annotate(f"{rule}: {value:.3f}", (value, 1 + 0.1 * level), (3, 0), fontsize=8.5,
-                         xycoords=axes[0].get_xaxis_transform(), textcoords="offset points")
+        axes[0].text(value, 1.01 + 0.1 * level, f" {rule}: {value:.3f}", fontsize=8.5,
+                     transform=axes[0].get_xaxis_transform())
     axes[1].set(xlabel="calibrated probability of pneumonia", xlim=(0, 1))
     return figure
 
 
 @mpl.rc_context(_STYLE)
-def comparison(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
+def comparison(table: pd.DataFrame, metrics: Sequence[str], synthetic: bool = False) -> Figure:
     """Draw a forest plot: one row a model, one panel a metric, points with intervals.
 
     Args:
@@ -320,17 +321,17 @@ def comparison(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     _check_table(table, "name", *(m + end for m in metrics for end in ("", "_low", "_high")))
     rows, short = np.arange(len(table)), {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1"}
     figure, axes = _panels(len(metrics), len(metrics), 2.5 + 1.5 / len(metrics),
-                           1.1 + 0.42 * len(table), sharey=True)
+                           1.1 + 0.42 * len(table), "", synthetic, sharey=True)
     for axis, metric in zip(axes, metrics, strict=True):
         value, low, high = table[[metric, f"{metric}_low", f"{metric}_high"]].to_numpy(float).T
         axis.hlines(rows, low, high, color="black")
         axis.plot(value, rows, "o", color="black")
         for row in np.flatnonzero(np.isfinite(value)):
-            axis.annotate(f"{value[row]:.3f}", (value[row], row), (0, 5), ha="center", fontsize=8,
-                          textcoords="offset points")
+            axis.text(value[row], row - 0.17, f"{value[row]:.3f}", ha="center", fontsize=8)
         direction = " (lower is better)" if metric in ("brier", "loss") else ""
         axis.set_title(short.get(metric, metric.replace("_", " ").capitalize()) + direction)
         axis.grid(axis="x", color="#E4E4E4")
+        axis.tick_params(axis="y", length=0)
         axis.spines["left"].set_visible(False)
         axis.locator_params(axis="x", nbins=4)
         axis.margins(x=0.12)

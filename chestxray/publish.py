@@ -15,12 +15,18 @@ from chestxray.results import RESULT_SCHEMA, read_results
 PUBLIC_FIGURES = ("class_balance", "learning_curves", "confusion", "roc_pr", "scores", "comparison")
 """First words of the figures that show curves and counts only."""
 
+PHANTOM_FIGURES = ("phantoms",)
+"""First words of the figures that are only ever made from phantoms."""
+
 _LARGEST_MODEL = 20_000_000  # bytes
 _PUBLIC_SCHEMAS = (RESULT_SCHEMA, "chestxray.dataset/1", "chestxray.comparison/1")
 
 
 def publish(run: str | Path, repository: str | Path) -> list[str]:
-    """Copy results, curve figures and small models of a run on real data.
+    """Copy results, curve figures and small models of a run.
+
+    Of a run on phantoms only their pictures are copied: its results would
+    stand beside real ones under the same names.
 
     Args:
         run: Output folder of ``chestxray run``.
@@ -31,25 +37,28 @@ def publish(run: str | Path, repository: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: The run has no result.
-        ValueError: The run was on synthetic data.
+        ValueError: The run mixes real and synthetic data.
     """
     run, repository = Path(run), Path(repository)
     results = read_results(run / "results")
-    if any(result["data"] == "synthetic" for result in results):
-        raise ValueError("results on synthetic data are not published: they would stand beside real "
-                         f"ones under the same names. Received: run={str(run)!r}")
-    said = []
+    synthetic = {result["data"] == "synthetic" for result in results}
+    if len(synthetic) > 1:
+        raise ValueError(f"the run mixes real and synthetic data. Received: run={str(run)!r}")
+    said: list[str] = []
+    allowed = PHANTOM_FIGURES if synthetic == {True} else PUBLIC_FIGURES
+    for path in sorted((run / "images").glob("*.png")):
+        if path.stem.split("-")[0] in allowed:
+            _copy(path, repository / "images" / path.name, said)
+        else:
+            said.append(f"left out images/{path.name}")
+    if synthetic == {True}:
+        return [*said, "left out the results: synthetic"]
     for path in sorted((run / "results").glob("*.json")):
         if read_json(path).get("schema") in _PUBLIC_SCHEMAS:
             _copy(path, repository / "results" / path.name, said)
     for result in results:
         name = f"{result['name']}.predictions.csv"
         _copy(run / "results" / name, repository / "results" / name, said)
-    for path in sorted((run / "images").glob("*.png")):
-        if path.name.split("-")[0] in PUBLIC_FIGURES:
-            _copy(path, repository / "images" / path.name, said)
-        else:
-            said.append(f"left out images/{path.name}: may show pixels")
     for result in results:
         folder = run / "saved_models" / result["name"]
         size = sum(path.stat().st_size for path in folder.iterdir())

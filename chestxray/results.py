@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import glob
 import os
 import platform
 from importlib.metadata import version
@@ -55,7 +56,9 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
     """Save a trained model, score its reloaded file, and put everything on record.
 
     Calibration and thresholds come from the validation images alone. Test is
-    looked at once, and the look is logged in ``results/test_log.csv``.
+    looked at once, and the look is logged in ``results/test_log.csv``. When
+    all is written, the checkpoints ``<output_dir>/checkpoints/<name>*.npz``
+    have done their service and are removed.
 
     Args:
         model: Trained; saved in float32 whatever it was trained in.
@@ -96,9 +99,10 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
             "thresholds": thresholds, "threshold_reasons": reasons, "metrics": metrics,
             "parameters": parameters, "weights": weights, "versions": versions()}
         counts = data.table["split"].value_counts()
-        limits = [bundle.LIMITS[0], bundle.SYNTHETIC_LIMIT] if data.synthetic else list(bundle.LIMITS)
+        known = (data.table["subtype"] != "").all()  # file names of the children's data set
+        limits = bundle.SYNTHETIC_LIMITS if data.synthetic else bundle.LIMITS if known else bundle.LIMITS[:1]
         bundle.write_card(folder, bundle.Classifier(reloaded, {
-            "schema": bundle.CARD_SCHEMA, **shared, "limits": limits,
+            "schema": bundle.CARD_SCHEMA, **shared, "limits": list(limits),
             "training_data": {"name": data.name, "split_rule": data.rule, "split_hash": data.split_hash,
                               "seed": data.seed, **{part: int(counts[part]) for part in
                                                     ("train", "val", "test")}}}))
@@ -110,6 +114,8 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
               "split_rule": data.rule, "split_hash": data.split_hash, "training": training,
               "parameter_count": int(model.count_params()), "confusion": confusion}
     write_result(output_dir, result)
+    for checkpoint in (output_dir / "checkpoints").glob(f"{glob.escape(full_name)}*.npz"):
+        checkpoint.unlink()
     return result
 
 

@@ -121,6 +121,6 @@ def view_layer() -> Any:
             mean = keras.ops.mean(images, axis=(1, 2, 3), keepdims=True)
             gain = parameters[:, _GAIN, None, None]
             contrast = parameters[:, _CONTRAST, None, None]
-            return keras.ops.clip(gain * (mean + contrast * (images - mean)), 0.0, 255.0)
+            return keras.ops.clip(gain * (contrast * images + (1 - contrast) * mean), 0.0, 255.0)
 
     return View(dtype="float32", name="view")

@@ -32,6 +32,8 @@ from chestxray.data.inspection import inspect_files
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 SPLITS = ("train", "val", "test")
+COLUMNS = ("path", "label", "subtype", "group", "group_conservative", "official_split",
+           "width", "height", "mode", "bytes", "sha256")
 
 _DEBRIS = ("__MACOSX", ".")
 _KAGGLE_DATASET = "paultimothymooney/chest-xray-pneumonia"
@@ -82,7 +84,7 @@ def find_data(data_dir: str | Path | None = None) -> Path:
                 "\"phantoms\" (synthetic). Received: data_dir=None")
     if data_dir == "phantoms":
         from chestxray.data.phantom import phantom_dataset
-        return phantom_dataset()
+        return phantom_dataset(images=600)
     if data_dir == "kaggle":
         try:
             import kagglehub
@@ -129,11 +131,14 @@ def scan(data_dir: str | Path | None = None, classes: tuple[str, str] | None = N
         if not (catalog["label"] == label).any():
             raise ValueError(f"expected images of both classes, found no readable one of {name} "
                              f"({len(problems)} unreadable). Received: data_dir={str(root)!r}")
-    parsed = [parse_name(Path(path).stem) for path in catalog["path"]]
-    catalog["subtype"] = [row[0] if row else "" for row in parsed]
-    catalog["group"] = [row[1] if row else "" for row in parsed]
-    catalog["group_conservative"] = [row[2] if row else "" for row in parsed]
-    return _finish(catalog)
+    return group_by_names(catalog)
+
+
+def group_by_names(files: pd.DataFrame) -> pd.DataFrame:
+    """Complete a catalog by subtype and patient groups, as far as the file names tell them."""
+    parsed = [parse_name(Path(path).stem) or ("", "", "") for path in files["path"]]
+    names = pd.DataFrame(parsed, columns=["subtype", "group", "group_conservative"], index=files.index)
+    return _finish(files.join(names))
 
 
 def from_table(csv: str | Path, image_root: str | Path, path: str = "path", label: str = "label",
@@ -147,36 +152,38 @@ def from_table(csv: str | Path, image_root: str | Path, path: str = "path", labe
         path: Column with the paths.
         label: Column with 0 and 1, or with the names in ``classes``.
         group: Column with the patient; may be missing (a warning says so).
+            ``group_conservative`` may hold a coarser key.
         split: Column with train, val or test; may be missing.
         classes: Names of the (negative, positive) class.
 
     Returns:
-        The catalog; all other columns follow unchanged.
+        The catalog; columns that it does not have itself follow unchanged.
 
     Raises:
         FileNotFoundError: The list or the folder does not exist.
         ValueError: A column is missing, a label or split is unknown, a path
-            is listed twice, or a class is empty.
+            is missing or listed twice, or a class is empty.
     """
     root = Path(image_root)
     for name, place in (("csv", Path(csv)), ("image_root", root)):
         if not place.exists():
             raise FileNotFoundError(f"does not exist. Received: {name}={str(place)!r}")
-    given = pd.read_csv(csv, dtype={path: str, group: str, split: str})
+    given = pd.read_csv(csv, dtype=dict.fromkeys((path, label, group, split, "group_conservative"), str))
     for name, column in (("path", path), ("label", label)):
         if column not in given:
             raise ValueError(f"the list has no such column, only {list(given.columns)}. "
                              f"Received: {name}={column!r}")
     codes = {"0": 0, "1": 1, classes[0]: 0, classes[1]: 1}
-    labels = given[label].astype(str).map(codes)
+    labels = given[label].map(codes)
     if labels.isna().any():
-        raise ValueError(f"labels must be 0, 1 or one of {classes}. "
-                         f"Received: label={given[label][labels.isna()].iloc[0]!r}")
-    if given[path].duplicated().any():
-        raise ValueError("a path is listed twice. "
-                         f"Received: path={given[path][given[path].duplicated()].iloc[0]!r}")
+        wrong = given[label][labels.isna()].iloc[0]
+        raise ValueError(f"labels must be 0, 1 or one of {classes}. Received: {label}={wrong!r}")
+    paths = given[path].map(lambda name: Path(name).as_posix(), na_action="ignore")
+    wrong = paths[paths.isna() | paths.duplicated()]
+    if len(wrong):
+        raise ValueError(f"a path is missing or listed twice. Received: {path}={wrong.iloc[0]!r}")
     listing = pd.DataFrame({
-        "path": [Path(name).as_posix() for name in given[path]],
+        "path": paths,
         "label": labels.astype(int),
         "official_split": given[split].fillna("") if split in given else "",
     })
@@ -186,9 +193,9 @@ def from_table(csv: str | Path, image_root: str | Path, path: str = "path", labe
                          f"Received: {split}={listing['official_split'][wrong].iloc[0]!r}")
     listing["subtype"] = given["subtype"].fillna("") if "subtype" in given else ""
     listing["group"] = given[group].fillna("") if group in given else ""
-    listing["group_conservative"] = listing["group"]
-    own = given.drop(columns=[c for c in (path, label, group, split, "subtype") if c in given])
-    listing = pd.concat([listing, own.drop(columns=own.columns.intersection(listing.columns))], axis=1)
+    listing["group_conservative"] = given.get("group_conservative", listing["group"]).fillna(listing["group"])
+    own = [name for name in given if name not in (path, label, group, split, *COLUMNS)]
+    listing = listing.join(given[own])
     catalog, problems = _usable(root, listing)
     if catalog["label"].nunique() < 2:
         raise ValueError(f"expected readable images of both classes ({len(problems)} unreadable). "
@@ -204,10 +211,10 @@ def verify(data_dir: str | Path | None = None, classes: tuple[str, str] | None =
         classes: See :func:`scan`.
 
     Returns:
-        Table with ``path``, ``problem`` (empty file, not an image, truncated,
-        too small, too large, damaged header, unknown name, byte-identical,
-        byte-identical with other label), ``detail``, and ``kept``: False for
-        the files that :func:`scan` leaves out.
+        Table with ``path``, ``problem`` (unreadable, empty file, not an image,
+        truncated, truncated or damaged header, too small, too large, unknown
+        name, byte-identical, byte-identical with other label), ``detail``, and
+        ``kept``: False for the files that :func:`scan` leaves out.
     """
     root = find_data(data_dir)
     catalog, problems = _usable(root, _list_files(root, classes), quiet=True)
@@ -276,9 +283,7 @@ def _finish(catalog: pd.DataFrame) -> pd.DataFrame:
             catalog[key] = catalog[key].where(~unknown, "image:" + catalog["path"])
     for key in ("group", "group_conservative"):
         catalog[key] = merge_groups(catalog[key], catalog["sha256"])
-    first = ["path", "label", "subtype", "group", "group_conservative", "official_split",
-             "width", "height", "mode", "bytes", "sha256"]
-    return catalog[first + [column for column in catalog if column not in first]]
+    return catalog[[*COLUMNS, *(column for column in catalog if column not in COLUMNS)]]
 
 
 def merge_groups(groups: pd.Series, contents: pd.Series) -> pd.Series:

@@ -15,6 +15,7 @@ The pictures serve exercise and tests. They are no medical data.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,12 +31,14 @@ PHANTOM_VERSION = 1
 
 SUBTYPES = ("normal", "bacteria", "virus")
 FIELD = 22.5  # width and height of the film
+SIDES = (-1, 1)  # the sign of x: the patient's right, left
 
 # Linear attenuation at 50 keV in 1/cm: mass attenuation (NIST, X-Ray Mass
-# Attenuation Coefficients, table 4, tissues of ICRU-44) times density.
-SOFT = 0.2264 * 1.06
-LUNG = 0.2270 * 0.26  # inflated
-BONE = 0.4242 * 1.45  # a child's bone is less dense than the adult's 1.92 g/cm3
+# Attenuation Coefficients, table 4, ICRU-44 muscle and cortical bone) times
+# density in g/cm3.
+SOFT = 0.2262 * 1.05
+LUNG = 0.2262 * 0.26  # the same tissue, inflated
+BONE = 0.4242 * 1.45  # a child's bone is less dense than the adult's 1.92
 
 VISIBLE = 0.06  # what adds less than this to the line integral is no lesion
 
@@ -114,6 +117,7 @@ class Anatomy:
     body: tuple[Solid, ...]
     lungs: tuple[Solid, Solid]
     mediastinum: tuple[Solid, ...]
+    hila: tuple[Solid, Solid]
     domes: tuple[Solid, Solid]
     gas: tuple[Solid, ...]
     bones: tuple[Tube, ...]
@@ -124,7 +128,17 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Pose:
-    """How the patient lies on the film, and how deep the breath is."""
+    """How the patient lies on the film, and how deep the breath is.
+
+    Attributes:
+        rotation: In the plane of the film.
+        scale: Magnification.
+        shift: (x, y) on the film.
+        oblique: Turn about the long axis: what is in front moves to +x.
+        lordosis: Turn about the axis of the shoulders: what is in front moves down.
+        breath: How far the diaphragm is lowered.
+        lung: Linear attenuation of inflated lung in 1/cm.
+    """
 
     rotation: float = 0.0
     scale: float = 1.0
@@ -169,6 +183,11 @@ class Rays:
         half = turned.half_chord(self.x, self.y)
         return solid.centre[2] - half, solid.centre[2] + half
 
+    def path(self, solid: Solid) -> np.ndarray:
+        """Return the length of each ray inside the solid."""
+        low, high = self.interval(solid)
+        return high - low
+
     def through_tubes(self, tubes: Sequence[Tube]) -> np.ndarray:
         """Return the path length of each ray inside the union of the tubes.
 
@@ -177,61 +196,63 @@ class Rays:
         Tubes thinner than a pixel are widened with their cross-section kept,
         so that they fade with the pixel size instead of breaking up.
         """
-        size = len(self.x)
-        points = [self.turned(tube.points) for tube in tubes]
-        start = np.concatenate([p[:-1] for p in points])
-        step = np.concatenate([p[1:] for p in points]) - start
-        radius = np.concatenate([(t.radii[:-1] + t.radii[1:]) / 2 for t in tubes])
-        hollow = np.concatenate([np.full(len(t.radii) - 1, t.hollow) for t in tubes])
+        size, cos, sin = len(self.x), math.cos(self.pose.rotation), math.sin(self.pose.rotation)
+        start = self.turned(np.concatenate([tube.points[:-1] for tube in tubes]))
+        step = self.turned(np.concatenate([tube.points[1:] for tube in tubes])) - start
+        radius = np.concatenate([(tube.radii[:-1] + tube.radii[1:]) / 2 for tube in tubes])
+        hollow = np.repeat([tube.hollow for tube in tubes], [len(tube.radii) - 1 for tube in tubes])
         flat = np.hypot(step[:, 0], step[:, 1])
         # A curved tube never runs along the beam for long: hence the floor.
         sine = np.maximum(flat / np.linalg.norm(step, axis=1), 0.4)
         wide = np.maximum(radius, 0.7 * self.pixel)
-        gain = (2 * (radius / wide) ** 2 / sine)[:, None, None]
+        gain = 2 * (radius / wide) ** 2 / sine
 
-        # The film's axes in pixels: the inverse of what `through` does.
-        cos, sin = np.cos(self.pose.rotation), np.sin(self.pose.rotation)
+        # To pixels of the film, the inverse of what `through` does.
         turn = np.array([[cos, sin], [-sin, cos]]) / self.pixel
-        origin = np.array(self.pose.shift) * size / FIELD + size / 2 - 0.5
-        a, s = start[:, :2] @ turn + origin, step[:, :2] @ turn
-        corner = np.rint(a + s / 2).astype(int)
-        reach = int(np.ceil((flat / 2 + wide).max() / self.pixel)) + 1
-        patch = np.arange(-reach, reach + 1)
-        column = corner[:, 0, None, None] + patch[None, None, :]
-        row = corner[:, 1, None, None] + patch[None, :, None]
-
-        dx, dy = (column - a[:, 0, None, None]), (row - a[:, 1, None, None])
-        sx, sy = s[:, 0, None, None], s[:, 1, None, None]
-        along = np.clip((dx * sx + dy * sy) / np.maximum(sx**2 + sy**2, 1e-6), 0, 1)
-        distance2 = ((dx - along * sx) ** 2 + (dy - along * sy) ** 2) * self.pixel**2
-        r2, core2 = (wide**2)[:, None, None], ((hollow * wide) ** 2)[:, None, None]
-        chord = np.sqrt(np.maximum(r2 - distance2, 0)) - np.sqrt(np.maximum(core2 - distance2, 0))
+        start = start[:, :2] @ turn + np.array(self.pose.shift) * size / FIELD + size / 2 - 0.5
+        step = step[:, :2] @ turn
+        reach = math.ceil((flat / 2 + wide).max() / self.pixel) + 1
+        column, row = np.rint(start + step / 2).T.astype(np.float32)[:, :, None, None] + np.stack(
+            np.meshgrid(*[np.arange(-reach, reach + 1, dtype=np.float32)] * 2)
+        )[:, None]
+        ax, ay, sx, sy, gain, outer, core = (
+            value.astype(np.float32)[:, None, None]
+            for value in (*start.T, *step.T, gain, wide**2, (hollow * wide) ** 2)
+        )
+        dx, dy = column - ax, row - ay
+        along = ((dx * sx + dy * sy) / np.maximum(sx * sx + sy * sy, 1e-6)).clip(0, 1)
+        off = ((dx - along * sx) ** 2 + (dy - along * sy) ** 2) * self.pixel**2
+        chord = gain * (np.sqrt(np.maximum(outer - off, 0)) - np.sqrt(np.maximum(core - off, 0)))
         seen = (chord > 0) & (column >= 0) & (column < size) & (row >= 0) & (row < size)
-        path = np.zeros(size * size, np.float32)
-        np.maximum.at(path, (row * size + column)[seen], (gain * chord)[seen])
-        return path.reshape(size, size)
+        path = np.zeros((size, size), np.float32)
+        np.maximum.at(path, (row[seen].astype(int), column[seen].astype(int)), chord[seen])
+        return path
 
 
-def _curve(*knots: Sequence[float], radius: Sequence[float], steps: int = 12, hollow: float = 0.0) -> Tube:
-    """Return a tube through three or four knots (a Lagrange polynomial)."""
-    where, t = np.linspace(0, 1, len(knots)), np.linspace(0, 1, steps)
-    points = np.stack([np.polyval(np.polyfit(where, c, len(knots) - 1), t) for c in zip(*knots)], 1)
-    return Tube(points, np.interp(t, np.linspace(0, 1, len(radius)), radius), hollow)
+def _curve(*knots: Sequence[float], radii: Sequence[float], hollow: float = 0.0) -> Tube:
+    """Return a tube on the polynomial through three or four knots."""
+    t, degree = np.linspace(0, 1, 12), len(knots) - 1
+    fits = np.polyfit(np.linspace(0, 1, len(knots)), np.array(knots), degree).T
+    points = np.stack([np.polyval(fit, t) for fit in fits], axis=1)
+    return Tube(points, np.interp(t, np.linspace(0, 1, len(radii)), radii), hollow)
 
 
-def _vessel_tree(rng: np.random.Generator, lung: Solid, side: int, calibre: float) -> Iterator[Tube]:
-    """Yield the vessels of a lung: they leave the hilum, bend, fork, and thin out."""
+def _vessel_tree(
+    rng: np.random.Generator, lung: Solid, side: int, calibre: float
+) -> Iterator[Tube]:
+    """Yield the vessels of a lung: they leave the hilum, bend, fork and thin out."""
     hilum = (side * 2.2, -0.9 + 0.4 * side, 0.0)
-    todo = [(hilum, angle + rng.normal(0, 0.12), calibre * rng.uniform(0.25, 0.6), 0)
-            for angle in np.linspace(-1.4, 1.5, 11)]  # fmt: skip
-    while todo:
-        (x, y, z), angle, radius, order = todo.pop()
+    growing = [
+        (hilum, angle + rng.normal(0, 0.12), calibre * rng.uniform(0.25, 0.6), 0)
+        for angle in np.linspace(-1.4, 1.5, 11)
+    ]
+    while growing:
+        (x, y, z), angle, radius, order = growing.pop()
         points, radii = [(x, y, z)], [radius]
-        for _ in range(int(rng.integers(3, 7))):
+        for _ in range(rng.integers(3, 7)):
             angle += rng.normal(0, 0.16)
-            x, y = x + side * 0.55 * np.cos(angle), y + 0.55 * np.sin(angle)
-            z += rng.normal(0, 0.25)
-            radius *= 0.88
+            x, y = x + side * 0.55 * math.cos(angle), y + 0.55 * math.sin(angle)
+            z, radius = z + rng.normal(0, 0.25), radius * 0.88
             u, v = lung.local(x, y)
             if u * u + v * v > 0.9:
                 break
@@ -240,106 +261,129 @@ def _vessel_tree(rng: np.random.Generator, lung: Solid, side: int, calibre: floa
         if len(points) > 1:
             yield Tube(np.array(points), np.array(radii))
             if radius > 0.03 and order < 5:
-                for fork in (-1, 1):
-                    todo.append((points[-1], angle + fork * rng.uniform(0.2, 0.6), radius * 0.8, order + 1))
+                for fork in (-rng.uniform(0.2, 0.6), rng.uniform(0.2, 0.6)):
+                    growing.append((points[-1], angle + fork, radius * 0.8, order + 1))
 
 
+@functools.lru_cache(maxsize=8)  # the films of one patient follow one another
 def make_anatomy(patient_seed: int) -> Anatomy:
-    """Draw a patient. Sizes follow a three-year-old's chest, varied by some ten per cent."""
+    """Draw a patient: a three-year-old's chest, most sizes varied by some ten per cent.
+
+    The heart's width, the thymus, the hila and the calibre of the vessels vary
+    most: they are what a healthy chest can be mistaken by.
+    """
     rng = np.random.default_rng([patient_seed, 0])
 
     def about(value: float, share: float = 0.08) -> float:
-        return value * rng.uniform(1 - share, 1 + share)  # a Python float keeps the maps float32
+        return value * rng.uniform(1 - share, 1 + share)
 
-    width, depth = about(7.9, 0.06), about(6.4)
-    body = [
-        Solid((0, 6, 0), (width + about(1.7, 0.4), about(16.5, 0.05), depth), power=3.0),
-        Solid((0, -13, 0), (about(2.6), 8, about(3.2))),
-        *(Solid((side * about(8.4), -7.6, 0), (4.4, about(2.8), 3.2), tilt=side * 0.25) for side in (-1, 1)),
-    ]
+    width, depth = about(7.9, 0.06), about(6.4)  # of the rib cage, halved
+    trunk = Solid((0, 6, 0), (width + about(1.7, 0.4), about(16.5, 0.05), depth), power=3)
+    neck = Solid((0, -13, 0), (about(2.6), 8, about(3.2)))
     raised = rng.uniform(-0.35, 0.9)
-    body += [Solid((side * about(11.8, 0.05), -4.5, 0), (1.9, 6.5, 1.9), tilt=side * -raised) for side in (-1, 1)]
-    lungs = tuple(
-        Solid((side * width * 0.53, about(-0.6, 0.3), -0.2), (width * 0.47, about(8.3, 0.05), depth * 0.8),
-              tilt=side * -0.07, power=2.5, taper=0.22)
-        for side in (-1, 1)
-    )  # fmt: skip
+    limbs, lungs, hila = [], [], []
+    for side in SIDES:
+        limbs.append(Solid((side * about(8.4), -7.6, 0), (4.4, about(2.8), 3.2), side * 0.25))
+        limbs.append(Solid((side * about(11.8, 0.05), -4.5, 0), (1.9, 6.5, 1.9), side * -raised))
+        radii = (width * 0.47, about(8.3, 0.05), depth * 0.8)
+        centre = (side * width * 0.53, about(-0.6, 0.3), -0.2)
+        lungs.append(Solid(centre, radii, side * -0.07, power=2.5, taper=0.22))
+        radii = (about(0.9, 0.5), about(1.5, 0.3), about(1.0, 0.5))
+        hila.append(Solid((side * about(2.6), -0.4, 0), radii))
+
     heart, thymus = about(1.0, 0.17), rng.uniform(0.3, 1.0) ** 2
+    ventricles = (4.5 * heart, 3.7 * heart, depth * 0.68)
     mediastinum = (
-        Solid((about(1.1, 0.4), 2.5, 0.8), (4.5 * heart, 3.7 * heart, depth * 0.68), tilt=0.5),
-        Solid((-0.9, 1.4, 0.4), (2.5 * heart, 3.6, depth * 0.6), tilt=-0.1),
-        Solid((0.1, -1.0, 0.0), (about(1.9, 0.15), 10.0, depth * 0.8), power=2.5, taper=0.2),
-        Solid((about(1.0, 0.2), -2.9, -0.4), (about(1.2, 0.2), about(2.2), 2.6), tilt=-0.15),
-        *(Solid((side * about(2.6), -0.4, 0), (about(0.9, 0.5), about(1.5, 0.3), about(1.0, 0.5))) for side in (-1, 1)),
-        Solid((rng.uniform(-1.2, 1.2), -3.6, 2.6), (1.4 + 2.4 * thymus, 2.9, 0.5 + 1.2 * thymus), power=2.5),
+        Solid((about(1.1, 0.4), 2.5, 0.8), ventricles, tilt=0.5),
+        Solid((-0.9, 1.4, 0.4), (2.5 * heart, 3.6, depth * 0.6), tilt=-0.1),  # right atrium
+        Solid((0.1, -1, 0), (about(1.9, 0.15), 10, depth * 0.8), power=2.5, taper=0.2),
+        Solid((about(1.0, 0.2), -2.9, -0.4), (about(1.2, 0.2), about(2.2), 2.6), -0.15),  # aorta
+        Solid(
+            (rng.uniform(-1.2, 1.2), -3.6, 2.6),
+            (1.4 + 2.4 * thymus, 2.9, 0.5 + 1.2 * thymus),
+            power=2.5,
+        ),
     )
-    right_dome = rng.uniform(4.2, 5.2)
-    domes = (
-        Solid((-width * 0.55, right_dome + 6, 0), (width * 0.62, 6, depth), power=2.2),
-        Solid((width * 0.55, right_dome + 6 + rng.uniform(0.2, 0.9), 0), (width * 0.62, 6, depth), power=2.2),
+    top = rng.uniform(4.2, 5.2)
+    domes = tuple(
+        Solid((side * width * 0.55, top + lower + 6, 0), (width * 0.62, 6, depth), power=2.2)
+        for side, lower in zip(SIDES, (0, rng.uniform(0.2, 0.9)))
     )
-    gas = [Solid((about(4.2), right_dome + rng.uniform(2.0, 3.0), 0), (about(1.7, 0.4), about(0.9, 0.4), 1.6))]
-    gas += [Solid((rng.uniform(-6, 6), rng.uniform(9.5, 12), 0), tuple(rng.uniform(0.5, 1.2, 3).tolist()),
-                  tilt=rng.uniform(0, 3)) for _ in range(4)]  # fmt: skip
-    bend = rng.normal(0, 0.15)
+    stomach = (about(1.7, 0.4), about(0.9, 0.4), 1.6)
+    gas = [Solid((about(4.2), top + rng.uniform(2, 3), 0), stomach)]
+    for _ in range(4):
+        centre = (rng.uniform(-6, 6), rng.uniform(9.5, 12), 0)
+        gas.append(Solid(centre, tuple(rng.uniform(0.5, 1.2, 3).tolist()), rng.uniform(0, 3)))
+
+    bend, carina = rng.normal(0, 0.15), (0.2, -3.0, -1)
     airways = (
-        _curve((0, -13, 0), (0.15 + bend, -8, -0.5), (0.2, -2.9, -1), radius=(0.48, 0.42)),
-        _curve((0.2, -3.0, -1), (-1.0, -2.0, -1), (-2.0, -0.9, -1), radius=(0.36, 0.28)),
-        _curve((0.2, -3.0, -1), (1.4, -2.1, -1), (2.6, -1.4, -1), radius=(0.33, 0.25)),
+        _curve((0, -13, 0), (0.15 + bend, -8, -0.5), carina, radii=(0.48, 0.42)),
+        _curve(carina, (-1.0, -2.0, -1), (-2.0, -0.9, -1), radii=(0.36, 0.28)),
+        _curve(carina, (1.4, -2.1, -1), (2.6, -1.4, -1), radii=(0.33, 0.25)),
     )
+    vertebra = (about(1.0), about(0.62, 0.05), 0.9)
     calibre = about(1.0, 0.35)
     return Anatomy(
-        body=tuple(body),
-        lungs=lungs,
+        body=(trunk, neck, *limbs),
+        lungs=tuple(lungs),
         mediastinum=mediastinum,
+        hila=tuple(hila),
         domes=domes,
         gas=tuple(gas),
-        bones=tuple(_skeleton(rng, width, depth)),
-        vessels=tuple(v for side, lung in zip((-1, 1), lungs) for v in _vessel_tree(rng, lung, side, calibre)),
+        bones=tuple(bone for side in SIDES for bone in _bones(rng, side, width, depth)),
+        vessels=tuple(
+            vessel
+            for side, lung in zip(SIDES, lungs)
+            for vessel in _vessel_tree(rng, lung, side, calibre)
+        ),
         airways=airways,
-        spine=Solid((bend, about(0.0, 1), -3.6), (about(1.0), about(0.62, 0.05), 0.9), power=3.5),
+        spine=Solid((bend, rng.uniform(-0.7, 0.7), -3.6), vertebra, power=3.5),
     )
 
 
-def _skeleton(rng: np.random.Generator, width: float, depth: float) -> Iterator[Tube]:
-    """Yield ribs, clavicles, shoulder blades and upper arms."""
-    spacing, drop, first = rng.uniform(1.38, 1.52), rng.uniform(2.6, 4.2), rng.uniform(-8.8, -8.2)
-    thick = rng.uniform(0.30, 0.38)
-    for side in (-1, 1):
-        for rib in range(11):
-            # Around the chest from the spine; beyond the end it is cartilage.
-            angle = np.linspace(0.12, 2.35 - 0.06 * rib, 26)
-            reach = (width + 0.15) * min(1.0, 0.52 + 0.16 * rib - 0.011 * rib**2)
-            fall = drop * (0.75 + 0.05 * rib)
-            y = first + spacing * rib + fall * (1 - np.cos(angle)) / 2 - 0.5 * np.sin(angle) ** 2
-            points = np.stack([side * reach * np.sin(angle), y, -depth * 0.82 * np.cos(angle)], axis=1)
-            yield Tube(points, np.full(26, thick) * np.interp(angle, (0, 1.7, 2.4), (1, 0.9, 0.5)), hollow=0.68)
-        rise = rng.uniform(-0.6, 1.0)
-        yield _curve((side * 1.0, -6.6, 4), (side * 3.4, -7.3, 4), (side * 5.6, -7.5 - rise, 3),
-                     (side * 7.8, -8.0 - rise, 2), radius=(0.42, 0.3, 0.34), hollow=0.6)  # fmt: skip
-        out = rng.uniform(-0.5, 0.8)
-        yield _curve((side * (8.6 + out), -7.2, -3), (side * (7.6 + out), -4.0, -4), (side * (6.6 + out), -0.5, -4),
-                     radius=(0.4, 0.22), hollow=0.5)  # fmt: skip
-        yield _curve((side * (5.0 + out), -7.4, -4), (side * (7.0 + out), -8.2, -4), (side * (9.2 + out), -8.3, -2),
-                     radius=(0.15, 0.35), hollow=0.5)  # fmt: skip
-        yield _curve((side * 9.4, -7.6, 0), (side * 10.4, -5.2, 0), (side * 11.6, 0.5, 0),
-                     radius=(0.95, 0.6, 0.55), hollow=0.6)  # fmt: skip
+def _bones(rng: np.random.Generator, side: int, width: float, depth: float) -> Iterator[Tube]:
+    """Yield the ribs, clavicle, shoulder blade and upper arm of one side."""
+    spacing, drop = rng.uniform(1.38, 1.52), rng.uniform(2.6, 4.2)
+    first, thickness = rng.uniform(-8.8, -8.2), rng.uniform(0.30, 0.38)
+    for rib in range(11):
+        # Around the chest from the spine; beyond the end it is cartilage.
+        angle = np.linspace(0.12, 2.35 - 0.06 * rib, 26)
+        reach = (width + 0.15) * min(1.0, 0.52 + 0.16 * rib - 0.011 * rib**2)
+        x, z = side * reach * np.sin(angle), -0.82 * depth * np.cos(angle)
+        y = first + spacing * rib - 0.5 * np.sin(angle) ** 2
+        y += drop * (0.75 + 0.05 * rib) * (1 - np.cos(angle)) / 2
+        radii = thickness * np.interp(angle, (0, 1.7, 2.4), (1, 0.9, 0.5))
+        yield Tube(np.stack([x, y, z], axis=1), radii, hollow=0.68)
+    up, out = rng.uniform(-0.6, 1.0), rng.uniform(-0.5, 0.8)
+    clavicle = ((1.0, -6.6, 4), (3.4, -7.3, 4), (5.6, -7.5 - up, 3), (7.8, -8.0 - up, 2))
+    blade = ((8.6 + out, -7.2, -3), (7.6 + out, -4.0, -4), (6.6 + out, -0.5, -4))
+    blade_spine = ((5.0 + out, -7.4, -4), (7.0 + out, -8.2, -4), (9.2 + out, -8.3, -2))
+    humerus = ((9.4, -7.6, 0), (10.4, -5.2, 0), (11.6, 0.5, 0))
+    for knots, radii, hollow in (
+        (clavicle, (0.42, 0.3, 0.34), 0.6),
+        (blade, (0.4, 0.22), 0.5),
+        (blade_spine, (0.15, 0.35), 0.5),
+        (humerus, (0.95, 0.6, 0.55), 0.6),
+    ):
+        yield _curve(*((side * x, y, z) for x, y, z in knots), radii=radii, hollow=hollow)
 
 
 def make_pose(rng: np.random.Generator) -> Pose:
     """Draw a pose: what varies between two films of the same child."""
     return Pose(
         rotation=rng.normal(0, 0.05),
-        scale=rng.uniform(0.92, 1.12),
-        shift=(rng.normal(0, 0.45), rng.normal(0.2, 0.5)),
+        scale=rng.uniform(0.90, 1.14),
+        shift=(rng.normal(0, 0.6), rng.normal(0.2, 0.7)),
         oblique=rng.normal(0, 0.08),
         lordosis=rng.normal(0, 0.08),
         breath=rng.normal(0, 0.5),
-        lung=LUNG * rng.uniform(1.0, 1.9),
+        lung=LUNG * rng.uniform(1.0, 2.1),
     )
 
 
-def line_integrals(anatomy: Anatomy, rays: Rays, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def line_integrals(
+    anatomy: Anatomy, rays: Rays, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Integrate the attenuation of a healthy patient along every ray.
 
     Args:
@@ -351,15 +395,13 @@ def line_integrals(anatomy: Anatomy, rays: Rays, rng: np.random.Generator) -> tu
         The line integrals (dimensionless), shape (size, size), and the length
         of inflated lung on each ray in cm, shape (2, size, size): right, left.
     """
-    pose = rays.pose
-    domes = [replace(d, centre=(d.centre[0], d.centre[1] + pose.breath, d.centre[2])) for d in anatomy.domes]
     # A smooth union: shoulders grow out of the trunk instead of crossing it.
     half = [solid.half_chord(rays.x, rays.y) for solid in anatomy.body]
     body = 2 * np.sqrt(np.sqrt(sum(h**4 for h in half)))
 
     # Organs on one ray touch, so that their union is the hull of their intervals.
     enter, leave = np.full_like(rays.x, np.inf), np.full_like(rays.x, -np.inf)
-    for solid in (*anatomy.mediastinum, *domes):
+    for solid in (*anatomy.mediastinum, *(_lowered(d, rays.pose.breath) for d in anatomy.domes)):
         low, high = rays.interval(solid)
         enter = np.where(high > low, np.minimum(enter, low), enter)
         leave = np.where(high > low, np.maximum(leave, high), leave)
@@ -370,15 +412,19 @@ def line_integrals(anatomy: Anatomy, rays: Rays, rng: np.random.Generator) -> tu
         air.append(np.maximum(high - low - np.maximum(organs, 0), 0))
     air = np.stack(air)
 
-    vessels = rays.through_tubes(anatomy.vessels)
+    vessels = rays.through_tubes(anatomy.vessels) + sum(map(rays.path, anatomy.hila))
     air *= 1 - (vessels / np.maximum(air.sum(axis=0), 1e-3)).clip(0, 1)
-    bone = sum(rays.through_tubes([tube]) for tube in anatomy.bones) + _spine(anatomy.spine, rays)
-    airways = rays.through_tubes(anatomy.airways)
-    gas = sum(np.subtract(*rays.interval(solid)[::-1]) for solid in anatomy.gas)
     inflated = air.sum(axis=0)
-    markings = 1 + rng.uniform(0, 0.15) * _texture(rng, rays, 1.2)
-    path = SOFT * (body - inflated - airways - gas) + pose.lung * markings * inflated
+    bone = sum(rays.through_tubes([tube]) for tube in anatomy.bones) + _spine(anatomy.spine, rays)
+    gas = rays.through_tubes(anatomy.airways) + sum(map(rays.path, anatomy.gas))
+    markings = 1 + rng.uniform(0, 0.09) * _texture(rng, rays, 1.2)
+    path = SOFT * (body - inflated - gas) + rays.pose.lung * markings * inflated
     return np.maximum(path + (BONE - SOFT) * bone, 0), air
+
+
+def _lowered(solid: Solid, by: float) -> Solid:
+    x, y, z = solid.centre
+    return replace(solid, centre=(x, y + by, z))
 
 
 def _spine(vertebra: Solid, rays: Rays) -> np.ndarray:
@@ -438,22 +484,25 @@ def draw_lesion(
     if subtype == "bacteria":
         side = int(rng.random() < 0.4)  # the right lung is the more frequent
         u, v = anatomy.lungs[side].local(rays.x, rays.y)
-        height = rng.choice([-0.45, 0.0, 0.4]) + rng.uniform(-0.12, 0.12)
+        height = float(rng.choice([-0.45, 0.0, 0.4])) + rng.uniform(-0.12, 0.12)
         centre = rng.uniform(-0.35, 0.35)
-        r = np.hypot((u - centre) / rng.uniform(0.65, 0.95), (v - height) / rng.uniform(0.3, 0.45))
+        radii = rng.uniform(0.65, 0.95), rng.uniform(0.3, 0.45)
+        r = np.hypot((u - centre) / radii[0], (v - height) / radii[1])
         region = 1 - _smoothstep(0.6, 1.25, r + 0.16 * ragged)
         if rng.random() < 0.4:
-            region *= _smoothstep(-0.04, 0.04, np.sign(rng.normal()) * (v - height + 0.08 * u))
+            region *= _smoothstep(-0.04, 0.04, math.copysign(1, rng.normal()) * (v - height + 0.08 * u))
         share[side] = rng.uniform(0.5, 0.85) * region * (1 + 0.08 * fine)
     else:
-        strength = rng.uniform(0.36, 0.6)
+        strength = rng.uniform(0.32, 0.5)
         for side, lung in enumerate(anatomy.lungs):
             u, v = lung.local(rays.x, rays.y)
             region = np.zeros_like(u)
             for _ in range(rng.integers(3, 6)):
-                r = np.hypot((u - rng.uniform(-0.6, 0.6)) / 0.5, (v - rng.uniform(-0.55, 0.55)) / 0.28)
-                region = np.maximum(region, (1 - _smoothstep(0.2, 1.3, r + 0.2 * ragged)) * rng.uniform(0.6, 1))
-            share[side] = strength * region * (0.85 + 0.3 * fine)
+                centre, height = rng.uniform(-0.6, 0.6), rng.uniform(-0.55, 0.55)
+                r = np.hypot((u - centre) / 0.5, (v - height) / 0.28)
+                patch = 1 - _smoothstep(0.2, 1.3, r + 0.2 * ragged)
+                region = np.maximum(region, rng.uniform(0.6, 1) * patch)
+            share[side] = strength * region * (0.9 + 0.22 * fine)
     added = (SOFT - rays.pose.lung) * (share.clip(0, 0.95) * air).sum(axis=0)
     return np.where(added >= VISIBLE, added, 0)
 
@@ -474,8 +523,8 @@ def expose(path: np.ndarray, rays: Rays, rng: np.random.Generator) -> np.ndarray
     shutters.
 
     The quantum noise is Gaussian with the variance of a Poisson count, which
-    is the same thing at these counts (hundreds and more), and keeps the noise
-    of two exposures with one seed equal pixel by pixel.
+    is nearly the same at these counts (mostly hundreds and more), and gives
+    two exposures with one seed the same noise in every pixel.
 
     Args:
         path: Line integrals, shape (size, size), float, >= 0.
@@ -492,7 +541,7 @@ def expose(path: np.ndarray, rays: Rays, rng: np.random.Generator) -> np.ndarray
     signal = primary + rng.uniform(0.03, 0.10) * _blurred(primary, 3.0)
     signal = cv2.GaussianBlur(signal, (0, 0), rng.uniform(0.05, 0.09) / rays.pixel)
 
-    photons = np.exp(rng.uniform(9.0, 11.5)) * (rays.pixel / 0.1) ** 2
+    photons = np.exp(rng.uniform(8.2, 11.3)) * (rays.pixel / 0.1) ** 2
     counts = signal * photons
     counts = counts + np.sqrt(counts + 6.0**2) * rng.standard_normal(path.shape, dtype=np.float32)
     dense = -np.log(np.clip(counts / photons, 1e-4, 0.7))
@@ -513,7 +562,9 @@ def expose(path: np.ndarray, rays: Rays, rng: np.random.Generator) -> np.ndarray
     return np.rint(255 * grey).astype(np.uint8)
 
 
-def render_phantom(subtype: str, size: int = 224, patient_seed: int = 0, image_seed: int = 0) -> Phantom:
+def render_phantom(
+    subtype: str, size: int = 224, patient_seed: int = 0, image_seed: int = 0
+) -> Phantom:
     """Render one radiograph.
 
     The anatomy depends on ``patient_seed``; pose, exposure, noise and lesion
@@ -533,7 +584,7 @@ def render_phantom(subtype: str, size: int = 224, patient_seed: int = 0, image_s
         ValueError: An argument is outside its range.
     """
     if subtype not in SUBTYPES:
-        raise ValueError(f"subtype must be one of {', '.join(SUBTYPES)}. Received: subtype={subtype!r}")
+        raise ValueError(f"subtype must be one of {SUBTYPES}. Received: subtype={subtype!r}")
     _check("size", size, 32, 2048)
     _check("patient_seed", patient_seed, 0)
     _check("image_seed", image_seed, 0)
@@ -605,8 +656,8 @@ def _plan(images: int, seed: int) -> Iterator[tuple[str, str, int, int]]:
     numbers = rng.permutation(images) + 1  # so that a number tells nothing of the class
     patient, written = 0, dict.fromkeys(SUBTYPES, 0)
     for subtype, total in totals.items():
-        test = round(0.15 * total)
-        for split, left in (("train", total - vals[subtype] - test), ("val", vals[subtype]), ("test", test)):
+        val, test = vals[subtype], round(0.15 * total)
+        for split, left in (("train", total - val - test), ("val", val), ("test", test)):
             while left:
                 number, prefix = numbers[patient], rng.choice(["", "NORMAL2-"])
                 shots = min(left, int(rng.integers(1, 5)))

@@ -57,6 +57,10 @@ class PixelStore:
             catalog: Needs ``path`` and ``sha256``.
             root: Folder to which the paths are relative.
             settings: See :class:`ImageSettings`.
+
+        Raises:
+            OSError: A file has vanished or cannot be reached; that says nothing
+                about its content, so nothing is kept.
         """
         first = catalog.drop_duplicates("sha256").sort_values("sha256")
         contents, paths = list(first["sha256"]), [str(root / path) for path in first["path"]]
@@ -179,7 +183,7 @@ def _decode_chunk(target: Path, start: int, paths: list[str],
     for row, path in enumerate(paths, start):
         try:
             pixels[row] = preprocess(path, settings)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             failed[row] = str(error).split(". Received:")[0]
     pixels.flush()
     return len(paths), failed

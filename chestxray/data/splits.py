@@ -32,6 +32,7 @@ from chestxray.files import whole_file
 RULES = ("official", "image", "patient")
 _FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}
 _OFFICIAL_VALIDATION = 0.12
+_TEXT = ("path", "subtype", "group", "group_conservative", "official_split", "split")  # "007" stays "007"
 
 
 def make_split(catalog: pd.DataFrame, rule: str = "patient", seed: int = 0) -> pd.DataFrame:
@@ -108,8 +109,13 @@ def check_split(table: pd.DataFrame, rule: str) -> None:
     Raises:
         ValueError: A patient group lies on both sides (strict key between
             test and the rest for ``official``, conservative key otherwise;
-            not asked for ``image``), or a part lacks a class.
+            not asked for ``image``), a part has another name than train, val
+            and test, or lacks a class.
     """
+    unknown = ~table["split"].isin(SPLITS)
+    if unknown.any():
+        raise ValueError(f"a part must be one of {SPLITS}. "
+                         f"Received: split={table['split'][unknown].iloc[0]!r}")
     for part in SPLITS:
         labels = set(table.loc[table["split"] == part, "label"])
         if labels != {0, 1}:
@@ -171,20 +177,23 @@ def read_split(path: str | Path) -> tuple[pd.DataFrame, dict]:
     """Read a split file and check it.
 
     Returns:
-        The catalog with ``split``, and ``{"rule", "seed", "hash"}``.
+        The catalog with ``split``, and ``{"rule", "seed", "hash"}``. A file
+        that was edited after writing gives a warning and its new hash.
 
     Raises:
-        ValueError: The file is none of ours, was changed after writing, or
-            has patient groups on both sides.
+        ValueError: The file is none of ours, or :func:`check_split` refuses it.
     """
     with open(path, encoding="utf-8") as file:
         first = file.readline()
         try:
             header = json.loads(first.removeprefix("# "))
             rule, expected = header["rule"], header["hash"]
+            if rule not in RULES:
+                raise KeyError(rule)
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"not a split file. Received: path={str(path)!r}") from None
-        table = pd.read_csv(file, keep_default_na=False)
+        table = pd.read_csv(file, dtype=dict.fromkeys(_TEXT, str))
+    table = table.fillna(dict.fromkeys(_TEXT, ""))
     if split_hash(table) != expected:
         warnings.warn(f"split file was edited after writing: {path}", stacklevel=2)
         header["hash"] = split_hash(table)

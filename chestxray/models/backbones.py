@@ -102,9 +102,10 @@ def load_backbone_weights(model: keras.Model, weights: str | None, backbone: Bac
     try:
         pretrained = backbone.build(weights=source, include_top=False, input_shape=(None, None, 3))
     except Exception as error:
+        reason = " ".join(str(error).split())[:120]  # may be empty, or many lines
         raise FileNotFoundError(
             f"the weights of {backbone.name} could not be loaded ({type(error).__name__}: "
-            f"{str(error).splitlines()[0][:120]}). Either connect to the internet, so that Keras can "
+            f"{reason}). Either connect to the internet, so that Keras can "
             f"download them, or give a file or folder with {backbone.name.lower()}_notop.weights.h5 as "
             f"weights or in CHESTXRAY_WEIGHTS. Received: weights={weights!r}") from error
     layers = [layer for layer in model.layers if layer.weights]

@@ -25,13 +25,14 @@ def find_weights(weights: str | None, backbone: str) -> tuple[str | None, str]:
     if weights is None:
         return None, "random"
     place = os.environ.get("CHESTXRAY_WEIGHTS") if weights == "imagenet" else weights
-    pattern = f"{backbone.lower()}*notop*.h5"
     if place and Path(place).is_file():
         return str(place), Path(place).name
-    found = sorted(Path(place).glob(pattern)) if place and Path(place).is_dir() else []
+    # Keras itself writes inception_v3, but vgg16 and resnet50.
+    found = [path for path in (sorted(Path(place).glob("*notop*.h5")) if place else [])
+             if path.name.replace("_", "").lower().startswith(backbone.lower())]
     if found:
         return str(found[0]), found[0].name
     if weights == "imagenet":
         return "imagenet", "imagenet"
-    raise FileNotFoundError(f"no weights file here (in a folder it must be named {pattern}). "
+    raise FileNotFoundError(f"no weights file here (in a folder it must be named {backbone.lower()}*notop*.h5). "
                             f"Received: weights={weights!r}")

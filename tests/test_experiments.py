@@ -1,0 +1,157 @@
+"""The plan of a run, played on tiny notebooks made here."""
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from chestxray import experiments
+from chestxray.data.phantom import write_phantoms
+from chestxray.files import read_json
+
+PARAMETERS = ('data_dir: str = "phantoms"\nsplit: str = "patient"\noutput_dir: str = "x"\n'
+              'seed: int = 0\nlevel: int = 1  # how high')
+
+
+def write_notebook(folder, name, body, parameters=PARAMETERS):
+    cell = new_code_cell(parameters)
+    cell.metadata["tags"] = ["parameters"]
+    notebook = new_notebook(cells=[cell, new_code_cell(body)])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder, 60, 32, 0)
+    return str(folder / "chest_xray")
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """A plan of three notebooks; the second one fails unless level is 2."""
+    notebooks = tmp_path / "notebooks"
+    (notebooks / "recipes").mkdir(parents=True)
+    write = ('import chestxray as cx, pathlib\n'
+             'pathlib.Path(output_dir, "log.txt").open("a").write("{name} ")\n'
+             'cx.write_result(output_dir, {{"schema": "test", "name": "{name}", "level": level}})')
+    write_notebook(notebooks, "01_first", write.format(name="first"))
+    write_notebook(notebooks, "02_second", 'if level != 2:\n    raise OSError("level is too low")\n'
+                   + write.format(name="second"))
+    write_notebook(notebooks, "03_third", write.format(name="third"))
+    (notebooks / "recipes" / "high.yaml").write_text("level: 5\n")
+    monkeypatch.setattr(experiments, "NOTEBOOKS", notebooks)
+    monkeypatch.setattr(experiments, "PLANS", {
+        "demo": [("01_first", None), ("02_second", None), ("03_third", "high")]})
+    return tmp_path
+
+
+def log(house):
+    return (house / "out" / "log.txt").read_text().split()
+
+
+def test_a_failing_step_is_named_and_the_others_go_on(house, phantoms, capsys):
+    code = experiments.run_plan("demo", phantoms, output_dir=house / "out")
+    assert code == 1
+    assert log(house) == ["first", "third"]
+    assert "FAILED 02_second-patient, cell [3]: OSError: level is too low" in capsys.readouterr().out
+    assert read_json(house / "out" / "results" / "third.json")["level"] == 5
+
+
+def test_finished_steps_are_skipped_and_changed_ones_run_again(house, phantoms):
+    play = lambda **more: experiments.run_plan("demo", phantoms, output_dir=house / "out", **more)  # noqa: E731
+    assert play(overrides={"level": 2}) == 0
+    assert play(overrides={"level": 2}) == 0
+    assert log(house) == ["first", "second", "third"]
+    write_notebook(house / "notebooks", "01_first", 'import chestxray as cx, pathlib\n'
+                   'pathlib.Path(output_dir, "log.txt").open("a").write("changed ")\n'
+                   'cx.write_result(output_dir, {"name": "first"})')
+    assert play(overrides={"level": 2}) == 0
+    assert log(house) == ["first", "second", "third", "changed"]
+    assert play(overrides={"level": 2}, rules=["image"], only="03") == 0
+    assert log(house)[4:] == ["third"]
+    assert play(overrides={"level": 2}, only="02", force=True) == 0
+    assert log(house)[5:] == ["second"]
+
+
+def test_the_key_depends_on_all_that_the_result_depends_on(house, phantoms, monkeypatch):
+    def keys(seed=0, **overrides):
+        steps = experiments.make_plan("demo", phantoms, ["patient"], house / "out",
+                                      {"seed": seed, **overrides})
+        return [step.key() for step in steps]
+
+    first = keys()
+    assert first == keys()
+    assert all(a != b for a, b in zip(first, keys(seed=1)))
+    assert all(a != b for a, b in zip(first, keys(level=7)))
+    monkeypatch.setattr(experiments, "__version__", "99")
+    assert all(a != b for a, b in zip(first, keys()))
+
+
+def test_the_key_depends_on_the_weights_file_and_not_on_its_place(house, tmp_path):
+    write_notebook(house / "notebooks", "04", "", 'backbone: str = "VGG16"\nweights: str = ""')
+
+    def key(folder, content):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        path = tmp_path / folder / "vgg16_notop.weights.h5"
+        path.write_bytes(content)
+        return experiments.Step("04", house / "notebooks" / "04.ipynb",
+                                {"backbone": "VGG16", "weights": str(tmp_path / folder)}, "d").key()
+
+    assert key("a", b"1") != key("a", b"2")
+
+
+def test_an_unknown_parameter_stops_before_anything_runs(house, phantoms):
+    with pytest.raises(ValueError, match=r"\['data_dir', 'level'.*Received: parameter='levle'"):
+        experiments.run_plan("demo", phantoms, output_dir=house / "out", overrides={"levle": 3})
+    assert not (house / "out").exists()
+
+
+def test_a_recipe_with_an_unknown_parameter_stops_before_anything_runs(house, phantoms):
+    (house / "notebooks" / "recipes" / "high.yaml").write_text("hight: 5\n")
+    with pytest.raises(ValueError, match=r"\['hight'\]. Received: recipe='high'"):
+        experiments.run_plan("demo", phantoms, output_dir=house / "out")
+    assert not (house / "out").exists()
+
+
+def test_a_notebook_without_parameters_is_refused(house, phantoms):
+    notebook = new_notebook(cells=[new_code_cell("level = 3")])
+    nbformat.write(notebook, house / "notebooks" / "01_first.ipynb")
+    with pytest.raises(ValueError, match="no parameters cell"):
+        experiments.run_plan("demo", phantoms, output_dir=house / "out")
+
+
+def test_a_notebook_that_writes_no_result_has_failed(house, phantoms, capsys):
+    write_notebook(house / "notebooks", "01_first", "1 + 1")
+    assert experiments.run_plan("demo", phantoms, output_dir=house / "out", only="01") == 1
+    assert "ended without writing its result" in capsys.readouterr().out
+
+
+def test_dry_run_runs_nothing(house, phantoms, capsys):
+    assert experiments.run_plan("demo", phantoms, output_dir=house / "out", dry_run=True) == 0
+    assert capsys.readouterr().out.count("would run") == 3
+    assert not (house / "out").exists()
+
+
+def test_outside_a_checkout_it_says_where_the_notebooks_are(monkeypatch, tmp_path, phantoms):
+    monkeypatch.setattr(experiments, "NOTEBOOKS", tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="clone https://"):
+        experiments.run_plan("demo", phantoms)
+
+
+def test_every_recipe_fits_a_notebook_of_the_plan_it_names():
+    """Each recipe says in its first line what it is, and holds only parameters of its notebook."""
+    import papermill
+    import yaml
+    known = {name: set(papermill.inspect_notebook(str(experiments.NOTEBOOKS / f"{name}.ipynb")))
+             for name in ("02_custom_cnn", "03_transfer_learning")}
+    recipes = sorted((experiments.NOTEBOOKS / "recipes").glob("*.yaml"))
+    assert {recipe for plan in experiments.PLANS.values() for _, recipe in plan if recipe} <= {
+        path.stem for path in recipes}
+    for path in recipes:
+        text = path.read_text(encoding="utf-8")
+        given = yaml.safe_load(text)
+        notebook = "03_transfer_learning" if "backbone" in given else "02_custom_cnn"
+        assert text.startswith("# ") and given["name"] == path.stem
+        assert set(given) <= known[notebook], path.name
+        assert not [value for value in given.values() if isinstance(value, str) and value[:1].isdigit()]

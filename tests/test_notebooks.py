@@ -1,0 +1,55 @@
+"""The committed notebooks: executed, parameterised, small, and really checked by nbval."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from chestxray.experiments import NOTEBOOKS
+
+ALL = sorted(NOTEBOOKS.glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_notebook_is_executed_top_to_bottom_and_within_its_limits(path):
+    cells = nbformat.read(path, as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert cells[0].source.startswith("# ")
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert sum("NBVAL_CHECK_OUTPUT" in cell.source for cell in code) >= 3
+    assert path.stat().st_size < 1_000_000
+    text = json.dumps(outputs)
+    assert "/work/" not in text and "/home/" not in text and "/tmp/" not in text
+
+
+@pytest.mark.slow
+def test_a_planted_change_in_a_checked_cell_fails(tmp_path):
+    """Somebody edits the data without running the notebook again: nbval must notice."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    shutil.copy(NOTEBOOKS / "conftest.py", folder)
+    source = NOTEBOOKS / "06_compare.ipynb"
+    text = source.read_text(encoding="utf-8").replace('results: str = \\"results\\"',
+                                                      f'results: str = \\"{NOTEBOOKS.parent / "results"}\\"')
+    (folder / "as_committed.ipynb").write_text(text, encoding="utf-8")
+    notebook = nbformat.reads(text, as_version=4)
+    checked = next(cell for cell in notebook.cells
+                   if cell.cell_type == "code" and "NBVAL_CHECK_OUTPUT" in cell.source)
+    checked.outputs[0].text = checked.outputs[0].text.replace("data", "date")
+    nbformat.write(notebook, folder / "changed.ipynb")
+
+    def check(name):
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider",
+             "--rootdir", str(folder), "-c", "/dev/null", str(folder / name)],
+            capture_output=True, text=True, cwd=folder)
+
+    assert check("as_committed.ipynb").returncode == 0
+    failed = check("changed.ipynb")
+    assert failed.returncode == 1 and "1 failed" in failed.stdout

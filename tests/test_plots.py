@@ -1,0 +1,282 @@
+"""The figures are read back: bar heights, texts, positions, not only that they were drawn."""
+
+from __future__ import annotations
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.text import Text
+
+from chestxray import plots
+
+
+@pytest.fixture(autouse=True)
+def no_display(monkeypatch):
+    """No function shows its figure, changes the global style, or warns while it is drawn."""
+    monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("plt.show() was called"))
+    before = dict(matplotlib.rcParams)
+    yield
+    for number in plt.get_fignums():
+        plt.figure(number).canvas.draw()
+    plt.close("all")
+    assert dict(matplotlib.rcParams) == before
+
+
+def texts(figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def legend(axis) -> list[str]:
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def vertical(axis) -> list[float]:
+    """Where the vertical lines of a panel stand."""
+    lines = [np.asarray(line.get_xdata(), float) for line in axis.lines]
+    return [x[0] for x in lines if len(x) == 2 and x[0] == x[1]]
+
+
+def bars(axis) -> dict[str, list[tuple[float, float]]]:
+    """Legend name -> (bottom, height) of each of its bars."""
+    return {c.get_label(): [(b.get_y(), b.get_height()) for b in c] for c in axis.containers}
+
+
+@pytest.fixture
+def catalog():
+    rows = [("test", 0, "normal", 3), ("test", 1, "virus", 1), ("train", 0, "normal", 6),
+            ("train", 1, "bacteria", 10), ("train", 1, "virus", 8)]
+    return pd.concat([pd.DataFrame({"split": [split] * n, "label": label, "subtype": subtype})
+                      for split, label, subtype, n in rows], ignore_index=True)
+
+
+def test_class_balance_counts_by_hand(catalog):
+    figure = plots.class_balance(catalog)
+    axis, = figure.axes
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == [
+        "train\n24 images", "test\n4 images"]
+    assert bars(axis) == {"NORMAL": [(0, 6), (0, 3)], "PNEUMONIA, bacterial": [(0, 10), (0, 0)],
+                          "PNEUMONIA, viral": [(10, 8), (0, 1)]}
+    found = texts(figure)
+    for text in ("6\n25 %", "18\n75 %", "3\n75 %", "1\n25 %", "10", "8"):
+        assert text in found
+    assert axis.containers[0][0].get_facecolor() == matplotlib.colors.to_rgba("#0072B2")
+
+
+def test_class_balance_without_subtypes_uses_the_class_colour(catalog):
+    axis = plots.class_balance(catalog.assign(subtype="")).axes[0]
+    assert bars(axis) == {"NORMAL": [(0, 6), (0, 3)], "PNEUMONIA": [(0, 18), (0, 1)]}
+    assert axis.containers[1][0].get_facecolor() == matplotlib.colors.to_rgba("#D55E00")
+
+
+def test_image_sizes_draws_each_image_and_the_median_aspect():
+    table = pd.DataFrame({"width": [200, 300, 400, 600], "height": [200, 200, 200, 200],
+                          "label": [0, 0, 1, 1]})
+    scatter, histogram = plots.image_sizes(table).axes
+    points = np.concatenate([c.get_offsets() for c in scatter.collections])
+    assert sorted(points[:, 0]) == [200, 300, 400, 600] and set(points[:, 1]) == {200}
+    assert scatter.get_xscale() == scatter.get_yscale() == "log"
+    for steps, ratios in zip(histogram.collections, ([1, 1.5], [2, 3]), strict=True):
+        outline = steps.get_paths()[0].vertices  # two images a class, 50 % each, at their ratios
+        raised = outline[outline[:, 1] == 50, 0]
+        assert outline[:, 1].max() == 50 and abs(raised.min() - ratios[0]) < 0.1
+        assert abs(raised.max() - ratios[1]) < 0.1
+    assert legend(histogram) == ["NORMAL (n = 2, median 1.25)", "PNEUMONIA (n = 2, median 2.50)"]
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 1], [1, 1, 1]])
+def test_image_sizes_of_one_size(labels):
+    table = pd.DataFrame({"width": [64] * 3, "height": [48] * 3, "label": labels})
+    figure = plots.image_sizes(table)
+    assert figure.axes[0].get_title("left") == "Size, all 64 × 48"
+    low, high = figure.axes[0].get_xlim()
+    assert low < 64 < high and any(low < tick < high for tick in figure.axes[0].get_xticks())
+
+
+@pytest.mark.parametrize("channel", [(), (1,)])
+def test_sample_grid_shows_the_pixels(channel):
+    images = np.arange(5 * 6 * 4, dtype=np.uint8).reshape(5, 6, 4, *channel)
+    figure = plots.sample_grid(images, list("abcde"), columns=3, suptitle="Five")
+    assert len(figure.axes) == 5 and figure.get_suptitle() == "Five"
+    for axis, image, title in zip(figure.axes, images, "abcde", strict=True):
+        shown, = axis.images
+        np.testing.assert_array_equal(shown.get_array(), image.reshape(6, 4))
+        assert shown.get_clim() == (0, 255) and axis.get_title() == title and not axis.axison
+    assert [axis.get_subplotspec().rowspan.start for axis in figure.axes] == [0, 0, 0, 1, 1]
+
+
+def test_preprocessing_histogram_is_in_per_cent_of_the_pixels():
+    black, half = np.zeros((4, 4), np.uint8), np.zeros((4, 8, 1), np.float32)
+    half[:, :4] = 100
+    figure = plots.preprocessing_steps([black, half], ["black", "half"])
+    assert len(figure.axes) == 4
+    first, second = (axis.patches[0].get_data().values for axis in figure.axes[2:])
+    assert first[0] == 100 and second[0] == second[25] == 50  # bins of four grey values
+    assert figure.axes[2].get_ylim() == figure.axes[3].get_ylim() == (0, pytest.approx(55))
+
+
+def test_augmentation_preview_puts_the_original_first():
+    original = np.full((4, 4, 1), 9, np.uint8)
+    figure = plots.augmentation_preview(original, [np.full((4, 4, 1), 40.0 + n) for n in range(7)])
+    assert [axis.get_title() for axis in figure.axes] == ["original"] + [
+        f"view {n}" for n in range(1, 8)]
+    assert [axis.images[0].get_array()[0, 0] for axis in figure.axes] == [9, *range(40, 47)]
+
+
+def synthetic_figures(catalog, synthetic):
+    picture = np.full((4, 4), 7, np.uint8)
+    sized = catalog.assign(width=32, height=32)
+    return [plots.class_balance(catalog, synthetic), plots.image_sizes(sized, synthetic),
+            plots.sample_grid([picture], ["a"], synthetic=synthetic),
+            plots.preprocessing_steps([picture], ["a"], synthetic),
+            plots.augmentation_preview(picture, [picture], synthetic)]
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_synthetic_is_written_when_asked_only(catalog, synthetic):
+    for figure in synthetic_figures(catalog, synthetic):
+        assert ("synthetic" in " ".join(texts(figure))) is synthetic
+
+
+@pytest.fixture
+def history():
+    return pd.DataFrame({
+        "epoch": [1, 2, 3, 4], "phase": ["head", "head", "fine", "fine"],
+        "loss": [0.9, 0.7, 0.5, 0.3], "val_loss": [0.8, 0.6, 0.4, 0.5],
+        "accuracy": [0.5, 0.6, 0.7, 0.8], "val_accuracy": [0.5, 0.6, 0.9, 0.8],
+        "val_auroc": [0.6, 0.7, 0.8, 0.9], "learning_rate": 1e-3})
+
+
+def test_learning_curves_mark_phase_and_best_epoch(history):
+    figure = plots.learning_curves(history)
+    assert [axis.get_title("left") for axis in figure.axes] == ["Loss", "Accuracy", "AUROC"]
+    for axis, best in zip(figure.axes, (0.4, 0.9, 0.8), strict=True):
+        assert vertical(axis) == [2.5]
+        note, = axis.texts
+        assert note.get_text() == "fine" and note.get_position()[0] == 2.5
+        ring, = [line for line in axis.lines if line.get_label().startswith("lowest")]
+        assert list(ring.get_xdata()) == [3] and list(ring.get_ydata()) == [best]
+    train, validation = figure.axes[0].lines[:2]
+    assert list(train.get_ydata()) == [0.9, 0.7, 0.5, 0.3]
+    assert list(validation.get_ydata()) == [0.8, 0.6, 0.4, 0.5]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "train", "validation", "lowest validation loss (epoch 3)"]
+
+
+def test_learning_curves_of_one_epoch_and_of_losses_only(history):
+    one = plots.learning_curves(history.iloc[2:3])  # an index that does not start at 0
+    assert len(one.axes) == 3 and vertical(one.axes[0]) == []
+    assert "lowest validation loss (epoch 3)" in texts(one)
+    assert len(plots.learning_curves(history[["epoch", "loss", "val_loss"]]).axes) == 1
+
+
+def test_learning_curves_without_a_finite_loss_mark_nothing(history):
+    assert not any("lowest" in text for text in texts(
+        plots.learning_curves(history.assign(val_loss=np.nan))))
+
+
+def test_confusion_matrix_orientation_and_percentages():
+    figure = plots.confusion_matrices([{"tp": 1388, "fp": 1, "tn": 3, "fn": 12},
+                                       {"tp": 0, "fp": 0, "tn": 5, "fn": 0}], ["one", "empty row"])
+    first, second = figure.axes
+    cells = {text.get_position(): text.get_text() for text in first.texts}
+    assert cells == {(0.5, 0.5): "3\n75.0 %", (1.5, 0.5): "1\n25.0 %",  # (column, row)
+                     (0.5, 1.5): "12\n0.9 %", (1.5, 1.5): "1,388\n99.1 %"}
+    assert first.yaxis_inverted()  # row 0, NORMAL, is on top
+    assert [t.get_text() for t in first.get_xticklabels()] == ["NORMAL", "PNEUMONIA"]
+    assert [t.get_text() for t in first.get_yticklabels()] == ["NORMAL\nn = 4",
+                                                               "PNEUMONIA\nn = 1,400"]
+    assert (first.get_xlabel(), first.get_ylabel()) == ("decision", "reference standard")
+    np.testing.assert_allclose(first.collections[0].get_array().ravel(),
+                               [75, 25, 100 * 12 / 1400, 100 * 1388 / 1400])
+    assert [text.get_text() for text in second.texts] == ["5\n100.0 %", "0\n0.0 %",
+                                                          "0\n0.0 %", "0\n0.0 %"]
+
+
+def test_roc_pr_values_by_hand():
+    # 3 of the 4 (negative, positive) pairs are in order: AUROC 0.75. Ranked + - + -:
+    # average precision = (1/1 + 2/3) / 2 = 0.833. At 0.4: all but one negative are called.
+    curve = ([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
+    figure = plots.roc_pr({"a": curve, "b": ([0, 1, 1, 1], [0.1, 0.5, 0.6, 0.9])}, {"a": 0.4})
+    roc, pr = figure.axes
+    assert legend(roc) == ["chance, 0.500", "a, AUROC 0.750", "at threshold 0.400",
+                           "b, AUROC 1.000"]
+    assert legend(pr) == ["prevalence, 0.500", "prevalence, 0.750", "a, AP 0.833", "b, AP 1.000"]
+    point, = [line for line in roc.lines if line.get_marker() == "o"]
+    assert (point.get_xdata()[0], point.get_ydata()[0]) == (0.5, 0.5)  # 0.4 itself is called
+    point, = [line for line in pr.lines if line.get_marker() == "o"]
+    assert (point.get_xdata()[0], point.get_ydata()[0]) == (0.5, 0.5)
+    assert list(roc.lines[1].get_xdata()) == [0, 0, 0.5, 0.5, 1]
+    assert list(roc.lines[1].get_ydata()) == [0, 0.5, 0.5, 1, 1]
+
+
+def test_roc_pr_with_a_threshold_that_calls_nothing():
+    plots.roc_pr({"a": ([0, 1], [0.1, 0.2])}, {"a": 0.9}).canvas.draw()
+
+
+def test_score_distribution_bars_and_thresholds():
+    figure = plots.score_distribution([0, 0, 0, 0, 1, 1], [0.0, 0.01, 0.5, 0.99, 0.99, 1.0],
+                                      {"Youden": 0.5, "sensitivity": 0.2, "impossible": None})
+    pneumonia, normal = figure.axes
+    heights = [bar.get_height() for bar in normal.patches]
+    assert len(heights) == 25 and sum(heights) == pytest.approx(100)
+    assert (heights[0], heights[12], heights[24]) == (50, 25, 25)
+    assert [bar.get_height() for bar in pneumonia.patches][24] == pytest.approx(100)
+    assert vertical(pneumonia) == vertical(normal) == [0.5, 0.2]
+    assert [(t.get_text(), t.get_position()[0]) for t in pneumonia.texts] == [
+        (" Youden: 0.500", 0.5), (" sensitivity: 0.200", 0.2)]
+    assert pneumonia.get_ylabel().startswith("PNEUMONIA (n = 2)")
+    assert normal.get_ylabel().startswith("NORMAL (n = 4)")
+
+
+def test_comparison_points_intervals_and_order():
+    table = pd.DataFrame({"name": ["first", "second", "third"],
+                          "auroc": [0.9, 0.8, np.nan], "auroc_low": [0.85, np.nan, np.nan],
+                          "auroc_high": [0.95, np.nan, np.nan],
+                          "brier": [0.1, 0.2, 0.3], "brier_low": 0.05, "brier_high": 0.4})
+    figure = plots.comparison(table, ["auroc", "brier"])
+    auroc, brier = figure.axes
+    assert [t.get_text() for t in auroc.get_yticklabels()] == ["first", "second", "third"]
+    assert auroc.yaxis_inverted()
+    assert [t.get_text() for t in auroc.texts] == ["0.900", "0.800"]
+    np.testing.assert_allclose(auroc.collections[0].get_segments()[0], [[0.85, 0], [0.95, 0]])
+    np.testing.assert_array_equal(auroc.lines[0].get_xdata(), [0.9, 0.8, np.nan])
+    assert auroc.get_title("left") == "AUROC"
+    assert brier.get_title("left") == "Brier (lower is better)"
+
+
+SMALL, LABELS = np.full((4, 4), 7, np.uint8), [0, 1]
+WRONG = {
+    "thirteen": (lambda: plots.sample_grid([SMALL] * 13, ["a"] * 13), "images=13"),
+    "none": (lambda: plots.sample_grid([], []), "images=0"),
+    "titles": (lambda: plots.sample_grid([SMALL], []), "titles=0, images=1"),
+    "colour": (lambda: plots.sample_grid([np.zeros((4, 4, 3))], ["a"]), "images=(4, 4, 3)"),
+    "unit range": (lambda: plots.sample_grid([SMALL / 255], ["a"]), "images=(4, 4)"),
+    "views": (lambda: plots.augmentation_preview(SMALL, [SMALL] * 8), "views=8"),
+    "no columns": (lambda: plots.image_sizes(pd.DataFrame({"width": [1]})), "columns=['width']"),
+    "no rows": (lambda: plots.learning_curves(pd.DataFrame(columns=["epoch", "loss", "val_loss"])),
+                "rows=0, columns=['epoch', 'loss', 'val_loss']"),
+    "split": (lambda: plots.class_balance(pd.DataFrame(
+        {"split": ["dev"], "label": [0], "subtype": [""]})), "split=['dev']"),
+    "epochs": (lambda: plots.learning_curves(pd.DataFrame(
+        {"epoch": [1, 1], "loss": 1.0, "val_loss": 1.0})), "epoch=[1, 1]"),
+    "cells": (lambda: plots.confusion_matrices([{"tp": 1}], ["a"]), "confusions=[{'tp': 1}]"),
+    "one class": (lambda: plots.roc_pr({"a": ([1, 1], [0.1, 0.2])}), "probabilities=(2,)"),
+    "NaN": (lambda: plots.score_distribution(LABELS, [0.1, np.nan], {}), "probabilities=(2,)"),
+    "logits": (lambda: plots.score_distribution(LABELS, [-3.0, 3.0], {}), "probabilities=(2,)"),
+    "point": (lambda: plots.roc_pr({"a": (LABELS, [0.1, 0.2])}, {"b": 0.5}), "curves=['a']"),
+    "metric": (lambda: plots.comparison(pd.DataFrame({"name": ["a"]}), []), "metrics=[]"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_raises_and_leaves_no_figure(case):
+    call, received = WRONG[case]
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert "Received: " in str(caught.value) and str(caught.value).endswith(received)
+    assert plt.get_fignums() == []

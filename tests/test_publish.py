@@ -1,0 +1,65 @@
+"""What may leave a run, and what may not."""
+
+import pytest
+from test_results import result
+
+from chestxray.files import write_json
+from chestxray.publish import publish
+
+
+def make_run(folder, *results, model_bytes=10):
+    for one in results:
+        name = one["name"]
+        write_json(folder / "results" / f"{name}.json", one)
+        (folder / "results" / f"{name}.predictions.csv").write_text("path\n")
+        model = folder / "saved_models" / name
+        model.mkdir(parents=True)
+        (model / "model.keras").write_bytes(b"0" * model_bytes)
+    (folder / "images").mkdir()
+    for figure in ("roc_pr-a.png", "learning_curves-a.png", "samples-a.png", "class_means.png", "phantoms.png"):
+        (folder / "images" / figure).write_bytes(b"png")
+    notebooks = folder / "results" / "notebooks"
+    notebooks.mkdir()
+    (notebooks / "01.ipynb").write_text("{}")
+    (folder / "results" / "test_log.csv").write_text("time,name\n1,a\n")
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_only_what_is_allowed_is_copied(tmp_path):
+    make_run(tmp_path / "run", result("a"))
+    publish(tmp_path / "run", tmp_path / "repo")
+    assert files(tmp_path / "repo") == [
+        "images/learning_curves-a.png", "images/roc_pr-a.png", "results/a.json", "results/a.predictions.csv",
+        "results/test_log.csv", "saved_models/a/model.keras"]
+
+
+def test_of_phantoms_only_pictures_are_published(tmp_path):
+    make_run(tmp_path / "run", result("a", data="synthetic"))
+    publish(tmp_path / "run", tmp_path / "repo")
+    assert files(tmp_path / "repo") == ["images/phantoms.png"]
+
+
+def test_a_mixed_run_is_refused(tmp_path):
+    make_run(tmp_path / "run", result("a"), result("b", data="synthetic"))
+    with pytest.raises(ValueError, match="mixes"):
+        publish(tmp_path / "run", tmp_path / "repo")
+
+
+def test_large_models_are_left_out_and_named(tmp_path):
+    make_run(tmp_path / "run", result("a"), model_bytes=21_000_000)
+    said = publish(tmp_path / "run", tmp_path / "repo")
+    assert "left out saved_models/a: 21 MB" in said
+    assert not (tmp_path / "repo" / "saved_models").exists()
+
+
+def test_looks_at_test_accumulate_without_repetition(tmp_path):
+    make_run(tmp_path / "run", result("a"))
+    published = tmp_path / "repo" / "results" / "test_log.csv"
+    published.parent.mkdir(parents=True)
+    published.write_text("time,name\n0,older\n")
+    for _ in range(2):
+        publish(tmp_path / "run", tmp_path / "repo")
+    assert published.read_text() == "time,name\n0,older\n1,a\n"

@@ -1,0 +1,39 @@
+"""README.md: its commands, its example and its numbers."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_numbers_are_the_recorded_ones():
+    done = subprocess.run([sys.executable, ROOT / ".ci" / "readme_numbers.py", "--check"], cwd=ROOT)
+    assert done.returncode == 0, "run: python .ci/readme_numbers.py"
+
+
+def test_every_linked_file_exists():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if not link.startswith("http")]
+    assert len(links) > 5
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_library_example_runs_as_printed_in_twelve_lines(tmp_path):
+    from chestxray.data.phantom import write_phantoms
+    code = re.search(r"```python\n(.*?)```", TEXT, re.S).group(1)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+    write_phantoms(tmp_path / "made", 60, 64, 0)
+    for name, kind in (("healthy", "NORMAL"), ("sick", "PNEUMONIA")):
+        target = tmp_path / "my_xrays" / name
+        target.mkdir(parents=True)
+        for number, path in enumerate(sorted((tmp_path / "made" / "chest_xray").rglob(f"{kind}/*.jpeg"))):
+            shutil.copy(path, target / f"{number:03d}.jpeg")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                          env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "no patient group is known for 60 of 60 images" in done.stderr
+    assert (tmp_path / "my_model.keras").is_file()

@@ -1,0 +1,121 @@
+"""A model on record: what is written, in which order, and that it can be recomputed."""
+
+import csv
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from chestxray import results
+from chestxray.files import read_json, write_json
+
+
+def result(name, auroc=0.9, rule="patient", data="chest_xray", parts=("val", "test")):
+    entry = {"value": auroc, "low": auroc - 0.05, "high": auroc + 0.05}
+    metrics = {part: {"auroc": entry, "youden": {"accuracy": entry}} for part in parts}
+    return {"schema": results.RESULT_SCHEMA, "name": name, "data": data, "split_rule": rule,
+            "split_hash": "abc", "weights": "random", "parameter_count": 7, "metrics": metrics}
+
+
+def test_results_are_ordered_by_split_and_validation_and_others_are_ignored(tmp_path):
+    for one in (result("b", 0.8), result("a", 0.7), result("c", 0.6, rule="image")):
+        write_json(tmp_path / f"{one['name']}.json", one)
+    write_json(tmp_path / "other.json", {"schema": "chestxray.dataset/1", "name": "other"})
+    assert [one["name"] for one in results.read_results(tmp_path)] == ["c", "b", "a"]
+
+
+def test_no_result_is_an_error_that_names_the_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"Received: folder='.*nothing'"):
+        results.read_results(tmp_path / "nothing")
+
+
+def test_comparison_leaves_out_models_without_test_scores():
+    table = results.comparison_table([result("a"), result("b", parts=("val",))])
+    assert list(table["name"]) == ["a"]
+    assert table.loc[0, ["auroc", "auroc_low", "accuracy_high"]].tolist() == pytest.approx([0.9, 0.85, 0.95])
+
+
+def test_result_carries_the_key_of_the_step(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(results.STEP_KEY, "0123")
+    path = results.write_result(tmp_path, {"name": "x"})
+    assert read_json(path) == {"name": "x", "step_key": "0123"}
+    assert capsys.readouterr().out == "wrote results/x.json\n"
+
+
+def test_nan_is_refused_and_leaves_no_file(tmp_path):
+    with pytest.raises(ValueError):
+        results.write_result(tmp_path, {"name": "x", "value": float("nan")})
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """An untrained network on 60 phantoms, put on record."""
+    import chestxray as cx
+    from chestxray.data.phantom import write_phantoms
+    folder = tmp_path_factory.mktemp("recorded")
+    write_phantoms(folder, 60, 48, 1)
+    data = cx.load_data(folder / "chest_xray", "patient", 0, cx.ImageSettings(32))
+    cx.set_seed(3)
+    model = cx.build_student_cnn(32, precision="mixed_bfloat16")
+    model.get_layer("logit").set_weights([np.random.default_rng(0).normal(size=(64, 1)), np.zeros(1)])
+    found = results.record_model(model, data, "tiny", folder, parameters={"a": 1}, weights="random",
+                                 training={"epochs": {}})
+    return folder, data, found
+
+
+def test_record_holds_contract_six(recorded):
+    folder, data, found = recorded
+    stored = read_json(folder / "results" / "tiny-patient-s0.json")
+    assert stored == found | {"step_key": None}
+    assert stored["data"] == "synthetic" and stored["split_hash"] == data.split_hash
+    for key in ("schema", "record", "classes", "split_rule", "parameters", "weights", "training",
+                "thresholds", "metrics", "confusion", "versions"):
+        assert key in stored
+    counts = stored["confusion"]["test"]["youden"]
+    assert sum(counts.values()) == len(data.part("test"))
+
+
+def test_every_metric_can_be_recomputed_from_the_predictions(recorded):
+    folder, data, found = recorded
+    predictions = results.read_predictions(folder / "results", "tiny-patient-s0")
+    assert list(predictions.columns[:7]) == ["path", "group", "subtype", "label", "split", "logit", "probability"]
+    slope, intercept = found["calibration"]["slope"], found["calibration"]["intercept"]
+    assert predictions["probability"].to_numpy() == pytest.approx(
+        1 / (1 + np.exp(-(slope * predictions["logit"] + intercept))), abs=1e-12)
+    for part in ("val", "test"):
+        rows = predictions[predictions["split"] == part]
+        assert list(rows["path"]) == list(data.part(part)["path"])
+        assert roc_auc_score(rows["label"], rows["probability"]) == pytest.approx(
+            found["metrics"][part]["auroc"]["value"], abs=1e-12)
+        cut = found["thresholds"]["youden"]
+        called = rows["probability"] >= cut
+        assert int((called & (rows["label"] == 1)).sum()) == found["confusion"][part]["youden"]["tp"]
+
+
+def test_the_saved_model_is_float32_and_gives_the_recorded_logits(recorded):
+    from chestxray.deployment.bundle import load_classifier
+    folder, data, _ = recorded
+    classifier = load_classifier(folder / "saved_models" / "tiny-patient-s0")
+    assert {layer.compute_dtype for layer in classifier.model.layers} == {"float32"}
+    predictions = results.read_predictions(folder / "results", "tiny-patient-s0").query("split == 'test'")
+    assert classifier.logits(data.images("test")) == pytest.approx(predictions["logit"].to_numpy(), abs=1e-5)
+
+
+def test_each_look_at_test_is_logged(recorded):
+    folder, data, _ = recorded
+    results.log_test_look(folder, "again", data, {"b": 2, "a": "x"})
+    rows = list(csv.DictReader(open(folder / "results" / "test_log.csv", encoding="utf-8")))
+    assert [row["name"] for row in rows] == ["tiny-patient-s0", "again"]
+    assert rows[1]["configuration"] == "a=x;b=2" and rows[1]["images"] == str(len(data.part("test")))
+
+
+def test_validation_only_leaves_test_alone(recorded, tmp_path):
+    import chestxray as cx
+    _, data, _ = recorded
+    found = results.record_model(cx.build_student_cnn(32), data, "val_only", tmp_path, parameters={},
+                                 weights="random", training={}, score_test=False)
+    predictions = pd.read_csv(tmp_path / "results" / "val_only-patient-s0.predictions.csv")
+    assert set(found["metrics"]) == set(predictions["split"]) == {"val"}
+    assert not (tmp_path / "results" / "test_log.csv").exists()
