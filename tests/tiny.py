@@ -1,9 +1,9 @@
 """A data set of 60 drawn pictures and a small network: enough to train, save and predict in seconds."""
 
+import cv2
 import keras
 import numpy as np
 
-import cv2
 from chestxray import ImageSettings, XrayData, load_data
 
 SIZE = 32

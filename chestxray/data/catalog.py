@@ -255,8 +255,8 @@ def _list_files(root: Path, classes: tuple[str, str] | None) -> pd.DataFrame:
                 warnings.warn(f"folder ignored, it is neither class: {entry}", stacklevel=3)
                 continue
             rows += [(path.relative_to(root).as_posix(), label, split) for path in entry.rglob("*")
-                     if path.is_file() and not any(part.startswith(_DEBRIS)
-                                                   for part in path.relative_to(entry).parts)]
+                     if not path.is_dir() and not any(part.startswith(_DEBRIS)
+                                                      for part in path.relative_to(entry).parts)]
     return pd.DataFrame(rows, columns=["path", "label", "official_split"])
 
 

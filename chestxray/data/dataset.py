@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +86,8 @@ def data_name(root: Path) -> str:
 
 
 def load_data(data_dir: str | Path | None = None, split: str = "patient", seed: int = 0,
-              image: ImageSettings = ImageSettings(),
-              classes: tuple[str, str] | None = None) -> XrayData:
+              image: ImageSettings = ImageSettings(), classes: tuple[str, str] | None = None,
+              catalog: pd.DataFrame | None = None) -> XrayData:
     """Scan a folder, decode every image once, and split.
 
     Args:
@@ -97,18 +96,20 @@ def load_data(data_dir: str | Path | None = None, split: str = "patient", seed: 
         seed: Seed of the split, and of order and augmentation in training.
         image: How files become pixels.
         classes: Names of the (negative, positive) class folders.
+        catalog: The folder's catalog, for example from
+            :func:`chestxray.data.catalog.from_table`; by default the folder is scanned.
 
     Raises:
         FileNotFoundError: There is no such folder.
         ValueError: The folder or the split cannot be used.
     """
     root = find_data(data_dir)
-    catalog = scan(root, classes)
+    catalog = scan(root, classes) if catalog is None else catalog
     store = PixelStore.build(catalog, root, image)
     table = make_split(store.readable(catalog), split, seed)
     if split != "patient":
         shared = overlap(table).set_index("key")["test_images_affected"]
         print(f"split '{split}': {shared['group']} of {(table['split'] == 'test').sum()} test images share "
               f"a strict patient group with training or validation, {shared['group_conservative']} a "
-              "conservative one", file=sys.stdout)
+              "conservative one")
     return XrayData(table, store, split, seed, data_name(root), tuple(classes or CLASSES))

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chestxray.data import images
 from chestxray.data.images import (
     ImageSettings,
     apply_clahe,
@@ -86,7 +85,7 @@ def test_colour_becomes_luma_and_alpha_is_dropped(colour, grey, alpha):
     assert read_header(file) == (30, 20, mode)
     image = decode_image(file)
     assert image.shape == (20, 30) and image.dtype == np.uint8
-    assert set(np.unique(image)) == {grey}
+    assert np.unique(image).size == 1 and abs(int(image[0, 0]) - grey) <= 1  # libpng rounds down
 
 
 def test_colour_jpeg_becomes_luma():
@@ -131,9 +130,10 @@ def test_16_bits_are_scaled_by_the_bits_in_use(stored, expected):
     assert decode_image(file)[0, :len(expected)].tolist() == expected
 
 
-@pytest.mark.parametrize(("colour", "channels", "mode"), [(2, 3, "RGB;16"), (4, 2, "LA;16"), (6, 4, "RGBA;16")])
+@pytest.mark.parametrize(("colour", "channels", "mode"), [
+    (2, 3, "RGB;16"), (4, 2, "LA;16"), (6, 4, "RGBA;16")])
 def test_16_bits_in_several_channels(colour, channels, mode):
-    grey = np.resize(np.array([0, 2048, 4095], ">u2"), (16, 60, 1))
+    grey = np.resize([0, 2048, 4095], (16, 60, 1)).astype(">u2")
     pixels = np.repeat(grey, channels, axis=2)
     if channels % 2 == 0:
         pixels[..., -1] = 65535  # an opaque alpha channel must not count as bits in use
@@ -304,21 +304,14 @@ def test_clahe_does_not_depend_on_the_resolution_of_the_source(tmp_path):
     assert np.abs(before[0] - before[1]).max() > 10  # what the rule avoids
 
 
-def test_clahe_of_one_tile_by_hand():
-    # Eight equal tiles a side, each half 100 and half 110 (pixels 32 and 32 of 64): the clip limit
-    # is max(1, 2·64/256) = 1 a bin, the 62 cut off return to every fourth bin, so that the
-    # cumulative histogram at 100 and 110 is known up to these few: both are pushed apart.
+def test_clahe_by_hand():
+    # Each of the 8 × 8 tiles holds 32 pixels of 100 and 32 of 110. The clip limit is 2.0 · 64/256,
+    # at least 1, so that 62 counts are cut off and handed out again, one to every fourth bin
+    # (0, 4, … 244). Up to bin 100 lie 26 of them and 1 of its own, up to 110 it is 28 and 2.
     tile = np.repeat(np.array([100, 110], np.uint8), 32).reshape(8, 8)
-    result = apply_clahe(np.tile(tile, (8, 8)))
-    low, high = np.unique(result[tile_mask(100)]), np.unique(result[tile_mask(110)])
-    # Below 100: 62 returned counts at bins 0, 4, …, so 25 of them up to bin 96 and bin 100 itself.
-    assert low.tolist() == [round(255 * (26 + 1) / 64)]
-    assert high.tolist() == [round(255 * (28 + 2) / 64)]
-
-
-def tile_mask(value):
-    tile = np.repeat(np.array([100, 110], np.uint8), 32).reshape(8, 8)
-    return np.tile(tile, (8, 8)) == value
+    image = np.tile(tile, (8, 8))
+    expected = np.where(image == 100, round(255 * 27 / 64), round(255 * 30 / 64))
+    assert np.array_equal(apply_clahe(image), expected)
 
 
 def test_clahe_is_off_by_default(tmp_path):
@@ -367,7 +360,3 @@ def test_grey_values_pass_unchanged(values):
 def test_wrong_batches_are_refused(wrong, reason):
     with pytest.raises(ValueError, match=rf"{reason}.*Received: \w+=.+$"):
         as_batch(wrong)
-
-
-def test_everything_is_refused_at_the_stated_limit():
-    assert images.MAX_PIXELS == 64_000_000

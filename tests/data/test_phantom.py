@@ -11,16 +11,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from chestxray.data import phantom
+from chestxray.data.anatomy import Solid, Tube
 from chestxray.data.phantom import (
-    Pose,
-    Rays,
-    Solid,
-    Tube,
     lesion_mask_path,
     phantom_dataset,
     render_phantom,
     write_phantoms,
 )
+from chestxray.data.radiograph import Pose, Rays
 
 IMAGES, SIZE = 400, 96
 PNEUMONIA_NAME = re.compile(r"person(\d+)_(bacteria|virus)_\d+\.jpeg")

@@ -11,8 +11,17 @@ import tiny
 from chestxray.data.augmentation import Augmentation
 from chestxray.models import training
 from chestxray.models.builders import build_custom_cnn, build_student_cnn
-from chestxray.models.training import (TrainSettings, Training, class_weights, compile_model, fine_tune,
-                                       set_trainable_from, summarise, train, train_head)
+from chestxray.models.training import (
+    Training,
+    TrainSettings,
+    class_weights,
+    compile_model,
+    fine_tune,
+    set_trainable_from,
+    summarise,
+    train,
+    train_head,
+)
 
 STILL = TrainSettings(epochs=1, learning_rate=1e-30, class_weights=False)  # steps too small for float32
 

@@ -1,0 +1,223 @@
+"""The body of a phantom: organs as solids and tubes, one patient's at a time.
+
+Lengths are in centimetres, angles in radians. x points to the right of the
+film (the patient's left side, as always), y down, z from the back of the
+patient to the front. The origin is the middle of the chest of a child of
+about three years.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+SIDES = (-1, 1)  # the sign of x: the patient's right, left
+
+
+@dataclass(frozen=True)
+class Solid:
+    """A superellipsoid: an ellipsoid for ``power`` 2, boxier above.
+
+    Attributes:
+        centre: (x, y, z).
+        radii: Half-axes along x, y and z.
+        tilt: Rotation in the plane of the film, clockwise.
+        power: Exponent of the superellipsoid.
+        taper: Share by which the lower end is wider than the middle.
+    """
+
+    centre: tuple[float, float, float]
+    radii: tuple[float, float, float]
+    tilt: float = 0.0
+    power: float = 2.0
+    taper: float = 0.0
+
+    def local(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (x, y) in half-axes from the centre, along the solid's own axes."""
+        cos, sin = math.cos(self.tilt), math.sin(self.tilt)
+        dx, dy = x - self.centre[0], y - self.centre[1]
+        v = (cos * dy - sin * dx) / self.radii[1]
+        width = self.radii[0] * (1 + self.taper * np.clip(v, -1, 1))
+        return (cos * dx + sin * dy) / width, v
+
+    def half_chord(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Return half the length of the ray inside the solid; 0 beside it."""
+        u, v = self.local(x, y)
+        if self.power == 2:
+            return self.radii[2] * np.sqrt(np.maximum(1 - u * u - v * v, 0))
+        rest = np.maximum(1 - np.abs(u) ** self.power - np.abs(v) ** self.power, 0)
+        return self.radii[2] * rest ** (1 / self.power)
+
+
+@dataclass(frozen=True)
+class Tube:
+    """A curve with a round cross-section.
+
+    Attributes:
+        points: Shape (n, 3).
+        radii: Shape (n,).
+        hollow: Share of the radius that is marrow, which counts as soft tissue.
+    """
+
+    points: np.ndarray
+    radii: np.ndarray
+    hollow: float = 0.0
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The organs of one patient who stands straight."""
+
+    body: tuple[Solid, ...]
+    lungs: tuple[Solid, Solid]
+    mediastinum: tuple[Solid, ...]
+    hila: tuple[Solid, Solid]
+    domes: tuple[Solid, Solid]
+    gas: tuple[Solid, ...]
+    bones: tuple[Tube, ...]
+    vessels: tuple[Tube, ...]
+    airways: tuple[Tube, ...]
+    spine: Solid
+
+
+def _curve(*knots: Sequence[float], radii: Sequence[float], hollow: float = 0.0) -> Tube:
+    """Return a tube on the polynomial through three or four knots."""
+    t, degree = np.linspace(0, 1, 12), len(knots) - 1
+    fits = np.polyfit(np.linspace(0, 1, len(knots)), np.array(knots), degree).T
+    points = np.stack([np.polyval(fit, t) for fit in fits], axis=1)
+    return Tube(points, np.interp(t, np.linspace(0, 1, len(radii)), radii), hollow)
+
+
+def _vessel_tree(
+    rng: np.random.Generator, lung: Solid, side: int, calibre: float
+) -> Iterator[Tube]:
+    """Yield the vessels of a lung: they leave the hilum, bend, fork and thin out."""
+    hilum = (side * 2.2, -0.9 + 0.4 * side, 0.0)
+    growing = [
+        (hilum, angle + rng.normal(0, 0.12), calibre * rng.uniform(0.25, 0.6), 0)
+        for angle in np.linspace(-1.4, 1.5, 11)
+    ]
+    while growing:
+        (x, y, z), angle, radius, order = growing.pop()
+        points, radii = [(x, y, z)], [radius]
+        for _ in range(rng.integers(3, 7)):
+            angle += rng.normal(0, 0.16)
+            x, y = x + side * 0.55 * math.cos(angle), y + 0.55 * math.sin(angle)
+            z, radius = z + rng.normal(0, 0.25), radius * 0.88
+            u, v = lung.local(x, y)
+            if u * u + v * v > 0.9:
+                break
+            points.append((x, y, z))
+            radii.append(radius)
+        if len(points) > 1:
+            yield Tube(np.array(points), np.array(radii))
+            if radius > 0.03 and order < 5:
+                for fork in (-rng.uniform(0.2, 0.6), rng.uniform(0.2, 0.6)):
+                    growing.append((points[-1], angle + fork, radius * 0.8, order + 1))
+
+
+@functools.lru_cache(maxsize=8)  # the films of one patient follow one another
+def make_anatomy(patient_seed: int) -> Anatomy:
+    """Draw a patient: a three-year-old's chest, most sizes varied by some ten per cent.
+
+    The heart's width, the thymus, the hila and the calibre of the vessels vary
+    most: they are what a healthy chest can be mistaken by.
+    """
+    rng = np.random.default_rng([patient_seed, 0])
+
+    def about(value: float, share: float = 0.08) -> float:
+        return value * rng.uniform(1 - share, 1 + share)
+
+    width, depth = about(7.9, 0.06), about(6.4)  # of the rib cage, halved
+    trunk = Solid((0, 6, 0), (width + about(1.7, 0.4), about(16.5, 0.05), depth), power=3)
+    neck = Solid((0, -13, 0), (about(2.6), 8, about(3.2)))
+    raised = rng.uniform(-0.35, 0.9)
+    limbs, lungs, hila = [], [], []
+    for side in SIDES:
+        limbs.append(Solid((side * about(8.4), -7.6, 0), (4.4, about(2.8), 3.2), side * 0.25))
+        limbs.append(Solid((side * about(11.8, 0.05), -4.5, 0), (1.9, 6.5, 1.9), side * -raised))
+        radii = (width * 0.47, about(8.3, 0.05), depth * 0.8)
+        centre = (side * width * 0.53, about(-0.6, 0.3), -0.2)
+        lungs.append(Solid(centre, radii, side * -0.07, power=2.5, taper=0.22))
+        radii = (about(0.9, 0.5), about(1.5, 0.3), about(1.0, 0.5))
+        hila.append(Solid((side * about(2.6), -0.4, 0), radii))
+
+    heart, thymus = about(1.0, 0.17), rng.uniform(0.3, 1.0) ** 2
+    ventricles = (4.5 * heart, 3.7 * heart, depth * 0.68)
+    mediastinum = (
+        Solid((about(1.1, 0.4), 2.5, 0.8), ventricles, tilt=0.5),
+        Solid((-0.9, 1.4, 0.4), (2.5 * heart, 3.6, depth * 0.6), tilt=-0.1),  # right atrium
+        Solid((0.1, -1, 0), (about(1.9, 0.15), 10, depth * 0.8), power=2.5, taper=0.2),
+        Solid((about(1.0, 0.2), -2.9, -0.4), (about(1.2, 0.2), about(2.2), 2.6), -0.15),  # aorta
+        Solid(
+            (rng.uniform(-1.2, 1.2), -3.6, 2.6),
+            (1.4 + 2.4 * thymus, 2.9, 0.5 + 1.2 * thymus),
+            power=2.5,
+        ),
+    )
+    top = rng.uniform(4.2, 5.2)
+    domes = tuple(
+        Solid((side * width * 0.55, top + lower + 6, 0), (width * 0.62, 6, depth), power=2.2)
+        for side, lower in zip(SIDES, (0, rng.uniform(0.2, 0.9)))
+    )
+    stomach = (about(1.7, 0.4), about(0.9, 0.4), 1.6)
+    gas = [Solid((about(4.2), top + rng.uniform(2, 3), 0), stomach)]
+    for _ in range(4):
+        centre = (rng.uniform(-6, 6), rng.uniform(9.5, 12), 0)
+        gas.append(Solid(centre, tuple(rng.uniform(0.5, 1.2, 3).tolist()), rng.uniform(0, 3)))
+
+    bend, carina = rng.normal(0, 0.15), (0.2, -3.0, -1)
+    airways = (
+        _curve((0, -13, 0), (0.15 + bend, -8, -0.5), carina, radii=(0.48, 0.42)),
+        _curve(carina, (-1.0, -2.0, -1), (-2.0, -0.9, -1), radii=(0.36, 0.28)),
+        _curve(carina, (1.4, -2.1, -1), (2.6, -1.4, -1), radii=(0.33, 0.25)),
+    )
+    vertebra = (about(1.0), about(0.62, 0.05), 0.9)
+    calibre = about(1.0, 0.35)
+    return Anatomy(
+        body=(trunk, neck, *limbs),
+        lungs=tuple(lungs),
+        mediastinum=mediastinum,
+        hila=tuple(hila),
+        domes=domes,
+        gas=tuple(gas),
+        bones=tuple(bone for side in SIDES for bone in _bones(rng, side, width, depth)),
+        vessels=tuple(
+            vessel
+            for side, lung in zip(SIDES, lungs)
+            for vessel in _vessel_tree(rng, lung, side, calibre)
+        ),
+        airways=airways,
+        spine=Solid((bend, rng.uniform(-0.7, 0.7), -3.6), vertebra, power=3.5),
+    )
+
+
+def _bones(rng: np.random.Generator, side: int, width: float, depth: float) -> Iterator[Tube]:
+    """Yield the ribs, clavicle, shoulder blade and upper arm of one side."""
+    spacing, drop = rng.uniform(1.38, 1.52), rng.uniform(2.6, 4.2)
+    first, thickness = rng.uniform(-8.8, -8.2), rng.uniform(0.30, 0.38)
+    for rib in range(11):
+        # Around the chest from the spine; beyond the end it is cartilage.
+        angle = np.linspace(0.12, 2.35 - 0.06 * rib, 26)
+        reach = (width + 0.15) * min(1.0, 0.52 + 0.16 * rib - 0.011 * rib**2)
+        x, z = side * reach * np.sin(angle), -0.82 * depth * np.cos(angle)
+        y = first + spacing * rib - 0.5 * np.sin(angle) ** 2
+        y += drop * (0.75 + 0.05 * rib) * (1 - np.cos(angle)) / 2
+        radii = thickness * np.interp(angle, (0, 1.7, 2.4), (1, 0.9, 0.5))
+        yield Tube(np.stack([x, y, z], axis=1), radii, hollow=0.68)
+    up, out = rng.uniform(-0.6, 1.0), rng.uniform(-0.5, 0.8)
+    clavicle = ((1.0, -6.6, 4), (3.4, -7.3, 4), (5.6, -7.5 - up, 3), (7.8, -8.0 - up, 2))
+    blade = ((8.6 + out, -7.2, -3), (7.6 + out, -4.0, -4), (6.6 + out, -0.5, -4))
+    blade_spine = ((5.0 + out, -7.4, -4), (7.0 + out, -8.2, -4), (9.2 + out, -8.3, -2))
+    humerus = ((9.4, -7.6, 0), (10.4, -5.2, 0), (11.6, 0.5, 0))
+    for knots, radii, hollow in (
+        (clavicle, (0.42, 0.3, 0.34), 0.6),
+        (blade, (0.4, 0.22), 0.5),
+        (blade_spine, (0.15, 0.35), 0.5),
+        (humerus, (0.95, 0.6, 0.55), 0.6),
+    ):
+        yield _curve(*((side * x, y, z) for x, y, z in knots), radii=radii, hollow=hollow)

@@ -1,0 +1,286 @@
+"""The three rules on the real names, and leaks planted in small tables."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from chestxray.data.splits import (
+    RULES,
+    check_split,
+    make_split,
+    overlap,
+    read_split,
+    split_hash,
+    write_split,
+)
+
+
+@pytest.fixture(params=[0, 1, 2024])
+def seed(request):
+    return request.param
+
+
+@pytest.fixture
+def small():
+    """Two patients a class and part, two films each; one patient has both subtypes."""
+    rows = []
+    for part in ("train", "val", "test"):
+        for label, patient, film in [(0, 1, 1), (0, 1, 2), (0, 2, 1), (0, 2, 2),
+                                     (1, 3, 1), (1, 3, 2), (1, 4, 1), (1, 4, 2)]:
+            subtype = ("normal", ["bacteria", "virus"][film - 1])[label]
+            rows.append((f"{part}/{patient}-{film}.png", label, subtype, f"{part}{patient}{subtype}",
+                         f"{part}{patient}", part, part))
+    return pd.DataFrame(rows, columns=["path", "label", "subtype", "group", "group_conservative",
+                                       "official_split", "split"])
+
+
+def counts(table):
+    return {part: tuple((rows["label"] == label).sum() for label in (0, 1))
+            for part, rows in table.groupby("split")}
+
+
+def sides(table, key):
+    """Number of groups with images in more than one part."""
+    return int((table.groupby(key)["split"].nunique() > 1).sum())
+
+
+# By image
+
+
+def test_image_split_has_the_counts_of_the_published_ones(kaggle_names, seed):
+    table = make_split(kaggle_names, "image", seed)
+    assert counts(table) == {"train": (1108, 2991), "val": (237, 641), "test": (238, 641)}
+
+
+def test_image_split_puts_patients_on_both_sides(kaggle_names):
+    table = make_split(kaggle_names, "image", 0)
+    test = table[table["split"] == "test"]
+    shared = test["group"].isin(table.loc[table["split"] == "train", "group"])
+    assert 0.3 < shared.mean() < 0.5
+    assert overlap(table).set_index("key").loc["group", "test_images_affected"] >= shared.sum()
+
+
+# By patient
+
+
+def test_patient_split_keeps_patients_together(kaggle_names, seed):
+    table = make_split(kaggle_names, "patient", seed)
+    assert sides(table, "group_conservative") == sides(table, "group") == 0
+    assert sides(table, "sha256") == 0
+    assert overlap(table)[["groups_crossing", "test_images_affected"]].eq(0).all(axis=None)
+
+
+def test_patient_split_is_stratified(kaggle_names, seed):
+    table = make_split(kaggle_names, "patient", seed)
+    for subtype, rows in table.groupby("subtype"):
+        shares = rows["split"].value_counts(normalize=True)
+        for part, share in {"train": 0.70, "val": 0.15, "test": 0.15}.items():
+            assert abs(shares[part] - share) < 0.01, (subtype, part)
+
+
+def test_small_groups_are_not_all_in_one_part(kaggle_names):
+    # Large groups are dealt out first; single images must not be what is left for one part.
+    table = make_split(kaggle_names, "patient", 0)
+    single = table.groupby("group_conservative")["path"].transform("size") == 1
+    shares = table[single]["split"].value_counts(normalize=True)
+    assert shares[["train", "val", "test"]].tolist() == pytest.approx([0.7, 0.15, 0.15], abs=0.05)
+
+
+# Official
+
+
+def test_official_split_keeps_the_published_test(kaggle_names, seed):
+    table = make_split(kaggle_names, "official", seed)
+    assert ((table["split"] == "test") == (table["official_split"] == "test")).all()
+    assert counts(table)["test"] == (234, 390)
+    rest = table[table["split"] != "test"]
+    assert (rest["split"] == "val").mean() == pytest.approx(0.12, abs=0.001)
+    for _, rows in rest.groupby("subtype"):
+        assert (rows["split"] == "val").mean() == pytest.approx(0.12, abs=0.005)
+    assert sides(rest, "group_conservative") == 0
+    assert sides(table, "group") == 0
+
+
+def test_the_published_val_folder_is_not_the_validation_set(kaggle_names, seed):
+    table = make_split(kaggle_names, "official", seed)
+    folder = set(table.loc[table["official_split"] == "val", "path"])
+    assert len(folder) == 16 and (table["split"] == "val").sum() > 600
+    assert not folder <= set(table.loc[table["split"] == "val", "path"])
+
+
+def test_overlap_of_the_official_split(kaggle_names):
+    table = overlap(make_split(kaggle_names, "official", 0)).set_index("key")
+    assert table.loc["group"].tolist() == [4096, 0, 0, 0.0]
+    assert table.loc["group_conservative"].tolist() == [3117, 170, 320, 320 / 624]
+    # The 16 images of the val folder add nothing to it.
+    test = kaggle_names[kaggle_names["official_split"] == "test"]
+    train = kaggle_names[kaggle_names["official_split"] == "train"]
+    assert test["group_conservative"].isin(train["group_conservative"]).sum() == 320
+
+
+def test_official_needs_a_test_folder(small):
+    with pytest.raises(ValueError, match="no published test set.*Received: rule='official'$"):
+        make_split(small.assign(official_split=""), "official")
+
+
+# What all rules share
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_seed_decides(kaggle_names, rule):
+    first = make_split(kaggle_names, rule, 5)
+    pd.testing.assert_frame_equal(make_split(kaggle_names, rule, 5), first)
+    other = make_split(kaggle_names, rule, 6)["split"]
+    free = first["official_split"] != "test" if rule == "official" else slice(None)
+    assert (other[free] != first["split"][free]).mean() > 0.1
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_catalog_is_not_changed(kaggle_names, rule):
+    before = kaggle_names.copy()
+    table = make_split(kaggle_names, rule)
+    pd.testing.assert_frame_equal(kaggle_names, before)
+    pd.testing.assert_frame_equal(table.drop(columns="split"), before)
+
+
+def test_unknown_rule(small):
+    with pytest.raises(ValueError, match="one of .*Received: rule='random'$"):
+        make_split(small, "random")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_too_few_images_of_a_class(small, rule):
+    few = small[(small["label"] == 0) | (small["path"] == "test/3-1.png")]
+    with pytest.raises(ValueError, match=f"must hold images of both classes.*Received: rule='{rule}'$"):
+        make_split(few, rule)
+
+
+# Planted leaks
+
+
+def leak(table, path, key):
+    """Give the image of another part the group of the first training image."""
+    table = table.copy()
+    table.loc[table["path"] == path, key] = table.loc[table["split"] == "train", key].iloc[0]
+    return table
+
+
+@pytest.mark.parametrize(("rule", "path", "key", "refused"), [
+    ("patient", "val/1-1.png", "group_conservative", True),
+    ("patient", "test/1-1.png", "group_conservative", True),
+    ("official", "val/1-1.png", "group_conservative", True),
+    ("official", "test/1-1.png", "group", True),
+    ("official", "test/1-1.png", "group_conservative", False),  # cannot be cut anew: only reported
+    ("image", "val/1-1.png", "group_conservative", False),
+    ("image", "test/1-1.png", "group", False),
+])
+def test_leaks_are_refused(small, rule, path, key, refused, tmp_path):
+    check_split(small, rule)
+    leaking = leak(small, path, key)
+    write_split(leaking, tmp_path / "split.csv", rule, 0)
+    if not refused:
+        check_split(leaking, rule)
+        assert read_split(tmp_path / "split.csv")[1]["rule"] == rule
+        return
+    for function in (lambda: check_split(leaking, rule), lambda: read_split(tmp_path / "split.csv")):
+        with pytest.raises(ValueError, match=f"1 patient groups .*example train1.*Received: rule='{rule}'$"):
+            function()
+
+
+def test_a_published_test_that_leaks_is_refused_when_made(small):
+    make_split(small, "official")
+    with pytest.raises(ValueError, match="1 patient groups .*Received: rule='official'$"):
+        make_split(leak(small, "test/2-1.png", "group"), "official")
+
+
+def test_overlap_by_hand(small):
+    # One of the two films of test/1 gets the group of train/1: one group crosses, one image of 8 is in it.
+    table = overlap(leak(small, "test/1-1.png", "group_conservative")).set_index("key")
+    assert table.loc["group"].tolist() == [18, 0, 0, 0.0]
+    assert table.loc["group_conservative"].tolist() == [12, 1, 1, 1 / 8]
+    # The same between val and test counts too, between train and val it does not.
+    table = small.copy()
+    table.loc[table["path"] == "val/1-1.png", "group_conservative"] = "test1"
+    assert overlap(table).set_index("key").loc["group_conservative"].tolist() == [12, 1, 2, 2 / 8]
+    table = overlap(leak(small, "val/1-1.png", "group_conservative")).set_index("key")
+    assert table.loc["group_conservative", "groups_crossing"] == 0
+
+
+@pytest.mark.parametrize("part", ["Train", "dev", ""])
+def test_parts_of_another_name_are_refused(small, part):
+    with pytest.raises(ValueError, match=f"Received: split='{part}'$"):
+        check_split(small.assign(split=small["split"].where(small["path"] != "val/1-1.png", part)), "patient")
+
+
+# The hash
+
+
+def test_hash_is_of_path_label_and_part(small):
+    # Computed once with: printf 'a.png\t0\ttrain\nb.png\t1\ttest' | sha256sum | cut -c 1-16
+    table = pd.DataFrame({"path": ["b.png", "a.png"], "label": [1, 0], "split": ["test", "train"]})
+    assert split_hash(table) == "c33bfb22cfbb4012"
+    whole = split_hash(small)
+    assert split_hash(small.sample(frac=1, random_state=0).assign(group="x", width=7)) == whole
+    assert split_hash(small[1:]) != whole
+    for column, value in {"path": "other", "label": 1, "split": "test"}.items():
+        changed = small.copy()
+        changed.loc[0, column] = value
+        assert split_hash(changed) != whole
+
+
+# The file
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_round_trip(kaggle_names, rule, tmp_path):
+    table = make_split(kaggle_names, rule, 3)
+    write_split(table, tmp_path / "out" / "split.csv", rule, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again, header = read_split(tmp_path / "out" / "split.csv")
+    pd.testing.assert_frame_equal(again, table)
+    assert header == {"rule": rule, "seed": 3, "hash": split_hash(table)}
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["split.csv"]
+
+
+def test_round_trip_of_numbered_patients_and_own_columns(small, tmp_path):
+    # "007" and "7" are two patients; read as numbers they would be one, and cross.
+    small["group"] = small["group_conservative"] = small["group_conservative"].map(
+        {"train1": "7", "val1": "007"}).fillna("8" + small["group_conservative"].factorize()[0].astype("U"))
+    small["official_split"] = small["subtype"] = ""
+    small["age"] = np.where(small.index == 2, np.nan, small.index + 0.5)
+    small["site"] = np.where(small.index == 2, None, "Guangzhou, “GZ”")
+    write_split(small, tmp_path / "split.csv", "patient", 0)
+    again, _ = read_split(tmp_path / "split.csv")
+    pd.testing.assert_frame_equal(again.fillna({"site": ""}), small.fillna({"site": ""}), check_dtype=False)
+    assert again["age"].dtype == float
+
+
+def test_an_edited_file_warns_and_gets_its_own_hash(small, tmp_path):
+    file = tmp_path / "split.csv"
+    write_split(small, file, "patient", 0)
+    lines = file.read_text().splitlines(keepends=True)
+    moved = [line.replace(",train\n", ",val\n") if line.startswith("train/1-") else line for line in lines]
+    file.write_text("".join(moved))
+    with pytest.warns(UserWarning, match="edited after writing"):
+        table, header = read_split(file)
+    assert (table["split"] == "val").sum() == 10
+    assert header["hash"] == split_hash(table) != split_hash(small)
+
+    file.write_text("".join(moved).replace("train/1-1.png", "train/1-0.png").replace(
+        "train1,train,val\n", "train1,train,train\n", 1))
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="both sides.*Received: rule='patient'$"):
+        read_split(file)
+
+
+@pytest.mark.parametrize("content", [
+    "", "path,label,split\na,0,train\n", "# [1]\npath\n", '# {"rule": "patient"}\npath\n',
+    '# {"rule": "lottery", "seed": 0, "hash": "0"}\npath,label,split\n'])
+def test_other_files_are_refused(content, tmp_path):
+    (tmp_path / "other.csv").write_text(content)
+    with pytest.raises(ValueError, match=r"not a split file\. Received: path='.*other\.csv'$"):
+        read_split(tmp_path / "other.csv")
