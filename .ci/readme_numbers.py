@@ -12,8 +12,8 @@ METRICS = ("auroc", "accuracy", "sensitivity", "specificity", "f1")
 
 def table() -> str:
     """Markdown table of all models on record with test scores."""
-    lines = ["| model | split | initial weights | parameters | AUROC | accuracy | sensitivity | specificity | F1 |",
-             "|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| model | split | initial weights | parameters | AUROC | accuracy | sensitivity | specificity "
+             "| F1 |", "|---|---|---|---|---|---|---|---|---|"]
     for _, row in comparison_table(read_results(ROOT / "results")).iterrows():
         scores = [f"{row[m]:.3f} ({row[f'{m}_low']:.3f}–{row[f'{m}_high']:.3f})" for m in METRICS]
         weights = "ImageNet" if row["weights"] != "random" else "random"

@@ -139,7 +139,8 @@ def make_plan(preset: str, data_dir: str, rules: list[str], output_dir: Path,
             given = _read_recipe(recipe) if recipe else {}
             unknown = set(given) - set(defaults)
             if unknown:
-                raise ValueError(f"{notebook} has no parameter {sorted(unknown)}. Received: recipe={recipe!r}")
+                raise ValueError(f"{notebook} has no parameter {sorted(unknown)}. "
+                                 f"Received: recipe={recipe!r}")
             run_wide = {"data_dir": str(data_dir) if data_dir == "phantoms" else str(root),
                         "split": rule, "output_dir": str(output_dir), "results": str(output_dir / "results")}
             given |= {key: value for key, value in {**run_wide, **overrides}.items() if key in defaults}
@@ -250,7 +251,8 @@ def _print_summary(output_dir: Path) -> None:
         return
     table = comparison_table(results)
     if not table.empty:
-        print(f"\nTest images, threshold by Youden on validation ({', '.join(sorted(set(table['data'])))} data):")
+        print(f"\nTest images ({', '.join(sorted(set(table['data'])))} data), threshold by Youden on "
+              "validation:")
         columns = ["name", "weights", "auroc", "accuracy", "sensitivity", "specificity", "f1"]
         print(table[columns].to_string(index=False, float_format="{:.3f}".format))
     print(f"\nresults, figures, models: {output_dir}\nexecuted notebooks: {output_dir / 'results/notebooks'}")

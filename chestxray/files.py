@@ -12,7 +12,6 @@ import glob
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,9 +41,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     choose their format by it. On any error the temporary file is removed and
     ``path`` is untouched.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{uuid.uuid4().hex[:8]}-{path.name}")
+    partial = _partial(path)
     try:
         yield partial
         os.replace(partial, path)
@@ -78,6 +75,16 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
             os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial(path: str | Path) -> Path:
+    """Name what becomes ``path``; what a killed process left under such a name is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for debris in path.parent.glob(f".partial-*-{glob.escape(path.name)}"):
+        if not _alive(int(debris.name.split("-")[1])):
+            shutil.rmtree(debris) if debris.is_dir() else debris.unlink()
+    return path.with_name(f".partial-{os.getpid()}-{path.name}")
 
 
 def _alive(pid: int) -> bool:

@@ -11,6 +11,7 @@ import datetime
 import glob
 import os
 import platform
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,7 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
             metrics[part], confusion[part] = evaluate(
                 rows["label"], rows["probability"], rows["group"], thresholds, rows["subtype"])
         shared = {
-            "name": full_name, "classes": list(data.classes), "image": data.store.settings.as_dict(),
+            "name": full_name, "classes": list(data.classes), "image": asdict(data.store.settings),
             "calibration": {"slope": slope, "intercept": intercept},
             "thresholds": thresholds, "threshold_reasons": reasons, "metrics": metrics,
             "parameters": parameters, "weights": weights, "versions": versions()}

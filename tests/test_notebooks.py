@@ -46,8 +46,8 @@ def test_a_planted_change_in_a_checked_cell_fails(tmp_path):
 
     def check(name):
         return subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider",
-             "--rootdir", str(folder), "-c", "/dev/null", str(folder / name)],
+            [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--nbval-current-env",
+             "-p", "no:cacheprovider", "--rootdir", str(folder), "-c", "/dev/null", str(folder / name)],
             capture_output=True, text=True, cwd=folder)
 
     assert check("as_committed.ipynb").returncode == 0

@@ -16,7 +16,8 @@ def make_run(folder, *results, model_bytes=10):
         model.mkdir(parents=True)
         (model / "model.keras").write_bytes(b"0" * model_bytes)
     (folder / "images").mkdir()
-    for figure in ("roc_pr-a.png", "learning_curves-a.png", "samples-a.png", "class_means.png", "phantoms.png"):
+    for figure in ("roc_pr-a.png", "learning_curves-a.png", "samples-a.png", "class_means.png",
+                   "phantoms.png"):
         (folder / "images" / figure).write_bytes(b"png")
     notebooks = folder / "results" / "notebooks"
     notebooks.mkdir()

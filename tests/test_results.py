@@ -80,7 +80,8 @@ def test_record_holds_contract_six(recorded):
 def test_every_metric_can_be_recomputed_from_the_predictions(recorded):
     folder, data, found = recorded
     predictions = results.read_predictions(folder / "results", "tiny-patient-s0")
-    assert list(predictions.columns[:7]) == ["path", "group", "subtype", "label", "split", "logit", "probability"]
+    assert list(predictions.columns[:7]) == ["path", "group", "subtype", "label", "split", "logit",
+                                             "probability"]
     slope, intercept = found["calibration"]["slope"], found["calibration"]["intercept"]
     assert predictions["probability"].to_numpy() == pytest.approx(
         1 / (1 + np.exp(-(slope * predictions["logit"] + intercept))), abs=1e-12)

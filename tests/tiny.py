@@ -53,7 +53,7 @@ def network(precision="float32", seed=0) -> keras.Model:
 
 def state(model) -> list[np.ndarray]:
     """Weights, moving statistics and dropout seeds."""
-    return [np.asarray(variable) for variable in model.variables]
+    return [variable.numpy() for variable in model.variables]
 
 
 def same(first, second) -> bool:

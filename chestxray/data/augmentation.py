@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,8 +43,11 @@ class Augmentation:
     contrast: float = 0.15
     flip: bool = False
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def __post_init__(self) -> None:
+        for name in ("rotation", "shift", "shear", "zoom", "brightness", "contrast"):
+            value, most = getattr(self, name), 180 if name == "rotation" else 80 if name == "shear" else 0.9
+            if not 0 <= value <= most:
+                raise ValueError(f"{name} must lie in 0–{most}. Received: {name}={value!r}")
 
     def draw(self, paths: Sequence[str], size: int, view: int, seed: int) -> np.ndarray:
         """Draw the parameters of one view of every image.
@@ -121,6 +124,6 @@ def view_layer() -> Any:
             mean = keras.ops.mean(images, axis=(1, 2, 3), keepdims=True)
             gain = parameters[:, _GAIN, None, None]
             contrast = parameters[:, _CONTRAST, None, None]
-            return keras.ops.clip(gain * (contrast * images + (1 - contrast) * mean), 0.0, 255.0)
+            return keras.ops.clip(gain * (mean + contrast * (images - mean)), 0.0, 255.0)
 
     return View(dtype="float32", name="view")

@@ -7,12 +7,14 @@ audit call :func:`preprocess`, so they cannot differ.
 from __future__ import annotations
 
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
+
+PIXELS_VERSION = 1
+"""Part of the key of stored pixels: raise it whenever :func:`preprocess` gives other pixels."""
 
 MAX_PIXELS = 64_000_000
 """Largest image that is decoded (a film scanned at 8,000 × 8,000)."""
@@ -51,9 +53,6 @@ class ImageSettings:
         if self.resize not in RESIZE_RULES:
             raise ValueError(f"resize must be one of {RESIZE_RULES}. "
                              f"Received: resize={self.resize!r}")
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def read_header(data: bytes) -> tuple[int, int, str]:

@@ -13,6 +13,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ import cv2
 import numpy as np
 
 from chestxray.data.augmentation import Augmentation, view_layer
-from chestxray.data.images import ImageSettings, preprocess
+from chestxray.data.images import PIXELS_VERSION, ImageSettings, preprocess
 from chestxray.files import cache_dir, read_json, whole_folder, write_json
 
 if TYPE_CHECKING:
@@ -64,13 +65,13 @@ class PixelStore:
         """
         first = catalog.drop_duplicates("sha256").sort_values("sha256")
         contents, paths = list(first["sha256"]), [str(root / path) for path in first["path"]]
-        key = json.dumps([settings.as_dict(), cv2.__version__, contents], sort_keys=True)
+        key = json.dumps([PIXELS_VERSION, cv2.__version__, asdict(settings), contents], sort_keys=True)
         folder = cache_dir("pixels") / hashlib.sha256(key.encode()).hexdigest()[:24]
         if not folder.is_dir():
             with whole_folder(folder) as partial:
                 failed = _decode_all(partial / "pixels.npy", paths, settings)
                 write_json(partial / "index.json", {
-                    "settings": settings.as_dict(), "contents": contents,
+                    "settings": asdict(settings), "contents": contents,
                     "failed": {contents[row]: reason for row, reason in failed.items()}})
         return cls(folder, settings)
 
@@ -166,7 +167,7 @@ def _decode_all(target: Path, paths: list[str], settings: ImageSettings) -> dict
     workers = min(os.cpu_count() or 1, len(starts))
     failed: dict[int, str] = {}
     with tqdm(total=len(paths), desc="reading images", unit="image", disable=None) as bar:
-        parallel = Parallel(n_jobs=workers, return_as="generator_unordered")
+        parallel = Parallel(n_jobs=workers, return_as="generator_unordered", idle_worker_timeout=20)
         for done, problems in parallel(delayed(_decode_chunk)(target, start, paths[start:start + _CHUNK],
                                                               settings) for start in starts):
             failed |= problems

@@ -30,13 +30,13 @@ def list_images(sources: Iterable[str | Path]) -> Iterator[Path]:
                 yield path
 
 
-def predict_files(classifier: Classifier, sources: Iterable[str | Path],
+def predict_files(classifier: Classifier, sources: str | Path | Iterable[str | Path],
                   rule: str = "youden") -> Iterator[dict[str, Any]]:
     """Classify images, in batches; a file that cannot be read is reported, not fatal.
 
     Args:
         classifier: From :func:`chestxray.deployment.bundle.load_classifier`.
-        sources: Files and folders.
+        sources: Files and folders, or one of them.
         rule: Which of the stored thresholds decides.
 
     Yields:
@@ -48,6 +48,8 @@ def predict_files(classifier: Classifier, sources: Iterable[str | Path],
         ValueError: The rule has no threshold.
     """
     threshold, settings = classifier.threshold(rule), classifier.image_settings
+    if isinstance(sources, (str, Path)):
+        sources = [sources]
     for paths in _chunks(list_images(sources), _BATCH):
         pixels, problems = [], {}
         for path in paths:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,16 @@ _CALLBACK_STATE = ("wait", "best", "best_epoch", "stopped_epoch", "cooldown_coun
 
 
 def fingerprint(model: keras.Model, description: dict[str, Any]) -> str:
-    """Identify a training by its starting weights and everything that steers it.
+    """Identify a training by its network, its starting weights and everything that steers it.
+
+    Names of layers do not count: Keras numbers some anew in every instance.
 
     Args:
         model: The model before its first step.
         description: Settings, data and split, as plain JSON types.
     """
-    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    layers = [[type(layer).__name__, layer.get_config() | {"name": ""}] for layer in model.layers]
+    digest = hashlib.sha256(json.dumps([description, layers], sort_keys=True, default=str).encode())
     for weight in model.weights:
         digest.update(f"{weight.shape}{weight.trainable}".encode())
         digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
@@ -43,6 +47,8 @@ class Checkpoint(keras.callbacks.Callback):
     Attributes:
         history: One dictionary an epoch, with the metrics and ``epoch``.
         epochs_done: How many epochs are behind the state.
+        seconds: How long they took, in all calls together.
+        stopped: Whether early stopping has ended it.
         finished: Whether the training came to its end.
     """
 
@@ -50,7 +56,8 @@ class Checkpoint(keras.callbacks.Callback):
         super().__init__()
         self.path, self.identity, self.watched = path, identity, watched
         self.history: list[dict[str, float]] = []
-        self.finished = False
+        self.stopped = self.finished = False
+        self.seconds = self._began = 0.0
         self._callback_state: list[dict[str, Any]] = []
         self._best_weights: list[np.ndarray] = []
 
@@ -70,10 +77,11 @@ class Checkpoint(keras.callbacks.Callback):
             for number, variable in enumerate(_variables(model)):
                 variable.assign(state[f"variable{number}"])
             self._best_weights = [state[f"best{number}"] for number in range(meta["best_weights"])]
-        self.history, self.finished = meta["history"], meta["finished"]
-        self._callback_state = meta["callbacks"]
+        self.history, self.stopped, self.finished = meta["history"], meta["stopped"], meta["finished"]
+        self.seconds, self._callback_state = meta["seconds"], meta["callbacks"]
 
     def on_train_begin(self, logs: dict | None = None) -> None:
+        self._began = time.perf_counter() - self.seconds
         for callback, state in zip(self.watched, self._callback_state):
             vars(callback).update(state)
             if self._best_weights and isinstance(callback, keras.callbacks.EarlyStopping):
@@ -81,6 +89,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         self.history.append({"epoch": epoch + 1, **{key: float(value) for key, value in logs.items()}})
+        self.seconds = time.perf_counter() - self._began
         self._write()
 
     def on_train_end(self, logs: dict | None = None) -> None:
@@ -93,7 +102,8 @@ class Checkpoint(keras.callbacks.Callback):
         best = next((callback.best_weights for callback in self.watched
                      if getattr(callback, "best_weights", None)), [])
         meta = {
-            "identity": self.identity, "history": self.history, "finished": self.finished,
+            "identity": self.identity, "history": self.history, "seconds": self.seconds,
+            "stopped": self.stopped or self.model.stop_training, "finished": self.finished,
             "best_weights": 0 if self.finished else len(best),
             "callbacks": [{name: _plain(value) for name, value in vars(callback).items()
                            if name in _CALLBACK_STATE} for callback in self.watched],
@@ -102,8 +112,8 @@ class Checkpoint(keras.callbacks.Callback):
                   for number, variable in enumerate(_variables(self.model))}
         if not self.finished:
             arrays |= {f"best{number}": weight for number, weight in enumerate(best)}
-        with whole_file(self.path) as partial:
-            np.savez(partial, meta=np.array(json.dumps(meta)), **arrays)
+        with whole_file(self.path) as partial, open(partial, "wb") as file:
+            np.savez(file, meta=np.array(json.dumps(meta)), **arrays)
 
 
 def _variables(model: keras.Model) -> list[keras.Variable]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import time
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,13 @@ class TrainSettings:
                              f"Received: optimizer={self.optimizer!r}")
         if self.epochs < 1:
             raise ValueError(f"epochs must be at least 1. Received: epochs={self.epochs!r}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1. Received: batch_size={self.batch_size!r}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0. Received: learning_rate={self.learning_rate!r}")
+        if not 0 < self.plateau_factor < 1:
+            raise ValueError("plateau_factor must lie between 0 and 1. "
+                             f"Received: plateau_factor={self.plateau_factor!r}")
 
 
 def set_seed(seed: int) -> None:
@@ -110,8 +117,8 @@ class Training:
 
     Attributes:
         history: One row an epoch: epoch, phase, loss, val_loss, …, learning_rate.
-        seconds: Wall time of the epochs run by this call.
-        images: Training images seen by this call.
+        seconds: Wall time of the epochs, in all calls together.
+        images: Training images seen in them.
     """
 
     history: pd.DataFrame
@@ -124,9 +131,12 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
     """Compile and train, with early stopping, learning-rate schedule and checkpoint.
 
     The best weights by validation loss are in the model at the end. When a
-    checkpoint of the same training (settings, data, starting weights) exists,
-    training goes on from there and ends with the weights of an undisturbed
-    run, bit for bit on the same processor.
+    checkpoint of the same training (settings, data, network, starting
+    weights) exists, training goes on from there and ends with the weights of
+    an undisturbed run, bit for bit on the same processor. With a checkpoint,
+    a call that is interrupted gives the model its starting weights back, so
+    that the same call, with the same model or a new one, is recognised and
+    goes on.
 
     Args:
         model: Takes (N, size, size, 1) in 0–255, gives one logit.
@@ -142,31 +152,39 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
                                       restore_best_weights=True),
         keras.callbacks.ReduceLROnPlateau(monitor="val_loss", mode="min", factor=settings.plateau_factor,
                                           patience=settings.plateau_patience, min_delta=0.0, verbose=0)]
+    contents = hashlib.sha256("".join(data.table["sha256"]).encode()).hexdigest()
     identity = fingerprint(model, {
-        "settings": asdict(settings), "phase": phase, "image": data.store.settings.as_dict(),
-        "split": data.split_hash, "seed": data.seed})
+        "settings": asdict(settings), "phase": phase, "image": asdict(data.store.settings),
+        "split": data.split_hash, "contents": contents, "seed": data.seed})
     state = Checkpoint(Path(checkpoint) if checkpoint else None, identity, watched)
+    start = [variable.numpy() for variable in model.variables]
     state.restore(model)
     labels = data.part("train")["label"].to_numpy()
-    started, already = time.perf_counter(), state.epochs_done
+    already = state.epochs_done
     if state.finished:
         print(f"{phase}: finished earlier, {already} epochs")
     else:
         if already:
             print(f"{phase}: continued after epoch {already}")
         number = {"epoch": already}
-        model.fit(
-            data.dataset("train", settings.batch_size, settings.augmentation, shuffle=True,
-                         epoch=lambda: number["epoch"]),
-            validation_data=data.dataset("val", settings.batch_size),
-            epochs=settings.epochs, initial_epoch=already, verbose=0,
-            class_weight=class_weights(labels) if settings.class_weights else None,
-            callbacks=[keras.callbacks.LambdaCallback(
-                           on_epoch_begin=lambda epoch, logs: number.update(epoch=epoch)),
-                       *watched, EpochLine(phase, settings.epochs), state])
+        try:
+            model.fit(
+                data.dataset("train", settings.batch_size, settings.augmentation, shuffle=True,
+                             epoch=lambda: number["epoch"]),
+                validation_data=data.dataset("val", settings.batch_size),
+                epochs=already if state.stopped else settings.epochs, initial_epoch=already, verbose=0,
+                shuffle=False,  # the dataset does that
+                class_weight=class_weights(labels) if settings.class_weights else None,
+                callbacks=[keras.callbacks.LambdaCallback(
+                               on_epoch_begin=lambda epoch, logs: number.update(epoch=epoch)),
+                           *watched, EpochLine(phase, settings.epochs), state])
+        except KeyboardInterrupt:
+            if state.path:
+                for variable, value in zip(model.variables, start, strict=True):
+                    variable.assign(value)
+            raise
     history = pd.DataFrame(state.history).assign(phase=phase)
-    return Training(history, time.perf_counter() - started,
-                    (state.epochs_done - already) * len(labels))
+    return Training(history, state.seconds, state.epochs_done * len(labels))
 
 
 def _freeze_batch_norm(model: keras.Model) -> None:
@@ -233,7 +251,12 @@ def summarise(phases: list[Training], policy: str, device: str) -> dict[str, Any
     return {
         "epochs": {p.history["phase"].iloc[0]: len(p.history) for p in phases},
         "seconds": round(seconds, 1),
-        "images_per_second": round(images / seconds, 1) if images else None,
+        "images_per_second": round(images / seconds, 1),
         "precision": policy, "device": device,
-        "history": pd.concat([p.history for p in phases]).round(6).to_dict("list"),
+        "history": pd.concat([p.history for p in phases]).map(_six_digits).to_dict("list"),
     }
+
+
+def _six_digits(value: Any) -> Any:
+    """Round to six significant digits: fixed decimals would turn small learning rates into 0."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -25,6 +25,8 @@ def find_weights(weights: str | None, backbone: str) -> tuple[str | None, str]:
     if weights is None:
         return None, "random"
     place = os.environ.get("CHESTXRAY_WEIGHTS") if weights == "imagenet" else weights
+    if place and not Path(place).exists():
+        raise FileNotFoundError(f"no such file or folder of weights: {place}. Received: weights={weights!r}")
     if place and Path(place).is_file():
         return str(place), Path(place).name
     # Keras itself writes inception_v3, but vgg16 and resnet50.
@@ -34,5 +36,5 @@ def find_weights(weights: str | None, backbone: str) -> tuple[str | None, str]:
         return str(found[0]), found[0].name
     if weights == "imagenet":
         return "imagenet", "imagenet"
-    raise FileNotFoundError(f"no weights file here (in a folder it must be named {backbone.lower()}*notop*.h5). "
-                            f"Received: weights={weights!r}")
+    raise FileNotFoundError("no weights file here (in a folder it must be named "
+                            f"{backbone.lower()}*notop*.h5). Received: weights={weights!r}")

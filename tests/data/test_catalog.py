@@ -155,7 +155,7 @@ def test_debris_and_copies_of_the_archive_count_nothing(kaggle, make_images):
     for copy in (kaggle / "chest_xray", kaggle.parent / "__MACOSX" / "chest_xray", kaggle / "__MACOSX"):
         shutil.copytree(kaggle / "train", copy / "train")
     debris = ["train/NORMAL/._IM-0115-0001.jpeg", "train/NORMAL/.DS_Store", "train/.DS_Store", ".DS_Store",
-              "train/NORMAL/.cache/IM-9999-0001.jpeg", "train/NORMAL/__MACOSX/._IM-0115-0001.jpeg"]
+              "train/NORMAL/.cache/IM-9999-0001.jpeg", "train/NORMAL/__MACOSX/IM-9999-0001.jpeg"]
     for path in debris:
         (kaggle / path).parent.mkdir(exist_ok=True)
         (kaggle / path).write_bytes(b"\0\x05\x16\x07")
@@ -187,7 +187,7 @@ def test_mendeley_layout(tmp_path, make_images):
 def test_plain_folder_with_other_names(plain):
     with pytest.warns(UserWarning, match="no patient group is known for 4 of 4 images"):
         table = scan(plain, classes=("b", "a"))
-    assert dict(zip(table["path"], table["label"])) == {"a/1.png": 1, "a/2.png": 1, "b/1.png": 0, "b/2.png": 0}
+    assert table["path"].tolist() == PLAIN and table["label"].tolist() == [1, 1, 0, 0]
     assert table["group"].tolist() == table["group_conservative"].tolist() == [f"image:{p}" for p in PLAIN]
     assert set(table["official_split"]) == set(table["subtype"]) == {""}
 
@@ -224,7 +224,8 @@ def test_identical_files_join_their_groups(kaggle):
 @pytest.mark.parametrize(("change", "message"), [
     (lambda root: shutil.rmtree(root / "train/NORMAL"), r"expected class folders NORMAL and PNEUMONIA in "
      r".*train, found \['PNEUMONIA'\]"),
-    (lambda root: (root / "test/PNEUMONIA").rename(root / "test/SICK"), r"in .*test, found \['NORMAL', 'SICK'\]"),
+    (lambda root: (root / "test/PNEUMONIA").rename(root / "test/SICK"),
+     r"in .*test, found \['NORMAL', 'SICK'\]"),
     (lambda root: [shutil.rmtree(root / split) for split in ("train", "val", "test")], "found no folder"),
     (lambda root: [(root / path).unlink() for path in KAGGLE if "NORMAL" in path],
      r"found no readable one of NORMAL \(0 unreadable\)"),
@@ -240,7 +241,7 @@ def test_missing_and_empty_classes_are_errors(kaggle, change, message):
 
 
 def test_wrong_names_of_classes_are_an_error(plain):
-    with pytest.raises(ValueError, match=r"NORMAL and PNEUMONIA in .*found \['a', 'b'\].*Received: classes=None$"):
+    with pytest.raises(ValueError, match=r"NORMAL and PNEUMONIA .*\['a', 'b'\].*Received: classes=None$"):
         scan(plain)
     with pytest.raises(ValueError, match=r"Received: classes=\('a', 'c'\)$"):
         scan(plain, ("a", "c"))
@@ -300,7 +301,9 @@ def test_verify_finds_every_planted_problem(kaggle, make_images):
     (kaggle / "val/NORMAL/IM-0907-0001.jpeg").symlink_to("nowhere")  # a file that was not fetched
     (kaggle / KAGGLE[7]).write_bytes((kaggle / KAGGLE[6]).read_bytes())  # normal and pneumonia at once
 
-    table = verify(kaggle)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the table says it all
+        table = verify(kaggle)
 
     left_out = table[~table["kept"]].set_index("path")
     assert left_out["problem"].to_dict() == {"val/NORMAL/IM-0907-0001.jpeg": "unreadable"} | {
@@ -428,7 +431,7 @@ def test_files_of_a_list_that_cannot_be_used_are_named(table, plain):
     ({"label": [1, 1, 1, 1]}, {}, r"both classes \(0 unreadable\).*Received: csv="),
     ({"split": ["train", "test", "dev", "val"]}, {}, "a split must be one of .*Received: split='dev'$"),
     ({"path": ["a/1.png", "a/2.png", "a/1.png", "b/1.png"]}, {}, "listed twice.*Received: path='a/1.png'$"),
-    ({"path": ["a/1.png", "a/2.png", "./a//1.png", "b/1.png"]}, {}, "listed twice.*Received: path='a/1.png'$"),
+    ({"path": ["a/1.png", "a/2.png", "./a//1.png", "b/1.png"]}, {}, "twice.*Received: path='a/1.png'$"),
     ({"path": ["a/1.png", None, "b/2.png", "b/1.png"]}, {}, "missing or listed.*Received: path=nan$"),
     ({}, {"path": "file"}, "no such column.*Received: path='file'$"),
     ({}, {"label": "finding"}, "no such column.*Received: label='finding'$"),

@@ -1,10 +1,11 @@
-"""Files of every kind are made here, with Pillow or by hand, and read back against numbers known beforehand."""
+"""Files of every kind, made here with Pillow or by hand, read back against numbers known beforehand."""
 
 from __future__ import annotations
 
 import io
 import struct
 import zlib
+from dataclasses import asdict
 
 import cv2
 import numpy as np
@@ -121,6 +122,7 @@ def test_cmyk_jpeg_is_not_inverted(inks, grey):
     ([0, 256, 32768, 65535], [0, 1, 128, 255]),  # all 16: 256/257 = .996, 32768/257 = 127.502
     ([0, 512, 1023], [0, 128, 255]),  # 10 bits
     ([0, 77, 200], [0, 77, 200]),  # 8 bits in 16 stay what they are
+    ([0, 5, 100], [0, 5, 100]),  # and a dark image of 8 bits is not brightened
     ([0, 0, 0], [0, 0, 0]),
 ])
 def test_16_bits_are_scaled_by_the_bits_in_use(stored, expected):
@@ -201,7 +203,8 @@ def test_limits_of_size_are_inclusive():
 
 def test_header_of_jpeg_behind_other_segments():
     comment = b"\xff\xfe" + struct.pack(">H", 2 + 500) + b"\xff\xc0" * 250  # looks like frames
-    data = b"\xff\xd8" + comment + b"\xff\xff" + jpeg_header(300, 200, 3)[2:]  # and a fill byte
+    table = b"\xff\xc4" + struct.pack(">H", 2 + 30) + bytes(30)  # Huffman codes, which are no frame
+    data = b"\xff\xd8" + comment + table + b"\xff\xff" + jpeg_header(300, 200, 3)[2:]  # and a fill byte
     assert read_header(data) == (300, 200, "RGB")
 
 
@@ -329,8 +332,8 @@ def test_settings_are_checked(settings):
 
 def test_settings_come_back_from_a_card():
     settings = ImageSettings(96, "letterbox", True)
-    assert settings.as_dict() == {"size": 96, "resize": "letterbox", "clahe": True}
-    assert ImageSettings(**settings.as_dict()) == settings
+    assert asdict(settings) == {"size": 96, "resize": "letterbox", "clahe": True}
+    assert ImageSettings(**asdict(settings)) == settings
 
 
 # Batches

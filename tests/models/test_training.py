@@ -53,7 +53,8 @@ def test_losses_by_hand(data, weighted):
     # Nothing moves, so loss and val_loss are means over the first state, also with a shorter last batch.
     model = build_student_cnn(tiny.SIZE, dropout=0.0)
     model.get_layer("logit").set_weights([np.linspace(-5, 5, 64).reshape(64, 1), np.array([1.5])])
-    found = train(model, data, dataclasses.replace(STILL, batch_size=16, class_weights=weighted)).history.iloc[0]
+    settings = dataclasses.replace(STILL, batch_size=16, class_weights=weighted)
+    found = train(model, data, settings).history.iloc[0]
     expected = {}
     for part in ("train", "val"):
         labels = data.part(part)["label"].to_numpy()
@@ -96,7 +97,8 @@ def test_one_sgd_step_by_hand(data):
     train(model, data, TrainSettings(epochs=1, learning_rate=0.1, optimizer="sgd", batch_size=1000,
                                      class_weights=False))
     labels = data.part("train")["label"]
-    assert model.get_layer("logit").get_weights()[1][0] == pytest.approx(-0.1 * (0.5 - labels.mean()), rel=1e-5)
+    bias = model.get_layer("logit").get_weights()[1][0]
+    assert bias == pytest.approx(-0.1 * (0.5 - labels.mean()), rel=1e-5)
 
 
 def test_metrics_cut_at_probability_one_half():
@@ -189,8 +191,8 @@ def test_trainable_from_a_layer():
             len(layer.weights) for layer in model.layers if layer.trainable)
 
 
-@pytest.mark.parametrize(("wrong", "close"), [("block5conv1", "block5_conv1"), ("blok4_conv2", "block4_conv2"),
-                                              ("logits", "logit")])
+@pytest.mark.parametrize(("wrong", "close"), [
+    ("block5conv1", "block5_conv1"), ("blok4_conv2", "block4_conv2"), ("logits", "logit")])
 def test_wrong_layer_name_lists_close_ones(wrong, close, data):
     model = build_custom_cnn(64)
     with pytest.raises(ValueError, match=f"close names: .*'{close}'.*Received: unfreeze_from='{wrong}'"):
@@ -260,7 +262,8 @@ def test_every_epoch_has_its_own_views_and_order(data, monkeypatch):
         return draw(self, paths, size, view, seed)
 
     monkeypatch.setattr(Augmentation, "draw", spy)
-    train(build_student_cnn(tiny.SIZE), data, dataclasses.replace(STILL, epochs=3, augmentation=Augmentation()))
+    settings = dataclasses.replace(STILL, epochs=3, augmentation=Augmentation())
+    train(build_student_cnn(tiny.SIZE), data, settings)
     assert drawn == [0, 1, 2]
 
 
@@ -279,7 +282,7 @@ def test_real_backbones_fine_tune_with_frozen_statistics(backbone, size, stage, 
     keras.utils.set_random_seed(0)
     model, _ = build_transfer_model(backbone, size, (8,), weights=None, precision="mixed_bfloat16")
     start = by_layer(model)
-    settings = TrainSettings(epochs=1, learning_rate=0.01, batch_size=16)
+    settings = TrainSettings(epochs=1, learning_rate=1e-3, batch_size=16)
     train_head(model, data, settings)
     between = by_layer(model)
     head = {"dense1", "logit"}

@@ -1,0 +1,155 @@
+"""Files in, rows out: whatever lies in the folder, each file is read or named."""
+
+import shutil
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from chestxray import load_classifier, predict_files
+from chestxray.data.images import preprocess
+from chestxray.deployment.predict import list_images
+
+
+@pytest.fixture(scope="module")
+def classifier(bundle):
+    return load_classifier(bundle[0])
+
+
+def picture(seed, size=64):
+    rng = np.random.default_rng(seed)
+    return np.clip(rng.normal(rng.uniform(90, 110), 25, (size, size)), 0, 255).astype(np.uint8)
+
+
+def write(path, image):
+    assert cv2.imwrite(str(path), image)
+    return path
+
+
+def png_header(width, height):
+    """A well-formed PNG that promises more pixels than it holds."""
+    def chunk(kind, content):
+        checksum = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+            + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b""))
+
+
+@pytest.fixture
+def strange(tmp_path):
+    """The folder of the issue; names give the order."""
+    folder = tmp_path / "strange"
+    folder.mkdir()
+    grey = picture(1)
+    write(folder / "a_good.png", grey)
+    whole = cv2.imencode(".jpg", picture(2, 200))[1].tobytes()
+    (folder / "b_truncated.jpeg").write_bytes(whole[:len(whole) // 2])
+    (folder / "c_empty.png").touch()
+    (folder / "d_text.jpeg").write_text("this is no picture\n" * 50)
+    write(folder / "e_sixteen.png", grey.astype(np.uint16) * 257)
+    Image.fromarray(grey).convert("CMYK").save(folder / "f_cmyk.jpg", quality=95)
+    write(folder / "g_rgba.png", np.dstack([grey] * 3 + [np.full_like(grey, 255)]))
+    write(folder / "h_one.png", np.array([[7]], dtype=np.uint8))
+    (folder / "i_huge.png").write_bytes(png_header(12_000, 12_000))
+    write(folder / "j_last.png", picture(3))
+    return folder
+
+
+PROBLEMS = {"b_truncated.jpeg": "truncated", "c_empty.png": "empty file", "d_text.jpeg": "not an image",
+            "h_one.png": "too small (1 × 1", "i_huge.png": "too large (12000 × 12000"}
+
+
+def test_each_file_is_read_or_named_and_the_rest_goes_on(classifier, strange):
+    rows = list(predict_files(classifier, [strange]))
+    assert [row["path"] for row in rows] == [str(path) for path in sorted(strange.iterdir())]
+    by_name = {row["path"].rsplit("/", 1)[1]: row for row in rows}
+    for name, row in by_name.items():
+        if name in PROBLEMS:
+            assert PROBLEMS[name] in row["problem"] and "Received" not in row["problem"]
+            assert row["probability"] is None and row["decision"] is None
+        else:
+            assert row["problem"] == "" and 0 <= row["probability"] <= 1
+    good = by_name["a_good.png"]["probability"]
+    assert by_name["e_sixteen.png"]["probability"] == pytest.approx(good, abs=1e-5)  # same film, 16 bits
+    assert by_name["g_rgba.png"]["probability"] == pytest.approx(good, abs=1e-3)  # and with an alpha channel
+    assert by_name["f_cmyk.jpg"]["probability"] == pytest.approx(good, abs=0.03)  # and as lossy CMYK
+    assert abs(by_name["j_last.png"]["probability"] - good) > 0.001
+
+
+def expected(classifier, paths):
+    pixels = np.stack([preprocess(path, classifier.image_settings) for path in paths])
+    return classifier.probabilities(classifier.logits(pixels))
+
+
+def test_order_over_batches_with_bad_files_at_their_edges(classifier, tmp_path):
+    # Batches of 32: bad are the first, 32nd, 33rd and last file, and the whole of the third batch.
+    bad = {0, 31, 32, *range(64, 96), 99}
+    paths = []
+    for number in range(100):
+        path = tmp_path / f"{number:03d}.png"
+        if number in bad:
+            path.write_bytes(b"bad")
+        else:
+            write(path, picture(number))
+        paths.append(path)
+    rows = list(predict_files(classifier, [tmp_path]))
+    assert [row["path"] for row in rows] == [str(path) for path in paths]
+    assert {number for number, row in enumerate(rows) if row["problem"]} == bad
+    good = [number for number in range(100) if number not in bad]
+    found = np.array([rows[number]["probability"] for number in good])
+    assert len(np.unique(found)) == len(good)
+    np.testing.assert_allclose(found, expected(classifier, [paths[number] for number in good]), atol=1e-6)
+
+
+def test_decision_at_the_stored_threshold(classifier, tmp_path):
+    paths = [write(tmp_path / f"{number}.png", picture(number)) for number in range(6)]
+    probabilities = expected(classifier, paths)
+    cut = float(np.sort(probabilities)[2:4].mean())
+    card = classifier.card | {"thresholds": {"youden": cut}, "classes": ["healthy", "ill"]}
+    rows = predict_files(type(classifier)(classifier.model, card), paths)
+    assert [row["decision"] for row in rows] == ["ill" if p >= cut else "healthy" for p in probabilities]
+
+
+def test_probability_equal_to_the_threshold_is_positive(classifier, tmp_path):
+    path = write(tmp_path / "one.png", picture(1))
+    probability = next(predict_files(classifier, [path]))["probability"]
+    card = classifier.card | {"thresholds": {"youden": probability}}
+    row = next(predict_files(type(classifier)(classifier.model, card), [path]))
+    assert (row["probability"], row["decision"]) == (probability, "PNEUMONIA")
+
+
+def test_missing_and_repeated_files_are_reported_each_time(classifier, tmp_path):
+    good, missing = write(tmp_path / "good.png", picture(1)), tmp_path / "missing.png"
+    rows = list(predict_files(classifier, [missing, good, missing, good]))
+    assert [row["problem"] for row in rows] == ["no such image file", "", "no such image file", ""]
+    assert rows[1] == rows[3]
+
+
+def test_one_path_is_not_taken_for_its_letters(classifier, tmp_path):
+    good = write(tmp_path / "good.png", picture(1))
+    for one in (good, str(good), str(tmp_path)):
+        assert [row["path"] for row in predict_files(classifier, one)] == [str(good)]
+
+
+def test_rule_without_threshold_stops_before_the_first_file(classifier, tmp_path):
+    with pytest.raises(ValueError, match="Received: rule='sensitivity_95'"):
+        next(predict_files(classifier, [tmp_path / "missing.png"], rule="sensitivity_95"))
+
+
+def test_folders_are_searched_without_debris(tmp_path):
+    for name in ("b/c/2.png", "b/1.png", "a.jpeg", "__MACOSX/b/._1.png", ".DS_Store", "b/._1.png",
+                 ".git/x.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in list_images([tmp_path])]
+    assert found == ["a.jpeg", "b/1.png", "b/c/2.png"]
+    shutil.copytree(tmp_path / "b", tmp_path / ".hidden" / "b")
+    asked = list(list_images([tmp_path / ".hidden" / "b"]))  # asked for by name: not debris
+    assert [path.name for path in asked] == ["1.png", "2.png"]
+
+
+def test_empty_folder_gives_no_rows(classifier, tmp_path):
+    assert list(predict_files(classifier, [tmp_path])) == []
