@@ -12,7 +12,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "chestxray.data.catalog": ("find_data", "from_table", "scan", "verify"),
+    "chestxray.data.location": ("find_data",),
+    "chestxray.data.catalog": ("from_table", "scan", "verify"),
     "chestxray.data.splits": ("make_split", "overlap", "read_split", "split_hash", "write_split"),
     "chestxray.data.images": ("ImageSettings", "preprocess", "read_image"),
     "chestxray.data.augmentation": ("Augmentation",),

@@ -72,7 +72,7 @@ def _parse_value(text: str) -> Any:
 def run(data_dir: str | None, split: str | None, output_dir: Path | None, preset: str | None,
         only: str | None, parameters: tuple[tuple[str, str], ...], dry_run: bool, force: bool) -> None:
     """Play the notebooks from raw images to compared models."""
-    from chestxray.data.catalog import find_data
+    from chestxray.data.location import find_data
     from chestxray.experiments import run_plan
     if data_dir is None:
         try:

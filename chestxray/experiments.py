@@ -24,7 +24,8 @@ import papermill
 import yaml
 
 from chestxray import __version__
-from chestxray.data.catalog import find_data, scan
+from chestxray.data.catalog import scan
+from chestxray.data.location import find_data
 from chestxray.data.splits import RULES, make_split, split_hash
 from chestxray.files import read_json
 from chestxray.models.weights import find_weights
@@ -106,7 +107,7 @@ def make_plan(preset: str, data_dir: str, rules: list[str], output_dir: Path,
 
     Args:
         preset: ``demo``, ``standard`` or ``full``.
-        data_dir: See :func:`chestxray.data.catalog.find_data`.
+        data_dir: See :func:`chestxray.data.location.find_data`.
         rules: Split rules; the plan is played for each.
         output_dir: Folder of the run.
         overrides: Parameters for every notebook that has them.

@@ -21,7 +21,6 @@ verified patients: the strict key is ``person12_bacteria``; the coarse one is
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from pathlib import Path
@@ -29,15 +28,13 @@ from pathlib import Path
 import pandas as pd
 
 from chestxray.data.inspection import inspect_files
+from chestxray.data.location import SPLITS, find_data, split_folders
 
 CLASSES = ("NORMAL", "PNEUMONIA")
-SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "subtype", "group", "group_conservative", "official_split",
            "width", "height", "mode", "bytes", "sha256")
 
 _DEBRIS = ("__MACOSX", ".")
-_KAGGLE_DATASET = "paultimothymooney/chest-xray-pneumonia"
-_KAGGLE_INPUT = Path("/kaggle/input")
 
 _PERSON = re.compile(r"(?P<person>person\d+)_(?P<subtype>bacteria|virus)_\d+(?:_\d+)?$")
 _NORMAL = re.compile(r"(?P<group>(?:NORMAL2-)?IM-\d+)-\d{4}(?:-\d{4})?$")
@@ -63,46 +60,6 @@ def parse_name(stem: str) -> tuple[str, str, str] | None:
     return None
 
 
-def find_data(data_dir: str | Path | None = None) -> Path:
-    """Find the folder that holds the class folders or ``train``, ``val``, ``test``.
-
-    Args:
-        data_dir: A folder (the nested copies of the Kaggle archive are seen
-            through); ``"phantoms"`` for the synthetic default; ``"kaggle"``
-            to download with kagglehub; None or ``""`` for the folder named by
-            ``CHESTXRAY_DATA`` or, on Kaggle, the attached data set.
-
-    Raises:
-        FileNotFoundError: Nothing was found; says what was looked for.
-    """
-    if not data_dir:
-        data_dir = os.environ.get("CHESTXRAY_DATA") or next(
-            iter(sorted(_KAGGLE_INPUT.glob("**/chest_xray"))), None)
-        if data_dir is None:
-            raise FileNotFoundError(
-                "no data folder: give data_dir, set CHESTXRAY_DATA, or use \"kaggle\" (download) or "
-                "\"phantoms\" (synthetic). Received: data_dir=None")
-    if data_dir == "phantoms":
-        from chestxray.data.phantom import phantom_dataset
-        return phantom_dataset(images=600)
-    if data_dir == "kaggle":
-        try:
-            import kagglehub
-        except ImportError:
-            raise ValueError("downloading needs kagglehub: pip install 'chestxray[kaggle]'. "
-                             "Received: data_dir='kaggle'") from None
-        data_dir = kagglehub.dataset_download(_KAGGLE_DATASET)
-    folder = Path(data_dir).expanduser()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no such data folder. Received: data_dir={str(data_dir)!r}")
-    while not _split_folders(folder):
-        inner = folder / "chest_xray"
-        if not inner.is_dir():
-            return folder
-        folder = inner
-    return folder
-
-
 def scan(data_dir: str | Path | None = None, classes: tuple[str, str] | None = None) -> pd.DataFrame:
     """List the images of a folder as a catalog.
 
@@ -113,7 +70,7 @@ def scan(data_dir: str | Path | None = None, classes: tuple[str, str] | None = N
     group, and a warning says so.
 
     Args:
-        data_dir: See :func:`find_data`.
+        data_dir: See :func:`chestxray.data.location.find_data`.
         classes: Names of the (negative, positive) class folders; by default
             NORMAL and PNEUMONIA in any case.
 
@@ -207,7 +164,7 @@ def verify(data_dir: str | Path | None = None, classes: tuple[str, str] | None =
     """Collect every problem of a folder in one table, instead of failing at the first.
 
     Args:
-        data_dir: See :func:`find_data`.
+        data_dir: See :func:`chestxray.data.location.find_data`.
         classes: See :func:`scan`.
 
     Returns:
@@ -221,6 +178,9 @@ def verify(data_dir: str | Path | None = None, classes: tuple[str, str] | None =
     rows = [(path, reason.split(" (")[0], reason, False) for path, reason in problems.items()]
     rows += [(path, "unknown name", "no patient group can be read from the name", True)
              for path in catalog["path"] if parse_name(Path(path).stem) is None]
+    rows += [(path, "name contradicts class", f"the folder says {(classes or CLASSES)[label]}", True)
+             for path, label in zip(catalog["path"], catalog["label"], strict=True)
+             if (parsed := parse_name(Path(path).stem)) and (parsed[0] != "normal") != label]
     for _, copies in catalog.groupby("sha256"):
         if len(copies) > 1:
             problem = "byte-identical" + ("" if copies["label"].nunique() == 1 else " with other label")
@@ -230,16 +190,12 @@ def verify(data_dir: str | Path | None = None, classes: tuple[str, str] | None =
     return table.sort_values(["kept", "problem", "path"], ignore_index=True)
 
 
-def _split_folders(folder: Path) -> list[Path]:
-    return [folder / name for name in SPLITS if (folder / name).is_dir()]
-
-
 def _list_files(root: Path, classes: tuple[str, str] | None) -> pd.DataFrame:
     """List every file below the class folders, with its label and official split."""
     wanted = {name.lower() if classes is None else name: label
               for label, name in enumerate(classes or CLASSES)}
     rows = []
-    for folder in _split_folders(root) or [root]:
+    for folder in split_folders(root) or [root]:
         split = "" if folder == root else folder.name
         found = sorted(entry for entry in folder.iterdir()
                        if entry.is_dir() and not entry.name.startswith(_DEBRIS))

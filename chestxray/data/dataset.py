@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from chestxray.data.augmentation import Augmentation
-from chestxray.data.catalog import CLASSES, find_data, scan
+from chestxray.data.catalog import CLASSES, scan
 from chestxray.data.images import ImageSettings
+from chestxray.data.location import find_data
 from chestxray.data.pixels import PixelStore
 from chestxray.data.splits import make_split, overlap, split_hash
 
@@ -91,7 +92,7 @@ def load_data(data_dir: str | Path | None = None, split: str = "patient", seed: 
     """Scan a folder, decode every image once, and split.
 
     Args:
-        data_dir: See :func:`chestxray.data.catalog.find_data`.
+        data_dir: See :func:`chestxray.data.location.find_data`.
         split: Rule; see :func:`chestxray.data.splits.make_split`.
         seed: Seed of the split, and of order and augmentation in training.
         image: How files become pixels.

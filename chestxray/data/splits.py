@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from chestxray.data.catalog import SPLITS
+from chestxray.data.location import SPLITS
 from chestxray.files import whole_file
 
 RULES = ("official", "image", "patient")

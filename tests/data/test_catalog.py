@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chestxray.data import catalog as module
-from chestxray.data import inspection
-from chestxray.data.catalog import find_data, from_table, merge_groups, parse_name, scan, verify
+from chestxray.data import inspection, location
+from chestxray.data.catalog import from_table, merge_groups, parse_name, scan, verify
+from chestxray.data.location import find_data
 
 KAGGLE = [
     "train/NORMAL/IM-0115-0001.jpeg",
@@ -253,7 +253,7 @@ def test_missing_folder_is_an_error(tmp_path):
 
 
 def test_no_folder_named_at_all(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "_KAGGLE_INPUT", tmp_path)
+    monkeypatch.setattr(location, "_KAGGLE_INPUT", tmp_path)
     for nothing in (None, ""):
         with pytest.raises(FileNotFoundError, match="CHESTXRAY_DATA.*Received: data_dir=None$"):
             find_data(nothing)
@@ -262,7 +262,7 @@ def test_no_folder_named_at_all(monkeypatch, tmp_path):
 def test_folders_that_are_found_by_themselves(monkeypatch, tmp_path, kaggle):
     attached = tmp_path / "input" / "chest-xray-pneumonia" / "chest_xray"
     shutil.copytree(kaggle, attached)
-    monkeypatch.setattr(module, "_KAGGLE_INPUT", tmp_path / "input")
+    monkeypatch.setattr(location, "_KAGGLE_INPUT", tmp_path / "input")
     assert find_data() == attached
     monkeypatch.setenv("CHESTXRAY_DATA", str(tmp_path))
     assert find_data() == kaggle  # the variable comes first, and its nested folder is seen through
@@ -319,6 +319,13 @@ def test_verify_finds_every_planted_problem(kaggle, make_images):
     ]
     details = kept.set_index(["path", "problem"])["detail"]
     assert details[KAGGLE[0], "byte-identical"] == "same content as val/NORMAL/scan 7.jpeg"
+
+
+def test_verify_names_a_file_in_the_folder_of_the_other_class(tmp_path, make_images):
+    astray = "train/NORMAL/person7_virus_9.jpeg"
+    make_images(tmp_path, ["train/NORMAL/IM-0001-0001.jpeg", astray, "train/PNEUMONIA/person1_virus_1.jpeg"])
+    table = verify(tmp_path)
+    assert table[["path", "problem", "kept"]].values.tolist() == [[astray, "name contradicts class", True]]
 
 
 def test_scan_leaves_out_what_verify_does_not_keep_and_names_it(kaggle):
