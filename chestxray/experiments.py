@@ -9,12 +9,14 @@ checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,14 +173,28 @@ class _EpochLines:
     def write(self, text: str) -> None:
         for line in text.splitlines():
             if re.match(r"epoch +\d+/|.*continued after epoch", line):
-                print(f"    {line}", file=sys.stderr, flush=True)
+                print(f"    {line}", flush=True)
 
     def flush(self) -> None:
         """Nothing is buffered."""
 
 
+@contextlib.contextmanager
+def _native_messages_to(path: Path) -> Iterator[None]:
+    """Send what this process and its kernels write to file descriptor 2 to a log instead."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with open(path, "w", encoding="utf-8") as log:
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+
+
 def play(step: Step, output_dir: Path) -> None:
-    """Execute one notebook into ``results/notebooks``.
+    """Execute one notebook into ``results/notebooks``; the kernel's native messages go to a log beside it.
 
     Raises:
         papermill.PapermillExecutionError: A cell raised.
@@ -190,10 +206,11 @@ def play(step: Step, output_dir: Path) -> None:
     key = step.key()
     os.environ[STEP_KEY] = key
     try:
-        papermill.execute_notebook(
-            str(step.notebook), str(target), parameters=step.parameters, cwd=str(NOTEBOOKS),
-            kernel_name="python3", progress_bar=False, stdout_file=_EpochLines(),
-            execution_timeout=_CELL_TIMEOUT, extra_arguments=["--log-level=40"])
+        with _native_messages_to(target.with_suffix(".log")):
+            papermill.execute_notebook(
+                str(step.notebook), str(target), parameters=step.parameters, cwd=str(NOTEBOOKS),
+                kernel_name="python3", progress_bar=False, stdout_file=_EpochLines(),
+                execution_timeout=_CELL_TIMEOUT, extra_arguments=["--log-level=40"])
     finally:
         del os.environ[STEP_KEY]
     if not is_done(key, output_dir):
