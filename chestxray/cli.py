@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import functools
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -29,7 +30,9 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except (ValueError, FileNotFoundError, TypeError) as error:
+        except ModuleNotFoundError as error:
+            raise UserError(f"{error.name} is missing: pip install -e '.[train]'") from error
+        except (ValueError, OSError, TypeError) as error:
             raise UserError(" ".join(str(error).split())) from error
         except KeyboardInterrupt:
             click.echo("interrupted; the same command goes on from here", err=True)
@@ -44,14 +47,18 @@ def main() -> None:
 
 
 def _parse_value(text: str) -> Any:
-    """Read a parameter as YAML does, and 1e-4 as the number it is meant to be."""
+    """Read a parameter as YAML does, and 1e-4 as the number it is meant to be.
+
+    Raises:
+        ValueError: The text is not YAML.
+    """
     import yaml
-    value = yaml.safe_load(text)
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"not a value in YAML. Received: value={text!r}") from None
+    if isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", value):
+        return float(value)
     return value
 
 
@@ -64,13 +71,16 @@ def _parse_value(text: str) -> Any:
 @click.option("--preset", type=click.Choice(["demo", "standard", "full"]),
               help="[default: demo on phantoms, standard on your data]")
 @click.option("--only", metavar="STEP", help="Play only steps whose name begins with this, e.g. 03.")
+@click.option("--classes", nargs=2, metavar="NEGATIVE POSITIVE",
+              help="Names of the class folders. [default: NORMAL PNEUMONIA]")
 @click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE",
               help="Set a parameter in every notebook that has it.")
 @click.option("--dry-run", is_flag=True, help="Only say what would run.")
 @click.option("--force", is_flag=True, help="Run finished steps again.")
 @one_line_errors
 def run(data_dir: str | None, split: str | None, output_dir: Path | None, preset: str | None,
-        only: str | None, parameters: tuple[tuple[str, str], ...], dry_run: bool, force: bool) -> None:
+        only: str | None, classes: tuple[str, str] | None, parameters: tuple[tuple[str, str], ...],
+        dry_run: bool, force: bool) -> None:
     """Play the notebooks from raw images to compared models."""
     from chestxray.data.location import find_data
     from chestxray.experiments import run_plan
@@ -78,11 +88,16 @@ def run(data_dir: str | None, split: str | None, output_dir: Path | None, preset
         try:
             data_dir = str(find_data())
         except FileNotFoundError:
+            if os.environ.get("CHESTXRAY_DATA"):
+                raise
             data_dir = "phantoms"
     preset = preset or ("demo" if data_dir == "phantoms" else "standard")
     click.echo(f"preset {preset} on {'synthetic phantoms' if data_dir == 'phantoms' else data_dir}")
+    overrides = {name: _parse_value(value) for name, value in parameters}
+    if classes:
+        overrides["classes"] = list(classes)
     sys.exit(run_plan(preset, data_dir, [split] if split else None, output_dir or Path("runs") / preset,
-                      {name: _parse_value(value) for name, value in parameters}, only, dry_run, force))
+                      overrides, only, dry_run, force))
 
 
 @main.command()
@@ -98,9 +113,11 @@ def predict(model: Path, sources: tuple[Path, ...], rule: str, table: Path | Non
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from chestxray.deployment.bundle import load_classifier
-    from chestxray.deployment.predict import predict_files
+    from chestxray.deployment.predict import list_images, predict_files
     from chestxray.files import whole_file
     classifier = load_classifier(model)
+    if not any(True for _ in list_images(sources)):
+        raise ValueError(f"no image found. Received: sources={[str(source) for source in sources]}")
     rows = predict_files(classifier, sources, rule)
     problems = count = 0
     if table:
@@ -118,8 +135,6 @@ def predict(model: Path, sources: tuple[Path, ...], rule: str, table: Path | Non
             count, problems = count + 1, problems + bool(row["problem"])
         click.echo(f"{count} images, {problems} unreadable; decided at {classifier.threshold(rule):.3f} "
                    f"({rule}). {classifier.card['limits'][0]}")
-    if not count:
-        raise ValueError(f"no image found. Received: sources={[str(source) for source in sources]}")
     sys.exit(1 if problems else 0)
 
 
@@ -136,11 +151,11 @@ def publish(run_folder: Path, repository: Path) -> None:
 
 @main.command()
 @click.option("--clear", is_flag=True, help="Remove what is shown.")
+@one_line_errors
 def cache(clear: bool) -> None:
     """Show the caches and their sizes; none holds anything that cannot be made again."""
-    from chestxray.files import cache_dir
-    root = cache_dir("pixels").parent
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+    from chestxray.files import CACHES, cache_dir
+    for folder in map(cache_dir, CACHES):
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         click.echo(f"{folder}  {size / 1e6:.1f} MB")
         if clear:

@@ -54,6 +54,9 @@ PLANS: dict[str, list[tuple[str, str | None]]] = {
 """Pairs of notebook and recipe; ``full`` plays them for every split rule."""
 
 
+_RUN_WIDE = ("data_dir", "split", "output_dir", "results")  # set by options of the run, not by -p
+
+
 @dataclass(frozen=True)
 class Step:
     """One notebook with its parameters.
@@ -75,7 +78,7 @@ class Step:
         source = [cell.source for cell in nbformat.read(self.notebook, as_version=4).cells]
         parts = {
             "parameters": {name: value for name, value in self.parameters.items()
-                           if name not in ("output_dir", "data_dir", "results")},
+                           if name not in (*_RUN_WIDE, "weights")},
             "data": self.data_key, "source": source, "version": __version__}
         if "weights" in self.parameters and "backbone" in self.parameters:
             parts["weights"] = _weights_key(self.parameters["weights"], self.parameters["backbone"])
@@ -125,8 +128,11 @@ def make_plan(preset: str, data_dir: str, rules: list[str], output_dir: Path,
     if not NOTEBOOKS.is_dir():
         raise FileNotFoundError("the notebooks are not part of the installed package; clone "
                                 f"{_SOURCE_URL} and run it there. Received: notebooks={str(NOTEBOOKS)!r}")
+    if set(overrides) & set(_RUN_WIDE):
+        raise ValueError("data, split and folders are set by the options of the run. "
+                         f"Received: parameter={sorted(set(overrides) & set(_RUN_WIDE))[0]!r}")
     root = find_data(data_dir)
-    catalog = scan(root)
+    catalog = scan(root, tuple(overrides["classes"]) if overrides.get("classes") else None)
     content = hashlib.sha256("".join(catalog["sha256"]).encode()).hexdigest()[:16]
     steps, known = [], set()
     for rule in rules:
@@ -148,9 +154,15 @@ def make_plan(preset: str, data_dir: str, rules: list[str], output_dir: Path,
                         "split": rule, "output_dir": str(output_dir), "results": str(output_dir / "results")}
             given |= {key: value for key, value in {**run_wide, **overrides}.items() if key in defaults}
             known |= set(defaults)
+            if given.get("weights") and Path(given["weights"]).exists():
+                given["weights"] = str(Path(given["weights"]).resolve())  # kernels run elsewhere
             steps.append(Step(name, source, given, f"{split_hash(table)} {content}"))
     if not steps:
         raise ValueError(f"no step of the plan begins like this. Received: only={only!r}")
+    names = [step.name for step in steps if step.parameters.get("name") == overrides.get("name", "")]
+    if "name" in overrides and len(names) > 1:
+        raise ValueError(f"{len(names)} steps would write the same result; choose one by --only. "
+                         f"Received: name={overrides['name']!r}")
     if unknown := sorted(set(overrides) - known):
         raise ValueError(f"no notebook of this run has this parameter; there are {sorted(known)}. "
                          f"Received: parameter={unknown[0]!r}")
@@ -163,8 +175,13 @@ def _read_recipe(name: str) -> dict[str, Any]:
 
 def is_done(key: str, output_dir: Path) -> bool:
     """Whether a result with this step key exists."""
-    return any(read_json(path).get("step_key") == key
-               for path in (output_dir / "results").glob("*.json"))
+    return bool(_results_of(key, output_dir))
+
+
+def _results_of(key: str, output_dir: Path) -> list[Path]:
+    found = {path: read_json(path) for path in (output_dir / "results").glob("*.json")}
+    return [path for path, content in found.items()
+            if isinstance(content, dict) and content.get("step_key") == key]
 
 
 class _EpochLines:
@@ -204,6 +221,8 @@ def play(step: Step, output_dir: Path) -> None:
     target = output_dir / "results" / "notebooks" / f"{step.name}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     key = step.key()
+    for path in _results_of(key, output_dir):
+        path.unlink()  # it will be written anew
     os.environ[STEP_KEY] = key
     try:
         with _native_messages_to(target.with_suffix(".log")):
@@ -235,6 +254,9 @@ def run_plan(preset: str = "demo", data_dir: str = "phantoms", rules: list[str] 
         ValueError, FileNotFoundError: See :func:`make_plan`.
     """
     output_dir = Path(output_dir).resolve()
+    for name in ("CHESTXRAY_CACHE", "CHESTXRAY_WEIGHTS"):
+        if os.environ.get(name):
+            os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())  # kernels run elsewhere
     rules = rules or (list(RULES) if preset == "full" else ["patient"])
     steps = make_plan(preset, data_dir, rules, output_dir, overrides or {}, only)
     failures = []
@@ -271,6 +293,6 @@ def _print_summary(output_dir: Path) -> None:
     if not table.empty:
         print(f"\nTest images ({', '.join(sorted(set(table['data'])))} data), threshold by Youden on "
               "validation:")
-        columns = ["name", "weights", "auroc", "accuracy", "sensitivity", "specificity", "f1"]
+        columns = ["name", "data", "weights", "auroc", "accuracy", "sensitivity", "specificity", "f1"]
         print(table[columns].to_string(index=False, float_format="{:.3f}".format))
     print(f"\nresults, figures, models: {output_dir}\nexecuted notebooks: {output_dir / 'results/notebooks'}")

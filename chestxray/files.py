@@ -16,19 +16,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+CACHES = ("files", "phantoms", "pixels")
+"""Everything that is ever cached; all of it can be made again."""
+
 
 def cache_dir(kind: str) -> Path:
     """Return the folder for one kind of cache, and create it.
 
     Args:
-        kind: Name of the cache, for example ``"pixels"``.
+        kind: One of :data:`CACHES`.
 
     Returns:
         ``$CHESTXRAY_CACHE/<kind>``, or ``~/.cache/chestxray/<kind>`` when the
         variable is not set.
+
+    Raises:
+        ValueError: There is no such cache.
     """
+    if kind not in CACHES:
+        raise ValueError(f"kind must be one of {CACHES}. Received: kind={kind!r}")
     root = os.environ.get("CHESTXRAY_CACHE") or Path.home() / ".cache" / "chestxray"
-    folder = Path(root).expanduser() / kind
+    folder = Path(root).expanduser().resolve() / kind
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

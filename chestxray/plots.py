@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from sklearn import metrics as skm
 
-_CLASSES = ("NORMAL", "PNEUMONIA")
+_CLASSES = ("NORMAL", "PNEUMONIA")  # negative, positive: default of every `classes`
 # Okabe and Ito's palette for colour-blind readers; blue and vermillion mean the classes, always.
 _COLOURS = {"NORMAL": "#0072B2", "PNEUMONIA": "#D55E00", "PNEUMONIA, bacterial": "#E58A4E",
             "PNEUMONIA, viral": "#F6C7A5", "train": "#8C8C8C", "validation": "#009E73"}
@@ -72,7 +72,8 @@ def _panels(number: int, columns: int, width: float, height: float, title: str =
 
 
 @mpl.rc_context(_STYLE)
-def class_balance(table: pd.DataFrame, synthetic: bool = False) -> Figure:
+def class_balance(table: pd.DataFrame, synthetic: bool = False,
+                  classes: Sequence[str] = _CLASSES) -> Figure:
     """Draw images per split and class, with counts and percentages of the split.
 
     Args:
@@ -92,7 +93,8 @@ def class_balance(table: pd.DataFrame, synthetic: bool = False) -> Figure:
                               synthetic)
     for name in [name for name in names if name in counts]:
         row, number = int(name != "NORMAL"), counts[name].to_numpy()
-        bars = axis.bar(x[row], number, 0.37, tops[row], color=_COLOURS[name], label=name)
+        bars = axis.bar(x[row], number, 0.37, tops[row], color=_COLOURS[name],
+                        label=name.replace(_CLASSES[row], classes[row]))
         tops[row] += number
         if "," in name:  # a number inside its shade where there is room for it
             axis.bar_label(bars, [f"{n:,}" if n > room else "" for n in number],
@@ -106,7 +108,8 @@ def class_balance(table: pd.DataFrame, synthetic: bool = False) -> Figure:
 
 
 @mpl.rc_context(_STYLE)
-def image_sizes(table: pd.DataFrame, synthetic: bool = False) -> Figure:
+def image_sizes(table: pd.DataFrame, synthetic: bool = False,
+                classes: Sequence[str] = _CLASSES) -> Figure:
     """Draw width against height, and the aspect ratio, by class: the shortcut by geometry.
 
     Args:
@@ -123,7 +126,7 @@ def image_sizes(table: pd.DataFrame, synthetic: bool = False) -> Figure:
     figure, (scatter, histogram) = _panels(
         2, 2, 4.1, 3.7, "Does the size of a file give its class away?", synthetic)
     for label in sorted({*labels}, key=lambda one: -(labels == one).sum()):  # the rarer on top
-        mine, name, colour = labels == label, _CLASSES[label], _COLOURS[_CLASSES[label]]
+        mine, name, colour = labels == label, classes[label], _COLOURS[_CLASSES[label]]
         name = f"{name} (n = {mine.sum():,}, median {np.median(aspects[mine]):.2f})"
         scatter.scatter(*sizes[mine].T, s=8, marker="o^"[label], color=colour, alpha=0.4, lw=0)
         sns.histplot(x=aspects[mine], bins=edges, stat="percent", element="step", alpha=0.3,
@@ -219,7 +222,7 @@ def learning_curves(history: pd.DataFrame, synthetic: bool = False) -> Figure:
 
 @mpl.rc_context(_STYLE)
 def confusion_matrices(confusions: Sequence[Mapping[str, int]], titles: Sequence[str],
-                       synthetic: bool = False) -> Figure:
+                       synthetic: bool = False, classes: Sequence[str] = _CLASSES) -> Figure:
     """Draw confusion matrices: rows are the reference standard, columns the decision.
 
     Args:
@@ -237,8 +240,8 @@ def confusion_matrices(confusions: Sequence[Mapping[str, int]], titles: Sequence
         percent = 100 * counts / np.maximum(rows, 1)
         sns.heatmap(percent, annot=np.vectorize("{:,}\n{:.1f} %".format)(counts, percent), fmt="",
                     vmin=0, vmax=100, cmap=sns.light_palette("#4C5B73", as_cmap=True), cbar=False,
-                    square=True, linewidths=1.5, xticklabels=_CLASSES, ax=axis,
-                    yticklabels=[f"{c}\nn = {n:,}" for c, n in zip(_CLASSES, rows.flat)])
+                    square=True, linewidths=1.5, xticklabels=classes, ax=axis,
+                    yticklabels=[f"{c}\nn = {n:,}" for c, n in zip(classes, rows.flat)])
         axis.set(title=title, xlabel="decision", ylabel="reference standard")
         axis.tick_params(length=0)
     return figure
@@ -283,7 +286,8 @@ def roc_pr(curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
 
 @mpl.rc_context(_STYLE)
 def score_distribution(labels: np.ndarray, probabilities: np.ndarray,
-                       thresholds: Mapping[str, float | None], synthetic: bool = False) -> Figure:
+                       thresholds: Mapping[str, float | None], synthetic: bool = False,
+                       classes: Sequence[str] = _CLASSES) -> Figure:
     """Draw the calibrated probability of pneumonia by class, with decision thresholds.
 
     Args:
@@ -298,13 +302,13 @@ def score_distribution(labels: np.ndarray, probabilities: np.ndarray,
         mine, colour = y == label, _COLOURS[_CLASSES[label]]
         sns.histplot(x=p[mine], bins=np.linspace(0, 1, 26), stat="percent", color=colour,
                      edgecolor="white", alpha=0.85, ax=axis)
-        axis.set_ylabel(f"{_CLASSES[label]} (n = {mine.sum():,})\nimages (%)", color=colour)
+        axis.set_ylabel(f"{classes[label]} (n = {mine.sum():,})\nimages (%)", color=colour)
     for level, (value, rule) in enumerate(lines):  # a flag a threshold, each on its own level
         axes[0].axvline(value, ymax=1.08 + 0.1 * level, color="black", lw=1, clip_on=False)
         axes[1].axvline(value, color="black", lw=1)
         axes[0].text(value, 1.01 + 0.1 * level, f" {rule}: {value:.3f}", fontsize=8.5,
                      transform=axes[0].get_xaxis_transform())
-    axes[1].set(xlabel="calibrated probability of pneumonia", xlim=(0, 1))
+    axes[1].set(xlabel=f"calibrated probability of {classes[1]}", xlim=(0, 1))
     return figure
 
 

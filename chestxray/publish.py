@@ -36,7 +36,7 @@ def publish(run: str | Path, repository: str | Path) -> list[str]:
         What was copied, and what was left out with the reason.
 
     Raises:
-        FileNotFoundError: The run has no result.
+        FileNotFoundError: The run has no result, or a model on record lacks its files.
         ValueError: The run mixes real and synthetic data.
     """
     run, repository = Path(run), Path(repository)
@@ -44,31 +44,38 @@ def publish(run: str | Path, repository: str | Path) -> list[str]:
     synthetic = {result["data"] == "synthetic" for result in results}
     if len(synthetic) > 1:
         raise ValueError(f"the run mixes real and synthetic data. Received: run={str(run)!r}")
+    real = synthetic != {True}
+    folders = {result["name"]: run / "saved_models" / result["name"] for result in results if real}
+    tables = [run / "results" / f"{name}.predictions.csv" for name in folders]
+    for path in (*tables, *folders.values()):
+        if not path.exists():
+            raise FileNotFoundError(f"the run lacks a file of a recorded model. Received: path={str(path)!r}")
+
     said: list[str] = []
-    allowed = PHANTOM_FIGURES if synthetic == {True} else PUBLIC_FIGURES
+    allowed = PUBLIC_FIGURES if real else PHANTOM_FIGURES
     for path in sorted((run / "images").glob("*.png")):
         if path.stem.split("-")[0] in allowed:
             _copy(path, repository / "images" / path.name, said)
         else:
             said.append(f"left out images/{path.name}")
-    if synthetic == {True}:
+    if not real:
         return [*said, "left out the results: synthetic"]
+    for name, folder in folders.items():
+        target = repository / "saved_models" / name
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        if size > _LARGEST_MODEL:
+            shutil.rmtree(target, ignore_errors=True)  # an older one would stand beside newer results
+            said.append(f"left out saved_models/{name}: {size / 1e6:.0f} MB")
+            continue
+        with whole_folder(target) as partial:
+            shutil.copytree(folder, partial, dirs_exist_ok=True)
+        said.append(f"saved_models/{name}")
+    for path in tables:
+        _copy(path, repository / "results" / path.name, said)
+    _join_logs(run / "results" / "test_log.csv", repository / "results" / "test_log.csv")
     for path in sorted((run / "results").glob("*.json")):
         if read_json(path).get("schema") in _PUBLIC_SCHEMAS:
             _copy(path, repository / "results" / path.name, said)
-    for result in results:
-        name = f"{result['name']}.predictions.csv"
-        _copy(run / "results" / name, repository / "results" / name, said)
-    for result in results:
-        folder = run / "saved_models" / result["name"]
-        size = sum(path.stat().st_size for path in folder.iterdir())
-        if size > _LARGEST_MODEL:
-            said.append(f"left out saved_models/{folder.name}: {size / 1e6:.0f} MB")
-            continue
-        with whole_folder(repository / "saved_models" / folder.name) as partial:
-            shutil.copytree(folder, partial, dirs_exist_ok=True)
-        said.append(f"saved_models/{folder.name}")
-    _join_logs(run / "results" / "test_log.csv", repository / "results" / "test_log.csv")
     return said
 
 

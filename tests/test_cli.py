@@ -32,7 +32,7 @@ def test_mistakes_are_one_line_and_exit_code_two(arguments, message):
 
 @pytest.mark.parametrize(("text", "value"), [
     ("3", 3), ("1e-4", 1e-4), ("0.5", 0.5), ("true", True), ("[64, 32]", [64, 32]), ("null", None),
-    ("VGG16", "VGG16"), ("{}", {})])
+    ("VGG16", "VGG16"), ("{}", {}), ("nan", "nan")])
 def test_parameters_are_read_as_what_they_mean(text, value):
     parsed = _parse_value(text)
     assert parsed == value and type(parsed) is type(value)
@@ -48,7 +48,31 @@ def test_every_exported_name_exists_and_a_wrong_one_does_not():
 
 def test_cache_shows_and_clears(monkeypatch, tmp_path):
     monkeypatch.setenv("CHESTXRAY_CACHE", str(tmp_path))
-    (tmp_path / "phantoms").mkdir()
-    (tmp_path / "phantoms" / "a").write_bytes(b"0" * 1_500_000)
+    for folder in ("phantoms", "of_somebody_else"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a").write_bytes(b"0" * 1_500_000)
     assert "1.5 MB" in CliRunner().invoke(main, ["cache", "--clear"]).output
     assert not (tmp_path / "phantoms").exists()
+    assert (tmp_path / "of_somebody_else" / "a").is_file()
+
+
+def test_a_mistyped_data_variable_is_an_error_and_not_phantoms(monkeypatch):
+    monkeypatch.setenv("CHESTXRAY_DATA", "/typo")
+    result = CliRunner().invoke(main, ["run", "--dry-run"])
+    assert result.exit_code == 2 and "data_dir='/typo'" in result.output
+
+
+def test_a_broken_parameter_is_one_line():
+    result = CliRunner().invoke(main, ["run", "--data-dir", "phantoms", "-p", "name", "[a"])
+    assert result.exit_code == 2 and result.output.splitlines()[-1].endswith("Received: value='[a'")
+
+
+def test_reading_and_calibrating_need_the_small_core_only():
+    code = ("import sys\nfor name in ('scipy', 'sklearn', 'pandas', 'papermill', 'tensorflow', 'keras'):\n"
+            "    sys.modules[name] = None\n"
+            "import chestxray.deployment.predict, chestxray.deployment.bundle as b\n"
+            "c = b.Classifier(None, {'calibration': {'slope': 2.0, 'intercept': -1.0}})\n"
+            "import numpy as np\n"
+            "assert abs(c.probabilities(np.array([0.5]))[0] - 0.5) < 1e-15")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

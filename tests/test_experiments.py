@@ -1,12 +1,15 @@
 """The plan of a run, played on tiny notebooks made here."""
 
+import functools
+from pathlib import Path
+
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from chestxray import experiments
 from chestxray.data.phantom import write_phantoms
-from chestxray.files import read_json
+from chestxray.files import read_json, write_json
 
 PARAMETERS = ('data_dir: str = "phantoms"\nsplit: str = "patient"\noutput_dir: str = "x"\n'
               'seed: int = 0\nlevel: int = 1  # how high')
@@ -99,12 +102,34 @@ def test_the_key_depends_on_the_weights_file_and_not_on_its_place(house, tmp_pat
                                 {"backbone": "VGG16", "weights": str(tmp_path / folder)}, "d").key()
 
     assert key("a", b"1") != key("a", b"2")
+    assert key("a", b"1") == key("b", b"1")
 
 
 def test_an_unknown_parameter_stops_before_anything_runs(house, phantoms):
     with pytest.raises(ValueError, match=r"\['data_dir', 'level'.*Received: parameter='levle'"):
         experiments.run_plan("demo", phantoms, output_dir=house / "out", overrides={"levle": 3})
     assert not (house / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["data_dir", "split", "output_dir"])
+def test_data_split_and_folders_are_no_parameters(house, phantoms, name):
+    with pytest.raises(ValueError, match=f"options of the run. Received: parameter='{name}'"):
+        experiments.run_plan("demo", phantoms, output_dir=house / "out", overrides={name: "x"})
+
+
+def test_a_relative_data_folder_is_found_by_the_kernels(house, phantoms, monkeypatch):
+    monkeypatch.chdir(Path(phantoms).parent)
+    (step, *_) = experiments.make_plan("demo", "chest_xray", ["patient"], house / "out", {})
+    assert step.parameters["data_dir"] == phantoms
+
+
+def test_a_forced_step_that_writes_nothing_has_failed(house, phantoms):
+    write_notebook(house / "notebooks", "01_first", "1 + 1")
+    step = experiments.make_plan("demo", phantoms, ["patient"], house / "out", {}, "01")[0]
+    write_json(house / "out" / "results" / "first.json", {"step_key": step.key()})  # of an earlier call
+    run = functools.partial(experiments.run_plan, "demo", phantoms, output_dir=house / "out", only="01")
+    assert run() == 0
+    assert run(force=True) == 1
 
 
 def test_a_recipe_with_an_unknown_parameter_stops_before_anything_runs(house, phantoms):

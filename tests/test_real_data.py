@@ -28,7 +28,11 @@ def test_no_image_of_the_folder_is_lost(data):
 
 
 def test_pretrained_vgg16_sees_the_difference_and_a_random_one_less(data, real_weights):
-    """Frozen features and a logistic regression on 300 + 300 images: known to reach .98 on all of them."""
+    """Frozen features and a logistic regression on 300 + 300 images.
+
+    Measured .990 against .964: even random features do well on this data, so
+    only the difference tells that the weights arrived.
+    """
     rows = data.part("train").groupby("label").sample(150, random_state=0)
     other = data.part("val").groupby("label").sample(150, random_state=0)
 
@@ -44,5 +48,6 @@ def test_pretrained_vgg16_sees_the_difference_and_a_random_one_less(data, real_w
         fit = LogisticRegression(C=0.01, max_iter=2000).fit(features[0] / scale, rows["label"])
         return roc_auc_score(other["label"], fit.decision_function(features[1] / scale))
 
-    assert score(str(real_weights)) > 0.95
-    assert score(None) < 0.95
+    pretrained, random = score(str(real_weights)), score(None)
+    assert pretrained > 0.98
+    assert pretrained > random + 0.01

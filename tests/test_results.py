@@ -112,6 +112,28 @@ def test_each_look_at_test_is_logged(recorded):
     assert rows[1]["configuration"] == "a=x;b=2" and rows[1]["images"] == str(len(data.part("test")))
 
 
+def test_a_model_that_ranks_backwards_is_recorded_as_that(recorded, tmp_path, capsys):
+    """Platt scaling with a negative slope would turn it round and publish 1 - AUROC."""
+    import keras
+
+    import chestxray as cx
+    _, data, _ = recorded
+    inputs = keras.Input((32, 32, 1))
+    darkness = keras.layers.Dense(1, kernel_initializer=keras.initializers.Constant(1.0), name="logit")(
+        keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs)))
+    for sign in (1, -1):
+        model = keras.Model(inputs, keras.layers.Rescaling(sign)(darkness))
+        cx.record_model(model, data, f"sign{sign}", tmp_path, parameters={}, weights="", training={})
+    found = [read_json(tmp_path / "results" / f"sign{sign}-patient-s0.json") for sign in (1, -1)]
+    scores = [one["metrics"]["val"]["auroc"]["value"] for one in found]
+    assert sum(scores) == pytest.approx(1.0, abs=1e-9) and scores[0] != scores[1]
+    assert "ranks the validation images backwards" in capsys.readouterr().out
+    for sign, score in zip((1, -1), scores, strict=True):
+        rows = results.read_predictions(tmp_path / "results", f"sign{sign}-patient-s0")
+        rows = rows[rows["split"] == "val"]
+        assert roc_auc_score(rows["label"], rows["logit"]) == pytest.approx(score, abs=1e-9)
+
+
 def test_validation_only_leaves_test_alone(recorded, tmp_path):
     import chestxray as cx
     _, data, _ = recorded

@@ -230,6 +230,7 @@ def _usable(root: Path, listing: pd.DataFrame,
 
 def _finish(catalog: pd.DataFrame) -> pd.DataFrame:
     """Fill unknown groups, merge groups over identical files, order the columns."""
+    catalog["group"] = catalog["group"].where(catalog["group"] != "", catalog["group_conservative"])
     unknown = catalog["group"] == ""
     if unknown.any():
         warnings.warn(f"no patient group is known for {unknown.sum()} of {len(catalog)} images: each "

@@ -104,8 +104,11 @@ def load_data(data_dir: str | Path | None = None, split: str = "patient", seed: 
         FileNotFoundError: There is no such folder.
         ValueError: The folder or the split cannot be used.
     """
-    root = find_data(data_dir)
-    catalog = scan(root, classes) if catalog is None else catalog
+    if catalog is None:
+        root = find_data(data_dir)
+        catalog = scan(root, classes)
+    else:
+        root = Path(data_dir).resolve()  # the paths are relative to it, whatever lies below
     store = PixelStore.build(catalog, root, image)
     table = make_split(store.readable(catalog), split, seed)
     if split != "patient":

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from chestxray.data.images import check_image
+from chestxray.data.images import PIXELS_VERSION, check_image
 from chestxray.files import cache_dir, write_json
 
 _COLUMNS = ("bytes", "mtime", "sha256", "width", "height", "mode", "problem")
@@ -33,7 +33,8 @@ def inspect_files(root: Path, paths: list[str]) -> tuple[pd.DataFrame, dict[str,
         Table with ``path, width, height, mode, bytes, sha256`` of the usable
         files, and a dictionary from the path of each other file to the reason.
     """
-    memory = cache_dir("files") / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
+    place = f"{PIXELS_VERSION} {root.resolve()}"
+    memory = cache_dir("files") / f"{hashlib.sha256(place.encode()).hexdigest()[:16]}.json"
     try:
         known = json.loads(memory.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -37,10 +37,10 @@ def find_data(data_dir: str | Path | None = None) -> Path:
         try:
             import kagglehub
         except ImportError:
-            raise ValueError("downloading needs kagglehub: pip install 'chestxray[kaggle]'. "
+            raise ValueError("downloading needs kagglehub: pip install -e '.[kaggle]'. "
                              "Received: data_dir='kaggle'") from None
         data_dir = kagglehub.dataset_download(_KAGGLE_DATASET)
-    folder = Path(data_dir).expanduser()
+    folder = Path(data_dir).expanduser().resolve()
     if not folder.is_dir():
         raise FileNotFoundError(f"no such data folder. Received: data_dir={str(data_dir)!r}")
     while not split_folders(folder):

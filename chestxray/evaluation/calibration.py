@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize
-from scipy.special import expit
-
-from chestxray.evaluation.metrics import check_labels, check_same_shape
 
 
 def fit_platt(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
@@ -37,6 +33,11 @@ def fit_platt(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
         ValueError: Shapes differ, logits are not finite, labels are not 0 or
             1, or only one class.
     """
+    from scipy.optimize import minimize  # here: applying a calibration needs NumPy alone
+    from scipy.special import expit
+
+    from chestxray.evaluation.metrics import check_labels, check_same_shape
+
     logits, labels = _check_logits(logits), check_labels(labels, both_classes=True)
     check_same_shape(labels, "logits", logits)
     positives = int(labels.sum())
@@ -74,7 +75,7 @@ def apply_platt(logits: ArrayLike, slope: float, intercept: float) -> np.ndarray
     Raises:
         ValueError: Logits are not finite.
     """
-    return expit(slope * _check_logits(logits) + intercept)
+    return np.exp(-np.logaddexp(0, -(slope * _check_logits(logits) + intercept)))
 
 
 def _check_logits(logits: ArrayLike) -> np.ndarray:

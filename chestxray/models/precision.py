@@ -37,7 +37,7 @@ def choose_precision(wanted: str = "auto", bf16_pays: bool = True) -> tuple[str,
     else:
         if shutil.which("nvidia-smi"):
             warnings.warn("there is an NVIDIA card, but TensorFlow does not see it: "
-                          "pip install 'chestxray[gpu]'", stacklevel=2)
+                          "pip install -e '.[gpu]'", stacklevel=2)
         device = "CPU"
         best = "mixed_bfloat16" if bf16_pays and cpu_has_bf16() else "float32"
     policy = best if wanted == "auto" else wanted
