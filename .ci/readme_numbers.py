@@ -16,7 +16,7 @@ def table() -> str:
              "| F1 |", "|---|---|---|---|---|---|---|---|---|"]
     for _, row in comparison_table(read_results(ROOT / "results")).iterrows():
         scores = [f"{row[m]:.3f} ({row[f'{m}_low']:.3f}–{row[f'{m}_high']:.3f})" for m in METRICS]
-        weights = "ImageNet" if row["weights"] != "random" else "random"
+        weights = row["weights"].replace("vgg16_notop.weights.h5", "ImageNet").replace("imagenet", "ImageNet")
         lines.append(f"| {row['name'].split('-')[0]} | {row['split_rule']} | {weights} | "
                      f"{row['parameter_count']:,} | {' | '.join(scores)} |")
     return "\n".join(lines) + "\n"

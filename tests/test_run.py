@@ -1,0 +1,44 @@
+"""The whole plan, played on somebody's own folder: other class names, no patients, broken files."""
+
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from chestxray.data.phantom import write_phantoms
+from chestxray.files import read_json
+
+
+@pytest.mark.slow
+def test_all_notebooks_on_a_plain_folder_with_broken_files(tmp_path):
+    write_phantoms(tmp_path / "made", 120, 64, 0)
+    for name, kind in (("healthy", "NORMAL"), ("sick", "PNEUMONIA")):
+        target = tmp_path / "mine" / name
+        target.mkdir(parents=True)
+        for number, path in enumerate(sorted((tmp_path / "made" / "chest_xray").rglob(f"{kind}/*.jpeg"))):
+            shutil.copy(path, target / f"{number:03d}.jpeg")
+    sick = tmp_path / "mine" / "sick"
+    whole = (sick / "000.jpeg").read_bytes()
+    (sick / "cut.jpeg").write_bytes(whole[:len(whole) // 2])
+    (sick / "empty.jpeg").write_bytes(b"")
+    (sick / "text.jpeg").write_text("a letter")
+    deep = cv2.imread(str(sick / "001.jpeg"), cv2.IMREAD_GRAYSCALE).astype(np.uint16) * 16  # 12 bits in 16
+    cv2.imwrite(str(sick / "deep.png"), deep)
+
+    done = subprocess.run(
+        [sys.executable, "-c", "from chestxray.cli import main; main()", "run", "--data-dir", "mine",
+         "--classes", "healthy", "sick", "--preset", "demo", "--output-dir", "out", "-p", "image_size", "64",
+         "-p", "epochs", "2", "-p", "score_test", "false"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    results = tmp_path / "out" / "results"
+    counts = read_json(results / "dataset-patient-s0.json")
+    assert counts["problems"] == {"empty file": 1, "not an image": 1, "truncated": 1, "unknown name": 121}
+    model = read_json(results / "custom_cnn-patient-s0.json")
+    assert model["classes"] == ["healthy", "sick"] and model["data"] == "mine"
+    assert set(model["metrics"]) == {"val"} and not (results / "test_log.csv").exists()
+    assert len(read_json(results / "comparison-patient.json")["models"]) == 2
+    card = (tmp_path / "out" / "saved_models" / "custom_cnn-patient-s0" / "README.md").read_text()
+    assert "healthy (0) against sick (1)" in card and "one hospital" not in card
