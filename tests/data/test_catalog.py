@@ -271,7 +271,7 @@ def test_folders_that_are_found_by_themselves(monkeypatch, tmp_path, kaggle):
 
 def test_download_from_kaggle(monkeypatch, kaggle):
     monkeypatch.setitem(sys.modules, "kagglehub", None)
-    with pytest.raises(ValueError, match=r"pip install 'chestxray\[kaggle\]'.*Received: data_dir='kaggle'$"):
+    with pytest.raises(ValueError, match=r"pip install -e '.\[kaggle\]'.*Received: data_dir='kaggle'$"):
         find_data("kaggle")
     wanted = []
     fake = types.SimpleNamespace(dataset_download=lambda name: wanted.append(name) or str(kaggle.parent))
