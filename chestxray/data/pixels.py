@@ -167,7 +167,7 @@ def _decode_all(target: Path, paths: list[str], settings: ImageSettings) -> dict
     workers = min(os.cpu_count() or 1, len(starts))
     failed: dict[int, str] = {}
     with tqdm(total=len(paths), desc="reading images", unit="image", disable=None) as bar:
-        parallel = Parallel(n_jobs=workers, return_as="generator_unordered", idle_worker_timeout=20)
+        parallel = Parallel(n_jobs=workers, return_as="generator_unordered")
         for done, problems in parallel(delayed(_decode_chunk)(target, start, paths[start:start + _CHUNK],
                                                               settings) for start in starts):
             failed |= problems
