@@ -26,6 +26,7 @@ _HOME = {
     "chestxray.models.precision": ("choose_precision",),
     "chestxray.models.training": ("TrainSettings", "class_weights", "fine_tune", "set_seed",
                                   "set_trainable_from", "summarise", "train", "train_head"),
+    "chestxray.evaluation.comparison": ("auroc_difference",),
     "chestxray.deployment.bundle": ("Classifier", "load_classifier"),
     "chestxray.deployment.predict": ("predict_files",),
     "chestxray.results": ("comparison_table", "read_predictions", "read_results", "record_model",
