@@ -218,6 +218,7 @@ def play(step: Step, output_dir: Path) -> None:
         RuntimeError: The notebook ended without writing its result.
     """
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # that Ctrl-C ends a kernel is no news
     target = output_dir / "results" / "notebooks" / f"{step.name}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     key = step.key()

@@ -59,9 +59,9 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
     Calibration and thresholds come from the validation images alone. Test is
     looked at once, and the look is logged before in ``results/test_log.csv``.
     A model that ranks the validation images backwards is not calibrated, which
-    would turn its scores round in silence. When
-    all is written, the checkpoints ``<output_dir>/checkpoints/<name>*.npz``
-    have done their service and are removed.
+    would turn its scores round in silence. When all is written, the
+    checkpoints ``<output_dir>/checkpoints/<name>*.npz`` have done their
+    service and are removed.
 
     Args:
         model: Trained; saved in float32 whatever it was trained in.

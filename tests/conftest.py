@@ -21,8 +21,10 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 
 from chestxray.data.catalog import group_by_names
+from chestxray.data.phantom import write_phantoms
 
 
 def pytest_unconfigure():
@@ -78,5 +80,34 @@ def make_images():
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(cv2.imencode(target.suffix, pixels)[1].tobytes())
         return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """Folder of 60 drawn pictures of 48 px, in the Kaggle layout."""
+    return tiny.draw(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def data(tiny_folder):
+    """The drawn pictures, split and decoded."""
+    return tiny.load(tiny_folder)
+
+
+@pytest.fixture
+def plain_folder():
+    """Function that writes phantoms as somebody's own folder: healthy, sick, names without patients."""
+
+    def write(folder: Path, images: int) -> Path:
+        write_phantoms(folder / "made", images, 64, 0)
+        for name, kind in (("healthy", "NORMAL"), ("sick", "PNEUMONIA")):
+            target = folder / "mine" / name
+            target.mkdir(parents=True)
+            made = sorted((folder / "made" / "chest_xray").rglob(f"{kind}/*.jpeg"))
+            for number, path in enumerate(made):
+                shutil.copy(path, target / f"{number:03d}.jpeg")
+        return folder / "mine"
 
     return write

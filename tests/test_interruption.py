@@ -1,4 +1,4 @@
-"""kill -9 in the middle of a run: the second call ends with the same predictions as an undisturbed one."""
+"""kill -9 or Ctrl-C in the middle of a run: the second call ends as an undisturbed one does."""
 
 import json
 import os
@@ -19,7 +19,8 @@ RUN = [sys.executable, "-c", "from chestxray.cli import main; main()", "run", "-
 def start(data, output, cache):
     return subprocess.Popen(
         [*RUN, "--data-dir", str(data), "--output-dir", str(output)], start_new_session=True,
-        env=os.environ | {"CHESTXRAY_CACHE": str(cache)}, stdout=subprocess.PIPE, text=True)
+        env=os.environ | {"CHESTXRAY_CACHE": str(cache)}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True)
 
 
 def epochs_done(checkpoint):
@@ -30,10 +31,13 @@ def epochs_done(checkpoint):
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_with_the_predictions_of_an_undisturbed_one(tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_broken_off_run_ends_with_the_predictions_of_an_undisturbed_one(tmp_path, how):
     write_phantoms(tmp_path / "made", 120, 64, 0)
     data = tmp_path / "made" / "chest_xray"
-    assert start(data, tmp_path / "quiet", tmp_path / "cache1").wait(300) == 0
+    quiet = start(data, tmp_path / "quiet", tmp_path / "cache1")
+    quiet.communicate(timeout=300)
+    assert quiet.returncode == 0
 
     killed = start(data, tmp_path / "killed", tmp_path / "cache2")
     checkpoint = tmp_path / "killed" / "checkpoints" / "custom_cnn-patient-s0.npz"
@@ -41,8 +45,14 @@ def test_a_killed_run_ends_with_the_predictions_of_an_undisturbed_one(tmp_path):
     while epochs_done(checkpoint) < 3:
         assert killed.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    if how == signal.SIGKILL:
+        os.killpg(killed.pid, how)
+        killed.wait()
+    else:
+        killed.send_signal(how)
+        _, said = killed.communicate(timeout=60)
+        assert killed.returncode == 130
+        assert said == "interrupted; the same command goes on from here\n"
     results = tmp_path / "killed" / "results"
     assert not list(results.glob("*.json"))
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,16 +21,10 @@ def test_every_linked_file_exists():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_the_library_example_runs_as_printed_in_twelve_lines(tmp_path):
-    from chestxray.data.phantom import write_phantoms
+def test_the_library_example_runs_as_printed_in_twelve_lines(tmp_path, plain_folder):
     code = re.search(r"```python\n(.*?)```", TEXT, re.S).group(1)
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
-    write_phantoms(tmp_path / "made", 60, 64, 0)
-    for name, kind in (("healthy", "NORMAL"), ("sick", "PNEUMONIA")):
-        target = tmp_path / "my_xrays" / name
-        target.mkdir(parents=True)
-        for number, path in enumerate(sorted((tmp_path / "made" / "chest_xray").rglob(f"{kind}/*.jpeg"))):
-            shutil.copy(path, target / f"{number:03d}.jpeg")
+    plain_folder(tmp_path, 60).rename(tmp_path / "my_xrays")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
                           env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"})
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,6 +1,5 @@
 """The whole plan, played on somebody's own folder: other class names, no patients, broken files."""
 
-import shutil
 import subprocess
 import sys
 
@@ -8,19 +7,12 @@ import cv2
 import numpy as np
 import pytest
 
-from chestxray.data.phantom import write_phantoms
 from chestxray.files import read_json
 
 
 @pytest.mark.slow
-def test_all_notebooks_on_a_plain_folder_with_broken_files(tmp_path):
-    write_phantoms(tmp_path / "made", 120, 64, 0)
-    for name, kind in (("healthy", "NORMAL"), ("sick", "PNEUMONIA")):
-        target = tmp_path / "mine" / name
-        target.mkdir(parents=True)
-        for number, path in enumerate(sorted((tmp_path / "made" / "chest_xray").rglob(f"{kind}/*.jpeg"))):
-            shutil.copy(path, target / f"{number:03d}.jpeg")
-    sick = tmp_path / "mine" / "sick"
+def test_all_notebooks_on_a_plain_folder_with_broken_files(tmp_path, plain_folder):
+    sick = plain_folder(tmp_path, 120) / "sick"
     whole = (sick / "000.jpeg").read_bytes()
     (sick / "cut.jpeg").write_bytes(whole[:len(whole) // 2])
     (sick / "empty.jpeg").write_bytes(b"")

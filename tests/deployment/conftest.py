@@ -4,16 +4,6 @@ import tiny
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory):
-    return tiny.draw(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="session")
-def data(tiny_folder):
-    return tiny.load(tiny_folder)
-
-
-@pytest.fixture(scope="session")
 def bundle(data, tmp_path_factory):
     """A network that nobody trained, put on record: folder of the bundle, folder of the run."""
     import chestxray
