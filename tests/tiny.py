@@ -4,9 +4,10 @@ import cv2
 import keras
 import numpy as np
 
-from chestxray import ImageSettings, XrayData, load_data
+from chestxray import ImageSettings, TrainSettings, XrayData, load_data
 
 SIZE = 32
+STILL = TrainSettings(epochs=1, learning_rate=1e-30, class_weights=False)  # steps too small for float32
 
 
 def draw(folder):
@@ -58,3 +59,12 @@ def state(model) -> list[np.ndarray]:
 
 def same(first, second) -> bool:
     return len(first) == len(second) and all(map(np.array_equal, first, second))
+
+
+def by_layer(model) -> dict[str, list[np.ndarray]]:
+    return {layer.name: [value.copy() for value in layer.get_weights()] for layer in model.layers}
+
+
+def changed(before, after) -> set[str]:
+    """Names of the layers whose weights differ, from two answers of :func:`by_layer`."""
+    return {name for name in before if not same(before[name], after[name])}

@@ -39,11 +39,12 @@ class PixelStore:
         pixels: ``uint8`` memory map of shape (N, size, size), one row a
             content, read-only.
         failed: Contents (sha256) that could not be decoded, with the reason.
+        key: Identifies the pixels: made of the files' contents and the settings.
     """
 
     def __init__(self, folder: Path, settings: ImageSettings):
         index = read_json(folder / "index.json")
-        self.settings = settings
+        self.settings, self.key = settings, folder.name
         self.failed: dict[str, str] = index["failed"]
         self.pixels = np.load(folder / "pixels.npy", mmap_mode="r")
         self._row = {content: row for row, content in enumerate(index["contents"])}
@@ -133,12 +134,8 @@ class PixelStore:
 
         def batches() -> Iterator[tuple]:
             view = epoch() if epoch else next(count)
-            order = np.arange(len(rows))
-            if shuffle:
-                order = np.random.default_rng([seed, view]).permutation(order)
             drawn = augment.draw(paths, size, view, seed) if augment else None
-            for start in range(0, len(rows), batch_size):
-                some = order[start:start + batch_size]
+            for some in batch_order(len(rows), batch_size, shuffle, seed, view):
                 batch = self.pixels[rows[some]][..., np.newaxis], labels[some]
                 yield (*batch, drawn[some]) if augment else batch
 
@@ -153,6 +150,21 @@ class PixelStore:
             return layer(images, *drawn) if drawn else tf.cast(images, tf.float32), labels
 
         return dataset.map(finish).prefetch(2)
+
+
+def batch_order(count: int, batch_size: int, shuffle: bool, seed: int, epoch: int) -> list[np.ndarray]:
+    """Say which items make up each batch of an epoch.
+
+    Args:
+        count: Number of items.
+        batch_size: Items a batch; the last batch may be smaller.
+        shuffle: Order by ``seed`` and ``epoch`` instead of the items' own.
+
+    Returns:
+        Positions of the items of each batch.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(count) if shuffle else np.arange(count)
+    return [order[start:start + batch_size] for start in range(0, count, batch_size)]
 
 
 def _decode_all(target: Path, paths: list[str], settings: ImageSettings) -> dict[int, str]:

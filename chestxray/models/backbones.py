@@ -28,6 +28,15 @@ def _minus_one_to_one(grey: keras.KerasTensor) -> keras.KerasTensor:
     return keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="scale", dtype="float32")(three)
 
 
+def _torch(grey: keras.KerasTensor) -> keras.KerasTensor:
+    """Three equal channels in [0, 1], minus the ImageNet means, over their standard deviations."""
+    three = keras.layers.Concatenate(name="three_channels", dtype="float32")([grey] * 3)
+    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return keras.layers.Normalization(mean=[255 * value for value in mean],
+                                      variance=[(255 * value) ** 2 for value in deviation],
+                                      name="imagenet_means", dtype="float32")(three)
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A convolutional network pretrained on ImageNet.
@@ -64,6 +73,8 @@ BACKBONES = {
                  ("conv1_conv", *(f"conv{n}_block1_1_conv" for n in range(2, 6))), bf16_pays=True),
         Backbone("InceptionV3", keras.applications.InceptionV3, 299, _minus_one_to_one, "mixed10",
                  tuple(f"mixed{n}" for n in (0, 2, 4, 7, 8)), bf16_pays=True),
+        Backbone("DenseNet121", keras.applications.DenseNet121, 224, _torch, "relu",
+                 ("conv1_conv", *(f"conv{n}_block1_0_bn" for n in range(2, 6))), bf16_pays=True),
     )
 }
 

@@ -138,7 +138,7 @@ def build_transfer_model(backbone: str, image_size: int | None = None,
     """Build a backbone with a new head, as one flat graph.
 
     Args:
-        backbone: Key in the registry: VGG16, ResNet50 or InceptionV3.
+        backbone: Key in the registry: VGG16, ResNet50, InceptionV3 or DenseNet121.
         image_size: Side of the input in pixels; by default the backbone's own.
         head_units: Widths of the dense layers between pooling and logit.
         dropout: Rate after each of them, [0, 1).

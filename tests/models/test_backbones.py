@@ -6,13 +6,14 @@ import pytest
 
 from chestxray.models.backbones import BACKBONES, get_backbone
 from chestxray.models.builders import as_float32, build_transfer_model
-from chestxray.models.training import set_trainable_from
+from chestxray.models.phases import set_trainable_from
 from chestxray.models.weights import find_weights
 
 MODULES = {"VGG16": keras.applications.vgg16, "ResNet50": keras.applications.resnet,
-           "InceptionV3": keras.applications.inception_v3}
-SMALL = {"VGG16": 32, "ResNet50": 32, "InceptionV3": 75}
-NATIVE = {"VGG16": (224, 14), "ResNet50": (224, 7), "InceptionV3": (299, 8)}  # sides: input, Grad-CAM layer
+           "InceptionV3": keras.applications.inception_v3, "DenseNet121": keras.applications.densenet}
+SMALL = {"VGG16": 32, "ResNet50": 32, "InceptionV3": 75, "DenseNet121": 32}
+NATIVE = {"VGG16": (224, 14), "ResNet50": (224, 7), "InceptionV3": (299, 8),
+          "DenseNet121": (224, 7)}  # sides: input, Grad-CAM layer
 
 
 @pytest.fixture(scope="module", params=sorted(BACKBONES))
@@ -116,8 +117,8 @@ def test_fine_tuning_from_a_stage_trains_this_stage_and_all_later_ones(row, buil
     for stage in reversed(row.stages):
         set_trainable_from(built, stage)
         trained = trainable_convolutions(built)
-        if row.name == "InceptionV3":
-            expected = convolutions & descendants(built.get_layer(stage))
+        if row.name in ("InceptionV3", "DenseNet121"):  # pool4_conv belongs to the stage of conv4
+            expected = convolutions & {stage, *descendants(built.get_layer(stage))}
         else:
             prefix = stage.split("_")[0]  # block5_conv1, conv5_block1_1_conv
             expected = {name for name in convolutions if name.split("_")[0] >= prefix}
@@ -205,7 +206,8 @@ def test_missing_file_or_empty_folder_is_an_error(name, tmp_path):
 @pytest.mark.parametrize(("backbone", "file"), [
     ("VGG16", "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"),
     ("ResNet50", "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"),
-    ("InceptionV3", "inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5")])
+    ("InceptionV3", "inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5"),
+    ("DenseNet121", "densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5")])
 def test_files_as_keras_names_them_are_found(backbone, file, tmp_path):
     (tmp_path / file).touch()
     (tmp_path / file.replace("_notop", "")).touch()  # with the classifier on top: not usable
@@ -221,7 +223,8 @@ def test_none_is_recorded_as_random():
 
 
 def test_unknown_backbone_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"InceptionV3.*ResNet50.*VGG16.*Received: backbone='vgg16'"):
+    known = "DenseNet121.*InceptionV3.*ResNet50.*VGG16"
+    with pytest.raises(ValueError, match=f"{known}.*Received: backbone='vgg16'"):
         get_backbone("vgg16")
 
 

@@ -9,7 +9,8 @@ import tiny
 from keras import layers
 
 from chestxray.models.builders import CNNS, as_float32, build_custom_cnn, build_transfer_model, layer_table
-from chestxray.models.training import TrainSettings, compile_model, set_trainable_from
+from chestxray.models.phases import set_trainable_from
+from chestxray.models.training import compile_model
 
 LAYERS = {"custom_cnn": (11, 5), "teacher_cnn": (3, 3), "student_cnn": (2, 3)}  # convolutions, dense
 
@@ -103,7 +104,7 @@ def test_policy_is_restored_after_an_error():
 def test_one_batch_is_overfitted():
     keras.utils.set_random_seed(0)
     model = build_custom_cnn(64, dropout=0.0)
-    compile_model(model, TrainSettings(learning_rate=2e-3))
+    compile_model(model, keras.optimizers.Adam(2e-3))
     images, labels = pictures(8), np.tile([0.0, 1.0, 1.0, 0.0], 2)
     history = model.fit(images, labels, batch_size=8, epochs=80, verbose=0).history
     assert history["loss"][0] == pytest.approx(math.log(2), abs=1e-5)

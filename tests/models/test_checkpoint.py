@@ -16,10 +16,12 @@ import tiny
 from chestxray.data.augmentation import Augmentation
 from chestxray.models import checkpoint, training
 from chestxray.models.builders import build_student_cnn
-from chestxray.models.training import TrainSettings, train
+from chestxray.models.schedules import TrainSettings
+from chestxray.models.training import train
 
 SETTINGS = TrainSettings(epochs=5, learning_rate=0.01, batch_size=16, plateau_patience=1, plateau_factor=0.5,
                          augmentation=Augmentation())
+COSINE = dataclasses.replace(SETTINGS, decay="cosine", warmup_epochs=1.5, rates={"dense1": 0.5})
 
 
 class Interrupter(training.EpochLine):
@@ -51,14 +53,15 @@ def interrupt(monkeypatch):
 
 @pytest.fixture(scope="module")
 def undisturbed(data):
-    """Final state and history of the training that nobody interrupts, by precision."""
+    """History and final state of the training that nobody interrupts, by precision and decay."""
     memory = {}
 
-    def get(precision="float32"):
-        if precision not in memory:
+    def get(precision="float32", settings=SETTINGS):
+        key = precision, settings.decay
+        if key not in memory:
             model = tiny.network(precision)
-            memory[precision] = train(model, data, SETTINGS).history, tiny.state(model)
-        return memory[precision]
+            memory[key] = train(model, data, settings).history, tiny.state(model)
+        return memory[key]
     return get
 
 
@@ -123,6 +126,27 @@ def test_the_same_call_on_the_same_model_goes_on(data, undisturbed, interrupt, t
     assert tiny.same(tiny.state(model), undisturbed()[1])
 
 
+def head_only():
+    model = tiny.network()
+    for layer in model.layers:
+        layer.trainable = layer.name in ("dense1", "logit")
+    return model
+
+
+@pytest.mark.parametrize("again", ["new", "same"])
+def test_training_from_stored_activations_goes_on(data, interrupt, tmp_path, again):
+    settings = dataclasses.replace(SETTINGS, views=2)
+    whole, model = head_only(), head_only()
+    history = train(whole, data, settings).history
+    interrupt(2, 1)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, data, settings, tmp_path / "state.npz")
+    model = model if again == "same" else head_only()
+    assert tiny.same(tiny.state(model), tiny.state(head_only()))
+    same_histories(train(model, data, settings, tmp_path / "state.npz").history, history)
+    assert tiny.same(tiny.state(model), tiny.state(whole))
+
+
 @pytest.mark.parametrize("forgotten", ["seed", "velocity"])
 def test_a_forgotten_part_of_the_state_would_be_seen(data, undisturbed, interrupt, tmp_path, monkeypatch,
                                                      forgotten):
@@ -173,8 +197,8 @@ def test_process_killed_and_then_interrupted(data, tiny_folder, undisturbed, int
 
 # Early stopping and learning-rate schedule
 
-PATIENT = TrainSettings(epochs=12, learning_rate=1e-30, batch_size=16, stop_patience=3, plateau_patience=2,
-                        plateau_factor=0.5, class_weights=False)  # no step changes a weight
+PATIENT = dataclasses.replace(tiny.STILL, epochs=12, batch_size=16, stop_patience=3, plateau_patience=2,
+                              plateau_factor=0.5)
 RATES = [1, 1, 1, 0.5]  # the rate falls after two epochs without improvement; the third ends the training
 
 
@@ -224,6 +248,22 @@ def test_best_weights_from_before_the_interruption_are_restored(data, interrupt,
     model = tiny.network()
     same_histories(train(model, wrong, settings, tmp_path / "state.npz").history, history)
     assert tiny.same(tiny.state(model), tiny.state(whole))
+
+
+@pytest.mark.parametrize("forgotten", ["nothing", "iteration"])
+def test_cosine_survives(data, undisturbed, interrupt, tmp_path, monkeypatch, forgotten):
+    # The learning rate is no variable here: it follows from the number of steps.
+    history, final = undisturbed(settings=COSINE)
+    variables = checkpoint._variables
+    monkeypatch.setattr(checkpoint, "_variables", lambda model: [
+        variable for variable in variables(model) if forgotten not in variable.path])
+    interrupt(3, 1)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny.network(), data, COSINE, tmp_path / "state.npz")
+    model = tiny.network()
+    found = train(model, data, COSINE, tmp_path / "state.npz").history
+    assert found["learning_rate"].equals(history["learning_rate"]) == (forgotten == "nothing")
+    assert (found.equals(history) and tiny.same(tiny.state(model), final)) == (forgotten == "nothing")
 
 
 # What is taken up again, and what is not
@@ -276,7 +316,8 @@ def frozen():
 @pytest.mark.parametrize("change", [
     {"learning_rate": 0.011}, {"batch_size": 8}, {"epochs": 3}, {"optimizer": "sgd"},
     {"class_weights": False}, {"augmentation": None},
-    {"augmentation": Augmentation(rotation=8.0)}, {"stop_patience": 9}])
+    {"augmentation": Augmentation(rotation=8.0)}, {"stop_patience": 9}, {"decay": "cosine"},
+    {"rates": {"dense1": 0.5}}, {"views": 5}])
 def test_other_settings_are_not_continued(data, finished, stored, change, monkeypatch, capsys):
     settings = dataclasses.replace(finished[1], **change)
     assert not taken_up(tiny.network(), data, settings, stored, monkeypatch)

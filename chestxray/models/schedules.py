@@ -1,0 +1,144 @@
+"""How one phase of training is steered: settings, optimizer, and how the learning rate moves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import keras
+import tensorflow as tf
+
+from chestxray.data.augmentation import Augmentation
+
+OPTIMIZERS = {
+    "adam": keras.optimizers.Adam,
+    "rmsprop": keras.optimizers.RMSprop,
+    "sgd": lambda learning_rate: keras.optimizers.SGD(learning_rate, momentum=0.9),
+}
+DECAYS = ("plateau", "cosine")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What steers one phase of training.
+
+    Attributes:
+        epochs: Most passes over the training set.
+        learning_rate: Highest learning rate.
+        batch_size: Images a step.
+        optimizer: ``adam``, ``rmsprop``, or ``sgd`` (momentum 0.9).
+        decay: ``plateau`` lowers the learning rate when the validation loss
+            no longer falls; ``cosine`` along half a cosine wave to 0 at the
+            last epoch (Loshchilov and Hutter 2017, without restarts).
+        plateau_patience: Epochs without a better validation loss after which
+            the learning rate falls.
+        plateau_factor: What it is then multiplied by.
+        warmup_epochs: Epochs in which the learning rate first climbs in a
+            straight line from 0; only with ``cosine``.
+        stop_patience: Epochs without a better validation loss after which
+            training stops; the best weights are kept in any case.
+        rates: Factors on the learning rate, ``{name of a layer: factor}``,
+            for this layer and those that follow it up to the next named one;
+            1 before the first. See :func:`stage_rates`.
+        class_weights: Weigh both classes equally in the training loss.
+        augmentation: Random views of the training images, or None.
+        views: How many views of each image the frozen layers are computed
+            for, once; the epochs take them in turn. 0 draws fresh views in
+            every epoch and computes the whole network each time, and so does
+            a network of which nothing is frozen.
+        disk_gb: Most that stored activations may take, in 10⁹ bytes.
+    """
+
+    epochs: int = 20
+    learning_rate: float = 1e-3
+    batch_size: int = 32
+    optimizer: str = "adam"
+    decay: str = "plateau"
+    plateau_patience: int = 4
+    plateau_factor: float = 0.2
+    warmup_epochs: float = 0.0
+    stop_patience: int = 10
+    rates: Mapping[str, float] = field(default_factory=dict)
+    class_weights: bool = True
+    augmentation: Augmentation | None = None
+    views: int = 4
+    disk_gb: float = 20.0
+
+    def __post_init__(self) -> None:
+        for name, known in (("optimizer", sorted(OPTIMIZERS)), ("decay", DECAYS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}. Received: {name}={getattr(self, name)!r}")
+        for name, right, rule in (
+                ("epochs", self.epochs >= 1, "be at least 1"),
+                ("batch_size", self.batch_size >= 1, "be at least 1"),
+                ("learning_rate", self.learning_rate > 0, "be above 0"),
+                ("plateau_factor", 0 < self.plateau_factor < 1, "lie between 0 and 1"),
+                ("warmup_epochs", 0 <= self.warmup_epochs < self.epochs, "lie between 0 and epochs"),
+                ("warmup_epochs", not self.warmup_epochs or self.decay == "cosine",
+                 "be 0 unless decay is cosine"),
+                ("rates", all(rate > 0 for rate in self.rates.values()), "all be above 0"),
+                ("views", self.views >= 0, "not be negative"),
+                ("disk_gb", self.disk_gb >= 0, "not be negative")):
+            if not right:
+                raise ValueError(f"{name} must {rule}. Received: {name}={getattr(self, name)!r}")
+
+
+def stage_rates(stages: Sequence[str], factor: float) -> dict[str, float]:
+    """Give early stages smaller learning rates than late ones (Howard and Ruder 2018).
+
+    Args:
+        stages: First layer of each stage that learns, from the input on.
+        factor: Of each stage relative to the one after it; theirs is 1/2.6.
+
+    Returns:
+        For :class:`TrainSettings`: the head has 1, the last stage ``factor``,
+        the one before ``factor`` squared, and so on.
+    """
+    count = len(stages)
+    return {stage: factor ** (count - number) for number, stage in enumerate(stages)} | {"pool": 1.0}
+
+
+def make_optimizer(model: keras.Model, settings: TrainSettings, steps_per_epoch: int) -> keras.Optimizer:
+    """Make the optimizer of a phase.
+
+    Args:
+        model: The whole network, frozen layers included.
+        settings: See :class:`TrainSettings`.
+        steps_per_epoch: Batches in one pass over the training set.
+
+    Raises:
+        ValueError: ``rates`` names a layer that the network does not have.
+    """
+    rate = settings.learning_rate
+    if settings.decay == "cosine":
+        steps = settings.epochs * steps_per_epoch
+        warmup = min(round(settings.warmup_epochs * steps_per_epoch), steps - 1)
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.0 if warmup else rate, steps - warmup,
+            warmup_target=rate if warmup else None, warmup_steps=warmup)
+    optimizer = OPTIMIZERS[settings.optimizer](rate)
+    if settings.rates:
+        _scale_updates(optimizer, model, settings.rates)
+    return optimizer
+
+
+def _scale_updates(optimizer: keras.Optimizer, model: keras.Model, rates: Mapping[str, float]) -> None:
+    """Multiply the learning rate of each variable by its stage's factor.
+
+    The gradient is left alone: Adam and RMSprop divide by its size, so
+    scaling it would change nothing.
+    """
+    names = [layer.name for layer in model.layers]
+    if unknown := [name for name in rates if name not in names]:
+        raise ValueError(f"the network has no such layer; it begins with {names[:5]}. "
+                         f"Received: rates={unknown[0]!r}")
+    factors, factor = {}, 1.0
+    for layer in model.layers:
+        factor = rates.get(layer.name, factor)
+        factors |= {variable.value.ref(): factor for variable in layer.trainable_variables}
+    update = optimizer.update_step
+
+    def scaled(gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
+        update(gradient, variable, learning_rate * factors[variable.ref()])
+
+    optimizer.update_step = scaled
