@@ -1,16 +1,16 @@
-"""Write the results table of README.md from results/; with --check, fail when it is out of date."""
+"""Write the tables of README.md from results/; with --check, fail when they are out of date."""
 
 import sys
 from pathlib import Path
 
+from chestxray.files import read_json
 from chestxray.results import comparison_table, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- results -->\n", "<!-- /results -->"
 METRICS = ("auroc", "accuracy", "sensitivity", "specificity", "f1")
 
 
-def table() -> str:
+def results() -> str:
     """Markdown table of all models on record with test scores."""
     lines = ["| model | split | initial weights | parameters | AUROC | accuracy | sensitivity | specificity "
              "| F1 |", "|---|---|---|---|---|---|---|---|---|"]
@@ -22,12 +22,24 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def speed() -> str:
+    """Markdown table of the two-phase benchmarks: one row an arm and backbone."""
+    lines = ["| network | as | whole training | faster | memory | disk |", "|---|---|---|---|---|---|"]
+    for path in sorted((ROOT / "results" / "benchmarks").glob("two_phase-*.json"), reverse=True):
+        for arm, row in read_json(path)["arms"].items():
+            disk = f"{row['gigabytes']:.1f} GB" if "gigabytes" in row else "–"
+            lines.append(f"| {path.stem.split('-')[1]} | {arm} | {row['seconds']['total'] / 60:,.0f} min | "
+                         f"{row['times_faster']:.1f}× | {row['peak_gb']:.1f} GB | {disk} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    wanted = before + BEGIN + table() + END + after
+    text = wanted = path.read_text(encoding="utf-8")
+    for block in (results, speed):
+        begin, end = f"<!-- {block.__name__} -->\n", f"<!-- /{block.__name__} -->"
+        before, rest = wanted.split(begin)
+        wanted = before + begin + block() + end + rest.split(end)[1]
     if "--check" in sys.argv:
         return int(text != wanted)
     path.write_text(wanted, encoding="utf-8")

@@ -19,9 +19,10 @@ from sklearn.metrics import roc_auc_score
 
 import chestxray as cx
 from chestxray.files import write_json
-from chestxray.models.features import Features, find_cut
+from chestxray.models.features import Features
+from chestxray.models.frozen import find_cut
 
-EPOCHS, SEEDS, VIEWS, EQUAL = 12, (0, 1, 2), (1, 4, 8, 12), 0.003
+EPOCHS, SEEDS, VIEWS, WITHIN = 12, (0, 1, 2), (1, 4, 8, 12), 0.003
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 
 
@@ -34,6 +35,7 @@ def auroc(data: cx.XrayData, weights: str, views: int) -> float:
                                 augmentation=cx.Augmentation(), views=views)
     cx.train_head(model, data, settings)
     features = Features(model, data, [find_cut(model)], settings.augmentation, views)
+    features.prepare("val")
     logits = features.rest.predict(features.dataset("val"), verbose=0).ravel()
     return float(roc_auc_score(data.part("val")["label"], logits))
 
@@ -49,18 +51,18 @@ def main() -> None:
     fresh = np.array(found[EPOCHS])
     table = {str(views): {
         "auroc": values, "mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)),
-        "difference": float(np.mean(values - fresh)),
-        "equal": bool(abs(np.mean(values - fresh)) <= EQUAL)} for views, values in found.items()}
+        "difference": float(np.mean(values - fresh)), "difference_sd": float(np.std(values - fresh, ddof=1)),
+        "within": bool(abs(np.mean(values - fresh)) <= WITHIN)} for views, values in found.items()}
     print(f"\n{'views':>6s}{'AUROC':>9s}{'sd':>9s}{'difference':>12s}  seeds")
     for views, row in table.items():
         name = "fresh" if int(views) == EPOCHS else views
-        print(f"{name:>6s}{row['mean']:>9.4f}{row['sd']:>9.4f}{row['difference']:>+12.4f}  "
-              + " ".join(f"{value:.4f}" for value in row["auroc"])
-              + ("" if row["equal"] else f"  not equal within {EQUAL}"))
+        print(f"{name:>6s}{row['mean']:>9.4f}{row['sd']:>9.4f}{row['difference']:>+12.4f} ± "
+              f"{row['difference_sd']:.4f}  " + " ".join(f"{value:.4f}" for value in row["auroc"])
+              + ("" if row["within"] else f"  not within {WITHIN}"))
     write_json(RESULTS / "head_quality.json", {
         "schema": "chestxray.benchmark/1", "name": "head_quality", "data": data.name,
         "split": data.split_hash, "backbone": "VGG16", "epochs": EPOCHS,
-        "fresh": str(EPOCHS), "equal_within": EQUAL, "views": table})
+        "fresh": str(EPOCHS), "bound": WITHIN, "views": table})
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from typing import Any
 
 import click
 
+from chestxray.files import CACHES, cache_dir
+
 
 class UserError(click.ClickException):
     """A user's mistake: one line, exit code 2."""
@@ -150,12 +152,12 @@ def publish(run_folder: Path, repository: Path) -> None:
 
 
 @main.command()
+@click.option("--only", type=click.Choice(CACHES), help="Just this one.")
 @click.option("--clear", is_flag=True, help="Remove what is shown.")
 @one_line_errors
-def cache(clear: bool) -> None:
+def cache(only: str | None, clear: bool) -> None:
     """Show the caches and their sizes; none holds anything that cannot be made again."""
-    from chestxray.files import CACHES, cache_dir
-    for folder in map(cache_dir, CACHES):
+    for folder in map(cache_dir, [only] if only else CACHES):
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         click.echo(f"{folder}  {size / 1e6:.1f} MB")
         if clear:

@@ -65,22 +65,17 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     id) are removed first; an existing ``path`` is replaced.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for debris in path.parent.glob(f".partial-*-{glob.escape(path.name)}"):
-        process = int(debris.name.split("-")[1])
-        if process == os.getpid() or not _alive(process):  # containers hand out the same id again
-            shutil.rmtree(debris, ignore_errors=True)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    partial = _partial(path)
     partial.mkdir()
     try:
         yield partial
-        if path.exists():
+        try:
+            os.replace(partial, path)
+        except OSError:  # there is one, perhaps since a moment ago
             old = path.with_name(f".partial-{os.getpid()}-old-{path.name}")
             os.replace(path, old)
             os.replace(partial, path)
             shutil.rmtree(old)
-        else:
-            os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -89,10 +84,22 @@ def _partial(path: str | Path) -> Path:
     """Name what becomes ``path``; what a killed process left under such a name is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for debris in path.parent.glob(f".partial-*-{glob.escape(path.name)}"):
-        if not _alive(int(debris.name.split("-")[1])):
-            shutil.rmtree(debris) if debris.is_dir() else debris.unlink()
+    remove_debris(path.parent, glob.escape(path.name))
     return path.with_name(f".partial-{os.getpid()}-{path.name}")
+
+
+def remove_debris(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes left half-written.
+
+    Args:
+        folder: Where to look.
+        name: Pattern of the names it would have had; this process must not be
+            writing one of them.
+    """
+    for debris in folder.glob(f".partial-*-{name}"):
+        process = int(debris.name.split("-")[1])
+        if process == os.getpid() or not _alive(process):  # containers hand out the same id again
+            shutil.rmtree(debris) if debris.is_dir() else debris.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:

@@ -6,11 +6,15 @@ means included.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from chestxray.files import read_json, whole_file, whole_folder
-from chestxray.results import RESULT_SCHEMA, read_results
+from chestxray.results import RESULT_SCHEMA, comparison_table, read_results
 
 PUBLIC_FIGURES = ("class_balance", "learning_curves", "confusion", "roc_pr", "scores", "comparison")
 """First words of the figures that show curves and counts only."""
@@ -25,8 +29,10 @@ _PUBLIC_SCHEMAS = (RESULT_SCHEMA, "chestxray.dataset/1", "chestxray.comparison/1
 def publish(run: str | Path, repository: str | Path) -> list[str]:
     """Copy results, curve figures and small models of a run.
 
-    Of a run on phantoms only their pictures are copied: its results would
-    stand beside real ones under the same names.
+    Of models that were only scored on validation (``score_test=False``),
+    which is how a choice is made, ``results/tried.csv`` gets a row each and
+    nothing else is copied. Of a run on phantoms only their pictures are
+    copied: its results would stand beside real ones under the same names.
 
     Args:
         run: Output folder of ``chestxray run``.
@@ -45,7 +51,10 @@ def publish(run: str | Path, repository: str | Path) -> list[str]:
     if len(synthetic) > 1:
         raise ValueError(f"the run mixes real and synthetic data. Received: run={str(run)!r}")
     real = synthetic != {True}
-    folders = {result["name"]: run / "saved_models" / result["name"] for result in results if real}
+    tried = [result for result in results if "test" not in result["metrics"]]
+    tried_names = [result["name"] for result in tried]
+    folders = {result["name"]: run / "saved_models" / result["name"] for result in results
+               if real and result not in tried}
     tables = [run / "results" / f"{name}.predictions.csv" for name in folders]
     for path in (*tables, *folders.values()):
         if not path.exists():
@@ -54,7 +63,8 @@ def publish(run: str | Path, repository: str | Path) -> list[str]:
     said: list[str] = []
     allowed = PUBLIC_FIGURES if real else PHANTOM_FIGURES
     for path in sorted((run / "images").glob("*.png")):
-        if path.stem.split("-")[0] in allowed:
+        kind, _, name = path.stem.partition("-")
+        if kind in allowed and name not in tried_names:
             _copy(path, repository / "images" / path.name, said)
         else:
             said.append(f"left out images/{path.name}")
@@ -73,8 +83,11 @@ def publish(run: str | Path, repository: str | Path) -> list[str]:
     for path in tables:
         _copy(path, repository / "results" / path.name, said)
     _join_logs(run / "results" / "test_log.csv", repository / "results" / "test_log.csv")
+    if tried:
+        _join_tried(tried, repository / "results" / "tried.csv")
+        said.append(f"results/tried.csv: {', '.join(tried_names)}")
     for path in sorted((run / "results").glob("*.json")):
-        if read_json(path).get("schema") in _PUBLIC_SCHEMAS:
+        if read_json(path).get("schema") in _PUBLIC_SCHEMAS and path.stem not in tried_names:
             _copy(path, repository / "results" / path.name, said)
     return said
 
@@ -83,6 +96,22 @@ def _copy(source: Path, target: Path, said: list[str]) -> None:
     with whole_file(target) as partial:
         shutil.copyfile(source, partial)
     said.append(f"{target.parent.name}/{target.name}")
+
+
+def _join_tried(tried: list[dict[str, Any]], path: Path) -> None:
+    """Add one row for each configuration; a former row of the same name is replaced."""
+    rows = comparison_table(tried, "val")
+    rows = rows[[column for column in rows if not column.endswith(("_low", "_high"))]]
+    rows = rows.assign(
+        epochs=[json.dumps(result["training"]["epochs"]) for result in tried],
+        seconds=[result["training"]["seconds"] for result in tried],
+        image=[json.dumps(result["image"]) for result in tried],
+        parameters=[json.dumps(result["parameters"]) for result in tried])
+    if path.is_file():
+        former = pd.read_csv(path)
+        rows = pd.concat([former[~former["name"].isin(rows["name"])], rows])
+    with whole_file(path) as partial:
+        rows.sort_values(["split_rule", "name"]).to_csv(partial, index=False, float_format="%.6g")
 
 
 def _join_logs(new: Path, published: Path) -> None:

@@ -51,6 +51,8 @@ def test_cache_shows_and_clears(monkeypatch, tmp_path):
     for folder in ("phantoms", "of_somebody_else"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a").write_bytes(b"0" * 1_500_000)
+    assert "1.5 MB" not in CliRunner().invoke(main, ["cache", "--only", "features", "--clear"]).output
+    assert (tmp_path / "phantoms" / "a").is_file()
     assert "1.5 MB" in CliRunner().invoke(main, ["cache", "--clear"]).output
     assert not (tmp_path / "phantoms").exists()
     assert (tmp_path / "of_somebody_else" / "a").is_file()

@@ -1,5 +1,6 @@
 """What may leave a run, and what may not."""
 
+import pandas as pd
 import pytest
 from test_results import result
 
@@ -64,3 +65,24 @@ def test_looks_at_test_accumulate_without_repetition(tmp_path):
     for _ in range(2):
         publish(tmp_path / "run", tmp_path / "repo")
     assert published.read_text() == "time,name\n0,older\n1,a\n"
+
+
+def only_tried(name, auroc):
+    return result(name, auroc, parts=("val",)) | {
+        "training": {"epochs": {"head": 3}, "seconds": 9.0}, "image": {"size": 64},
+        "parameters": {"dropout": 0.5}}
+
+
+def test_what_was_only_tried_on_validation_becomes_a_row(tmp_path):
+    make_run(tmp_path / "run", result("a"), only_tried("b", 0.9), only_tried("c", 0.8))
+    (tmp_path / "run" / "images" / "roc_pr-b.png").write_bytes(b"png")
+    publish(tmp_path / "run", tmp_path / "repo")
+    assert files(tmp_path / "repo") == [
+        "images/learning_curves-a.png", "images/roc_pr-a.png", "results/a.json", "results/a.predictions.csv",
+        "results/test_log.csv", "results/tried.csv", "saved_models/a/model.keras"]
+    make_run(tmp_path / "later", only_tried("b", 0.7), only_tried("d", 0.6))
+    publish(tmp_path / "later", tmp_path / "repo")
+    table = pd.read_csv(tmp_path / "repo" / "results" / "tried.csv")
+    assert dict(zip(table["name"], table["auroc"], strict=True)) == {"b": 0.7, "c": 0.8, "d": 0.6}
+    assert not [column for column in table if column.endswith(("_low", "_high"))]
+    assert table.loc[0, ["epochs", "parameters"]].tolist() == ['{"head": 3}', '{"dropout": 0.5}']

@@ -26,17 +26,27 @@ def fingerprint(model: keras.Model, description: dict[str, Any]) -> str:
     """Identify a training by its network, its starting weights and everything that steers it.
 
     Names of layers do not count: Keras numbers some anew in every instance.
+    Of what is trainable, only weights count.
 
     Args:
         model: The model before its first step.
         description: Settings, data and split, as plain JSON types.
     """
-    layers = [[type(layer).__name__, layer.get_config() | {"name": ""}] for layer in model.layers]
+    layers = [[type(layer).__name__, layer.get_config() | {"name": "", "trainable": None}, sources]
+              for layer, sources in zip(model.operations, wiring(model), strict=True)]
     digest = hashlib.sha256(json.dumps([description, layers], sort_keys=True, default=str).encode())
     for weight in model.weights:
         digest.update(f"{weight.shape}{weight.trainable}".encode())
         digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
     return digest.hexdigest()[:16]
+
+
+def wiring(model: keras.Model) -> list[list[int]]:
+    """Say for each of ``model.operations`` of a flat model which of them feed it, by position."""
+    position = {id(layer.output): number for number, layer in enumerate(model.operations)}
+    return [[] if isinstance(layer, keras.layers.InputLayer) else
+            [position[id(tensor)] for tensor in keras.tree.flatten(layer.input)]
+            for layer in model.operations]
 
 
 class Checkpoint(keras.callbacks.Callback):

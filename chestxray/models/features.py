@@ -22,97 +22,17 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import (
-    convert_variables_to_constants_v2,
-)
 
 from chestxray.data.augmentation import Augmentation
 from chestxray.data.dataset import XrayData
 from chestxray.data.pixels import batch_order
-from chestxray.files import cache_dir, whole_folder
-from chestxray.models.builders import as_float32
+from chestxray.files import cache_dir, remove_debris, whole_folder
 from chestxray.models.checkpoint import fingerprint
+from chestxray.models.frozen import frozen_graph
 
 FEATURES_VERSION = 1
 _BATCH = 32
 _SPARE = 2 * 10**9  # bytes of the disk that are never taken
-_ONEDNN_BF16 = "auto_mixed_precision_onednn_bfloat16"
-
-
-def find_cut(model: keras.Model) -> keras.layers.Layer | None:
-    """Find the last layer before the first one that learns through which everything passes.
-
-    Dropout counts as learning, because it gives something else in every step.
-
-    Args:
-        model: A flat model.
-
-    Returns:
-        The layer, or None when neither it nor a layer in front of it has
-        weights other than those of the preprocessing: nothing is saved then.
-    """
-    layers = model.operations
-    first = next((number for number, layer in enumerate(layers) if _differs_in_training(layer)), 0)
-    last_use = {id(tensor): number for number, layer in enumerate(layers) for tensor in _inputs(layer)}
-    cut, live, weights, weights_at_cut = None, [], 0, 0
-    for number, layer in enumerate(layers[:first]):
-        weights += 0 if isinstance(layer, keras.layers.Normalization) else len(layer.weights)
-        live = [tensor for tensor in live if last_use[id(tensor)] > number] + [layer.output]
-        if len(live) == 1:
-            cut, weights_at_cut = layer, weights
-    return cut if weights_at_cut else None
-
-
-def _differs_in_training(layer: keras.layers.Layer) -> bool:
-    moving = isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-    return bool(layer.trainable_weights) or moving or hasattr(layer, "seed_generator")
-
-
-def _inputs(layer: keras.layers.Layer) -> list[keras.KerasTensor]:
-    return [] if isinstance(layer, keras.layers.InputLayer) else keras.tree.flatten(layer.input)
-
-
-def frozen_graph(model: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
-    """Turn a model into a function that computes it as fast as the processor can.
-
-    On a processor a model that computes in bfloat16 is taken in float32 and
-    left to oneDNN's own rewriting, which converts less back and forth than
-    Keras' policy. With batch normalisation the weights become constants, so
-    that convolution, normalisation and activation fuse; without it, constants
-    only cost time (VGG16: 48 images/s instead of 79).
-
-    Args:
-        model: From images to one or several tensors; is not changed.
-
-    Returns:
-        A function from images, ``float32`` (N, H, W, 1) in 0–255, to a list
-        of tensors, one an output.
-    """
-    rewrite = (any(layer.compute_dtype == "bfloat16" for layer in model.layers)
-               and not tf.config.list_physical_devices("GPU"))
-    copy = as_float32(model) if rewrite else model
-    graph = tf.function(
-        lambda images: keras.tree.flatten(copy(images, training=False)),
-        input_signature=[tf.TensorSpec(model.input.shape, tf.float32)]).get_concrete_function()
-    if any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers):
-        graph = convert_variables_to_constants_v2(graph)
-
-    def compute(images: tf.Tensor) -> list[tf.Tensor]:
-        with _graph_option(_ONEDNN_BF16, rewrite):
-            return list(graph(images))
-
-    compute.model = copy  # the graph holds its variables only weakly
-    return compute
-
-
-@contextlib.contextmanager
-def _graph_option(name: str, value: bool) -> Iterator[None]:
-    former = tf.config.optimizer.get_experimental_options().get(name, False)
-    tf.config.optimizer.set_experimental_options({name: value})
-    try:
-        yield
-    finally:
-        tf.config.optimizer.set_experimental_options({name: former})
 
 
 class Features:
@@ -121,8 +41,8 @@ class Features:
     Each view of each image is computed when it is first asked for. An entry
     on disk is one view of all images of one part: a ``float16`` memory map,
     keyed by the frozen layers and weights, the pixels, the images' paths and
-    the view, so that it can never serve anything else. bfloat16 activations
-    fit into float16 without loss.
+    the view, so that it can never serve anything else. Activations are
+    rounded to float16.
 
     Attributes:
         rest: The model from the first cut to the logit; shares its layers
@@ -147,10 +67,13 @@ class Features:
         self.data, self.cuts, self.augmentation = data, list(cuts), augmentation
         self.views = views if augmentation else 1
         self.rest = keras.Model(cuts[0].output, model.output, name=model.name)
+        self.rest.dtype_policy = model.dtype_policy  # decides whether compile() scales the loss
         self._model = model
+        self._maps: dict[tuple[str, int | None], np.ndarray] = {}
         self._graphs: dict[tuple[int, ...], Callable] = {}
-        identities = [fingerprint(keras.Model(model.input, cut.output), {
-            "tensorflow": tf.__version__, "devices": len(tf.config.list_physical_devices())}) for cut in cuts]
+        versions = {"keras": keras.__version__, "tensorflow": tf.__version__,
+                    "devices": len(tf.config.list_physical_devices())}
+        identities = [fingerprint(keras.Model(model.input, cut.output), versions) for cut in cuts]
         root, self._folders = cache_dir("features"), {}
         for part in ("train", "val"):
             rows = data.part(part)
@@ -177,8 +100,13 @@ class Features:
         view = self._view(part, epoch)
         missing = tuple(number for number in range(len(self.cuts))
                         if _open(self._folders[part, number, view]) is None)
-        if not missing:
-            return
+        if missing:
+            self._compute(part, view, missing)
+        # Once open it stays readable, also when another process clears the cache.
+        self._maps[part, view] = _open(self._folders[part, 0, view])
+
+    def _compute(self, part: str, view: int | None, missing: tuple[int, ...]) -> None:
+        """Write the entries of one view at the cuts that lack it, in one pass."""
         if missing not in self._graphs:
             self._graphs[missing] = frozen_graph(
                 keras.Model(self._model.input, [self.cuts[number].output for number in missing]))
@@ -189,15 +117,13 @@ class Features:
         with contextlib.ExitStack() as stack:
             folders = [stack.enter_context(whole_folder(self._folders[part, number, view]))
                        for number in missing]
-            maps = [np.lib.format.open_memmap(
-                        folder / "features.npy", "w+", np.float16,
-                        (len(rows), *self.cuts[number].output.shape[1:]))
+            maps = [_create(folder, (len(rows), *self.cuts[number].output.shape[1:]))
                     for folder, number in zip(folders, missing, strict=True)]
             for batch, (pixels, _) in enumerate(images):
                 for target, found in zip(maps, self._graphs[missing](pixels), strict=True):
                     half = tf.cast(found, tf.float16)  # several times faster than NumPy
                     if not tf.reduce_all(tf.math.is_finite(half)):
-                        raise ValueError("activations do not fit into float16; train with views=0. "
+                        raise ValueError("activations do not fit into float16; train with disk_gb=0. "
                                          f"Received: largest={np.abs(found).max()}")
                     target[batch * _BATCH:batch * _BATCH + len(half)] = half
             for target in maps:
@@ -221,7 +147,7 @@ class Features:
 
         def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             number = epoch()
-            features = _open(self._folders[part, 0, self._view(part, number)])
+            features = self._maps[part, self._view(part, number)]
             for some in batch_order(len(labels), batch_size, shuffle, self.data.seed, number):
                 yield features[some], labels[some]
 
@@ -232,15 +158,31 @@ class Features:
         return dataset.map(lambda found, labels: (tf.cast(found, tensor.dtype), labels)).prefetch(2)
 
 
+    def make_room(self, disk_gb: float) -> None:
+        """Remove the entries of others that have not been used for longest, until all views fit.
+
+        Args:
+            disk_gb: Most that the cache may take, in 10⁹ bytes.
+        """
+        remove_debris(cache_dir("features"))
+        others, own = _others(self)
+        taken = sum(size for _, size in others)
+        limit = min(1e9 * disk_gb, _room(others, own))
+        for folder, size in others:
+            if self.bytes + taken > limit:
+                taken -= size
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 def plan_features(model: keras.Model, data: XrayData, cuts: Sequence[keras.layers.Layer | None],
                   augmentation: Augmentation | None, views: int, disk_gb: float) -> Features | None:
     """Decide whether a phase is trained from stored activations, and say what they take.
 
-    Entries of the cache that have not been used for longest make room.
-
     Args:
         model, data, augmentation: See :class:`Features`.
-        cuts: From :func:`find_cut`: the phase's own, then those of later ones.
+        cuts: From :func:`chestxray.models.frozen.find_cut`: the phase's own, then those of later
+            phases; of these only layers in front of the phase's own are
+            stored, because those behind it still change.
         views: Stored views of each training image; 0 asks for fresh ones in
             every epoch, through the whole network.
         disk_gb: Most that the cache of features may take, in 10⁹ bytes.
@@ -251,28 +193,45 @@ def plan_features(model: keras.Model, data: XrayData, cuts: Sequence[keras.layer
     """
     if cuts[0] is None or augmentation and not views:
         return None
-    cuts = list(dict.fromkeys(cut for cut in cuts if cut is not None))
+    order = model.operations
+    cuts = list(dict.fromkeys(cut for cut in cuts if cut and order.index(cut) <= order.index(cuts[0])))
     features = Features(model, data, cuts, augmentation, views)
-    root = cache_dir("features")
-    others = sorted((folder for folder in root.glob("[!.]*") if folder not in features.entries),
-                    key=lambda folder: folder.stat().st_mtime)
-    taken = sum(map(_size, others))
-    room = shutil.disk_usage(root).free + sum(map(_size, features.entries)) + taken - _SPARE
-    limit = min(1e9 * disk_gb, room)
+    limit = min(1e9 * disk_gb, _room(*_others(features)))
     text = (f"stored activations at {', '.join(cut.name for cut in cuts)}: {features.bytes / 1e9:.2f} GB, "
             f"{features.views} views of the training images")
-    if features.bytes > limit:
-        print(f"{text}: too much for {limit / 1e9:.2f} GB", end="")
-        if len(cuts) > 1:
-            print("; the later phase has to compute its own")
-            return plan_features(model, data, cuts[:1], augmentation, views, disk_gb)
-        print("; the whole network is computed in every epoch")
-        return None
-    print(text)
-    for folder in others:
-        if features.bytes + taken > limit:
-            taken -= _size(folder)
-            shutil.rmtree(folder, ignore_errors=True)
+    if features.bytes <= limit:
+        print(text)
+        return features
+    print(f"{text}: too much for {limit / 1e9:.2f} GB", end="")
+    if len(cuts) > 1:
+        print("; the later phase has to compute its own")
+        return plan_features(model, data, cuts[:1], augmentation, views, disk_gb)
+    print("; the whole network is computed in every epoch")
+    return None
+
+
+def _others(features: Features) -> tuple[list[tuple[Path, int]], int]:
+    """Entries of other trainings with their bytes, least recently used first, and the bytes of the own."""
+    found = []
+    for folder in cache_dir("features").glob("[!.]*"):
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile by another process
+            size = sum(path.stat().st_size for path in folder.rglob("*"))
+            found.append((folder.stat().st_mtime, folder, size))
+    own = sum(size for _, folder, size in found if folder in features.entries)
+    return [(folder, size) for _, folder, size in sorted(found) if folder not in features.entries], own
+
+
+def _room(others: list[tuple[Path, int]], own: int) -> int:
+    """What the disk could give if all entries of others went."""
+    free = shutil.disk_usage(cache_dir("features")).free
+    return free + own + sum(size for _, size in others) - _SPARE
+
+
+def _create(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
+    features = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float16, shape)
+    if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a crash while writing
+        with open(folder / "features.npy", "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     return features
 
 
@@ -280,11 +239,7 @@ def _open(folder: Path) -> np.ndarray | None:
     """Open an entry and note its use; None when it is missing or damaged."""
     try:
         features = np.load(folder / "features.npy", mmap_mode="r")
+        os.utime(folder)
     except (FileNotFoundError, ValueError, EOFError):
         return None
-    os.utime(folder)
     return features
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

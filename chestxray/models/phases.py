@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 
 from chestxray.data.dataset import XrayData
-from chestxray.models.features import find_cut
+from chestxray.models.frozen import find_cut
 from chestxray.models.schedules import TrainSettings
 from chestxray.models.training import Training, train
 
@@ -28,14 +28,18 @@ def set_trainable_from(model: keras.Model, first: str) -> None:
     Raises:
         ValueError: There is no such layer; names close ones.
     """
-    names = [layer.name for layer in model.layers]
-    if first not in names:
-        close = difflib.get_close_matches(first, names, n=5, cutoff=0.3) or names
-        raise ValueError(f"the model has no such layer; close names: {close}. "
-                         f"Received: unfreeze_from={first!r}")
-    start = names.index(first)
+    start = _position(model, first)
     for number, layer in enumerate(model.layers):
         layer.trainable = number >= start and not isinstance(layer, keras.layers.BatchNormalization)
+
+
+def _position(model: keras.Model, name: str) -> int:
+    names = [layer.name for layer in model.layers]
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=5, cutoff=0.3) or names
+        raise ValueError(f"the model has no such layer; close names: {close}. "
+                         f"Received: unfreeze_from={name!r}")
+    return names.index(name)
 
 
 def train_head(model: keras.Model, data: XrayData, settings: TrainSettings,
@@ -106,6 +110,9 @@ def stages_from(model: keras.Model, stages: Sequence[str], first: str) -> list[s
         model: A flat model.
         stages: First layer of each stage of its backbone.
         first: Name of the first layer that learns.
+
+    Raises:
+        ValueError: There is no such layer; names close ones.
     """
-    names = [layer.name for layer in model.layers]
-    return [first, *(stage for stage in stages if names.index(stage) > names.index(first))]
+    start = _position(model, first)
+    return [first, *(stage for stage in stages if _position(model, stage) > start)]

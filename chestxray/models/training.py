@@ -14,7 +14,8 @@ import pandas as pd
 
 from chestxray.data.dataset import XrayData
 from chestxray.models.checkpoint import Checkpoint, fingerprint
-from chestxray.models.features import find_cut, plan_features
+from chestxray.models.features import plan_features
+from chestxray.models.frozen import find_cut
 from chestxray.models.schedules import TrainSettings, make_optimizer
 
 
@@ -117,8 +118,9 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
             patience=settings.plateau_patience, min_delta=0.0, verbose=0))
     contents = hashlib.sha256("".join(data.table["sha256"]).encode()).hexdigest()
     identity = fingerprint(model, {
-        "settings": asdict(settings) | {"disk_gb": None}, "phase": phase, "image": asdict(data.store.settings),
-        "split": data.split_hash, "contents": contents, "seed": data.seed, "stored": bool(features)})
+        "settings": asdict(settings) | {"disk_gb": None}, "phase": phase, "stored": bool(features),
+        "image": asdict(data.store.settings), "split": data.split_hash, "contents": contents,
+        "seed": data.seed})
     state = Checkpoint(Path(checkpoint) if checkpoint else None, identity, watched)
     start = [variable.numpy() for variable in learner.variables]
     state.restore(learner)
@@ -133,11 +135,12 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
         def begin(epoch: int, logs: dict | None = None) -> None:
             number["epoch"] = epoch
             if features:
+                features.prepare("val")
                 features.prepare("train", epoch)
 
         try:
             if features:
-                features.prepare("val")
+                features.make_room(settings.disk_gb)
                 training = features.dataset("train", settings.batch_size, True, lambda: number["epoch"])
                 validation = features.dataset("val", settings.batch_size)
             else:
