@@ -9,14 +9,10 @@ checkpoint.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
-import re
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +28,7 @@ from chestxray.data.splits import RULES, make_split, split_hash
 from chestxray.files import read_json
 from chestxray.models.weights import find_weights
 from chestxray.results import STEP_KEY, comparison_table, read_results
+from chestxray.terminal import EpochLines, native_messages_to
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 _SOURCE_URL = "https://github.com/chestxray/chestxray"
@@ -184,32 +181,6 @@ def _results_of(key: str, output_dir: Path) -> list[Path]:
             if isinstance(content, dict) and content.get("step_key") == key]
 
 
-class _EpochLines:
-    """Passes a notebook's epoch lines on to the terminal, and nothing else."""
-
-    def write(self, text: str) -> None:
-        for line in text.splitlines():
-            if re.match(r"epoch +\d+/|.*continued after epoch", line):
-                print(f"    {line}", flush=True)
-
-    def flush(self) -> None:
-        """Nothing is buffered."""
-
-
-@contextlib.contextmanager
-def _native_messages_to(path: Path) -> Iterator[None]:
-    """Send what this process and its kernels write to file descriptor 2 to a log instead."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with open(path, "w", encoding="utf-8") as log:
-        os.dup2(log.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
-
-
 def play(step: Step, output_dir: Path) -> None:
     """Execute one notebook into ``results/notebooks``; the kernel's native messages go to a log beside it.
 
@@ -225,11 +196,12 @@ def play(step: Step, output_dir: Path) -> None:
     for path in _results_of(key, output_dir):
         path.unlink()  # it will be written anew
     os.environ[STEP_KEY] = key
+    lines = EpochLines()
     try:
-        with _native_messages_to(target.with_suffix(".log")):
+        with native_messages_to(target.with_suffix(".log")), lines.watch():
             papermill.execute_notebook(
                 str(step.notebook), str(target), parameters=step.parameters, cwd=str(NOTEBOOKS),
-                kernel_name="python3", progress_bar=False, stdout_file=_EpochLines(),
+                kernel_name="python3", progress_bar=False, stdout_file=lines,
                 execution_timeout=_CELL_TIMEOUT, extra_arguments=["--log-level=40"])
     finally:
         del os.environ[STEP_KEY]

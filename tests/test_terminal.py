@@ -1,0 +1,26 @@
+"""What reaches the terminal, and comes from it, while a notebook plays."""
+
+import contextlib
+import os
+import signal
+import time
+
+import pytest
+
+from chestxray.terminal import EpochLines
+
+
+@pytest.mark.parametrize("later_line", [True, False])
+def test_a_swallowed_interruption_is_raised_again(later_line):
+    lines = EpochLines()
+    reached = []
+    with pytest.raises(KeyboardInterrupt), lines.watch():
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        reached.append("swallowed")
+        if later_line:
+            lines.write("epoch  1/9")
+            reached.append("went on")
+    assert reached == ["swallowed"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
