@@ -12,8 +12,9 @@ from chestxray.models.phases import set_trainable_from
 from chestxray.models.precision import cpu_has_bf16
 
 
-@pytest.fixture(scope="module", params=[("VGG16", 32), ("ResNet50", 32), ("InceptionV3", 75),
-                                        ("DenseNet121", 32)], ids=lambda pair: pair[0])
+@pytest.fixture(scope="module", params=[
+    ("VGG16", 32), ("ResNet50", 32), pytest.param(("InceptionV3", 75), marks=pytest.mark.slow),
+    pytest.param(("DenseNet121", 32), marks=pytest.mark.slow)], ids=lambda pair: pair[0])
 def network(request):
     """A backbone with a head whose logits vary, batch normalisation with statistics of its own."""
     keras.utils.set_random_seed(3)
