@@ -11,10 +11,11 @@ METRICS = ("auroc", "accuracy", "sensitivity", "specificity", "f1")
 
 
 def results() -> str:
-    """Markdown table of all models on record with test scores."""
+    """Markdown table of all models on record with test scores, but for backbones from random weights."""
     lines = ["| model | split | initial weights | parameters | AUROC | accuracy | sensitivity | specificity "
              "| F1 |", "|---|---|---|---|---|---|---|---|---|"]
-    for _, row in comparison_table(read_results(ROOT / "results")).iterrows():
+    table = comparison_table(read_results(ROOT / "results"))
+    for _, row in table[~table["name"].str.contains("_scratch-")].iterrows():
         scores = [f"{row[m]:.3f} ({row[f'{m}_low']:.3f}–{row[f'{m}_high']:.3f})" for m in METRICS]
         weights = row["weights"].replace("vgg16_notop.weights.h5", "ImageNet").replace("imagenet", "ImageNet")
         lines.append(f"| {row['name'].split('-')[0]} | {row['split_rule']} | {weights} | "
