@@ -11,7 +11,7 @@ METRICS = ("auroc", "accuracy", "sensitivity", "specificity", "f1")
 
 
 def results() -> str:
-    """Markdown table of all models on record with test scores, but for backbones from random weights."""
+    """Markdown table of all models on record with test scores, without backbones from random weights."""
     lines = ["| model | split | initial weights | parameters | AUROC | accuracy | sensitivity | specificity "
              "| F1 |", "|---|---|---|---|---|---|---|---|---|"]
     table = comparison_table(read_results(ROOT / "results"))
@@ -24,14 +24,19 @@ def results() -> str:
 
 
 def speed() -> str:
-    """Markdown table of the two-phase benchmarks: one row an arm and backbone."""
-    lines = ["| network | as | whole training | faster | memory | disk |", "|---|---|---|---|---|---|"]
+    """Markdown table of the two-phase benchmarks, one row an arm, and how they were measured."""
+    lines = ["| network | as | whole training | faster | disk |", "|---|---|---|---|---|"]
+    protocols = set()
     for path in sorted((ROOT / "results" / "benchmarks").glob("two_phase-*.json"), reverse=True):
-        for arm, row in read_json(path)["arms"].items():
+        benchmark = read_json(path)
+        for arm, row in benchmark["arms"].items():
             disk = f"{row['gigabytes']:.1f} GB" if "gigabytes" in row else "–"
             lines.append(f"| {path.stem.split('-')[1]} | {arm} | {row['seconds']['total'] / 60:,.0f} min | "
-                         f"{row['times_faster']:.1f}× | {row['peak_gb']:.1f} GB | {disk} |")
-    return "\n".join(lines) + "\n"
+                         f"{row['times_faster']:.1f}× | {disk} |")
+        protocols.add("{epochs[0]} epochs of the head and {epochs[1]} of fine-tuning on {training_images:,} "
+                      "+ {validation_images:,} images, K = {views}; extrapolated from {measured_images:,} "
+                      "measured images an arm".format(**benchmark))
+    return "\n".join([*lines, "", f"*{'; or '.join(sorted(protocols))}.*"]) + "\n"
 
 
 def main() -> int:

@@ -147,6 +147,14 @@ def test_training_from_stored_activations_goes_on(data, interrupt, tmp_path, aga
     assert tiny.same(tiny.state(model), tiny.state(whole))
 
 
+def broken_off(data, settings, path):
+    """Train until the interruption, then on with a new model; that model and its history."""
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny.network(), data, settings, path)
+    model = tiny.network()
+    return model, train(model, data, settings, path).history
+
+
 @pytest.mark.parametrize("forgotten", ["seed", "velocity"])
 def test_a_forgotten_part_of_the_state_would_be_seen(data, undisturbed, interrupt, tmp_path, monkeypatch,
                                                      forgotten):
@@ -154,12 +162,8 @@ def test_a_forgotten_part_of_the_state_would_be_seen(data, undisturbed, interrup
     monkeypatch.setattr(checkpoint, "_variables", lambda model: [
         variable for variable in variables(model) if forgotten not in variable.path])
     interrupt(3, 1)
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny.network(), data, SETTINGS, tmp_path / "state.npz")
-    model = tiny.network()
-    found = train(model, data, SETTINGS, tmp_path / "state.npz")
-    assert not (tiny.same(tiny.state(model), undisturbed()[1])
-                and found.history.equals(undisturbed()[0]))
+    model, found = broken_off(data, SETTINGS, tmp_path / "state.npz")
+    assert not (tiny.same(tiny.state(model), undisturbed()[1]) and found.equals(undisturbed()[0]))
 
 
 KILLED = """
@@ -258,10 +262,7 @@ def test_cosine_survives(data, undisturbed, interrupt, tmp_path, monkeypatch, fo
     monkeypatch.setattr(checkpoint, "_variables", lambda model: [
         variable for variable in variables(model) if forgotten not in variable.path])
     interrupt(3, 1)
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny.network(), data, COSINE, tmp_path / "state.npz")
-    model = tiny.network()
-    found = train(model, data, COSINE, tmp_path / "state.npz").history
+    model, found = broken_off(data, COSINE, tmp_path / "state.npz")
     assert found["learning_rate"].equals(history["learning_rate"]) == (forgotten == "nothing")
     assert (found.equals(history) and tiny.same(tiny.state(model), final)) == (forgotten == "nothing")
 
