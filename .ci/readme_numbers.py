@@ -25,14 +25,22 @@ def results() -> str:
 
 def speed() -> str:
     """Markdown table of the two-phase benchmarks, one row an arm, and how they were measured."""
-    lines = ["| network | as | whole training | faster | disk |", "|---|---|---|---|---|"]
+    lines = ["| network | as | whole training | faster | memory | disk | frozen, rest, validation | limit |",
+             "|---|---|---|---|---|---|---|---|"]
     protocols = set()
     for path in sorted((ROOT / "results" / "benchmarks").glob("two_phase-*.json"), reverse=True):
         benchmark = read_json(path)
         for arm, row in benchmark["arms"].items():
-            disk = f"{row['gigabytes']:.1f} GB" if "gigabytes" in row else "–"
-            lines.append(f"| {path.stem.split('-')[1]} | {arm} | {row['seconds']['total'] / 60:,.0f} min | "
-                         f"{row['times_faster']:.1f}× | {disk} |")
+            own, seconds = ["–"] * 3, row["seconds"]
+            if "gigabytes" in row:
+                validation = seconds["head, validation"] + seconds["fine, validation"]
+                rest = seconds["total"] - seconds["frozen layers, once"] - validation
+                shares = [100 * part / seconds["total"]
+                          for part in (seconds["frozen layers, once"], rest, validation)]
+                own = [f"{row['gigabytes']:.1f} GB", " ".join(f"{share:.0f} %" for share in shares),
+                       f"{row['limit_seconds'] / 60:,.0f} min"]
+            lines.append(f"| {path.stem.split('-')[1]} | {arm} | {seconds['total'] / 60:,.0f} min | "
+                         f"{row['times_faster']:.1f}× | {row['peak_gb']:.1f} GB | {' | '.join(own)} |")
         protocols.add("{epochs[0]} epochs of the head and {epochs[1]} of fine-tuning on {training_images:,} "
                       "+ {validation_images:,} images, K = {views}; extrapolated from {measured_images:,} "
                       "measured images an arm".format(**benchmark))
