@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-CACHES = ("features", "files", "phantoms", "pixels")
+CACHES = ("features", "files", "phantoms", "pixels", "teachers")
 """Everything that is ever cached; all of it can be made again."""
 
 

@@ -221,21 +221,23 @@ def learning_curves(history: pd.DataFrame, synthetic: bool = False) -> Figure:
 
 
 @mpl.rc_context(_STYLE)
-def confusion_matrices(confusions: Sequence[Mapping[str, int]], titles: Sequence[str],
+def confusion_matrices(confusions: Sequence[Mapping[str, int] | Sequence], titles: Sequence[str],
                        synthetic: bool = False, classes: Sequence[str] = _CLASSES) -> Figure:
     """Draw confusion matrices: rows are the reference standard, columns the decision.
 
     Args:
-        confusions: Each ``{"tp", "fp", "tn", "fn"}``, counts of images; PNEUMONIA is positive.
-            A cell shows its count and the percentage of its row, which is also the colour.
+        confusions: Each ``{"tp", "fp", "tn", "fn"}``, counts of images; PNEUMONIA is positive. Or
+            rows of counts for more classes. A cell shows its count and the percentage of its row,
+            which is also the colour.
         titles: One a matrix.
     """
-    complete = all({"tp", "fp", "tn", "fn"} <= set(one) for one in confusions)
+    complete = all(not isinstance(one, Mapping) or {"tp", "fp", "tn", "fn"} <= set(one) for one in confusions)
     _check(len(confusions) and complete and len(titles) == len(confusions),
            "each matrix needs tp, fp, tn, fn and a title", titles=titles, confusions=confusions)
     figure, axes = _panels(len(confusions), 4, 2.75, 2.75, synthetic=synthetic)
     for axis, one, title in zip(axes, confusions, titles, strict=True):
-        counts = np.array([[one["tn"], one["fp"]], [one["fn"], one["tp"]]])
+        counts = np.array([[one["tn"], one["fp"]], [one["fn"], one["tp"]]]
+                          if isinstance(one, Mapping) else one)
         rows = counts.sum(axis=1, keepdims=True)
         percent = 100 * counts / np.maximum(rows, 1)
         sns.heatmap(percent, annot=np.vectorize("{:,}\n{:.1f} %".format)(counts, percent), fmt="",
@@ -340,4 +342,32 @@ def comparison(table: pd.DataFrame, metrics: Sequence[str], synthetic: bool = Fa
         axis.locator_params(axis="x", nbins=4)
         axis.margins(x=0.12)
     axes[0].set(yticks=rows, yticklabels=table["name"], ylim=(len(table) - 0.5, -0.7))
+    return figure
+
+
+@mpl.rc_context(_STYLE)
+def arms(scored: Mapping[str, Mapping], synthetic: bool = False) -> Figure:
+    """Draw several ways of training: a dot for each seed, a bar for their mean, one panel a metric.
+
+    Args:
+        scored: From :func:`chestxray.evaluation.arms.score_arms`; the first arm's mean is drawn
+            through all.
+    """
+    _check(len(scored), "an arm is needed", scored=list(scored))
+    metrics = list(next(iter(scored.values()))["mean"])
+    figure, axes = _panels(len(metrics), len(metrics), 2.6, 1.1 + 0.42 * len(scored), "", synthetic,
+                           sharey=True)
+    for axis, metric in zip(axes, metrics, strict=True):
+        axis.axvline(next(iter(scored.values()))["mean"][metric], **_GUIDE)
+        for row, entry in enumerate(scored.values()):
+            axis.plot(entry["seeds"][metric], [row] * len(entry["seeds"][metric]), "o", ms=5, mfc="none",
+                      color=_MODELS[0])
+            axis.plot(entry["mean"][metric], row, "|", ms=16, mew=2, color="black")
+        axis.set_title("AUROC" if metric == "auroc" else metric.capitalize()
+                       + (" (lower is better)" if metric == "brier" else ""))
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+        axis.locator_params(axis="x", nbins=4)
+        axis.margins(x=0.12)
+    axes[0].set(yticks=range(len(scored)), yticklabels=list(scored), ylim=(len(scored) - 0.5, -0.5))
     return figure

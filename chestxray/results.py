@@ -11,6 +11,7 @@ import datetime
 import glob
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,9 @@ import numpy as np
 import pandas as pd
 
 from chestxray import __version__
-from chestxray.evaluation.calibration import apply_platt, fit_platt
+from chestxray.data.catalog import SUBTYPES
+from chestxray.evaluation.arms import score_arms
+from chestxray.evaluation.calibration import apply_platt, fit_platt, log_odds
 from chestxray.evaluation.metrics import choose_thresholds, evaluate
 from chestxray.files import read_json, whole_file, whole_folder, write_json
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from chestxray.data.dataset import XrayData
 
 RESULT_SCHEMA = "chestxray.result/1"
+ARMS_SCHEMA = "chestxray.arms/1"
 STEP_KEY = "CHESTXRAY_STEP_KEY"
 """Environment variable by which ``chestxray run`` tells a notebook which step it is."""
 
@@ -121,6 +125,9 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
     result = {"schema": RESULT_SCHEMA, **shared, "record": False, "data": data.name,
               "split_rule": data.rule, "split_hash": data.split_hash, "training": training,
               "parameter_count": int(model.count_params()), "confusion": confusion}
+    if model.output.shape[-1] > 1:
+        result["subtype_confusion"] = {part: _subtype_confusion(rows)
+                                       for part, rows in predictions.groupby("split", sort=False)}
     write_result(output_dir, result)
     for checkpoint in (output_dir / "checkpoints").glob(f"{glob.escape(full_name)}*.npz"):
         checkpoint.unlink()
@@ -133,9 +140,70 @@ def _logits(model: keras.Model, data: XrayData, part: str) -> pd.DataFrame:
     own = [column for column in rows if column not in (
         "path", "group", "subtype", "label", "split", "group_conservative", "official_split",
         "width", "height", "mode", "bytes", "sha256")]
-    logits = np.asarray(model.predict(data.dataset(part), verbose=0), dtype=np.float64).ravel()
+    logits = np.asarray(model.predict(data.dataset(part), verbose=0), dtype=np.float64)
     table = rows[["path", "group", "subtype", "label", "split", *own]].reset_index(drop=True)
-    return table.assign(logit=logits)
+    if logits.shape[1] > 1:
+        table[[f"logit_{name}" for name in SUBTYPES]] = logits
+    return table.assign(logit=log_odds(logits))
+
+
+def subtype_confusion(model: keras.Model, data: XrayData, part: str) -> list[list[int]]:
+    """Count images by subtype (rows) and the likeliest class (columns) of a model with three logits.
+
+    Both in the order normal, bacteria, virus.
+    """
+    return _subtype_confusion(_logits(model, data, part))
+
+
+def _subtype_confusion(rows: pd.DataFrame) -> list[list[int]]:
+    likeliest = rows[[f"logit_{name}" for name in SUBTYPES]].to_numpy().argmax(axis=1)
+    return [[int(((rows["subtype"] == name) & (likeliest == number)).sum()) for number in range(3)]
+            for name in SUBTYPES]
+
+
+def record_arms(name: str, output_dir: str | Path, data: XrayData, table: pd.DataFrame,
+                arms: dict[str, list[str]], baseline: str, content: dict[str, Any],
+                score_test: bool = True) -> dict[str, Any]:
+    """Put several ways of training the same model on record, each with several seeds.
+
+    Args:
+        name: Name of the experiment; split rule and seed are added.
+        output_dir: Folder of the run.
+        data: What the models were trained on.
+        table: From :func:`predict_arms`.
+        arms, baseline: See :func:`chestxray.evaluation.arms.score_arms`.
+        content: What else belongs into the result: parameters, teachers, costs.
+        score_test: False scores validation alone.
+
+    Returns:
+        The result, as written to ``results/<name>.json``; the logits are
+        beside it.
+    """
+    full_name = f"{name}-{data.rule}-s{data.seed}"
+    parts = ("val", "test") if score_test else ("val",)
+    result = {
+        "schema": ARMS_SCHEMA, "name": full_name, "record": False, "data": data.name,
+        "split_rule": data.rule, "split_hash": data.split_hash, "baseline": baseline, **content,
+        "arms": {part: score_arms(table, arms, baseline, part) for part in parts}, "versions": versions()}
+    with whole_file(Path(output_dir) / "results" / f"{full_name}.predictions.csv") as partial:
+        table.to_csv(partial, index=False, float_format="%.6g")
+    write_result(output_dir, result)
+    return result
+
+
+def predict_arms(models: dict[str, keras.Model], data: XrayData, parts: Sequence[str]) -> pd.DataFrame:
+    """Score the images of some parts with several models.
+
+    Returns:
+        path, group, subtype, label, split, and the raw log-odds of each model
+        under its name.
+    """
+    tables = []
+    for part in parts:
+        found = {name: _logits(model, data, part) for name, model in models.items()}
+        first = next(iter(found.values()))[["path", "group", "subtype", "label", "split"]]
+        tables.append(first.assign(**{name: table["logit"] for name, table in found.items()}))
+    return pd.concat(tables, ignore_index=True)
 
 
 def log_test_look(output_dir: str | Path, name: str, data: XrayData, parameters: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ from chestxray.data.inspection import inspect_files
 from chestxray.data.location import SPLITS, find_data, split_folders
 
 CLASSES = ("NORMAL", "PNEUMONIA")
+SUBTYPES = ("normal", "bacteria", "virus")
 COLUMNS = ("path", "label", "subtype", "group", "group_conservative", "official_split",
            "width", "height", "mode", "bytes", "sha256")
 

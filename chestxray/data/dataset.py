@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from chestxray.data.augmentation import Augmentation
-from chestxray.data.catalog import CLASSES, scan
+from chestxray.data.catalog import CLASSES, SUBTYPES, scan
 from chestxray.data.images import ImageSettings
 from chestxray.data.location import find_data
 from chestxray.data.pixels import PixelStore
@@ -61,18 +61,45 @@ class XrayData:
                              f"Received: split={split!r}")
         return rows
 
+    def targets(self, split: str, outputs: int = 1) -> np.ndarray:
+        """What a network with so many logits learns to say about one part.
+
+        Args:
+            split: train, val or test.
+            outputs: 1: the label; 3: 0 normal, 1 bacteria, 2 virus.
+
+        Returns:
+            ``float32`` (N,), in the table's order.
+
+        Raises:
+            ValueError: An image has none of the three subtypes.
+        """
+        rows = self.part(split)
+        if outputs == 1:
+            return rows["label"].to_numpy(np.float32)
+        number = rows["subtype"].map({name: number for number, name in enumerate(SUBTYPES)})
+        if number.isna().any():
+            raise ValueError(f"three classes need a subtype ({', '.join(SUBTYPES)}) for every image. "
+                             f"Received: path={rows.loc[number.isna(), 'path'].iloc[0]!r}")
+        return number.to_numpy(np.float32)
+
     def dataset(self, split: str, batch_size: int = 32, augment: Augmentation | None = None,
-                shuffle: bool = False, epoch: Callable[[], int] | None = None) -> tf.data.Dataset:
+                shuffle: bool = False, epoch: Callable[[], int] | None = None, views: int = 0,
+                outputs: int = 1) -> tf.data.Dataset:
         """tf.data pipeline over one part; see :meth:`PixelStore.dataset`.
+
+        Args:
+            outputs: See :meth:`targets`.
 
         Raises:
             ValueError: ``augment`` or ``shuffle`` was asked for a part that
-                scores are computed on.
+                scores are computed on, or see :meth:`targets`.
         """
         if split != "train" and (augment or shuffle):
             raise ValueError("only train may be augmented or shuffled. "
                              f"Received: split={split!r}")
-        return self.store.dataset(self.part(split), batch_size, shuffle, augment, self.seed, epoch)
+        rows = self.part(split).assign(label=self.targets(split, outputs))
+        return self.store.dataset(rows, batch_size, shuffle, augment, self.seed, epoch, views)
 
     def images(self, split: str) -> np.ndarray:
         """Pixels of one part, ``uint8`` (N, size, size, 1), in the table's order."""

@@ -18,13 +18,13 @@ import cv2
 import numpy as np
 
 from chestxray.data.anatomy import Anatomy, make_anatomy
+from chestxray.data.catalog import SUBTYPES
 from chestxray.data.radiograph import SOFT, Rays, clouds, expose, line_integrals, make_pose
 from chestxray.files import cache_dir, whole_folder
 
 PHANTOM_VERSION = 1
 """Part of the cache folder's name: raise it whenever the pictures change."""
 
-SUBTYPES = ("normal", "bacteria", "virus")
 VISIBLE = 0.06  # what adds less than this to the line integral is no lesion
 
 

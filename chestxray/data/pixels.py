@@ -110,17 +110,19 @@ class PixelStore:
 
     def dataset(self, table: pd.DataFrame, batch_size: int = 32, shuffle: bool = False,
                 augment: Augmentation | None = None, seed: int = 0,
-                epoch: Callable[[], int] | None = None) -> tf.data.Dataset:
+                epoch: Callable[[], int] | None = None, views: int = 0) -> tf.data.Dataset:
         """Give a tf.data pipeline over the given rows, reading whole batches from the map.
 
         Args:
             table: Rows of the catalog; needs ``path``, ``label``, ``sha256``.
             batch_size: Images a batch; the last batch may be smaller.
             shuffle: New order on every pass (of indices: nothing is buffered).
-            augment: Random views, new on every pass; for training only.
+            augment: Random views; for training only.
             seed: Together with the number of the pass it decides order and views.
             epoch: Tells the number of the pass when one begins; by default
                 passes are counted.
+            views: Number of different views, which the passes take in turn;
+                0: new ones on every pass.
 
         Returns:
             Dataset of ``(images, labels)``: ``float32`` (B, size, size, 1) in
@@ -133,9 +135,10 @@ class PixelStore:
         count = itertools.count()
 
         def batches() -> Iterator[tuple]:
-            view = epoch() if epoch else next(count)
+            number = epoch() if epoch else next(count)
+            view = number % views if views else number
             drawn = augment.draw(paths, size, view, seed) if augment else None
-            for some in batch_order(len(rows), batch_size, shuffle, seed, view):
+            for some in batch_order(len(rows), batch_size, shuffle, seed, number):
                 batch = self.pixels[rows[some]][..., np.newaxis], labels[some]
                 yield (*batch, drawn[some]) if augment else batch
 

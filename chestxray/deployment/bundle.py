@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chestxray.data.images import ImageSettings, apply_clahe, as_batch, resize
-from chestxray.evaluation.calibration import apply_platt
+from chestxray.evaluation.calibration import apply_platt, log_odds
 from chestxray.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ class Classifier:
     """A loaded model with its card.
 
     Attributes:
-        model: Takes grey (N, size, size, 1) in 0–255, gives logits (N, 1).
+        model: Takes grey (N, size, size, 1) in 0–255, gives logits (N, 1),
+            or (N, 3): normal, bacteria, virus.
         card: Contents of ``card.json``.
     """
 
@@ -65,8 +66,7 @@ class Classifier:
         Returns:
             ``float64`` (N,).
         """
-        return np.asarray(self.model.predict(as_batch(images), batch_size=32, verbose=0),
-                          dtype=np.float64).ravel()
+        return log_odds(self.model.predict(as_batch(images), batch_size=32, verbose=0))
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Calibrated probabilities of the positive class, (N,), from raw logits."""

@@ -78,6 +78,23 @@ def apply_platt(logits: ArrayLike, slope: float, intercept: float) -> np.ndarray
     return np.exp(-np.logaddexp(0, -(slope * _check_logits(logits) + intercept)))
 
 
+def log_odds(logits: ArrayLike) -> np.ndarray:
+    """Return the log-odds of the positive class from a model's logits.
+
+    Args:
+        logits: Shape (..., 1): the log-odds themselves; or (..., C): of a
+            negative class and the C − 1 positive ones, whose probabilities
+            are summed.
+
+    Returns:
+        ``float64``, shape (...).
+    """
+    logits = np.asarray(logits, np.float64)
+    if logits.shape[-1] == 1:
+        return logits[..., 0]
+    return np.logaddexp.reduce(logits[..., 1:], axis=-1) - logits[..., 0]
+
+
 def _check_logits(logits: ArrayLike) -> np.ndarray:
     logits = np.asarray(logits, np.float64)
     wrong = logits[~np.isfinite(logits)]

@@ -1,11 +1,17 @@
-"""Two models on the same images: what their difference is worth."""
+"""Two models, or two ways of training, on the same images: what their difference is worth."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from chestxray.evaluation.metrics import bootstrap_weights, check_same_shape, check_scores, weighted_ranking
+from chestxray.evaluation.metrics import (
+    bootstrap_weights,
+    check_same_shape,
+    check_scores,
+    weighted_metrics,
+    weighted_ranking,
+)
 
 
 def auroc_difference(labels: ArrayLike, groups: ArrayLike, first: ArrayLike, second: ArrayLike,
@@ -40,3 +46,59 @@ def auroc_difference(labels: ArrayLike, groups: ArrayLike, first: ArrayLike, sec
     drawn = np.concatenate([difference(some) for some in weights])
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
     return float(difference(np.ones((1, len(labels))))[0]), float(low), float(high)
+
+
+def arm_difference(labels: ArrayLike, groups: ArrayLike, first: ArrayLike, second: ArrayLike,
+                   first_thresholds: ArrayLike, second_thresholds: ArrayLike, draws: int = 2000,
+                   seed: int = 0) -> dict[str, dict[str, float]]:
+    """Metrics of one way of training minus those of another, over patients and over training seeds.
+
+    Both were trained with the same seeds. Every draw of the bootstrap takes
+    patient groups and, independently, seeds with replacement, the same for
+    both; the metrics are averaged over the seeds. With few seeds the interval
+    is too narrow as far as seeds are concerned: three can hardly be drawn
+    from.
+
+    Args:
+        labels: Shape (N,), 0 or 1, both present.
+        groups: Shape (N,), the patient group of each image.
+        first: Shape (S, N), probabilities of the first arm, one row a seed.
+        second: Shape (S, N), of the second arm, with the same seeds.
+        first_thresholds: Shape (S,), for sensitivity and specificity.
+        second_thresholds: Shape (S,).
+        draws: Draws of the bootstrap.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        ``{metric: {"value", "low", "high"}}`` for auroc, brier, sensitivity
+        and specificity; the bounds are the 2.5 and 97.5 percentiles.
+
+    Raises:
+        ValueError: Shapes differ, or labels or probabilities are no such.
+    """
+    arms = []
+    for scores, cuts in ((first, first_thresholds), (second, second_thresholds)):
+        pairs = list(zip(np.asarray(scores, np.float64), np.asarray(cuts, np.float64), strict=True))
+        arms.append([(check_scores(labels, row, both_classes=True)[1], float(cut)) for row, cut in pairs])
+    if len(arms[0]) != len(arms[1]):
+        raise ValueError(f"both arms need the same seeds. Received: first={len(arms[0])}, "
+                         f"second={len(arms[1])}")
+    labels, seeds = np.asarray(labels, np.int64), len(arms[0])
+
+    def values(weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Differences, (seeds, draws), by metric."""
+        both = [[weighted_metrics(labels, scores, {"cut": cut}, {}, weights) for scores, cut in arm]
+                for arm in arms]
+        keys = {"auroc": (None, "auroc"), "brier": (None, "brier"),
+                "sensitivity": ("cut", "sensitivity"), "specificity": ("cut", "specificity")}
+        return {name: np.stack([one[key] - other[key] for one, other in zip(*both, strict=True)])
+                for name, key in keys.items()}
+
+    picks = np.random.default_rng(seed).multinomial(seeds, [1 / seeds] * seeds, size=draws) / seeds
+    blocks = [values(some) for some in bootstrap_weights(labels, groups, draws, seed)]
+    drawn = {name: np.concatenate([block[name] for block in blocks], axis=1) for name in blocks[0]}
+    found = {}
+    for name, value in values(np.ones((1, len(labels)))).items():
+        low, high = np.nanpercentile(np.sum(picks.T * drawn[name], axis=0), [2.5, 97.5])
+        found[name] = {"value": float(value.mean()), "low": float(low), "high": float(high)}
+    return found

@@ -145,8 +145,8 @@ def evaluate(
     masks = {kind: m for kind in SUBTYPES if (m := (kinds == kind) & (labels == 1)).any()}
 
     data = (labels, probabilities, thresholds, masks)
-    values = _weighted_metrics(*data, np.ones((1, len(labels))))
-    chunks = [_weighted_metrics(*data, w) for w in bootstrap_weights(labels, groups, draws, seed)]
+    values = weighted_metrics(*data, np.ones((1, len(labels))))
+    chunks = [weighted_metrics(*data, w) for w in bootstrap_weights(labels, groups, draws, seed)]
     metrics: dict = {}
     for (rule, metric), value in values.items():
         place = metrics if rule is None else metrics.setdefault(rule, {})
@@ -245,8 +245,8 @@ def check_same_shape(labels: NDArray, name: str, array: NDArray) -> None:
         raise ValueError(f"expected shape {labels.shape}. Received: {name}.shape={array.shape}")
 
 
-def _weighted_metrics(labels, probabilities, thresholds, masks, weights) -> dict:
-    """Return ``{(rule or None, metric): array of shape (draws,)}``, NaN if undefined."""
+def weighted_metrics(labels, probabilities, thresholds, masks, weights) -> dict:
+    """Return ``{(rule or None, metric): array of shape (draws,)}``, NaN if undefined; input unchecked."""
     total = weights.sum(axis=1)
     area, steps = weighted_ranking(labels, probabilities, weights)
     values = {(None, "auroc"): area, (None, "auprc"): steps}

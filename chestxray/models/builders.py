@@ -1,9 +1,9 @@
 """The networks: from scratch, teacher, student, and transfer from ImageNet.
 
 All are flat functional graphs with input (size, size, 1), grey in 0–255, with
-their scaling inside, and one ``float32`` logit as output. The logit layer
-starts at zero, so that an untrained network says 0.5 to everything and its
-loss is ln 2.
+their scaling inside, and one ``float32`` logit as output, or three: normal,
+bacteria, virus. The logit layer starts at zero, so that an untrained network
+finds all classes equally likely: its loss is ln 2, or ln 3.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ def _grey_input(size: int) -> tuple[keras.KerasTensor, keras.KerasTensor]:
     return inputs, layers.Rescaling(1 / 127.5, offset=-1.0, name="scale", dtype="float32")(inputs)
 
 
-def _logit(features: keras.KerasTensor) -> keras.KerasTensor:
-    return layers.Dense(1, kernel_initializer="zeros", dtype="float32", name="logit")(features)
+def _logit(features: keras.KerasTensor, outputs: int) -> keras.KerasTensor:
+    if outputs not in (1, 3):
+        raise ValueError(f"outputs must be 1 or 3 (normal, bacteria, virus). Received: outputs={outputs!r}")
+    return layers.Dense(outputs, kernel_initializer="zeros", dtype="float32", name="logit")(features)
 
 
 def _dense_block(x: keras.KerasTensor, units: Sequence[int], dropout: float) -> keras.KerasTensor:
@@ -48,7 +50,7 @@ def _dense_block(x: keras.KerasTensor, units: Sequence[int], dropout: float) -> 
 
 
 def build_custom_cnn(image_size: int = 224, dropout: float = 0.3,
-                     precision: str = "float32") -> keras.Model:
+                     precision: str = "float32", outputs: int = 1) -> keras.Model:
     """Build the network from scratch: 11 convolutions and 5 dense layers.
 
     Five blocks of 3 × 3 convolutions with 16 to 128 filters, each convolution
@@ -60,9 +62,10 @@ def build_custom_cnn(image_size: int = 224, dropout: float = 0.3,
         image_size: Side of the input in pixels, at least 64.
         dropout: Rate between the dense layers, [0, 1).
         precision: Keras dtype policy in which it computes.
+        outputs: 1 logit, or 3 (normal, bacteria, virus).
 
     Returns:
-        A model from grey images (N, size, size, 1) in 0–255 to logits (N, 1).
+        A model from grey images (N, size, size, 1) in 0–255 to logits (N, outputs).
     """
     with _dtype_policy(precision):
         inputs, x = _grey_input(image_size)
@@ -77,22 +80,22 @@ def build_custom_cnn(image_size: int = 224, dropout: float = 0.3,
                 x = layers.MaxPooling2D(name=f"block{block}_pool")(x)
         x = layers.GlobalAveragePooling2D(name="pool")(x)
         x = _dense_block(x, (256, 128, 64, 32), dropout)
-        return keras.Model(inputs, _logit(x), name="custom_cnn")
+        return keras.Model(inputs, _logit(x, outputs), name="custom_cnn")
 
 
 def _build_plain_cnn(name: str, filters: Sequence[int], units: Sequence[int], image_size: int,
-                     dropout: float, precision: str) -> keras.Model:
+                     dropout: float, precision: str, outputs: int) -> keras.Model:
     with _dtype_policy(precision):
         inputs, x = _grey_input(image_size)
         for number, width in enumerate(filters, 1):
             x = layers.Conv2D(width, 3, padding="same", activation="relu", name=f"conv{number}")(x)
             x = layers.MaxPooling2D(name=f"pool{number}")(x)
         x = layers.GlobalAveragePooling2D(name="pool")(x)
-        return keras.Model(inputs, _logit(_dense_block(x, units, dropout)), name=name)
+        return keras.Model(inputs, _logit(_dense_block(x, units, dropout), outputs), name=name)
 
 
 def build_teacher_cnn(image_size: int = 224, dropout: float = 0.3,
-                      precision: str = "float32") -> keras.Model:
+                      precision: str = "float32", outputs: int = 1) -> keras.Model:
     """Build a light teacher: 3 convolutions (64, 128, 256) and 3 dense layers (512, 256, 1).
 
     Global average pooling stands where published versions flatten, which
@@ -102,15 +105,17 @@ def build_teacher_cnn(image_size: int = 224, dropout: float = 0.3,
         image_size: Side of the input in pixels.
         dropout: Rate between the dense layers, [0, 1).
         precision: Keras dtype policy in which it computes.
+        outputs: 1 logit, or 3 (normal, bacteria, virus).
 
     Returns:
-        A model from grey images (N, size, size, 1) in 0–255 to logits (N, 1).
+        A model from grey images (N, size, size, 1) in 0–255 to logits (N, outputs).
     """
-    return _build_plain_cnn("teacher_cnn", (64, 128, 256), (512, 256), image_size, dropout, precision)
+    return _build_plain_cnn("teacher_cnn", (64, 128, 256), (512, 256), image_size, dropout, precision,
+                            outputs)
 
 
 def build_student_cnn(image_size: int = 224, dropout: float = 0.2,
-                      precision: str = "float32") -> keras.Model:
+                      precision: str = "float32", outputs: int = 1) -> keras.Model:
     """Build a small student: 2 convolutions (32, 64) and 3 dense layers (128, 64, 1).
 
     Global average pooling keeps it below 100,000 parameters.
@@ -119,22 +124,67 @@ def build_student_cnn(image_size: int = 224, dropout: float = 0.2,
         image_size: Side of the input in pixels.
         dropout: Rate between the dense layers, [0, 1).
         precision: Keras dtype policy in which it computes.
+        outputs: 1 logit, or 3 (normal, bacteria, virus).
 
     Returns:
-        A model from grey images (N, size, size, 1) in 0–255 to logits (N, 1).
+        A model from grey images (N, size, size, 1) in 0–255 to logits (N, outputs).
     """
-    return _build_plain_cnn("student_cnn", (32, 64), (128, 64), image_size, dropout, precision)
+    return _build_plain_cnn("student_cnn", (32, 64), (128, 64), image_size, dropout, precision,
+                            outputs)
+
+
+def build_compact_cnn(image_size: int = 128, dropout: float = 0.2,
+                      precision: str = "float32", outputs: int = 1) -> keras.Model:
+    """Build the recommended student: depthwise separable, about 110,000 parameters.
+
+    Two ordinary convolutions, each with stride 2, then depthwise separable
+    ones (Howard 2017, arXiv:1704.04861) in three stages of 64, 96 and 160
+    channels, with residual connections within a stage. Global average pooling
+    and one dense layer end it, so that the class activation map is exact:
+    the logit is the mean of the map plus the bias.
+
+    Args:
+        image_size: Side of the input in pixels, at least 32.
+        dropout: Rate between pooling and logit, [0, 1).
+        precision: Keras dtype policy in which it computes.
+        outputs: 1 logit, or 3 (normal, bacteria, virus).
+
+    Returns:
+        A model from grey images (N, size, size, 1) in 0–255 to logits (N, outputs).
+    """
+    def normalised(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+        return layers.BatchNormalization(momentum=0.9, name=f"{name}_bn")(x)
+
+    with _dtype_policy(precision):
+        inputs, x = _grey_input(image_size)
+        for number, filters in enumerate((16, 32), 1):
+            x = layers.Conv2D(filters, 3, 2, "same", use_bias=False, name=f"stem{number}")(x)
+            x = layers.ReLU(name=f"stem{number}_relu")(normalised(x, f"stem{number}"))
+        for stage, (filters, depth, stride) in enumerate([(64, 2, 1), (96, 3, 2), (160, 3, 2)], 1):
+            for number in range(1, depth + 1):
+                name, before = f"stage{stage}_block{number}", x
+                x = layers.DepthwiseConv2D(3, stride if number == 1 else 1, "same", use_bias=False,
+                                           name=f"{name}_depthwise")(x)
+                x = layers.ReLU(name=f"{name}_depthwise_relu")(normalised(x, f"{name}_depthwise"))
+                x = layers.Conv2D(filters, 1, use_bias=False, name=f"{name}_pointwise")(x)
+                x = normalised(x, f"{name}_pointwise")
+                x = layers.Add(name=f"{name}_add")([before, x]) if number > 1 else x
+                x = layers.ReLU(name=f"{name}_relu")(x)
+        x = layers.GlobalAveragePooling2D(name="pool")(x)
+        x = layers.Dropout(dropout, name="dropout")(x)
+        return keras.Model(inputs, _logit(x, outputs), name="compact_cnn")
 
 
 CNNS: dict[str, Callable[..., keras.Model]] = {
-    "custom_cnn": build_custom_cnn, "teacher_cnn": build_teacher_cnn, "student_cnn": build_student_cnn}
+    "custom_cnn": build_custom_cnn, "teacher_cnn": build_teacher_cnn, "student_cnn": build_student_cnn,
+    "compact_cnn": build_compact_cnn}
 """The networks from scratch, by name."""
 
 
 def build_transfer_model(backbone: str, image_size: int | None = None,
                          head_units: Sequence[int] = (1024,), dropout: float = 0.5,
-                         weights: str | None = "imagenet",
-                         precision: str = "float32") -> tuple[keras.Model, str]:
+                         weights: str | None = "imagenet", precision: str = "float32",
+                         outputs: int = 1) -> tuple[keras.Model, str]:
     """Build a backbone with a new head, as one flat graph.
 
     Args:
@@ -144,10 +194,11 @@ def build_transfer_model(backbone: str, image_size: int | None = None,
         dropout: Rate after each of them, [0, 1).
         weights: ``"imagenet"``, a weights file or folder, or None for random.
         precision: Keras dtype policy in which it computes.
+        outputs: 1 logit, or 3 (normal, bacteria, virus).
 
     Returns:
         The model, from grey images (N, size, size, 1) in 0–255 to logits
-        (N, 1), and where its weights come from: ``imagenet``, ``random`` or a
+        (N, outputs), and where its weights come from: ``imagenet``, ``random`` or a
         file's name.
 
     Raises:
@@ -163,7 +214,7 @@ def build_transfer_model(backbone: str, image_size: int | None = None,
         recorded = load_backbone_weights(base, weights, row)
         x = layers.GlobalAveragePooling2D(name="pool")(base.output)
         x = _dense_block(x, head_units, dropout)
-        return keras.Model(inputs, _logit(x), name=backbone.lower()), recorded
+        return keras.Model(inputs, _logit(x, outputs), name=backbone.lower()), recorded
 
 
 def as_float32(model: keras.Model) -> keras.Model:

@@ -143,7 +143,7 @@ class Features:
         Returns:
             Dataset of ``(activations, labels)``.
         """
-        labels = self.data.part(part)["label"].to_numpy(np.float32)
+        labels = self.data.targets(part, self.rest.output.shape[-1])
 
         def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             number = epoch()

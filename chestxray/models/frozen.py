@@ -44,7 +44,7 @@ def _differs_in_training(layer: keras.layers.Layer) -> bool:
     return bool(layer.trainable_weights) or moving or hasattr(layer, "seed_generator")
 
 
-def frozen_graph(model: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
+def frozen_graph(model: keras.Model, bf16: bool = False) -> Callable[[tf.Tensor], list[tf.Tensor]]:
     """Turn a model into a function that computes it as fast as the processor can.
 
     On a processor a model that computes in bfloat16 is taken in float32 and
@@ -55,12 +55,14 @@ def frozen_graph(model: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
 
     Args:
         model: From images to one or several tensors; is not changed.
+        bf16: Compute in bfloat16 on a processor also when the model itself
+            computes in float32.
 
     Returns:
         A function from images, ``float32`` (N, H, W, 1) in 0–255, to a list
         of tensors, one an output.
     """
-    rewrite = (any(layer.compute_dtype == "bfloat16" for layer in model.layers)
+    rewrite = ((bf16 or any(layer.compute_dtype == "bfloat16" for layer in model.layers))
                and not tf.config.list_physical_devices("GPU"))
     copy = as_float32(model) if rewrite else model
     graph = tf.function(

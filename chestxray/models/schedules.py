@@ -40,12 +40,14 @@ class TrainSettings:
         rates: Factors on the learning rate, ``{name of a layer: factor}``,
             for this layer and those that follow it up to the next named one;
             1 before the first. See :func:`stage_rates`.
-        class_weights: Weigh both classes equally in the training loss.
+        class_weights: Weigh all classes equally in the training loss.
+        label_smoothing: What the labels 0 and 1 are moved towards 0.5 by,
+            times two (Szegedy 2016); for one logit.
         augmentation: Random views of the training images, or None.
-        views: How many views of each image the frozen layers are computed
-            for, once; the epochs take them in turn. 0 draws fresh views in
-            every epoch and computes the whole network each time, and so does
-            a network of which nothing is frozen.
+        views: How many augmented views of each image there are; the epochs
+            take them in turn, and what is frozen is computed once for each.
+            0 draws fresh views in every epoch and computes the whole network
+            each time.
         disk_gb: Most that stored activations may take, in 10⁹ bytes.
     """
 
@@ -60,8 +62,9 @@ class TrainSettings:
     stop_patience: int = 10
     rates: Mapping[str, float] = field(default_factory=dict)
     class_weights: bool = True
+    label_smoothing: float = 0.0
     augmentation: Augmentation | None = None
-    views: int = 4
+    views: int = 0
     disk_gb: float = 20.0
 
     def __post_init__(self) -> None:
@@ -77,6 +80,7 @@ class TrainSettings:
                 ("warmup_epochs", not self.warmup_epochs or self.decay == "cosine",
                  "be 0 unless decay is cosine"),
                 ("rates", all(rate > 0 for rate in self.rates.values()), "all be above 0"),
+                ("label_smoothing", 0 <= self.label_smoothing < 1, "lie between 0 and 1"),
                 ("views", self.views >= 0, "not be negative"),
                 ("disk_gb", self.disk_gb >= 0, "not be negative")):
             if not right:

@@ -14,9 +14,11 @@ import pandas as pd
 
 from chestxray.data.dataset import XrayData
 from chestxray.models.checkpoint import Checkpoint, fingerprint
+from chestxray.models.distillation import Distiller
 from chestxray.models.features import plan_features
 from chestxray.models.frozen import find_cut
 from chestxray.models.schedules import TrainSettings, make_optimizer
+from chestxray.models.teachers import Distillation
 
 
 def set_seed(seed: int) -> None:
@@ -24,16 +26,17 @@ def set_seed(seed: int) -> None:
     keras.utils.set_random_seed(seed)
 
 
-def class_weights(labels: np.ndarray) -> dict[int, float]:
-    """Weights that give both classes the same total: n / (2 · n of the class).
+def class_weights(labels: np.ndarray, classes: int = 2) -> dict[int, float]:
+    """Weights that give all classes the same total: n / (classes · n of the class).
 
     Raises:
         ValueError: A class is missing.
     """
-    counts = np.bincount(np.asarray(labels, dtype=int), minlength=2)
-    if len(counts) != 2 or not counts.all():
-        raise ValueError(f"both classes are needed. Received: counts={counts.tolist()}")
-    return {label: len(labels) / (2 * int(count)) for label, count in enumerate(counts)}
+    counts = np.bincount(np.asarray(labels, dtype=int), minlength=classes)
+    if len(counts) != classes or not counts.all():
+        raise ValueError(f"{'both' if classes == 2 else f'all {classes}'} classes are needed. "
+                         f"Received: counts={counts.tolist()}")
+    return {label: len(labels) / (classes * int(count)) for label, count in enumerate(counts)}
 
 
 class EpochLine(keras.callbacks.Callback):
@@ -51,18 +54,24 @@ class EpochLine(keras.callbacks.Callback):
               f"learning rate {float(self.model.optimizer.learning_rate):.1e}", flush=True)
 
 
-def compile_model(model: keras.Model, optimizer: keras.Optimizer) -> None:
-    """Compile for one logit: cross-entropy, accuracy at probability 0.5, AUROC on 200 cuts.
+def compile_model(model: keras.Model, optimizer: keras.Optimizer, label_smoothing: float = 0.0) -> None:
+    """Compile for the model's logits: cross-entropy, accuracy, and for one logit AUROC on 200 cuts.
 
     XLA stays off: on a processor it compiles a convolutional training step
     for many minutes.
     """
-    model.compile(
-        optimizer=optimizer,
-        loss=keras.losses.BinaryCrossentropy(from_logits=True),
-        metrics=[keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0),
-                 keras.metrics.AUC(name="auroc", from_logits=True)],
-        jit_compile=False)
+    if model.output.shape[-1] == 1:
+        loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=label_smoothing)
+    else:
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=optimizer, loss=loss, metrics=_metrics(model), jit_compile=False)
+
+
+def _metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+    if model.output.shape[-1] > 1:
+        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+    return [keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0),  # of the logit
+            keras.metrics.AUC(name="auroc", from_logits=True)]
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ class Training:
 
 def train(model: keras.Model, data: XrayData, settings: TrainSettings,
           checkpoint: str | Path | None = None, phase: str = "training",
-          keep: keras.layers.Layer | None = None) -> Training:
+          keep: keras.layers.Layer | None = None, distillation: Distillation | None = None) -> Training:
     """Compile and train what is trainable, with early stopping, schedule and checkpoint.
 
     Layers that are frozen from the input on are computed once for each view
@@ -96,19 +105,28 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
     goes on.
 
     Args:
-        model: Takes (N, size, size, 1) in 0–255, gives one logit.
+        model: Takes (N, size, size, 1) in 0–255, gives one logit, or three
+            (normal, bacteria, virus).
         data: Training and validation images.
         settings: See :class:`TrainSettings`.
         checkpoint: File for the state (``.npz``); None keeps no state.
         phase: Name of the phase, for the history.
         keep: A frozen layer whose output a later phase will start from: its
             activations are stored in the same pass.
+        distillation: Teacher of the model; see
+            :class:`chestxray.models.teachers.Distillation`.
     """
-    features = plan_features(model, data, [find_cut(model), keep], settings.augmentation,
-                             settings.views, settings.disk_gb)
-    learner = features.rest if features else model
-    labels = data.part("train")["label"].to_numpy()
-    compile_model(learner, make_optimizer(model, settings, math.ceil(len(labels) / settings.batch_size)))
+    outputs = model.output.shape[-1]
+    labels = data.targets("train", outputs)
+    optimizer = make_optimizer(model, settings, math.ceil(len(labels) / settings.batch_size))
+    if distillation:
+        features, learner = None, Distiller(model, None, distillation.alpha, distillation.temperature)
+        learner.compile(optimizer, _metrics(model))
+    else:
+        features = plan_features(model, data, [find_cut(model), keep], settings.augmentation,
+                                 settings.views, settings.disk_gb)
+        learner = features.rest if features else model
+        compile_model(learner, optimizer, settings.label_smoothing)
     learner.optimizer.build(learner.trainable_variables)
     watched = [keras.callbacks.EarlyStopping(monitor="val_loss", mode="min", restore_best_weights=True,
                                              patience=settings.stop_patience)]
@@ -120,7 +138,7 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
     identity = fingerprint(model, {
         "settings": asdict(settings) | {"disk_gb": None}, "phase": phase, "stored": bool(features),
         "image": asdict(data.store.settings), "split": data.split_hash, "contents": contents,
-        "seed": data.seed})
+        "seed": data.seed} | ({"distillation": distillation.identity} if distillation else {}))
     state = Checkpoint(Path(checkpoint) if checkpoint else None, identity, watched)
     start = [variable.numpy() for variable in learner.variables]
     state.restore(learner)
@@ -137,6 +155,9 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
             if features:
                 features.prepare("val")
                 features.prepare("train", epoch)
+            if distillation:
+                distillation.answers(data, "val", settings, 0, outputs)
+                distillation.answers(data, "train", settings, epoch, outputs)
 
         try:
             if features:
@@ -145,13 +166,17 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
                 validation = features.dataset("val", settings.batch_size)
             else:
                 training = data.dataset("train", settings.batch_size, settings.augmentation, True,
-                                        lambda: number["epoch"])
-                validation = data.dataset("val", settings.batch_size)
+                                        lambda: number["epoch"], settings.views, outputs)
+                validation = data.dataset("val", settings.batch_size, outputs=outputs)
+            if distillation:
+                training = distillation.join(training, data, "train", settings, outputs,
+                                             lambda: number["epoch"])
+                validation = distillation.join(validation, data, "val", settings, outputs)
             learner.fit(
                 training, validation_data=validation,
                 epochs=already if state.stopped else settings.epochs, initial_epoch=already, verbose=0,
                 shuffle=False,  # the dataset does that
-                class_weight=class_weights(labels) if settings.class_weights else None,
+                class_weight=class_weights(labels, max(2, outputs)) if settings.class_weights else None,
                 callbacks=[keras.callbacks.LambdaCallback(on_epoch_begin=begin),
                            *watched, EpochLine(phase, settings.epochs), state])
         except KeyboardInterrupt:

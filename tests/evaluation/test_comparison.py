@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from chestxray.evaluation.comparison import auroc_difference
+from chestxray.evaluation.comparison import arm_difference, auroc_difference
 from chestxray.evaluation.metrics import evaluate
 
 LABELS = np.array([0, 0, 1, 1])
@@ -42,3 +42,59 @@ def test_pairing_is_narrower_than_two_single_intervals():
 def test_another_number_of_scores_is_an_error():
     with pytest.raises(ValueError, match="Received: "):
         auroc_difference(LABELS, GROUPS, [0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3])
+
+
+# Several seeds
+
+def scores(seed=0, count=120, good=2.0):
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % 3 > 0
+    return labels.astype(int), generator.normal(0, 1, count) + good * labels
+
+
+def test_one_seed_is_the_paired_difference_of_two_models():
+    labels, first = scores(1)
+    _, second = scores(2, good=1.0)
+    groups = np.arange(120) // 2
+    first, second = (1 / (1 + np.exp(-one)) for one in (first, second))
+    found = arm_difference(labels, groups, [first], [second], [0.5], [0.5], draws=300)["auroc"]
+    assert tuple(found.values()) == pytest.approx(auroc_difference(labels, groups, first, second, draws=300))
+
+
+def test_values_by_hand():
+    labels, groups = [1, 1, 0, 0], [0, 1, 2, 3]
+    first = [[0.9, 0.6, 0.4, 0.2], [0.9, 0.2, 0.6, 0.4]]
+    second = [[0.9, 0.4, 0.6, 0.2], [0.5, 0.5, 0.5, 0.5]]
+    found = arm_difference(labels, groups, first, second, [0.5, 0.5], [0.5, 0.7], draws=50)
+    # AUROC 1 and 0.5 against 0.75 and 0.5; at the cuts sensitivity 1, ½ against ½, 0 and
+    # specificity 1, ½ against ½, 1
+    assert found["auroc"]["value"] == pytest.approx((0.25 + 0.0) / 2)
+    assert found["sensitivity"]["value"] == pytest.approx((0.5 + 0.5) / 2)
+    assert found["specificity"]["value"] == pytest.approx((0.5 - 0.5) / 2)
+    brier = [(0.01 + 0.16 + 0.16 + 0.04) / 4 - (0.01 + 0.36 + 0.36 + 0.04) / 4,
+             (0.01 + 0.64 + 0.36 + 0.16) / 4 - 0.25]
+    assert found["brier"]["value"] == pytest.approx(np.mean(brier))
+
+
+def test_an_arm_does_not_differ_from_itself():
+    labels, logits = scores(1)
+    rows = [1 / (1 + np.exp(-logits)), 1 / (1 + np.exp(-logits / 2))]
+    found = arm_difference(labels, np.arange(120), rows, rows, [0.5, 0.4], [0.5, 0.4], draws=100)
+    assert all(entry == {"value": 0.0, "low": 0.0, "high": 0.0} for entry in found.values())
+
+
+def test_disagreement_of_seeds_widens_the_interval():
+    labels, good = scores(1, good=3.0)
+    _, bad = scores(2, good=0.5)
+    good, bad, middle = (1 / (1 + np.exp(-one)) for one in (good, bad, scores(3, good=1.5)[1]))
+    groups = np.arange(120)
+    agreed = arm_difference(labels, groups, [good, good], [middle] * 2, [0.5] * 2, [0.5] * 2, 300)["auroc"]
+    mixed = arm_difference(labels, groups, [good, bad], [middle] * 2, [0.5] * 2, [0.5] * 2, 300)["auroc"]
+    assert mixed["high"] - mixed["low"] > 1.5 * (agreed["high"] - agreed["low"])
+
+
+def test_other_seeds_cannot_be_paired():
+    labels, logits = scores()
+    p = 1 / (1 + np.exp(-logits))
+    with pytest.raises(ValueError, match="same seeds. Received: first=2, second=1"):
+        arm_difference(labels, np.arange(120), [p, p], [p], [0.5, 0.5], [0.5])

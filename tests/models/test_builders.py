@@ -8,11 +8,19 @@ import pytest
 import tiny
 from keras import layers
 
-from chestxray.models.builders import CNNS, as_float32, build_custom_cnn, build_transfer_model, layer_table
+from chestxray.models.builders import (
+    CNNS,
+    as_float32,
+    build_compact_cnn,
+    build_custom_cnn,
+    build_transfer_model,
+    layer_table,
+)
 from chestxray.models.phases import set_trainable_from
 from chestxray.models.training import compile_model
 
-LAYERS = {"custom_cnn": (11, 5), "teacher_cnn": (3, 3), "student_cnn": (2, 3)}  # convolutions, dense
+LAYERS = {"custom_cnn": (11, 5), "teacher_cnn": (3, 3), "student_cnn": (2, 3),
+          "compact_cnn": (10, 1)}  # ordinary convolutions, dense
 
 # weights + biases, layer by layer; the convolutions of custom_cnn have no bias, its 11 batch
 # normalisations (800 channels in all) have four numbers a channel
@@ -24,6 +32,11 @@ PARAMETERS = {
     "custom_cnn": 9 * (1 * 16 + 16 * 16 + 16 * 32 + 32 * 32 + 32 * 64 + 64 * 64 + 64 * 96 + 96 * 96
                        + 96 * 128 + 128 * 128 + 128 * 128) + 4 * 800
                   + (128 * 256 + 256) + (256 * 128 + 128) + (128 * 64 + 64) + (64 * 32 + 32) + (32 + 1),
+    # from a to b channels: depthwise 9a, pointwise ab, four numbers of each batch normalisation
+    "compact_cnn": 9 * 1 * 16 + 4 * 16 + 9 * 16 * 32 + 4 * 32
+                   + sum(9 * a + 4 * a + a * b + 4 * b for a, b in [
+                       (32, 64), (64, 64), (64, 96), (96, 96), (96, 96), (96, 160), (160, 160), (160, 160)])
+                   + (160 + 1),
 }
 
 
@@ -48,6 +61,29 @@ def test_layers_and_parameters_by_hand(cnn):
 
 def test_student_is_small():
     assert PARAMETERS["student_cnn"] == 35_457 < 100_000
+
+
+def test_recommended_student_is_small_and_its_map_is_exact():
+    model = build_compact_cnn(64)
+    assert model.count_params() == PARAMETERS["compact_cnn"] < 150_000
+    assert [layer.name for layer in model.layers[-3:]] == ["pool", "dropout", "logit"]
+    last = model.get_layer("logit")
+    last.set_weights([np.random.default_rng(0).normal(size=(160, 1)), np.array([0.3])])
+    inner = keras.Model(model.input, model.get_layer("pool").input)
+    maps = np.asarray(inner(pictures())) @ last.kernel.numpy()
+    np.testing.assert_allclose(maps.mean(axis=(1, 2)) + 0.3, model(pictures()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", [*CNNS.values(), lambda size, outputs: build_transfer_model(
+    "VGG16", size, (8,), weights=None, outputs=outputs)[0]], ids=[*CNNS, "VGG16"])
+def test_three_logits_start_equal(build):
+    model = build(64, outputs=3)
+    np.testing.assert_array_equal(model(pictures()), np.zeros((4, 3)))
+
+
+def test_two_logits_are_refused():
+    with pytest.raises(ValueError, match="outputs must be 1 or 3.*Received: outputs=2"):
+        build_compact_cnn(64, outputs=2)
 
 
 def test_size_does_not_change_the_number_of_parameters(cnn):

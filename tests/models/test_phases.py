@@ -212,7 +212,7 @@ def test_gradual_with_smaller_rates_for_early_stages(data64):
 
 # The whole network
 
-def test_whole_network_learns_in_fresh_views_whatever_was_frozen(data, tmp_path, monkeypatch):
+def test_whole_network_learns_whatever_was_frozen(data, tmp_path, monkeypatch):
     monkeypatch.setenv("CHESTXRAY_CACHE", str(tmp_path))
     drawn, draw = [], Augmentation.draw
 
@@ -231,7 +231,7 @@ def test_whole_network_learns_in_fresh_views_whatever_was_frozen(data, tmp_path,
     assert tiny.changed(before, after) == {"conv", "bn", "dense1", "logit"}
     assert len(after["bn"]) == 4  # gamma, beta, moving mean, moving variance
     assert not any(map(np.array_equal, before["bn"], after["bn"]))
-    assert drawn == [0, 1, 2, 3, 4, 5]
+    assert drawn == [0, 1, 2, 3, 0, 1]
     assert not list(cache_dir("features").iterdir())
 
 

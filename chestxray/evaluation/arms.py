@@ -1,0 +1,92 @@
+"""What several ways of training are worth, each tried with several seeds on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from chestxray.evaluation.calibration import apply_platt, fit_platt
+from chestxray.evaluation.comparison import arm_difference
+from chestxray.evaluation.metrics import choose_thresholds, weighted_metrics
+
+ARM_METRICS = ("auroc", "sensitivity", "specificity", "brier")
+
+
+def score_arms(table: pd.DataFrame, arms: Mapping[str, Sequence[str]], baseline: str,
+               part: str = "test", draws: int = 2000) -> dict[str, Any]:
+    """Score all arms, and the difference of each to the baseline.
+
+    Every model is calibrated and gets its threshold (Youden) on the
+    validation images.
+
+    Args:
+        table: One row an image: ``split`` (val and ``part``), ``label``,
+            ``group``, and the raw logits of each model.
+        arms: Columns with the logits of each arm, one a seed, in the same
+            order of seeds.
+        baseline: Arm to compare with.
+        part: Which images are scored.
+        draws: Draws of the bootstrap.
+
+    Returns:
+        ``{arm: {"seeds": {metric: [values]}, "mean": {…}, "sd": {…},
+        "difference": {metric: {"value", "low", "high"}}}}`` for
+        :data:`ARM_METRICS`; the baseline has no difference, and sd is None for one seed.
+    """
+    val, rows = table[table["split"] == "val"], table[table["split"] == part]
+    labels, everyone = rows["label"].to_numpy(), np.ones((1, len(rows)))
+    scores, cuts, found = {}, {}, {}
+    for arm, columns in arms.items():
+        scores[arm], cuts[arm], seeds = [], [], []
+        for column in columns:
+            slope, intercept = fit_platt(val[column], val["label"])
+            slope, intercept = (slope, intercept) if slope > 0 else (1.0, 0.0)
+            thresholds, _ = choose_thresholds(val["label"], apply_platt(val[column], slope, intercept))
+            scores[arm].append(apply_platt(rows[column], slope, intercept))
+            cuts[arm].append(thresholds["youden"])
+            values = weighted_metrics(labels, scores[arm][-1], {"cut": cuts[arm][-1]}, {}, everyone)
+            seeds.append({metric: float(values["cut" if metric.endswith("ity") else None, metric][0])
+                          for metric in ARM_METRICS})
+        seeds = pd.DataFrame(seeds)
+        found[arm] = {"seeds": seeds.to_dict("list"), "mean": seeds.mean().to_dict(),
+                      "sd": seeds.std(ddof=1).to_dict() if len(seeds) > 1 else dict.fromkeys(ARM_METRICS)}
+    for arm in found:
+        if arm != baseline:
+            found[arm]["difference"] = arm_difference(
+                labels, rows["group"], scores[arm], scores[baseline], cuts[arm], cuts[baseline], draws)
+    return found
+
+
+def arm_table(scored: Mapping[str, Any]) -> pd.DataFrame:
+    """Lay out mean ± standard deviation over the seeds, one row an arm, as text."""
+    def cell(entry: Mapping[str, Any], metric: str) -> str:
+        spread = entry["sd"][metric]
+        return f"{entry['mean'][metric]:.4f}" + ("" if spread is None else f" ± {spread:.4f}")
+
+    return pd.DataFrame([{"arm": arm, **{metric: cell(entry, metric) for metric in ARM_METRICS}}
+                         for arm, entry in scored.items()])
+
+
+def difference_table(scored: Mapping[str, Any]) -> pd.DataFrame:
+    """Lay out each arm's difference to the baseline with its interval, one row an arm, as text."""
+    text = "{value:+.4f} ({low:+.4f} to {high:+.4f})"
+    return pd.DataFrame([
+        {"arm": arm, **{metric: text.format(**entry["difference"][metric]) for metric in ARM_METRICS}}
+        for arm, entry in scored.items() if "difference" in entry])
+
+
+def conclude(scored: Mapping[str, Any], baseline: str) -> str:
+    """Say in words what each arm brought in AUROC over the baseline, whatever it is."""
+    sentences = []
+    for arm, entry in scored.items():
+        if "difference" not in entry:
+            continue
+        found = entry["difference"]["auroc"]
+        verdict = ("better than" if found["low"] > 0 else "worse than" if found["high"] < 0
+                   else "not shown to differ from")
+        sentences.append(f"'{arm}' is {verdict} '{baseline}': AUROC {found['value']:+.4f}, 95 % interval "
+                         f"{found['low']:+.4f} to {found['high']:+.4f}.")
+    return "\n".join(sentences)

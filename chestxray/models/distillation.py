@@ -1,0 +1,164 @@
+"""Knowledge distillation: a student learns from the labels and from a teacher's logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+
+def distillation_loss(teacher_logits: Any, student_logits: Any, temperature: float) -> Any:
+    """How far a student is from its teacher: T² · KL(teacher ‖ student) at temperature T.
+
+    Both distributions over the classes are softened by dividing the logits by
+    T; T² keeps the size of the gradient independent of T (Hinton, Vinyals and
+    Dean 2015, arXiv:1503.02531). One logit z is the log-odds of class 1 and
+    stands for the pair (0, z): the two distributions are then
+    Bernoulli(σ(t/T)) and Bernoulli(σ(s/T)).
+
+    Args:
+        teacher_logits: (N, 1) for two classes, (N, C) for more.
+        student_logits: Of the same shape.
+        temperature: T, above 0.
+
+    Returns:
+        (N,), in nats times T²; 0 where both agree.
+    """
+    teacher, student = (ops.log_softmax(_all_classes(ops.cast(logits, "float32")) / temperature)
+                        for logits in (teacher_logits, student_logits))
+    return temperature ** 2 * ops.sum(ops.exp(teacher) * (teacher - student), axis=-1)
+
+
+def mean_tempered_entropy(logits: Any, temperature: float) -> float:
+    """How much a teacher says beyond its decision: mean entropy of its softened answers, in nats.
+
+    At most ln 2 = 0.69 for two classes and ln 3 = 1.10 for three; a teacher
+    near 0 repeats the labels.
+
+    Args:
+        logits: (N, 1) or (N, C).
+        temperature: T, above 0.
+    """
+    log = ops.log_softmax(_all_classes(ops.cast(logits, "float32")) / temperature)
+    return float(ops.mean(-ops.sum(ops.exp(log) * log, axis=-1)))
+
+
+def _all_classes(logits: Any) -> Any:
+    return ops.concatenate([ops.zeros_like(logits), logits], axis=-1) if logits.shape[-1] == 1 else logits
+
+
+class Distiller(keras.Model):
+    """Trains a student with ``α · cross-entropy + (1 − α) · distillation loss``.
+
+    The cross-entropy is that of the labels (0 or 1 for one logit, the number
+    of the class for several), the other term :func:`distillation_loss`. Sample
+    and class weights weigh both terms; as elsewhere in Keras the weighted
+    terms are summed and divided by the number of images. Regularisation
+    losses of the student are added unweighted. ``loss``,
+    ``student_loss`` and ``distillation_loss`` are means over the epoch, and
+    ``val_loss`` is the same objective on the validation images.
+
+    The teacher is not a part of this model: it is neither trained nor saved
+    with it, and its weights and batch statistics stay as they are. Save
+    ``student``, which shares its weights with this model.
+
+    What ``fit`` and ``evaluate`` are given as ``x``:
+
+    - images, when student and teacher take the same ones;
+    - ``{"image": …, "teacher_image": …}`` when they take different sizes;
+    - ``{"image": …, "teacher_logit": …}`` with the teacher's answers computed
+      before; no teacher is needed then.
+
+    ``predict`` needs the images alone and gives the student's logits.
+    """
+
+    def __init__(self, student: keras.Model, teacher: keras.Model | None = None, alpha: float = 0.3,
+                 temperature: float = 2.0):
+        """Join student and teacher.
+
+        Args:
+            student: Gives logits (N, 1) or (N, C).
+            teacher: Gives logits of the same shape, or None.
+            alpha: Share of the labels' term, [0, 1].
+            temperature: T, above 0.
+
+        Raises:
+            ValueError: A setting is out of range, or teacher and student have
+                not the same classes.
+        """
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must lie in 0–1. Received: alpha={alpha!r}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0. Received: temperature={temperature!r}")
+        if teacher is not None and teacher.output.shape[-1] != student.output.shape[-1]:
+            raise ValueError("teacher and student must have the same number of logits. Received: "
+                             f"teacher={teacher.output.shape[-1]}, student={student.output.shape[-1]}")
+        super().__init__(name=f"{student.name}_distiller", dtype=student.dtype_policy)
+        self.student, self.alpha, self.temperature = student, alpha, temperature
+        # In a function Keras does not find it: as an attribute it would be trained, saved and counted.
+        self._teach = None if teacher is None else lambda images: teacher(images, training=False)
+        self._terms = {"student_loss": keras.metrics.Mean("student_loss"),
+                       "distillation_loss": keras.metrics.Mean("distillation_loss")}
+        self.built = True
+
+    def compile(self, optimizer: keras.Optimizer | str = "adam", metrics: list | None = None,
+                **options: Any) -> None:
+        """Compile; the loss is given by the class, and XLA stays off as it does elsewhere here.
+
+        Args:
+            optimizer: For the student.
+            metrics: Of the student's logits against the labels.
+            **options: Further options of ``keras.Model.compile``, but for ``loss``.
+        """
+        super().compile(optimizer=optimizer, metrics=metrics, **{"jit_compile": False} | options)
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        return self.student(inputs["image"] if isinstance(inputs, Mapping) else inputs, training=training)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+        taught = self._teacher_logits(x)
+        variables = self.trainable_variables
+        with tf.GradientTape() as tape:
+            logits = self(x, training=True)
+            loss = self._objective(y, logits, taught, weight)
+            scaled = self.optimizer.scale_loss(loss)
+        self.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables))
+        return self._report(y, logits, loss)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+        logits = self(x, training=False)
+        return self._report(y, logits, self._objective(y, logits, self._teacher_logits(x), weight))
+
+    def _teacher_logits(self, x: Any) -> Any:
+        if isinstance(x, Mapping) and "teacher_logit" in x:
+            return x["teacher_logit"]
+        if self._teach is None:
+            raise ValueError('without a teacher x must be {"image": …, "teacher_logit": …}. '
+                             f"Received: x={sorted(x) if isinstance(x, Mapping) else type(x).__name__}")
+        return self._teach(x["teacher_image"] if isinstance(x, Mapping) else x)
+
+    def _objective(self, labels: Any, logits: Any, taught: Any, weight: Any) -> Any:
+        if logits.shape[-1] == 1:
+            hard = keras.losses.binary_crossentropy(
+                ops.reshape(ops.cast(labels, logits.dtype), (-1, 1)), logits, from_logits=True)
+        else:
+            hard = keras.losses.sparse_categorical_crossentropy(
+                ops.reshape(labels, (-1,)), logits, from_logits=True)
+        terms = {"student_loss": hard,
+                 "distillation_loss": distillation_loss(taught, logits, self.temperature)}
+        for name, values in terms.items():
+            if weight is not None:
+                values = values * ops.reshape(ops.cast(weight, values.dtype), (-1,))
+            terms[name] = ops.mean(values)
+            self._terms[name].update_state(terms[name], sample_weight=ops.shape(logits)[0])
+        loss = self.alpha * terms["student_loss"] + (1 - self.alpha) * terms["distillation_loss"]
+        return ops.sum([loss, *self.losses])
+
+    def _report(self, labels: Any, logits: Any, loss: Any) -> dict[str, Any]:
+        self._loss_tracker.update_state(loss, sample_weight=ops.shape(logits)[0])
+        return self.compute_metrics(None, labels, logits)

@@ -1,0 +1,92 @@
+"""One student trained in several ways: which way, with which settings, and with which seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+
+from chestxray.data.dataset import XrayData
+from chestxray.models.builders import CNNS
+from chestxray.models.schedules import TrainSettings
+from chestxray.models.teachers import Distillation, Teacher
+from chestxray.models.training import Training, set_seed, train
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Settings of one way of training a student.
+
+    Attributes:
+        arm: Name of the way, for example ``alone`` or ``distilled``.
+        outputs: Logits of the student: 1, or 3 (normal, bacteria, virus).
+        alpha: Share of the labels in the loss; 1 needs no teacher.
+        temperature: Of the distillation.
+        label_smoothing: See :class:`TrainSettings`.
+        learning_rate: See :class:`TrainSettings`; None for that of the experiment.
+    """
+
+    arm: str
+    outputs: int = 1
+    alpha: float = 1.0
+    temperature: float = 1.0
+    label_smoothing: float = 0.0
+    learning_rate: float | None = None
+
+    @property
+    def text(self) -> str:
+        """The arm with what differs from the defaults, as part of a file's name."""
+        differing = [f"{field.name}={getattr(self, field.name):g}" for field in dataclasses.fields(self)[1:]
+                     if getattr(self, field.name) != field.default]
+        return " ".join([self.arm, *differing])
+
+
+def read_candidates(given: Mapping[str, list[dict]]) -> list[Candidate]:
+    """Read a notebook's parameter: for each arm a list of settings, equally many.
+
+    Raises:
+        ValueError: An arm may try more than another, or a setting is unknown.
+    """
+    counts = {arm: len(settings) for arm, settings in given.items()}
+    if len(set(counts.values())) != 1 or not all(counts.values()):
+        raise ValueError(f"every arm must have the same number of candidates. Received: candidates={counts}")
+    known = {field.name for field in dataclasses.fields(Candidate)} - {"arm"}
+    if unknown := sorted({name for settings in given.values() for one in settings for name in one} - known):
+        raise ValueError(f"a candidate may set {sorted(known)}. Received: setting={unknown[0]!r}")
+    return [Candidate(arm, **one) for arm, settings in given.items() for one in settings]
+
+
+def train_student(architecture: str, data: XrayData, settings: TrainSettings, candidate: Candidate,
+                  seed: int, teachers: Mapping[int, Teacher], dropout: float = 0.2,
+                  checkpoint: str | Path | None = None) -> tuple[keras.Model, Training]:
+    """Build and train one student.
+
+    Args:
+        architecture: Name in :data:`chestxray.models.builders.CNNS`.
+        data: Its pixels; order and views of the images follow from the
+            data's own seed, so all students of an experiment see the same.
+        settings: Of the experiment; the candidate's come on top.
+        candidate: The way of training.
+        seed: Of the first weights and the dropout.
+        teachers: By number of logits.
+        dropout: See the builder.
+        checkpoint: See :func:`chestxray.models.training.train`.
+
+    Raises:
+        ValueError: There is no teacher with so many logits.
+    """
+    distillation = None
+    if candidate.alpha < 1:
+        if candidate.outputs not in teachers:
+            raise ValueError(f"a teacher with {candidate.outputs} logits is needed. "
+                             f"Received: arm={candidate.arm!r}, teachers with {sorted(teachers)}")
+        distillation = Distillation(teachers[candidate.outputs], candidate.alpha, candidate.temperature)
+    set_seed(seed)
+    student = CNNS[architecture](data.store.settings.size, dropout, outputs=candidate.outputs)
+    settings = dataclasses.replace(settings, label_smoothing=candidate.label_smoothing,
+                                   learning_rate=candidate.learning_rate or settings.learning_rate)
+    return student, train(student, data, settings, checkpoint, f"{candidate.text}, seed {seed}",
+                          distillation=distillation)

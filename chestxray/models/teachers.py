@@ -1,0 +1,192 @@
+"""What teachers say about each view of each image, asked once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from chestxray.data.augmentation import Augmentation
+from chestxray.data.dataset import XrayData
+from chestxray.data.pixels import batch_order
+from chestxray.evaluation.calibration import log_odds
+from chestxray.files import cache_dir, whole_file
+from chestxray.models.checkpoint import fingerprint
+from chestxray.models.frozen import frozen_graph
+from chestxray.models.schedules import TrainSettings
+
+if TYPE_CHECKING:
+    from chestxray.deployment.bundle import Classifier
+
+_BATCH = 32
+
+
+class Teacher:
+    """One saved classifier, or an ensemble whose logits are averaged.
+
+    Each member sees its own pixels (size, CLAHE) of the very views that the
+    student sees: the parameters of a view depend on the image's path alone.
+    Its answers are kept on disk by path and view, so that a big teacher is
+    asked once for all students, arms and seeds.
+    """
+
+    def __init__(self, members: Sequence[tuple[Classifier, XrayData]], bf16: bool = False):
+        """Join the members; nothing is computed yet.
+
+        Args:
+            members: Classifiers, each with the data in its own image
+                settings; all of one split.
+            bf16: Let the processor compute in bfloat16: faster, and about
+                1 % off.
+
+        Raises:
+            ValueError: A classifier was trained on another split than that
+                of its data: it may have seen what the student is validated
+                on.
+        """
+        if not members:
+            raise ValueError("a teacher needs at least one classifier. Received: members=[]")
+        for classifier, data in members:
+            trained = classifier.card["training_data"]["split_hash"]
+            if trained != data.split_hash:
+                raise ValueError("this teacher was trained on another split: it may know validation and test "
+                                 f"images of this one. Received: teacher={classifier.card['name']!r} "
+                                 f"({trained}), split={data.split_hash!r}")
+        self.members, self.bf16 = list(members), bf16
+        self.names = [classifier.card["name"] for classifier, _ in members]
+        self.outputs = min(classifier.model.output.shape[-1] for classifier, _ in members)
+        self._identities = [fingerprint(classifier.model, {"bf16": bf16, "keras": keras.__version__,
+                                                           "tensorflow": tf.__version__})
+                            for classifier, _ in members]
+        self._graphs: dict[int, Callable] = {}
+        self._answers: dict[tuple, dict[str, np.ndarray]] = {}
+
+    @property
+    def identity(self) -> list[list[str]]:
+        """What decides the answers, besides the view."""
+        return [[identity, data.store.key] for identity, (_, data)
+                in zip(self._identities, self.members, strict=True)]
+
+    def logits(self, part: str, paths: Sequence[str], augmentation: Augmentation | None = None,
+               view: int = 0) -> np.ndarray:
+        """Ask about the given images, or look up what was answered before.
+
+        Args:
+            part: train, val or test: all its images are asked about at once.
+            paths: Images of this part.
+            augmentation: Random views, or None for the images as they are.
+            view: Number of the view.
+
+        Returns:
+            ``float32`` (len(paths), outputs): the mean of the members' logits.
+
+        Raises:
+            ValueError: A member has no such image.
+        """
+        key = part, augmentation, view if augmentation else None
+        if key not in self._answers:
+            self._answers = {kept: answers for kept, answers in self._answers.items()
+                             if kept[0] != part}  # one view of each part at a time
+            self._answers[key] = self._ask_all(*key)
+        try:
+            return np.stack([self._answers[key][path] for path in paths])
+        except KeyError as error:
+            raise ValueError(f"the teacher has no such image. Received: path={error.args[0]!r}") from None
+
+    def _ask_all(self, part: str, augmentation: Augmentation | None,
+                 view: int | None) -> dict[str, np.ndarray]:
+        found = [self._ask(number, part, augmentation, view) for number in range(len(self.members))]
+        if self.outputs == 1:
+            found = [{path: np.float32(log_odds(row)) for path, row in answers.items()} for answers in found]
+        return {path: np.mean([np.atleast_1d(answers[path]) for answers in found], axis=0)
+                for path in set.intersection(*map(set, found))}
+
+    def _ask(self, number: int, part: str, augmentation: Augmentation | None,
+             view: int | None) -> dict[str, np.ndarray]:
+        """Answers of one member by path, from the disk or computed."""
+        classifier, data = self.members[number]
+        rows = data.part(part)
+        drawn = [asdict(augmentation), view, data.seed] if augmentation else None
+        key = json.dumps([*self.identity[number], list(rows["path"]), list(rows["sha256"]), drawn])
+        file = cache_dir("teachers") / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
+        if not file.is_file():
+            if number not in self._graphs:
+                self._graphs[number] = frozen_graph(classifier.model, self.bf16)
+            shown = f"{part}, view {view + 1}" if augmentation else part
+            print(f"asking {self.names[number]} about {len(rows)} images ({shown})", flush=True)
+            images = data.store.dataset(rows, _BATCH, augment=augmentation, seed=data.seed,
+                                        epoch=lambda: view or 0)
+            logits = np.concatenate([self._graphs[number](pixels)[0].numpy() for pixels, _ in images])
+            with whole_file(file) as partial:
+                np.savez(partial, paths=rows["path"].to_numpy(str), logits=logits.astype(np.float32))
+        with np.load(file, allow_pickle=False) as stored:
+            return dict(zip(stored["paths"].tolist(), stored["logits"], strict=True))
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a student is taught; see :class:`chestxray.models.distillation.Distiller`.
+
+    Attributes:
+        teacher: Gives as many logits as the student, or is reduced to the
+            log-odds of pneumonia when the student has one.
+        alpha: Share of the labels' term, [0, 1].
+        temperature: T, above 0.
+    """
+
+    teacher: Teacher = field(repr=False)
+    alpha: float = 0.3
+    temperature: float = 2.0
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the training, as plain JSON types."""
+        return {"teacher": self.teacher.identity, "alpha": self.alpha, "temperature": self.temperature}
+
+    def answers(self, data: XrayData, part: str, settings: TrainSettings, epoch: int,
+                outputs: int) -> np.ndarray:
+        """The teacher's logits for the pictures of an epoch, (N, outputs), in the table's order.
+
+        Raises:
+            ValueError: The student has more classes than the teacher.
+        """
+        if outputs > self.teacher.outputs:
+            raise ValueError("a student of three classes needs a teacher of three. "
+                             f"Received: teacher={self.teacher.names}")
+        augmentation = settings.augmentation if part == "train" else None
+        view = epoch % settings.views if settings.views else epoch
+        logits = self.teacher.logits(part, list(data.part(part)["path"]), augmentation, view)
+        return logits if outputs == logits.shape[1] else log_odds(logits)[:, np.newaxis]
+
+    def join(self, images: tf.data.Dataset, data: XrayData, part: str, settings: TrainSettings,
+             outputs: int, epoch: Callable[[], int] = lambda: 0) -> tf.data.Dataset:
+        """Put the teacher's logits beside the batches of a data set.
+
+        Args:
+            images: From ``data.dataset`` with the same settings and epoch;
+                train is shuffled.
+            data, part, settings, outputs: Of the student.
+            epoch: Tells the number of the epoch when one begins.
+
+        Returns:
+            Dataset of ``({"image": …, "teacher_logit": …}, labels)``.
+        """
+        count = len(data.part(part))
+
+        def batches() -> Iterator[np.ndarray]:
+            number = epoch()
+            logits = self.answers(data, part, settings, number, outputs)
+            for some in batch_order(count, settings.batch_size, part == "train", data.seed, number):
+                yield logits[some]
+
+        signature = tf.TensorSpec((None, outputs), tf.float32)
+        taught = tf.data.Dataset.from_generator(batches, output_signature=signature)
+        taught = taught.apply(tf.data.experimental.assert_cardinality(images.cardinality()))
+        joined = tf.data.Dataset.zip(images, taught)
+        return joined.map(lambda pair, logits: ({"image": pair[0], "teacher_logit": logits}, pair[1]))

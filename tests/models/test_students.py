@@ -1,0 +1,96 @@
+"""Ways of training a student: equal budgets, equal pixels, and what tells them apart."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tiny
+
+from chestxray.data.augmentation import Augmentation
+from chestxray.deployment.bundle import Classifier
+from chestxray.models import students
+from chestxray.models.builders import build_student_cnn
+from chestxray.models.schedules import TrainSettings
+from chestxray.models.students import Candidate, read_candidates, train_student
+from chestxray.models.teachers import Teacher
+
+SETTINGS = TrainSettings(epochs=1, learning_rate=0.01, batch_size=16, augmentation=Augmentation())
+
+
+@pytest.fixture
+def teacher(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("CHESTXRAY_CACHE", str(tmp_path / "cache"))
+    model = build_student_cnn(tiny.SIZE)
+    card = {"name": "teacher", "training_data": {"split_hash": data.split_hash}}
+    return {1: Teacher([(Classifier(model, card), data)])}
+
+
+def test_candidates_are_read_in_order():
+    found = read_candidates({"alone": [{}, {"learning_rate": 0.01}],
+                             "taught": [{"alpha": 0.3, "temperature": 2.0}, {"alpha": 0.3}]})
+    assert found == [Candidate("alone"), Candidate("alone", learning_rate=0.01),
+                     Candidate("taught", alpha=0.3, temperature=2.0), Candidate("taught", alpha=0.3)]
+    assert found[2].text == "taught alpha=0.3 temperature=2"
+
+
+@pytest.mark.parametrize(("given", "text"), [
+    ({"alone": [{}], "taught": [{}, {}]}, "same number of candidates. Received: candidates={'alone': 1"),
+    ({}, "same number"), ({"alone": []}, "same number"),
+    ({"alone": [{"rate": 1}]}, "Received: setting='rate'")])
+def test_unequal_budgets_and_unknown_settings_are_refused(given, text):
+    with pytest.raises(ValueError, match=text):
+        read_candidates(given)
+
+
+def test_arms_of_one_seed_begin_alike_and_end_apart(data, teacher):
+    still = dataclasses.replace(SETTINGS, learning_rate=1e-30)
+    ways = [Candidate("alone"), Candidate("smooth", label_smoothing=0.1), Candidate("taught", alpha=0.3)]
+    begin = [train_student("student_cnn", data, still, way, 0, teacher)[0].get_weights() for way in ways]
+    for other in begin[1:]:
+        assert all(np.allclose(*pair, rtol=0, atol=1e-20) for pair in zip(begin[0], other, strict=True))
+    end = [train_student("student_cnn", data, SETTINGS, way, 0, teacher)[0].get_weights() for way in ways]
+    assert not tiny.same(end[0], end[1]) and not tiny.same(end[0], end[2])
+    other_seed = train_student("student_cnn", data, still, ways[0], 1, teacher)[0].get_weights()
+    assert not tiny.same(begin[0], other_seed)
+
+
+def test_all_arms_and_seeds_see_the_same_views_in_the_same_order(data, teacher, monkeypatch):
+    drawn, draw = [], Augmentation.draw
+
+    def spy(self, paths, size, view, seed):
+        drawn.append((view, seed))
+        return draw(self, paths, size, view, seed)
+
+    teacher[1].logits("train", list(data.part("train")["path"]), SETTINGS.augmentation, 0)
+    monkeypatch.setattr(Augmentation, "draw", spy)
+    for way, seed in ((Candidate("alone"), 0), (Candidate("taught", alpha=0.5), 0), (Candidate("alone"), 5)):
+        train_student("student_cnn", data, SETTINGS, way, seed, teacher)
+    assert set(drawn) == {(0, 0)}
+
+
+def test_learning_rate_of_a_candidate_counts(data, teacher, monkeypatch):
+    seen = []
+    train = students.train
+    monkeypatch.setattr(students, "train", lambda model, data, settings, *args, **options: (
+        seen.append(settings), train(model, data, settings, *args, **options))[1])
+    for way in (Candidate("alone"), Candidate("alone", learning_rate=0.5, label_smoothing=0.2)):
+        train_student("student_cnn", data, SETTINGS, way, 0, teacher)
+    assert [(one.learning_rate, one.label_smoothing) for one in seen] == [(0.01, 0.0), (0.5, 0.2)]
+
+
+def test_smoothed_labels_by_hand(data):
+    # Every logit is b: −(y' log p + (1 − y') log(1 − p)) with y' = 0.9·y + 0.05.
+    still = dataclasses.replace(SETTINGS, learning_rate=1e-30, class_weights=False)
+    keras.utils.set_random_seed(0)
+    model = build_student_cnn(tiny.SIZE)
+    model.get_layer("logit").set_weights([np.zeros((64, 1)), np.array([0.7])])
+    from chestxray.models.training import train
+    found = train(model, data, dataclasses.replace(still, label_smoothing=0.1)).history["loss"][0]
+    soft = 0.9 * data.targets("train") + 0.05
+    assert found == pytest.approx(np.mean(np.logaddexp(0, 0.7) - 0.7 * soft), rel=1e-5)
+
+
+def test_a_missing_teacher_is_named(data, teacher):
+    with pytest.raises(ValueError, match=r"teacher with 3 logits is needed. Received: arm='kinds'.*\[1\]"):
+        train_student("student_cnn", data, SETTINGS, Candidate("kinds", 3, 0.3), 0, teacher)
