@@ -156,11 +156,9 @@ def ours(backbone: str, folder: Path, bf16: bool) -> dict:
 
 def work(model, cut: str) -> dict[str, float]:
     """Multiplications and additions of one image, in 10⁹ operations: up to the cut, and after it."""
-    found, part = {"frozen": 0.0, "rest": 0.0}, "frozen"
+    found, part, mflops = {"frozen": 0.0, "rest": 0.0}, "frozen", cx.layer_mflops(model)
     for layer in model.layers:
-        if hasattr(layer, "kernel"):
-            positions = math.prod(layer.output.shape[1:-1])
-            found[part] += 2e-9 * positions * math.prod(layer.kernel.shape)
+        found[part] += 1e-3 * mflops.get(layer.name, 0.0)
         if layer.name == cut:
             part = "rest"
     return found

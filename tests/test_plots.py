@@ -197,6 +197,30 @@ def test_confusion_matrix_orientation_and_percentages():
                                                           "0\n0.0 %", "0\n0.0 %"]
 
 
+def test_confusion_of_three_classes():
+    counts = [[8, 1, 1], [0, 6, 4], [2, 2, 1]]
+    (axis,) = plots.confusion_matrices([counts], ["three"], classes=["normal", "bacteria", "virus"]).axes
+    cells = {text.get_position(): text.get_text().split("\n")[0] for text in axis.texts}
+    assert cells == {(column + 0.5, row + 0.5): str(counts[row][column])
+                     for row in range(3) for column in range(3)}
+    assert [text.get_text() for text in axis.get_yticklabels()] == [
+        "normal\nn = 10", "bacteria\nn = 10", "virus\nn = 5"]
+
+
+def test_arms_show_every_seed_and_the_mean():
+    scored = {name: {"seeds": {"auroc": seeds, "brier": [0.1, 0.2]}, "mean": {"auroc": mean, "brier": 0.15}}
+              for name, seeds, mean in (("alone", [0.9, 0.94], 0.92), ("taught", [0.95, 0.97], 0.96))}
+    auroc, brier = plots.arms(scored).axes
+    dots = [line for line in auroc.lines if line.get_marker() == "o"]
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in dots] == [
+        ([0.9, 0.94], [0, 0]), ([0.95, 0.97], [1, 1])]
+    bars = [line for line in auroc.lines if line.get_marker() == "|"]
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in bars] == [
+        ([0.92], [0]), ([0.96], [1])]
+    assert [text.get_text() for text in auroc.get_yticklabels()] == ["alone", "taught"]
+    assert auroc.yaxis_inverted() and brier.get_title(loc="left") == "Brier (lower is better)"
+
+
 def test_roc_pr_values_by_hand():
     # 3 of the 4 (negative, positive) pairs are in order: AUROC 0.75. Ranked + - + -:
     # average precision = (1/1 + 2/3) / 2 = 0.833. At 0.4: all but one negative are called.
@@ -269,6 +293,7 @@ WRONG = {
     "NaN": (lambda: plots.score_distribution(LABELS, [0.1, np.nan], {}), "probabilities=(2,)"),
     "logits": (lambda: plots.score_distribution(LABELS, [-3.0, 3.0], {}), "probabilities=(2,)"),
     "point": (lambda: plots.roc_pr({"a": (LABELS, [0.1, 0.2])}, {"b": 0.5}), "curves=['a']"),
+    "arm": (lambda: plots.arms({}), "scored=[]"),
     "metric": (lambda: plots.comparison(pd.DataFrame({"name": ["a"]}), []), "metrics=[]"),
 }
 

@@ -1,0 +1,36 @@
+"""Every figure of the notebooks, one function each, in one style.
+
+The functions take arrays and tables and return the Figure, never show it; wrong input raises
+ValueError before there is a figure. Label 0 is NORMAL, label 1 is PNEUMONIA, the positive class.
+``synthetic=True`` writes "synthetic data" into the figure.
+"""
+
+from chestxray.plots.data import (
+    augmentation_preview,
+    class_balance,
+    image_sizes,
+    preprocessing_steps,
+    sample_grid,
+)
+from chestxray.plots.scores import (
+    arms,
+    comparison,
+    confusion_matrices,
+    learning_curves,
+    roc_pr,
+    score_distribution,
+)
+
+__all__ = [
+    "arms",
+    "augmentation_preview",
+    "class_balance",
+    "comparison",
+    "confusion_matrices",
+    "image_sizes",
+    "learning_curves",
+    "preprocessing_steps",
+    "roc_pr",
+    "sample_grid",
+    "score_distribution",
+]
