@@ -27,7 +27,7 @@ from chestxray.data.location import find_data
 from chestxray.data.splits import RULES, make_split, split_hash
 from chestxray.files import read_json
 from chestxray.models.weights import find_weights
-from chestxray.results import STEP_KEY, comparison_table, read_results
+from chestxray.results import STEP_KEY, comparison_table, find_classifier, read_results
 from chestxray.terminal import EpochLines, native_messages_to
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -79,6 +79,8 @@ class Step:
             "data": self.data_key, "source": source, "version": __version__}
         if "weights" in self.parameters and "backbone" in self.parameters:
             parts["weights"] = _weights_key(self.parameters["weights"], self.parameters["backbone"])
+        for name in [*self.parameters.get("teachers", []), *self.parameters.get("teachers_three", [])]:
+            parts[f"teacher {name}"] = _teacher_key(name, self.parameters)
         if "results" in self.parameters:
             parts["results"] = _results_key(Path(self.parameters["results"]))
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -93,6 +95,13 @@ def _weights_key(weights: str, backbone: str) -> str:
         return recorded
     with open(source, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _teacher_key(name: str, parameters: dict[str, Any]) -> str:
+    """Contents of the card of a teacher."""
+    card = find_classifier(name, Path(parameters["output_dir"]), parameters["split"],
+                           parameters.get("seed", 0)) / "card.json"
+    return hashlib.sha256(card.read_bytes()).hexdigest() if card.is_file() else "missing"
 
 
 def _results_key(folder: Path) -> list[str]:

@@ -14,16 +14,16 @@ from typing import Any
 import pandas as pd
 
 from chestxray.files import read_json, whole_file, whole_folder
-from chestxray.results import RESULT_SCHEMA, comparison_table, read_results
+from chestxray.results import ARMS_SCHEMA, RESULT_SCHEMA, comparison_table, read_results
 
-PUBLIC_FIGURES = ("class_balance", "learning_curves", "confusion", "roc_pr", "scores", "comparison")
+PUBLIC_FIGURES = ("class_balance", "learning_curves", "confusion", "roc_pr", "scores", "comparison", "arms")
 """First words of the figures that show curves and counts only."""
 
 PHANTOM_FIGURES = ("phantoms",)
 """First words of the figures that are only ever made from phantoms."""
 
 _LARGEST_MODEL = 20_000_000  # bytes
-_PUBLIC_SCHEMAS = (RESULT_SCHEMA, "chestxray.dataset/1", "chestxray.comparison/1")
+_PUBLIC_SCHEMAS = (RESULT_SCHEMA, ARMS_SCHEMA, "chestxray.dataset/1", "chestxray.comparison/1")
 
 
 def publish(run: str | Path, repository: str | Path) -> list[str]:
@@ -87,7 +87,11 @@ def publish(run: str | Path, repository: str | Path) -> list[str]:
         _join_tried(tried, repository / "results" / "tried.csv")
         said.append(f"results/tried.csv: {', '.join(tried_names)}")
     for path in sorted((run / "results").glob("*.json")):
-        if read_json(path).get("schema") in _PUBLIC_SCHEMAS and path.stem not in tried_names:
+        content = read_json(path)
+        if content.get("schema") in _PUBLIC_SCHEMAS and path.stem not in tried_names:
+            if content["schema"] == ARMS_SCHEMA:
+                table = path.with_suffix(".predictions.csv")
+                _copy(table, repository / "results" / table.name, said)
             _copy(path, repository / "results" / path.name, said)
     return said
 

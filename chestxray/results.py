@@ -22,10 +22,9 @@ import pandas as pd
 
 from chestxray import __version__
 from chestxray.data.catalog import SUBTYPES
-from chestxray.evaluation.arms import score_arms
 from chestxray.evaluation.calibration import apply_platt, fit_platt, log_odds
 from chestxray.evaluation.metrics import choose_thresholds, evaluate
-from chestxray.files import read_json, whole_file, whole_folder, write_json
+from chestxray.files import project_path, read_json, whole_file, whole_folder, write_json
 
 if TYPE_CHECKING:
     import keras
@@ -47,17 +46,23 @@ def versions() -> dict[str, str]:
             **{name: version(name) for name in packages}}
 
 
-def write_result(output_dir: str | Path, content: dict[str, Any]) -> Path:
-    """Write ``results/<name>.json``, with the key of the step that runs, and say where."""
+def write_result(output_dir: str | Path, content: dict[str, Any], final: bool = True) -> Path:
+    """Write ``results/<name>.json``, with the key of the step that runs, and say where.
+
+    Args:
+        output_dir: Folder of the run.
+        content: With ``name``.
+        final: False for what a step records on its way: it is not done by that.
+    """
     path = Path(output_dir) / "results" / f"{content['name']}.json"
-    write_json(path, content | {"step_key": os.environ.get(STEP_KEY)})
+    write_json(path, content | {"step_key": os.environ.get(STEP_KEY) if final else None})
     print(f"wrote results/{path.name}")
     return path
 
 
 def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str | Path, *,
                  parameters: dict[str, Any], weights: str, training: dict[str, Any],
-                 score_test: bool = True) -> dict[str, Any]:
+                 score_test: bool = True, final: bool = True) -> dict[str, Any]:
     """Save a trained model, score its reloaded file, and put everything on record.
 
     Calibration and thresholds come from the validation images alone. Test is
@@ -77,6 +82,8 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
         weights: ``imagenet``, ``random``, or a file's name.
         training: From :func:`chestxray.models.training.summarise`.
         score_test: False leaves test alone, for choosing on validation.
+        final: False for a model that a step records on its way; its
+            checkpoints stay.
 
     Returns:
         The result (contract 6), as written.
@@ -128,10 +135,15 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
     if model.output.shape[-1] > 1:
         result["subtype_confusion"] = {part: _subtype_confusion(rows)
                                        for part, rows in predictions.groupby("split", sort=False)}
-    write_result(output_dir, result)
+    write_result(output_dir, result, final)
+    if final:
+        _remove_checkpoints(output_dir, full_name)
+    return result
+
+
+def _remove_checkpoints(output_dir: Path, full_name: str) -> None:
     for checkpoint in (output_dir / "checkpoints").glob(f"{glob.escape(full_name)}*.npz"):
         checkpoint.unlink()
-    return result
 
 
 def _logits(model: keras.Model, data: XrayData, part: str) -> pd.DataFrame:
@@ -162,8 +174,7 @@ def _subtype_confusion(rows: pd.DataFrame) -> list[list[int]]:
 
 
 def record_arms(name: str, output_dir: str | Path, data: XrayData, table: pd.DataFrame,
-                arms: dict[str, list[str]], baseline: str, content: dict[str, Any],
-                score_test: bool = True) -> dict[str, Any]:
+                scored: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
     """Put several ways of training the same model on record, each with several seeds.
 
     Args:
@@ -171,23 +182,24 @@ def record_arms(name: str, output_dir: str | Path, data: XrayData, table: pd.Dat
         output_dir: Folder of the run.
         data: What the models were trained on.
         table: From :func:`predict_arms`.
-        arms, baseline: See :func:`chestxray.evaluation.arms.score_arms`.
+        scored: From :func:`chestxray.evaluation.arms.score_arms`, for each part.
         content: What else belongs into the result: parameters, teachers, costs.
-        score_test: False scores validation alone.
 
     Returns:
         The result, as written to ``results/<name>.json``; the logits are
-        beside it.
+        beside it. The checkpoints of the name have done their service and
+        are removed.
     """
-    full_name = f"{name}-{data.rule}-s{data.seed}"
-    parts = ("val", "test") if score_test else ("val",)
+    output_dir, full_name = Path(output_dir), f"{name}-{data.rule}-s{data.seed}"
+    (output_dir / "results" / f"{full_name}.json").unlink(missing_ok=True)  # no longer true from here on
     result = {
         "schema": ARMS_SCHEMA, "name": full_name, "record": False, "data": data.name,
-        "split_rule": data.rule, "split_hash": data.split_hash, "baseline": baseline, **content,
-        "arms": {part: score_arms(table, arms, baseline, part) for part in parts}, "versions": versions()}
-    with whole_file(Path(output_dir) / "results" / f"{full_name}.predictions.csv") as partial:
+        "split_rule": data.rule, "split_hash": data.split_hash, **content, "arms": scored,
+        "versions": versions()}
+    with whole_file(output_dir / "results" / f"{full_name}.predictions.csv") as partial:
         table.to_csv(partial, index=False, float_format="%.6g")
     write_result(output_dir, result)
+    _remove_checkpoints(output_dir, full_name)
     return result
 
 
@@ -217,6 +229,20 @@ def log_test_look(output_dir: str | Path, name: str, data: XrayData, parameters:
         if file.tell() == 0:
             writer.writerow(_LOG_COLUMNS)
         writer.writerow([now, name, data.split_hash, len(data.part("test")), configuration])
+
+
+def find_classifier(name: str, output_dir: str | Path, rule: str, seed: int) -> Path:
+    """Say where a saved classifier is.
+
+    Args:
+        name: Name of a model of this run (without split rule and seed), or a
+            path with a slash; relative ones start at the checkout.
+        output_dir: Folder of the run.
+        rule, seed: Of the split.
+    """
+    if "/" in name:
+        return project_path(name)
+    return Path(output_dir) / "saved_models" / f"{name}-{rule}-s{seed}"
 
 
 def read_results(folder: str | Path) -> list[dict[str, Any]]:

@@ -105,6 +105,17 @@ def test_the_key_depends_on_the_weights_file_and_not_on_its_place(house, tmp_pat
     assert key("a", b"1") == key("b", b"1")
 
 
+def test_the_key_depends_on_the_teachers_card(house, tmp_path):
+    step = experiments.Step("04", house / "notebooks" / "01_first.ipynb", {
+        "teachers": ["big"], "output_dir": str(tmp_path), "split": "patient", "seed": 0}, "data")
+    keys = [step.key()]
+    card = tmp_path / "saved_models" / "big-patient-s0" / "card.json"
+    for logit in (1, 2):
+        write_json(card, {"logit": logit})
+        keys.append(step.key())
+    assert len(set(keys)) == 3
+
+
 def test_an_unknown_parameter_stops_before_anything_runs(house, phantoms):
     with pytest.raises(ValueError, match=r"\['data_dir', 'level'.*Received: parameter='levle'"):
         experiments.run_plan("demo", phantoms, output_dir=house / "out", overrides={"levle": 3})

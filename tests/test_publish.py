@@ -6,6 +6,7 @@ from test_results import result
 
 from chestxray.files import write_json
 from chestxray.publish import publish
+from chestxray.results import ARMS_SCHEMA
 
 
 def make_run(folder, *results, model_bytes=10):
@@ -36,6 +37,16 @@ def test_only_what_is_allowed_is_copied(tmp_path):
     assert files(tmp_path / "repo") == [
         "images/learning_curves-a.png", "images/roc_pr-a.png", "results/a.json", "results/a.predictions.csv",
         "results/test_log.csv", "saved_models/a/model.keras"]
+
+
+def test_ways_of_training_are_copied_with_their_logits(tmp_path):
+    make_run(tmp_path / "run", result("a"))
+    write_json(tmp_path / "run/results/b_arms.json", {"schema": ARMS_SCHEMA, "name": "b_arms"})
+    (tmp_path / "run/results/b_arms.predictions.csv").write_text("path\n")
+    (tmp_path / "run/images/arms-b_arms.png").write_bytes(b"png")
+    publish(tmp_path / "run", tmp_path / "repo")
+    assert {"images/arms-b_arms.png", "results/b_arms.json", "results/b_arms.predictions.csv"} <= set(
+        files(tmp_path / "repo"))
 
 
 def test_of_phantoms_only_pictures_are_published(tmp_path):

@@ -142,3 +142,80 @@ def test_validation_only_leaves_test_alone(recorded, tmp_path):
     predictions = pd.read_csv(tmp_path / "results" / "val_only-patient-s0.predictions.csv")
     assert set(found["metrics"]) == set(predictions["split"]) == {"val"}
     assert not (tmp_path / "results" / "test_log.csv").exists()
+
+
+# Three logits, and several ways of training
+
+@pytest.fixture(scope="module")
+def three(data, tmp_path_factory):
+    """A network with three logits that nobody trained, on record."""
+    import chestxray as cx
+    folder = tmp_path_factory.mktemp("three")
+    cx.set_seed(0)
+    model = cx.build_student_cnn(32, outputs=3)
+    kernel = np.random.default_rng(5).normal(0, 30, (64, 3))
+    model.get_layer("logit").set_weights([kernel, np.zeros(3)])
+    mean = np.asarray(model(data.images("test").astype(np.float32))).mean(axis=0)
+    model.get_layer("logit").set_weights([kernel, -mean])  # so that no class wins everywhere
+    found = results.record_model(model, data, "three", folder, parameters={}, weights="random",
+                                 training={"epochs": {}})
+    return model, folder, found
+
+
+def test_three_logits_become_the_odds_of_pneumonia(three, data):
+    from chestxray.deployment.bundle import load_classifier
+    model, folder, _ = three
+    rows = results.read_predictions(folder / "results", "three-patient-s0").query("split == 'test'")
+    logits = np.asarray(model(data.images("test").astype(np.float32)))
+    for number, name in enumerate(("normal", "bacteria", "virus")):
+        np.testing.assert_allclose(rows[f"logit_{name}"], logits[:, number], atol=1e-4)
+    odds = np.log(np.exp(logits[:, 1]) + np.exp(logits[:, 2])) - logits[:, 0]
+    np.testing.assert_allclose(rows["logit"], odds, atol=1e-4)
+    loaded = load_classifier(folder / "saved_models" / "three-patient-s0")
+    np.testing.assert_allclose(loaded.logits(data.images("test")), odds, atol=1e-4)
+
+
+def test_confusion_by_subtype_by_hand(three, data):
+    model, _, found = three
+    rows = data.part("test")
+    called = np.asarray(model(data.images("test").astype(np.float32))).argmax(axis=1)
+    wanted = [[int(((rows["subtype"] == name).to_numpy() & (called == number)).sum()) for number in range(3)]
+              for name in ("normal", "bacteria", "virus")]
+    assert found["subtype_confusion"]["test"] == wanted == results.subtype_confusion(model, data, "test")
+    assert sum(map(sum, wanted)) == len(rows) and len({*called}) > 1
+
+
+def test_arms_are_written_with_their_logits(three, data, tmp_path, monkeypatch):
+    from chestxray.evaluation.arms import score_arms
+    model, _, _ = three
+    monkeypatch.setenv(results.STEP_KEY, "0123")
+    table = results.predict_arms({"a0": model, "b0": model}, data, ["val", "test"])
+    assert list(table.columns) == ["path", "group", "subtype", "label", "split", "a0", "b0"]
+    scored = {"test": score_arms(table, {"a": ["a0"], "b": ["b0"]}, "a", draws=20)}
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "x_arms-patient-s0-1-0.npz").write_bytes(b"")
+    found = results.record_arms("x_arms", tmp_path, data, table, scored, {"student": "x"})
+    stored = read_json(tmp_path / "results" / "x_arms-patient-s0.json")
+    assert stored == found | {"step_key": "0123"} and stored["schema"] == results.ARMS_SCHEMA
+    assert stored["arms"]["test"]["b"]["difference"]["auroc"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    again = results.read_predictions(tmp_path / "results", "x_arms-patient-s0")
+    np.testing.assert_allclose(again["a0"], table["a0"], rtol=1e-5)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_what_a_step_records_on_its_way_does_not_finish_it(three, data, tmp_path, monkeypatch):
+    model, _, _ = three
+    monkeypatch.setenv(results.STEP_KEY, "0123")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "way-patient-s0.npz").write_bytes(b"")
+    for final in (False, True):
+        results.record_model(model, data, "way", tmp_path, parameters={}, weights="random",
+                             training={"epochs": {}}, score_test=False, final=final)
+        stored = read_json(tmp_path / "results" / "way-patient-s0.json")
+        assert stored["step_key"] == ("0123" if final else None)
+        assert len(list((tmp_path / "checkpoints").iterdir())) == (0 if final else 1)
+
+
+def test_a_classifier_is_found_by_name_or_folder(tmp_path):
+    assert results.find_classifier("vgg16", tmp_path, "image", 3) == tmp_path / "saved_models/vgg16-image-s3"
+    assert results.find_classifier(f"{tmp_path}/mine", "x", "image", 3) == tmp_path / "mine"

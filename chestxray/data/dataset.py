@@ -61,6 +61,11 @@ class XrayData:
                              f"Received: split={split!r}")
         return rows
 
+    @property
+    def has_subtypes(self) -> bool:
+        """Whether every image is known to be normal, bacterial or viral."""
+        return bool(self.table["subtype"].isin(SUBTYPES).all())
+
     def targets(self, split: str, outputs: int = 1) -> np.ndarray:
         """What a network with so many logits learns to say about one part.
 

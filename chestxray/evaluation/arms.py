@@ -79,14 +79,19 @@ def difference_table(scored: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def conclude(scored: Mapping[str, Any], baseline: str) -> str:
-    """Say in words what each arm brought in AUROC over the baseline, whatever it is."""
-    sentences = []
+    """Say in words what each arm brought in AUROC over the baseline, whatever it is.
+
+    The number of seeds and of comparisons is named: the intervals are not
+    adjusted for the latter.
+    """
+    seeds = len(scored[baseline]["seeds"]["auroc"])
+    sentences = [f"{seeds} seeds, {len(scored) - 1} comparisons, each with its own 95 % interval:"]
     for arm, entry in scored.items():
         if "difference" not in entry:
             continue
         found = entry["difference"]["auroc"]
         verdict = ("better than" if found["low"] > 0 else "worse than" if found["high"] < 0
                    else "not shown to differ from")
-        sentences.append(f"'{arm}' is {verdict} '{baseline}': AUROC {found['value']:+.4f}, 95 % interval "
-                         f"{found['low']:+.4f} to {found['high']:+.4f}.")
+        sentences.append(f"'{arm}' is {verdict} '{baseline}': AUROC {found['value']:+.4f} "
+                         f"({found['low']:+.4f} to {found['high']:+.4f}).")
     return "\n".join(sentences)

@@ -1,9 +1,10 @@
-"""What a network costs: operations and time."""
+"""What a network costs: parameters, operations, bytes and time."""
 
 from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -21,6 +22,12 @@ def layer_mflops(model: keras.Model) -> dict[str, float]:
     """
     return {layer.name: 2e-6 * math.prod(layer.output.shape[1:-1]) * math.prod(layer.kernel.shape)
             for layer in model.layers if hasattr(layer, "kernel")}
+
+
+def network_costs(model: keras.Model, file: str | Path) -> dict[str, float]:
+    """Sum up a network and its saved file: parameters, mflops, megabytes, milliseconds (see below)."""
+    return {"parameters": model.count_params(), "mflops": sum(layer_mflops(model).values()),
+            "megabytes": Path(file).stat().st_size / 1e6, "milliseconds": time_per_image(model)}
 
 
 def time_per_image(model: keras.Model, repeats: int = 50) -> float:

@@ -111,8 +111,13 @@ class Distiller(keras.Model):
         Args:
             optimizer: For the student.
             metrics: Of the student's logits against the labels.
-            **options: Further options of ``keras.Model.compile``, but for ``loss``.
+            **options: Further options of ``keras.Model.compile``.
+
+        Raises:
+            ValueError: A loss is given.
         """
+        if "loss" in options:
+            raise ValueError(f"the loss is that of the class. Received: loss={options['loss']!r}")
         super().compile(optimizer=optimizer, metrics=metrics, **{"jit_compile": False} | options)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
@@ -127,12 +132,12 @@ class Distiller(keras.Model):
             loss = self._objective(y, logits, taught, weight)
             scaled = self.optimizer.scale_loss(loss)
         self.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables))
-        return self._report(y, logits, loss)
+        return self._report(y, logits, weight, loss)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         logits = self(x, training=False)
-        return self._report(y, logits, self._objective(y, logits, self._teacher_logits(x), weight))
+        return self._report(y, logits, weight, self._objective(y, logits, self._teacher_logits(x), weight))
 
     def _teacher_logits(self, x: Any) -> Any:
         if isinstance(x, Mapping) and "teacher_logit" in x:
@@ -159,6 +164,6 @@ class Distiller(keras.Model):
         loss = self.alpha * terms["student_loss"] + (1 - self.alpha) * terms["distillation_loss"]
         return ops.sum([loss, *self.losses])
 
-    def _report(self, labels: Any, logits: Any, loss: Any) -> dict[str, Any]:
+    def _report(self, labels: Any, logits: Any, weight: Any, loss: Any) -> dict[str, Any]:
         self._loss_tracker.update_state(loss, sample_weight=ops.shape(logits)[0])
-        return self.compute_metrics(None, labels, logits)
+        return self.compute_metrics(None, labels, logits, sample_weight=weight)

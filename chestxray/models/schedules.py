@@ -36,7 +36,8 @@ class TrainSettings:
         warmup_epochs: Epochs in which the learning rate first climbs in a
             straight line from 0; only with ``cosine``.
         stop_patience: Epochs without a better validation loss after which
-            training stops; the best weights are kept in any case.
+            training stops; the weights of the best epoch are kept in any
+            case. None: all epochs are trained, and the last weights kept.
         rates: Factors on the learning rate, ``{name of a layer: factor}``,
             for this layer and those that follow it up to the next named one;
             1 before the first. See :func:`stage_rates`.
@@ -59,7 +60,7 @@ class TrainSettings:
     plateau_patience: int = 4
     plateau_factor: float = 0.2
     warmup_epochs: float = 0.0
-    stop_patience: int = 10
+    stop_patience: int | None = 10
     rates: Mapping[str, float] = field(default_factory=dict)
     class_weights: bool = True
     label_smoothing: float = 0.0

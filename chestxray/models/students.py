@@ -24,8 +24,8 @@ class Candidate:
         arm: Name of the way, for example ``alone`` or ``distilled``.
         outputs: Logits of the student: 1, or 3 (normal, bacteria, virus).
         alpha: Share of the labels in the loss; 1 needs no teacher.
-        temperature: Of the distillation.
-        label_smoothing: See :class:`TrainSettings`.
+        temperature: Of the distillation, with ``alpha`` below 1.
+        label_smoothing: See :class:`TrainSettings`; with one logit and no teacher.
         learning_rate: See :class:`TrainSettings`; None for that of the experiment.
     """
 
@@ -36,9 +36,22 @@ class Candidate:
     label_smoothing: float = 0.0
     learning_rate: float | None = None
 
+    def __post_init__(self) -> None:
+        for name, right, rule in (
+                ("outputs", self.outputs in (1, 3), "must be 1 or 3"),
+                ("alpha", 0 <= self.alpha <= 1, "must lie in 0–1"),
+                ("temperature", self.temperature > 0, "must be above 0"),
+                ("temperature", self.alpha < 1 or self.temperature == 1, "does nothing with alpha 1"),
+                ("label_smoothing", 0 <= self.label_smoothing < 1, "must lie in 0–1"),
+                ("label_smoothing", not self.label_smoothing or self.outputs == self.alpha == 1,
+                 "needs one logit and alpha 1"),
+                ("learning_rate", self.learning_rate is None or self.learning_rate > 0, "must be above 0")):
+            if not right:
+                raise ValueError(f"{name} {rule}. Received: arm={self.arm!r}, {name}={getattr(self, name)!r}")
+
     @property
     def text(self) -> str:
-        """The arm with what differs from the defaults, as part of a file's name."""
+        """The arm with what differs from the defaults."""
         differing = [f"{field.name}={getattr(self, field.name):g}" for field in dataclasses.fields(self)[1:]
                      if getattr(self, field.name) != field.default]
         return " ".join([self.arm, *differing])
@@ -48,7 +61,8 @@ def read_candidates(given: Mapping[str, list[dict]]) -> list[Candidate]:
     """Read a notebook's parameter: for each arm a list of settings, equally many.
 
     Raises:
-        ValueError: An arm may try more than another, or a setting is unknown.
+        ValueError: An arm may try more than another or the same twice, or a
+            setting is unknown or useless.
     """
     counts = {arm: len(settings) for arm, settings in given.items()}
     if len(set(counts.values())) != 1 or not all(counts.values()):
@@ -56,7 +70,10 @@ def read_candidates(given: Mapping[str, list[dict]]) -> list[Candidate]:
     known = {field.name for field in dataclasses.fields(Candidate)} - {"arm"}
     if unknown := sorted({name for settings in given.values() for one in settings for name in one} - known):
         raise ValueError(f"a candidate may set {sorted(known)}. Received: setting={unknown[0]!r}")
-    return [Candidate(arm, **one) for arm, settings in given.items() for one in settings]
+    ways = [Candidate(arm, **one) for arm, settings in given.items() for one in settings]
+    if twice := next((way.text for way in ways if ways.count(way) > 1), None):
+        raise ValueError(f"a candidate is listed twice. Received: candidate={twice!r}")
+    return ways
 
 
 def train_student(architecture: str, data: XrayData, settings: TrainSettings, candidate: Candidate,
@@ -68,7 +85,7 @@ def train_student(architecture: str, data: XrayData, settings: TrainSettings, ca
         architecture: Name in :data:`chestxray.models.builders.CNNS`.
         data: Its pixels; order and views of the images follow from the
             data's own seed, so all students of an experiment see the same.
-        settings: Of the experiment; the candidate's come on top.
+        settings: Of the experiment; learning rate and label smoothing are the candidate's.
         candidate: The way of training.
         seed: Of the first weights and the dropout.
         teachers: By number of logits.

@@ -24,6 +24,9 @@ from chestxray.models.schedules import TrainSettings
 if TYPE_CHECKING:
     from chestxray.deployment.bundle import Classifier
 
+TEACHERS_VERSION = 1
+"""Part of the key of stored answers: raise it whenever views or their computation change."""
+
 _BATCH = 32
 
 
@@ -31,9 +34,10 @@ class Teacher:
     """One saved classifier, or an ensemble whose logits are averaged.
 
     Each member sees its own pixels (size, CLAHE) of the very views that the
-    student sees: the parameters of a view depend on the image's path alone.
-    Its answers are kept on disk by path and view, so that a big teacher is
-    asked once for all students, arms and seeds.
+    student sees: the parameters of a view depend on the image's path, the
+    number of the view and the data's seed, not on the pixels. The answers
+    about one view of all images of a part are one file on disk, looked up by
+    path, so that a big teacher is asked once for all students, arms and seeds.
     """
 
     def __init__(self, members: Sequence[tuple[Classifier, XrayData]], bf16: bool = False):
@@ -61,9 +65,9 @@ class Teacher:
         self.members, self.bf16 = list(members), bf16
         self.names = [classifier.card["name"] for classifier, _ in members]
         self.outputs = min(classifier.model.output.shape[-1] for classifier, _ in members)
-        self._identities = [fingerprint(classifier.model, {"bf16": bf16, "keras": keras.__version__,
-                                                           "tensorflow": tf.__version__})
-                            for classifier, _ in members]
+        computed = {"version": TEACHERS_VERSION, "bf16": bf16, "keras": keras.__version__,
+                    "tensorflow": tf.__version__, "devices": len(tf.config.list_physical_devices())}
+        self._identities = [fingerprint(classifier.model, computed) for classifier, _ in members]
         self._graphs: dict[int, Callable] = {}
         self._answers: dict[tuple, dict[str, np.ndarray]] = {}
 
@@ -154,8 +158,15 @@ class Distillation:
         """The teacher's logits for the pictures of an epoch, (N, outputs), in the table's order.
 
         Raises:
-            ValueError: The student has more classes than the teacher.
+            ValueError: The student has more classes than the teacher, or the
+                teacher's data are of another split or seed: it would see
+                other views.
         """
+        for _, taught in self.teacher.members:
+            if (taught.split_hash, taught.seed) != (data.split_hash, data.seed):
+                raise ValueError("teacher and student must have the same split and seed. Received: "
+                                 f"teacher={taught.split_hash}, {taught.seed}, "
+                                 f"student={data.split_hash}, {data.seed}")
         if outputs > self.teacher.outputs:
             raise ValueError("a student of three classes needs a teacher of three. "
                              f"Received: teacher={self.teacher.names}")

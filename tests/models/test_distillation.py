@@ -187,7 +187,7 @@ def test_a_dropout_teacher_is_asked_without_dropout():
     teacher = network(seed=1, dropout=0.5)
     distiller = Distiller(network(seed=2), teacher, alpha=0.0)
     distiller.compile(keras.optimizers.SGD(0.0))
-    found = [distiller.fit(x, y, batch_size=24, verbose=0).history["distillation_loss"][0]
+    found = [distiller.fit(x, y, batch_size=24, shuffle=False, verbose=0).history["distillation_loss"][0]
              for _ in range(2)]
     assert found[0] == found[1]
 
@@ -288,6 +288,11 @@ def test_settings(options, text):
         options = {"teacher": network(3)}
     with pytest.raises(ValueError, match=text):
         Distiller(network(), **options)
+
+
+def test_a_loss_of_the_users_is_refused():
+    with pytest.raises(ValueError, match="the loss is that of the class. Received: loss='mse'"):
+        Distiller(network(), network(seed=1)).compile("sgd", loss="mse")
 
 
 def test_no_teacher_at_all():

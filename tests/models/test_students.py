@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
+from chestxray.data import pixels
 from chestxray.data.augmentation import Augmentation
 from chestxray.deployment.bundle import Classifier
 from chestxray.models import students
@@ -14,6 +15,7 @@ from chestxray.models.builders import build_student_cnn
 from chestxray.models.schedules import TrainSettings
 from chestxray.models.students import Candidate, read_candidates, train_student
 from chestxray.models.teachers import Teacher
+from chestxray.models.training import train
 
 SETTINGS = TrainSettings(epochs=1, learning_rate=0.01, batch_size=16, augmentation=Augmentation())
 
@@ -37,10 +39,23 @@ def test_candidates_are_read_in_order():
 @pytest.mark.parametrize(("given", "text"), [
     ({"alone": [{}], "taught": [{}, {}]}, "same number of candidates. Received: candidates={'alone': 1"),
     ({}, "same number"), ({"alone": []}, "same number"),
-    ({"alone": [{"rate": 1}]}, "Received: setting='rate'")])
+    ({"alone": [{"rate": 1}]}, "Received: setting='rate'"),
+    ({"alone": [{}, {}]}, "listed twice. Received: candidate='alone'")])
 def test_unequal_budgets_and_unknown_settings_are_refused(given, text):
     with pytest.raises(ValueError, match=text):
         read_candidates(given)
+
+
+@pytest.mark.parametrize(("setting", "text"), [
+    ({"outputs": 2}, "must be 1 or 3"), ({"alpha": 1.5}, "must lie in 0–1"),
+    ({"alpha": 0.5, "temperature": 0.0}, "must be above 0"),
+    ({"temperature": 2.0}, "does nothing with alpha 1"),
+    ({"label_smoothing": 0.1, "alpha": 0.5}, "needs one logit and alpha 1"),
+    ({"label_smoothing": 0.1, "outputs": 3}, "needs one logit and alpha 1"),
+    ({"learning_rate": 0.0}, "must be above 0")])
+def test_settings_that_are_wrong_or_would_do_nothing_are_refused(setting, text):
+    with pytest.raises(ValueError, match=f"{text}. Received: arm='x', "):
+        Candidate("x", **setting)
 
 
 def test_arms_of_one_seed_begin_alike_and_end_apart(data, teacher):
@@ -56,17 +71,26 @@ def test_arms_of_one_seed_begin_alike_and_end_apart(data, teacher):
 
 
 def test_all_arms_and_seeds_see_the_same_views_in_the_same_order(data, teacher, monkeypatch):
-    drawn, draw = [], Augmentation.draw
+    drawn, draw, ordered, order = [], Augmentation.draw, [], pixels.batch_order
 
-    def spy(self, paths, size, view, seed):
+    def draw_spy(self, paths, size, view, seed):
         drawn.append((view, seed))
         return draw(self, paths, size, view, seed)
 
-    teacher[1].logits("train", list(data.part("train")["path"]), SETTINGS.augmentation, 0)
-    monkeypatch.setattr(Augmentation, "draw", spy)
+    def order_spy(count, batch_size, shuffle, seed, epoch):
+        if shuffle:
+            ordered.append((seed, epoch))
+        return order(count, batch_size, shuffle, seed, epoch)
+
+    settings = dataclasses.replace(SETTINGS, epochs=3, views=2)
+    for view in range(2):
+        teacher[1].logits("train", list(data.part("train")["path"]), settings.augmentation, view)
+    monkeypatch.setattr(Augmentation, "draw", draw_spy)
+    monkeypatch.setattr(pixels, "batch_order", order_spy)
     for way, seed in ((Candidate("alone"), 0), (Candidate("taught", alpha=0.5), 0), (Candidate("alone"), 5)):
-        train_student("student_cnn", data, SETTINGS, way, seed, teacher)
-    assert set(drawn) == {(0, 0)}
+        train_student("student_cnn", data, settings, way, seed, teacher)
+    assert drawn == 3 * [(0, 0), (1, 0), (0, 0)]
+    assert ordered == 3 * [(0, 0), (0, 1), (0, 2)]
 
 
 def test_learning_rate_of_a_candidate_counts(data, teacher, monkeypatch):
@@ -85,7 +109,6 @@ def test_smoothed_labels_by_hand(data):
     keras.utils.set_random_seed(0)
     model = build_student_cnn(tiny.SIZE)
     model.get_layer("logit").set_weights([np.zeros((64, 1)), np.array([0.7])])
-    from chestxray.models.training import train
     found = train(model, data, dataclasses.replace(still, label_smoothing=0.1)).history["loss"][0]
     soft = 0.9 * data.targets("train") + 0.05
     assert found == pytest.approx(np.mean(np.logaddexp(0, 0.7) - 0.7 * soft), rel=1e-5)

@@ -122,7 +122,8 @@ def test_nothing_else_is_served(data, tiny_folder, other):
 
 
 def test_broken_off_while_asking_leaves_nothing(data, monkeypatch):
-    def interrupted(*args, **kwargs):
+    def interrupted(file, **arrays):
+        file.write_bytes(b"PK half of it")
         raise KeyboardInterrupt
     monkeypatch.setattr(teachers.np, "savez", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -132,15 +133,17 @@ def test_broken_off_while_asking_leaves_nothing(data, monkeypatch):
 
 # Teaching
 
-def test_stored_answers_teach_what_the_teacher_itself_would(data):
-    one, ends = classifier(data), []
+@pytest.mark.parametrize("views", [0, 2])
+def test_stored_answers_teach_what_the_teacher_itself_would(data, views):
+    one, ends, settings = classifier(data), [], dataclasses.replace(SETTINGS, views=views)
     taught, student = (build_student_cnn(tiny.SIZE, dropout=0.0) for _ in range(2))
     student.set_weights(taught.get_weights())
-    found = train(taught, data, SETTINGS, distillation=Distillation(Teacher([(one, data)]), 0.4, 3.0)).history
+    found = train(taught, data, settings, distillation=Distillation(Teacher([(one, data)]), 0.4, 3.0)).history
     distiller = Distiller(student, one.model, 0.4, 3.0)
     distiller.compile(keras.optimizers.SGD(0.05, momentum=0.9))
     for epoch in range(3):
-        ends.append(distiller.fit(data.dataset("train", 16, VIEWS, True, lambda epoch=epoch: epoch), epochs=1,
+        images = data.dataset("train", 16, VIEWS, True, lambda epoch=epoch: epoch, views)
+        ends.append(distiller.fit(images, epochs=1,
                                   validation_data=data.dataset("val", 16), shuffle=False, verbose=0).history)
     for name in ("loss", "student_loss", "distillation_loss", "val_loss"):
         np.testing.assert_allclose(found[name], [end[name][0] for end in ends], rtol=1e-4)
@@ -158,12 +161,16 @@ def test_views_are_asked_about_in_turn(data, capsys):
 
 
 def test_three_class_student_learns_the_subtype(data):
-    student = build_student_cnn(tiny.SIZE, outputs=3)
-    teacher = Teacher([(classifier(data, 3), data)])
-    found = train(student, data, dataclasses.replace(SETTINGS, epochs=1, class_weights=True),
-                  distillation=Distillation(teacher)).history
-    assert {"student_loss", "distillation_loss", "val_accuracy"} <= set(found)
-    assert student.output.shape == (None, 3)
+    # Nothing moves; the losses are those of the labels 0 normal, 1 bacteria, 2 virus, weighted alike.
+    student, teacher = build_student_cnn(tiny.SIZE, outputs=3), Teacher([(classifier(data, 3), data)])
+    student.get_layer("logit").set_weights([np.zeros((64, 3)), np.array([0.1, 0.5, -0.9])])
+    still = dataclasses.replace(SETTINGS, epochs=1, learning_rate=1e-30, class_weights=True)
+    found = train(student, data, still, distillation=Distillation(teacher)).history.iloc[0]
+    p = np.exp([0.1, 0.5, -0.9]) / np.exp([0.1, 0.5, -0.9]).sum()
+    assert found["student_loss"] == pytest.approx(-np.log(p).mean(), rel=1e-5)  # each class counts a third
+    shares = [(data.part("val")["subtype"] == name).mean() for name in ("normal", "bacteria", "virus")]
+    assert found["val_student_loss"] == pytest.approx(-np.log(p) @ shares, rel=1e-5)
+    assert found["val_accuracy"] == pytest.approx(shares[1])
 
 
 def test_another_teacher_is_another_training(data, tmp_path, capsys):
@@ -186,6 +193,12 @@ def test_a_teacher_of_another_split_is_refused(data):
 def test_no_member(data):
     with pytest.raises(ValueError, match="at least one classifier"):
         Teacher([])
+
+
+def test_views_of_another_seed_are_refused(data):
+    with pytest.raises(ValueError, match="same split and seed"):
+        train(build_student_cnn(tiny.SIZE), dataclasses.replace(data, seed=1), SETTINGS,
+              distillation=Distillation(Teacher([(classifier(data), data)])))
 
 
 def test_unknown_image(data):

@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
 import tiny
+from sklearn.metrics import roc_auc_score
 from tiny import STILL
 
 from chestxray.data.augmentation import Augmentation
@@ -103,6 +105,50 @@ def test_patience_and_plateau_by_hand(data, capsys):
     assert list(history["epoch"]) == [1, 2, 3, 4, 5, 6]
     printed = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in printed] == [f"epoch  {n}/20 training" for n in range(1, 7)]
+
+
+def test_without_patience_the_last_weights_are_kept(data):
+    # The loss rises from the first step: with patience the first epoch's weights come back.
+    keras.utils.set_random_seed(0)
+    start, ends = build_student_cnn(tiny.SIZE).get_weights(), {}
+    for patience in (10, None):
+        model = build_student_cnn(tiny.SIZE, dropout=0.0)
+        model.set_weights(start)
+        settings = TrainSettings(epochs=4, learning_rate=3.0, optimizer="sgd", stop_patience=patience)
+        found = train(model, data, settings).history
+        ends[patience] = model, found["val_loss"]
+    assert len(ends[None][1]) == 4 and ends[None][1].iloc[-1] > ends[None][1].min()
+    compile_model(ends[None][0], "sgd")
+    scored = ends[None][0].evaluate(data.dataset("val"), verbose=0, return_dict=True)
+    assert scored["loss"] == pytest.approx(ends[None][1].iloc[-1], rel=1e-4)
+
+
+# Three classes
+
+def test_targets_by_subtype(data):
+    kinds = {"normal": 0, "bacteria": 1, "virus": 2}
+    assert list(data.targets("test", 3)) == [kinds[name] for name in data.part("test")["subtype"]]
+    assert list(data.targets("test")) == list(data.part("test")["label"])
+    unknown = dataclasses.replace(data, table=data.table.assign(subtype=""))
+    assert data.has_subtypes and not unknown.has_subtypes
+    with pytest.raises(ValueError, match="three classes need a subtype.*Received: path="):
+        unknown.targets("train", 3)
+
+
+def test_accuracy_and_auroc_of_three_logits(data):
+    model = build_student_cnn(tiny.SIZE, outputs=3)
+    model.get_layer("logit").set_weights([np.random.default_rng(0).normal(0, 30, (64, 3)), np.zeros(3)])
+    compile_model(model, "sgd")
+    found = model.evaluate(data.dataset("train", outputs=3), verbose=0, return_dict=True)
+    logits = np.asarray(model(data.images("train").astype(np.float32)))
+    assert found["accuracy"] == pytest.approx((logits.argmax(1) == data.targets("train", 3)).mean())
+    odds = np.logaddexp(logits[:, 1], logits[:, 2]) - logits[:, 0]
+    assert found["auroc"] == pytest.approx(roc_auc_score(data.targets("train"), odds), abs=0.02)
+    assert abs(found["auroc"] - 0.5) > 0.05
+
+
+def test_class_weights_of_three_classes_by_hand():
+    assert class_weights(np.array([0, 0, 1, 2, 2, 2]), 3) == {0: 1.0, 1: 2.0, 2: pytest.approx(2 / 3)}
 
 
 # Order and views
