@@ -44,7 +44,21 @@ def speed() -> str:
         protocols.add("{epochs[0]} epochs of the head and {epochs[1]} of fine-tuning on {training_images:,} "
                       "+ {validation_images:,} images, K = {views}; extrapolated from {measured_images:,} "
                       "measured images an arm".format(**benchmark))
-    return "\n".join([*lines, "", f"*{'; or '.join(sorted(protocols))}.*"]) + "\n"
+    quality = read_json(ROOT / "results" / "benchmarks" / "head_quality.json")
+    views = quality["views"]
+    said = ", ".join(f"K = {count}: {row['difference']:+.4f} ± {row['difference_sd']:.4f}"
+                     for count, row in views.items() if count != quality["fresh"])
+    fresh = views[quality["fresh"]]
+    reading = read_json(ROOT / "results" / "benchmarks" / "input_path.json")
+    rates = reading["images_per_second"]
+    return "\n".join([
+        *lines, "", f"*{'; or '.join(sorted(protocols))}.*", "",
+        f"What stored views cost in quality: a head on frozen {quality['backbone']} reaches AUROC "
+        f"{fresh['mean']:.4f} on validation with fresh augmentation in each of {quality['epochs']} epochs; "
+        f"{said} ({len(fresh['auroc'])} seeds, `python benchmarks/head_quality.py`). Reading originals: "
+        f"{rates['PixelStore, first reading']:,.0f} images/s the first time, which is "
+        f"{reading['share_of_limit']:.0%} of what decoding, resizing and CLAHE alone take on all cores, and "
+        f"{rates['PixelStore, every epoch']:,.0f} afterwards (`python benchmarks/input_path.py`)."]) + "\n"
 
 
 def main() -> int:
