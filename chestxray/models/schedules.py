@@ -106,6 +106,11 @@ def stage_rates(stages: Sequence[str], factor: float) -> dict[str, float]:
 def make_optimizer(model: keras.Model, settings: TrainSettings, steps_per_epoch: int) -> keras.Optimizer:
     """Make the optimizer of a phase.
 
+    In bfloat16 it leaves out a step whose gradient is not finite: oneDNN's
+    kernels for AMX processors let what happens to lie in memory leak into
+    sums whose length is no multiple of 32 (oneDNN issue 5717), and one such
+    step would end the training.
+
     Args:
         model: The whole network, frozen layers included.
         settings: See :class:`TrainSettings`.
@@ -124,6 +129,9 @@ def make_optimizer(model: keras.Model, settings: TrainSettings, steps_per_epoch:
     optimizer = OPTIMIZERS[settings.optimizer](rate)
     if settings.rates:
         _scale_updates(optimizer, model, settings.rates)
+    if any(layer.compute_dtype == "bfloat16" for layer in model.layers):
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=1.0,
+                                                        dynamic_growth_steps=2**30)
     return optimizer
 
 

@@ -41,13 +41,16 @@ def class_weights(labels: np.ndarray, classes: int = 2) -> dict[int, float]:
 
 
 class EpochLine(keras.callbacks.Callback):
-    """Prints one line an epoch, without times, so that notebooks stay comparable."""
+    """Prints one line an epoch, without times, so that notebooks stay comparable; stops at NaN."""
 
     def __init__(self, phase: str, epochs: int):
         super().__init__()
         self.phase, self.epochs = phase, epochs
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        if not np.isfinite([logs["loss"], logs["val_loss"]]).all():
+            raise ValueError("the loss is not a number: train in float32 or with a smaller learning rate. "
+                             f"Received: phase={self.phase!r}, epoch={epoch + 1}")
         logs.setdefault("learning_rate", float(self.model.optimizer.learning_rate))
         shown = ("loss", "val_loss", "val_accuracy", "val_auroc")
         text = "  ".join(f"{name} {logs[name]:.4f}" for name in shown if name in logs)
@@ -198,6 +201,9 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
                 for variable, value in zip(learner.variables, start, strict=True):
                     variable.assign(value)
             raise
+    steps = state.epochs_done * math.ceil(len(labels) / settings.batch_size)
+    if skipped := steps - int(learner.optimizer.iterations):
+        print(f"{phase}: {skipped} of {steps} steps left out, their gradient was not finite")
     history = pd.DataFrame(state.history).assign(phase=phase)
     return Training(history, state.seconds, state.epochs_done * len(labels))
 

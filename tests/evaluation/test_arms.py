@@ -68,7 +68,8 @@ def test_one_seed_has_no_spread():
     (0.001, 0.02, "better than"), (-0.02, -0.001, "worse than"), (-0.01, 0.02, "not shown to differ from")])
 def test_conclusion_follows_the_interval(low, high, words):
     entry = {"value": (low + high) / 2, "low": low, "high": high}
-    scored = {"alone": {"seeds": {"auroc": [0.9, 0.91]}}, "taught": {"difference": dict.fromkeys(ARM_METRICS, entry)}}
+    scored = {"alone": {"seeds": {"auroc": [0.9, 0.91]}},
+              "taught": {"difference": dict.fromkeys(ARM_METRICS, entry)}}
     said = conclude(scored, "alone")
     assert said.startswith("2 seeds, 1 comparisons")
     assert f"'taught' is {words} 'alone': AUROC {entry['value']:+.4f}" in said

@@ -198,3 +198,22 @@ def test_rates_do_not_disturb_the_schedule(data):
     settings = dataclasses.replace(STILL, epochs=2, decay="cosine", rates={"conv1": 0.25})
     history = train(build_student_cnn(tiny.SIZE), data, settings).history
     np.testing.assert_allclose(history["learning_rate"] / 1e-30, [0.5, 0], rtol=1e-5, atol=1e-7)
+
+
+# Gradients that are not finite
+
+def test_a_step_without_a_finite_gradient_is_left_out_in_bfloat16():
+    model = tiny.network("mixed_bfloat16")
+    optimizer = make_optimizer(model, TrainSettings(learning_rate=0.1, optimizer="sgd"), 10)
+    variables = model.trainable_variables
+    optimizer.build(variables)
+    before = tiny.state(model)
+    bad = [np.full(variable.shape, np.nan if number == 2 else 1.0, np.float32)
+           for number, variable in enumerate(variables)]
+    optimizer.apply(bad, variables)
+    assert tiny.same(before, tiny.state(model)) and int(optimizer.iterations) == 0
+    scale = float(optimizer.scale_loss(1.0))
+    optimizer.apply([np.full(variable.shape, scale, np.float32) for variable in variables], variables)
+    assert int(optimizer.iterations) == 1
+    for variable, former in zip(variables, (value for value in before if value.dtype == np.float32)):
+        assert not np.array_equal(variable.numpy(), former)

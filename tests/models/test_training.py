@@ -1,6 +1,7 @@
 """Weights of the classes, losses, what an epoch is, and what is kept of a training."""
 
 import dataclasses
+import json
 
 import keras
 import numpy as np
@@ -123,6 +124,14 @@ def test_without_patience_the_last_weights_are_kept(data):
     assert scored["loss"] == pytest.approx(ends[None][1].iloc[-1], rel=1e-4)
 
 
+def test_a_loss_that_is_not_a_number_stops_the_training(data, tmp_path):
+    settings = TrainSettings(epochs=3, learning_rate=1e38, optimizer="sgd")
+    with pytest.raises(ValueError, match="not a number.*Received: phase='training', epoch=2"):
+        train(build_student_cnn(tiny.SIZE), data, settings, tmp_path / "state.npz")
+    with np.load(tmp_path / "state.npz") as state:
+        assert len(json.loads(str(state["meta"]))["history"]) == 1  # that epoch is not kept
+
+
 # Three classes
 
 def test_targets_by_subtype(data):
@@ -137,10 +146,13 @@ def test_targets_by_subtype(data):
 
 def test_accuracy_and_auroc_of_three_logits(data):
     model = build_student_cnn(tiny.SIZE, outputs=3)
-    model.get_layer("logit").set_weights([np.random.default_rng(0).normal(0, 30, (64, 3)), np.zeros(3)])
+    kernel, images = np.random.default_rng(0).normal(0, 30, (64, 3)), data.images("train").astype(np.float32)
+    model.get_layer("logit").set_weights([kernel, np.zeros(3)])
+    model.get_layer("logit").set_weights([kernel, -np.asarray(model(images)).mean(axis=0)])
     compile_model(model, "sgd")
     found = model.evaluate(data.dataset("train", outputs=3), verbose=0, return_dict=True)
-    logits = np.asarray(model(data.images("train").astype(np.float32)))
+    logits = np.asarray(model(images))
+    assert np.ptp(logits) < 10  # the metric cuts the probability at 200 places
     assert found["accuracy"] == pytest.approx((logits.argmax(1) == data.targets("train", 3)).mean())
     odds = np.logaddexp(logits[:, 1], logits[:, 2]) - logits[:, 0]
     assert found["auroc"] == pytest.approx(roc_auc_score(data.targets("train"), odds), abs=0.02)
