@@ -1,4 +1,4 @@
-"""The command line: ``chestxray run | predict | publish | cache``.
+"""The command line: ``chestxray run | audit | predict | publish | cache``.
 
 Each command imports what it needs, so that help and prediction start fast.
 """
@@ -100,6 +100,40 @@ def run(data_dir: str | None, split: str | None, output_dir: Path | None, preset
         overrides["classes"] = list(classes)
     sys.exit(run_plan(preset, data_dir, [split] if split else None, output_dir or Path("runs") / preset,
                       overrides, only, dry_run, force))
+
+
+@main.command()
+@click.argument("data_dir")
+@click.option("--classes", nargs=2, metavar="NEGATIVE POSITIVE",
+              help="Names of the class folders. [default: NORMAL PNEUMONIA]")
+@click.option("--html", "page_path", type=click.Path(path_type=Path), help="Write the report as a page, too.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the findings, too.")
+@click.option("--strict", is_flag=True, help="Exit with 1 when there is a red flag.")
+@one_line_errors
+def audit(data_dir: str, classes: tuple[str, str] | None, page_path: Path | None, json_path: Path | None,
+          strict: bool) -> None:
+    """Look in DATA_DIR for leaks, copies and shortcuts, before any model.
+
+    DATA_DIR is a folder of X-rays, "kaggle" or "phantoms".
+    """
+    from chestxray.data.audit import audit as look
+    from chestxray.data.audit import describe
+    from chestxray.files import whole_file, write_json
+    found, means = look(data_dir, classes)
+    for title, text, table in describe(found):
+        click.echo(f"\n{title}\n{'-' * len(title)}\n{text}".rstrip())
+        if table is not None:
+            click.echo(table.head(20).to_string(index=False, float_format="{:.3f}".format, na_rep=""))
+            if len(table) > 20:
+                click.echo(f"… and {len(table) - 20} more")
+    if json_path:
+        write_json(json_path, found)
+    if page_path:
+        from chestxray.deployment.page import audit_page
+        with whole_file(page_path) as partial:
+            partial.write_text(audit_page(found, means), encoding="utf-8")
+        click.echo(f"\nwrote {page_path}")
+    sys.exit(1 if strict and found["flags"] else 0)
 
 
 @main.command()

@@ -106,10 +106,11 @@ def stage_rates(stages: Sequence[str], factor: float) -> dict[str, float]:
 def make_optimizer(model: keras.Model, settings: TrainSettings, steps_per_epoch: int) -> keras.Optimizer:
     """Make the optimizer of a phase.
 
-    In bfloat16 it leaves out a step whose gradient is not finite: oneDNN's
-    kernels for AMX processors let what happens to lie in memory leak into
-    sums whose length is no multiple of 32 (oneDNN issue 5717), and one such
-    step would end the training.
+    In bfloat16 it leaves out a step whose gradient is not finite: on an AMX
+    processor InceptionV3 from random weights got NaN into the gradient of one
+    convolution, at another step in every run and never in float32, which
+    ended the training (oneDNN issue 5717 describes such a fault of its
+    kernels: leftovers of memory in sums whose length is no multiple of 32).
 
     Args:
         model: The whole network, frozen layers included.
