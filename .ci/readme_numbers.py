@@ -20,7 +20,13 @@ def results() -> str:
         weights = row["weights"].replace("vgg16_notop.weights.h5", "ImageNet").replace("imagenet", "ImageNet")
         lines.append(f"| {row['name'].split('-')[0]} | {row['split_rule']} | {weights} | "
                      f"{row['parameter_count']:,} | {' | '.join(scores)} |")
-    return "\n".join(lines) + "\n"
+    said = "; ".join(
+        f"`{row['name'].split('-')[0]}`, split `{row['split_rule']}`: AUROC {row['auroc']:.3f} "
+        f"({row['auroc_low']:.3f}–{row['auroc_high']:.3f}), accuracy {row['accuracy']:.3f}"
+        for _, row in table[table["name"].str.contains("_scratch-")].iterrows())
+    return "\n".join([
+        *lines, "", "ResNet50 and InceptionV3 need ImageNet weights to be worth a row. What they reach from "
+        f"random initialisation, whole network, 128 px, 12 epochs: {said}."]) + "\n"
 
 
 def speed() -> str:
