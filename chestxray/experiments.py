@@ -44,7 +44,7 @@ _STANDARD = [
 ]
 PLANS: dict[str, list[tuple[str, str | None]]] = {
     "demo": [(notebook, None) for notebook in
-             ("01_explore_data", "02_custom_cnn", "03_transfer_learning", "06_compare")],
+             ("01_explore_data", "02_custom_cnn", "03_transfer_learning", "04_distillation", "06_compare")],
     "standard": _STANDARD,
     "full": _STANDARD,
 }

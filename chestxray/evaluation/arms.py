@@ -71,11 +71,9 @@ def arm_table(scored: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def difference_table(scored: Mapping[str, Any]) -> pd.DataFrame:
-    """Lay out each arm's difference to the baseline with its interval, one row an arm, as text."""
-    text = "{value:+.4f} ({low:+.4f} to {high:+.4f})"
-    return pd.DataFrame([
-        {"arm": arm, **{metric: text.format(**entry["difference"][metric]) for metric in ARM_METRICS}}
-        for arm, entry in scored.items() if "difference" in entry])
+    """Lay out each arm's difference to the baseline, one row a metric: arm, metric, value, low, high."""
+    return pd.DataFrame([{"arm": arm, "metric": metric, **found} for arm, entry in scored.items()
+                         for metric, found in entry.get("difference", {}).items()])
 
 
 def conclude(scored: Mapping[str, Any], baseline: str) -> str:

@@ -194,8 +194,8 @@ def arms(scored: Mapping[str, Mapping], synthetic: bool = False) -> Figure:
     """
     check(len(scored), "an arm is needed", scored=list(scored))
     metrics = list(next(iter(scored.values()))["mean"])
-    figure, axes = panels(len(metrics), len(metrics), 2.6, 1.1 + 0.42 * len(scored), "", synthetic,
-                          sharey=True)
+    figure, axes = panels(len(metrics), len(metrics), 2.6, 1.1 + 0.42 * len(scored),
+                          "Each way of training, by seed", synthetic, sharey=True)
     for axis, metric in zip(axes, metrics, strict=True):
         axis.axvline(next(iter(scored.values()))["mean"][metric], **GUIDE)
         for row, entry in enumerate(scored.values()):

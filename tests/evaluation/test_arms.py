@@ -73,4 +73,4 @@ def test_conclusion_follows_the_interval(low, high, words):
     said = conclude(scored, "alone")
     assert said.startswith("2 seeds, 1 comparisons")
     assert f"'taught' is {words} 'alone': AUROC {entry['value']:+.4f}" in said
-    assert f"({low:+.4f} to {high:+.4f})" in difference_table(scored).to_string()
+    assert difference_table(scored).to_dict("records")[0] == {"arm": "taught", "metric": "auroc", **entry}
