@@ -96,11 +96,13 @@ class Training:
         history: One row an epoch: epoch, phase, loss, val_loss, …, learning_rate.
         seconds: Wall time of the epochs, in all calls together.
         images: Training images seen in them.
+        steps_left_out: Steps whose gradient was not finite.
     """
 
     history: pd.DataFrame
     seconds: float
     images: int
+    steps_left_out: int = 0
 
 
 def train(model: keras.Model, data: XrayData, settings: TrainSettings,
@@ -202,10 +204,10 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
                     variable.assign(value)
             raise
     steps = state.epochs_done * math.ceil(len(labels) / settings.batch_size)
-    if skipped := steps - int(learner.optimizer.iterations):
-        print(f"{phase}: {skipped} of {steps} steps left out, their gradient was not finite")
+    if left_out := steps - int(learner.optimizer.iterations):
+        print(f"{phase}: {left_out} of {steps} steps left out, their gradient was not finite")
     history = pd.DataFrame(state.history).assign(phase=phase)
-    return Training(history, state.seconds, state.epochs_done * len(labels))
+    return Training(history, state.seconds, state.epochs_done * len(labels), left_out)
 
 
 def summarise(phases: list[Training], policy: str, device: str) -> dict[str, Any]:
@@ -215,6 +217,7 @@ def summarise(phases: list[Training], policy: str, device: str) -> dict[str, Any
         "epochs": {p.history["phase"].iloc[0]: len(p.history) for p in phases},
         "seconds": round(seconds, 1),
         "images_per_second": round(images / seconds, 1),
+        "steps_left_out": sum(p.steps_left_out for p in phases),
         "precision": policy, "device": device,
         "history": pd.concat([p.history for p in phases]).map(_six_digits).to_dict("list"),
     }
