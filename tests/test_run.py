@@ -31,6 +31,9 @@ def test_all_notebooks_on_a_plain_folder_with_broken_files(tmp_path, plain_folde
     model = read_json(results / "custom_cnn-patient-s0.json")
     assert model["classes"] == ["healthy", "sick"] and model["data"] == "mine"
     assert set(model["metrics"]) == {"val"} and not (results / "test_log.csv").exists()
-    assert len(read_json(results / "comparison-patient.json")["models"]) == 2
+    assert {model["name"] for model in read_json(results / "comparison-patient.json")["models"]} == {
+        f"{name}-patient-s0" for name in ("custom_cnn", "vgg16", "student", "student_teacher1")}
+    assert set(read_json(results / "student_arms-patient-s0.json")["arms"]["val"]) == {
+        "alone", "label smoothing", "distilled"}  # no subtype is known
     card = (tmp_path / "out" / "saved_models" / "custom_cnn-patient-s0" / "README.md").read_text()
     assert "healthy (0) against sick (1)" in card and "one hospital" not in card
