@@ -15,14 +15,12 @@ from chestxray.data.images import ImageSettings
 from chestxray.data.location import find_data
 from chestxray.data.pixels import PixelStore
 from chestxray.data.shortcuts import SIDE, shortcut_table, test_set_shift
-from chestxray.data.splits import overlap
+from chestxray.data.splits import FRACTIONS, overlap
 
 AUDIT_SCHEMA = "chestxray.audit/1"
 
 FLAG_FROM = 0.6
 """A shortcut is a red flag when the lower bound of its AUROC lies above this."""
-
-_TRAIN_SHARE = 0.70
 
 
 def audit(data_dir: str | Path, classes: tuple[str, str] | None = None) -> tuple[dict[str, Any], dict]:
@@ -63,7 +61,7 @@ def audit(data_dir: str | Path, classes: tuple[str, str] | None = None) -> tuple
         "problems": {name: int(count) for name, count in problems["problem"].value_counts().items()},
         "groups": {key: int(table[key].nunique()) for key in ("group", "group_conservative")},
         "largest_group": int(sizes.max()),
-        "leak_by_image": float(np.mean(1 - (1 - _TRAIN_SHARE) ** (sizes - 1))),
+        "leak_by_image": float(np.mean(1 - (1 - FRACTIONS["train"]) ** (sizes - 1))),
         "overlap": overlap(table).to_dict("records") if published else [],
         "copies": copies.to_dict("records"),
         "shortcuts": _records(shortcuts), "shift": _records(test_set_shift(table, images)),

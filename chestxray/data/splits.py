@@ -30,7 +30,9 @@ from chestxray.data.location import SPLITS
 from chestxray.files import whole_file
 
 RULES = ("official", "image", "patient")
-_FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}
+FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}
+"""Shares of the images under the rules ``image`` and ``patient``."""
+
 _OFFICIAL_VALIDATION = 0.12
 _TEXT = ("path", "subtype", "group", "group_conservative", "official_split", "split")  # "007" stays "007"
 
@@ -58,7 +60,7 @@ def make_split(catalog: pd.DataFrame, rule: str = "patient", seed: int = 0) -> p
     if rule == "image":
         table["split"] = _cut_images(table["label"].to_numpy(), rng)
     elif rule == "patient":
-        table["split"] = _cut_groups(table, _FRACTIONS, rng)
+        table["split"] = _cut_groups(table, FRACTIONS, rng)
     else:
         if not (table["official_split"] == "test").any():
             raise ValueError("the folder has no published test set (no test folder). "
@@ -75,7 +77,7 @@ def _cut_images(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     split = np.full(len(labels), "test", dtype=object)
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
-        train = round(_FRACTIONS["train"] * len(rows))
+        train = round(FRACTIONS["train"] * len(rows))
         val = (len(rows) - train) // 2
         split[rows[:train]] = "train"
         split[rows[train:train + val]] = "val"

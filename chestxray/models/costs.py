@@ -25,7 +25,7 @@ def layer_mflops(model: keras.Model) -> dict[str, float]:
 
 
 def network_costs(model: keras.Model, file: str | Path) -> dict[str, float]:
-    """Sum up a network and its saved file: parameters, mflops, megabytes, milliseconds (see below)."""
+    """Sum up a network and its file: parameters, mflops, megabytes, milliseconds an image."""
     return {"parameters": model.count_params(), "mflops": sum(layer_mflops(model).values()),
             "megabytes": Path(file).stat().st_size / 1e6, "milliseconds": time_per_image(model)}
 

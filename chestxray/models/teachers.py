@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -21,13 +21,17 @@ from chestxray.models.checkpoint import fingerprint
 from chestxray.models.frozen import frozen_graph
 from chestxray.models.schedules import TrainSettings
 
-if TYPE_CHECKING:
-    from chestxray.deployment.bundle import Classifier
-
 TEACHERS_VERSION = 1
 """Part of the key of stored answers: raise it whenever views or their computation change."""
 
 _BATCH = 32
+
+
+class SavedClassifier(Protocol):
+    """What a teacher needs of a classifier: the network, and a card with its name and its split."""
+
+    model: keras.Model
+    card: dict[str, Any]
 
 
 class Teacher:
@@ -40,7 +44,7 @@ class Teacher:
     path, so that a big teacher is asked once for all students, arms and seeds.
     """
 
-    def __init__(self, members: Sequence[tuple[Classifier, XrayData]], bf16: bool = False):
+    def __init__(self, members: Sequence[tuple[SavedClassifier, XrayData]], bf16: bool = False):
         """Join the members; nothing is computed yet.
 
         Args:
