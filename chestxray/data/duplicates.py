@@ -14,6 +14,7 @@ MIN_CORRELATION = 0.98
 """Correlation of the pixels above which two films with close hashes are copies."""
 
 _HASH_SIDE, _PICTURE_SIDE = 16, 64
+_BLOCK = 1000  # images compared with all others at a time
 
 
 def perceptual_hashes(images: np.ndarray) -> np.ndarray:
@@ -50,17 +51,25 @@ def find_copies(table: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
         ``same_group``.
     """
     signs = np.where(perceptual_hashes(images), 1.0, -1.0).astype(np.float32)
-    distances = (signs.shape[1] - signs @ signs.T) / 2
-    first, second = np.nonzero(np.triu(distances <= MAX_DISTANCE, 1))
+    blocks = [_close(signs, start) for start in range(0, len(signs), _BLOCK)]
+    first, second, distance = np.concatenate(blocks, axis=1)
     values = {name: table[name].to_numpy() for name in ("path", "sha256", "label", "split", "group")}
     exact = values["sha256"][first] == values["sha256"][second]
     correlation = np.array([_correlation(images[a], images[b]) for a, b in zip(first, second, strict=True)])
     pairs = pd.DataFrame({
         "first": values["path"][first], "second": values["path"][second], "exact": exact,
-        "distance": distances[first, second].astype(int), "correlation": correlation,
+        "distance": distance, "correlation": correlation,
         **{f"same_{name}": values[name][first] == values[name][second]
            for name in ("label", "split", "group")}})
     return pairs[exact | (correlation >= MIN_CORRELATION)].reset_index(drop=True)
+
+
+def _close(signs: np.ndarray, start: int) -> np.ndarray:
+    """Pairs whose first is in the block from ``start`` on: first, second, distance, as integers (3, P)."""
+    rows = signs[start:start + _BLOCK]
+    distances = ((signs.shape[1] - rows @ signs[start:].T) / 2).astype(np.int64)
+    one, other = np.nonzero(np.triu(distances <= MAX_DISTANCE, 1))
+    return np.stack([one + start, other + start, distances[one, other]])
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:

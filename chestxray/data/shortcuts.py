@@ -114,10 +114,21 @@ def cross_validated(features: np.ndarray, labels: np.ndarray, groups: np.ndarray
 
     Returns:
         Probability of class 1, (N,).
+
+    Raises:
+        ValueError: A class has fewer than FOLDS patient groups.
     """
+    if fewest_groups(labels, groups) < FOLDS:
+        raise ValueError(f"at least {FOLDS} patient groups of each class are needed. "
+                         f"Received: groups={fewest_groups(labels, groups)}")
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
     return cross_val_predict(_linear(), features, labels, groups=groups, cv=folds,
                              method="predict_proba")[:, 1]
+
+
+def fewest_groups(labels: np.ndarray, groups: np.ndarray) -> int:
+    """Number of patient groups of the class that has fewer."""
+    return min(len(np.unique(groups[labels == label])) for label in (0, 1))
 
 
 def _linear() -> Pipeline:
@@ -174,15 +185,15 @@ def test_set_shift(table: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
     the same class; 0.5 means that it cannot.
 
     Returns:
-        One row a label: ``label``, ``auroc``, ``low``, ``high``; empty
-        without a published test set.
+        One row a label: ``label``, ``auroc``, ``low``, ``high``; none for a
+        class with fewer than FOLDS patient groups in test or outside it.
     """
     test = (table["official_split"] == "test").to_numpy().astype(int)
     features, rows = thumbnail(images, 28).reshape(len(images), -1), []
     for label in (0, 1):
         mine = (table["label"] == label).to_numpy()
-        if 0 < test[mine].sum() < mine.sum():
-            groups = table["group_conservative"].to_numpy()[mine]
+        groups = table["group_conservative"].to_numpy()[mine]
+        if fewest_groups(test[mine], groups) >= FOLDS:
             rows.append((label, *_interval(test[mine], groups, cross_validated(features[mine], test[mine],
                                                                                groups))))
     return pd.DataFrame(rows, columns=["label", "auroc", "low", "high"])

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from sklearn.metrics import roc_auc_score
 
 from chestxray.cli import main
-from chestxray.data import shortcuts
+from chestxray.data import duplicates, shortcuts
 from chestxray.data.audit import audit, describe
 from chestxray.data.catalog import scan
 from chestxray.data.duplicates import find_copies, perceptual_hashes
@@ -144,6 +144,15 @@ def test_a_changed_copy_is_found_and_strangers_are_not(change):
     assert pairs["distance"][0] <= 32 and pairs["correlation"][0] > 0.98
 
 
+def test_blocks_find_the_same_pairs(monkeypatch):
+    # Copies within a block, across two, and at their edges.
+    images = np.concatenate([pictures(), pictures()[::-1], pictures()[:1]])
+    whole = find_copies(table(13), images)
+    assert len(whole) == 6 + 2  # each picture twice, the first three times
+    monkeypatch.setattr(duplicates, "_BLOCK", 4)
+    pd.testing.assert_frame_equal(find_copies(table(13), images), whole)
+
+
 def test_hash_has_half_its_bits_set():
     bits = perceptual_hashes(pictures())
     assert bits.shape == (6, 256) and (bits.sum(axis=1) == 128).all()
@@ -225,6 +234,23 @@ def test_command_exits_1_on_a_flag_when_strict(faulty, tmp_path):
     faulty(lambda root: [rewrite(path, quality=60) for path in root.rglob("PNEUMONIA/*.jpeg")])
     for options, code in (([], 0), (["--strict"], 1)):
         assert CliRunner().invoke(main, ["audit", str(tmp_path / "chest_xray"), *options]).exit_code == code
+
+
+def test_too_few_patients_is_one_line(clean, tmp_path):
+    for kind, count in (("NORMAL", 3), ("PNEUMONIA", 8)):
+        (tmp_path / "few" / kind).mkdir(parents=True)
+        for path in sorted(clean.glob(f"train/{kind}/*.jpeg"))[:count]:
+            shutil.copy(path, tmp_path / "few" / kind)
+    done = CliRunner().invoke(main, ["audit", str(tmp_path / "few")])
+    assert done.exit_code == 2
+    assert "at least 5 patient groups of each class are needed. Received: groups=" in done.output
+
+
+def test_a_small_test_set_is_not_asked_for_its_population(clean, tmp_path):
+    shutil.copytree(clean, tmp_path / "chest_xray")
+    for path in sorted((tmp_path / "chest_xray" / "test" / "NORMAL").glob("*.jpeg"))[2:]:
+        path.unlink()
+    assert [row["label"] for row in audit(tmp_path / "chest_xray")[0]["shift"]] == [1]
 
 
 def test_nonsense_is_one_line():
