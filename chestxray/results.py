@@ -23,7 +23,8 @@ import pandas as pd
 from chestxray import __version__
 from chestxray.data.catalog import SUBTYPES
 from chestxray.evaluation.calibration import apply_platt, fit_platt, log_odds
-from chestxray.evaluation.metrics import choose_thresholds, evaluate
+from chestxray.evaluation.metrics import evaluate
+from chestxray.evaluation.operating import choose_thresholds
 from chestxray.files import project_path, read_json, whole_file, whole_folder, write_json
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import pandas as pd
 
 from chestxray.evaluation.calibration import apply_platt, fit_platt
 from chestxray.evaluation.comparison import arm_difference
-from chestxray.evaluation.metrics import choose_thresholds, weighted_metrics
+from chestxray.evaluation.metrics import weighted_metrics
+from chestxray.evaluation.operating import choose_thresholds
 
 ARM_METRICS = ("auroc", "sensitivity", "specificity", "brier")
 

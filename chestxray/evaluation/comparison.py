@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import binomtest, norm, rankdata
 
 from chestxray.evaluation.metrics import (
     bootstrap_weights,
+    check_labels,
     check_same_shape,
     check_scores,
     weighted_metrics,
@@ -103,3 +105,63 @@ def arm_difference(labels: ArrayLike, groups: ArrayLike, first: ArrayLike, secon
         low, high = np.clip(np.nanpercentile(np.sum(picks.T * drawn[name], axis=0), [2.5, 97.5]), -1, 1)
         found[name] = {"value": float(value.mean()), "low": float(low), "high": float(high)}
     return found
+
+
+def mcnemar(labels: ArrayLike, first: ArrayLike, second: ArrayLike) -> dict[str, float | int]:
+    """Test whether two models are wrong equally often on the same images (exact McNemar).
+
+    Args:
+        labels: Shape (N,), 0 or 1.
+        first, second: Shape (N,), decisions 0 or 1.
+
+    Returns:
+        ``first_only`` and ``second_only``: images that only this one got
+        right; ``p``: two-sided binomial probability. Images of one patient
+        are taken for independent.
+    """
+    labels, first, second = (check_labels(values) for values in (labels, first, second))
+    for name, values in (("first", first), ("second", second)):
+        check_same_shape(labels, name, values)
+    one = int(((first == labels) & (second != labels)).sum())
+    other = int(((first != labels) & (second == labels)).sum())
+    return {"first_only": one, "second_only": other,
+            "p": float(binomtest(one, one + other).pvalue) if one + other else 1.0}
+
+
+def delong(labels: ArrayLike, first: ArrayLike, second: ArrayLike) -> dict[str, float]:
+    """Compare two correlated AUROCs (DeLong 1988, by midranks as in Sun and Xu 2014).
+
+    Images of one patient are taken for independent: where patients have
+    several, :func:`auroc_difference` is the one to quote.
+
+    Returns:
+        ``difference`` (first minus second), ``standard_error``, ``low`` and
+        ``high`` (95 %) and ``p`` (two-sided).
+    """
+    labels, first = check_scores(labels, first, both_classes=True)
+    _, second = check_scores(labels, second)
+    positive, negative = labels == 1, labels == 0
+    m, n = int(positive.sum()), int(negative.sum())
+    areas, by_positive, by_negative = [], [], []
+    for scores in (first, second):
+        whole = rankdata(scores)
+        inside = np.empty(len(scores))
+        inside[positive], inside[negative] = rankdata(scores[positive]), rankdata(scores[negative])
+        by_positive.append((whole - inside)[positive] / n)
+        by_negative.append(1 - (whole - inside)[negative] / m)
+        areas.append(by_positive[-1].mean())
+    covariance = np.cov(by_positive) / m + np.cov(by_negative) / n
+    contrast = np.array([1.0, -1.0])
+    error = float(np.sqrt(max(0.0, contrast @ covariance @ contrast)))
+    difference = float(areas[0] - areas[1])
+    p = 1.0 if difference == 0 else 0.0 if error == 0 else float(2 * norm.sf(abs(difference) / error))
+    return {"difference": difference, "standard_error": error, "low": difference - 1.959964 * error,
+            "high": difference + 1.959964 * error, "p": p}
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """Adjust p-values of several comparisons (Holm 1979); keeps their order."""
+    p = np.asarray(p_values, np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted[np.argsort(order, kind="stable")]

@@ -3,7 +3,7 @@
 Everything takes one entry an image: ``labels`` (0 = NORMAL, 1 = PNEUMONIA, the
 positive class) and ``probabilities`` of PNEUMONIA in [0, 1], both of shape (N,).
 A decision is positive when ``probability >= threshold``. Thresholds are chosen
-on the validation split (`choose_thresholds`) and only applied to the others
+on the validation split (`evaluation/operating.py`) and only applied to the others
 (`evaluate`). An undefined ratio is None, never NaN. Every function raises
 ValueError when shapes differ, labels are not 0 or 1, probabilities are NaN or
 outside [0, 1], or, where both classes are needed, one is missing.
@@ -63,46 +63,13 @@ def rates(counts: Mapping[str, int]) -> dict[str, float | None]:
     return {name: _plain(value) for name, value in _rates(**counts).items()}
 
 
-def choose_thresholds(
-    labels: ArrayLike, probabilities: ArrayLike
-) -> tuple[dict[str, float | None], dict[str, str]]:
-    """Choose the operating points on the validation split.
-
-    - ``youden``: largest sensitivity + specificity - 1 (Youden, 1950); of equal
-      cuts the lowest, which has the highest sensitivity.
-    - ``sensitivity_95``: highest cut at which the lower bound of the two-sided
-      95 % Wilson interval (Wilson, 1927) of sensitivity is at least 0.95. It takes
-      images for independent: several a patient make it somewhat optimistic.
-    - ``half``: 0.5.
-
-    Candidate cuts are 0 (all positive) and the midpoints between neighbouring
-    distinct scores: a model that is saved and loaded again may move its scores by
-    float noise, but not its decisions.
-
-    Returns:
-        ``thresholds``, ``{rule: value or None}``, and ``reasons``, a sentence for
-        each rule whose threshold is None.
-    """
-    labels, probabilities = check_scores(labels, probabilities, both_classes=True)
-    scores = np.unique(probabilities)
-    cuts = np.append(0.0, (scores[:-1] + scores[1:]) / 2)
-    positives, negatives = (np.sort(probabilities[labels == label]) for label in (1, 0))
-    found = len(positives) - np.searchsorted(positives, cuts)
-    cleared = np.searchsorted(negatives, cuts)
-    # Youden's index times both class sizes plus a constant: integers, so ties are exact.
-    best = np.argmax(found * len(negatives) + cleared * len(positives))
-    thresholds = {"youden": float(cuts[best]), "sensitivity_95": None, "half": 0.5}
-
-    enough = _wilson_lower(found, len(positives)) >= 0.95
-    if enough.any():
-        thresholds["sensitivity_95"] = float(cuts[enough].max())
-        return thresholds, {}
-    needed = next(n for n in range(1, 100) if _wilson_lower(n, n) >= 0.95)
-    reason = (
-        f"validation has {len(positives)} positive (PNEUMONIA) images; a lower 95 % bound of "
-        f"sensitivity of 0.95 needs at least {needed}, even when all of them are found"
-    )
-    return thresholds, {"sensitivity_95": reason}
+def wilson_interval(found: ArrayLike, total: ArrayLike) -> tuple[NDArray, NDArray]:
+    """Return both bounds of the 95 % interval of the share found / total (Wilson, 1927), total > 0."""
+    z, total = norm.ppf(0.975), np.asarray(total, np.float64)
+    share = found / total
+    center = share + z**2 / (2 * total)
+    spread = z * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    return (center - spread) / (1 + z**2 / total), (center + spread) / (1 + z**2 / total)
 
 
 def evaluate(
@@ -282,13 +249,6 @@ def _rates(tp, fp, tn, fn) -> dict:
 def _cross_entropy(labels: NDArray, probabilities: NDArray) -> NDArray:
     clipped = np.clip(probabilities, 1e-7, 1 - 1e-7)
     return -np.where(labels == 1, np.log(clipped), np.log1p(-clipped))
-
-
-def _wilson_lower(found: NDArray, total: int | NDArray) -> NDArray:
-    """Return the lower bound of the two-sided 95 % Wilson interval of found / total."""
-    z, share = norm.ppf(0.975), found / total
-    spread = z * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    return (share + z**2 / (2 * total) - spread) / (1 + z**2 / total)
 
 
 def _ratio(part, whole):

@@ -5,7 +5,13 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from chestxray.evaluation.arms import ARM_METRICS, arm_table, conclude, difference_table, score_arms
+from chestxray.evaluation.arms import (
+    ARM_METRICS,
+    arm_table,
+    conclude,
+    difference_table,
+    score_arms,
+)
 from chestxray.evaluation.calibration import apply_platt, fit_platt
 
 

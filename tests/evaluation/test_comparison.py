@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
+from scipy.stats import norm
 
-from chestxray.evaluation.comparison import arm_difference, auroc_difference
+from chestxray.evaluation.comparison import (
+    arm_difference,
+    auroc_difference,
+    delong,
+    holm,
+    mcnemar,
+)
 from chestxray.evaluation.metrics import evaluate
 
 LABELS = np.array([0, 0, 1, 1])
@@ -98,3 +105,54 @@ def test_other_seeds_cannot_be_paired():
     p = 1 / (1 + np.exp(-logits))
     with pytest.raises(ValueError, match="same seeds. Received: first=2, second=1"):
         arm_difference(labels, np.arange(120), [p, p], [p], [0.5, 0.5], [0.5])
+
+
+# Tests that give a p-value
+
+
+def test_mcnemar_by_hand():
+    labels = [1, 1, 1, 1, 0, 0]
+    # Right alone: the first on 4 images, the second on 1. Two-sided, 5 coins: 2 (1 + 5) / 32.
+    found = mcnemar(labels, [1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0])
+    assert found == {"first_only": 4, "second_only": 1, "p": pytest.approx(12 / 32)}
+
+
+def test_mcnemar_of_equal_decisions():
+    assert mcnemar([0, 1], [1, 1], [1, 1])["p"] == 1.0
+
+
+def test_delong_variance_is_that_of_the_placements():
+    # One model against a constant one: its variance alone, by the placement values.
+    positive, negative = np.array([0.9, 0.8, 0.3]), np.array([0.1, 0.4, 0.35, 0.2])
+    above = (positive[:, None] > negative).astype(float)
+    wanted = above.mean(axis=1).var(ddof=1) / 3 + above.mean(axis=0).var(ddof=1) / 4
+    found = delong([1, 1, 1, 0, 0, 0, 0], np.concatenate([positive, negative]), [0.5] * 7)
+    assert found["difference"] == pytest.approx(above.mean() - 0.5)
+    assert found["standard_error"] == pytest.approx(np.sqrt(wanted))
+    assert found["p"] == pytest.approx(2 * norm.sf(found["difference"] / np.sqrt(wanted)))
+
+
+def test_delong_agrees_with_the_bootstrap_on_single_images():
+    labels, first = scores(3, count=600)
+    _, second = scores(4, count=600, good=1.6)
+    first, second = (1 / (1 + np.exp(-one)) for one in (first, second))
+    value, low, high = auroc_difference(labels, np.arange(600), first, second)
+    found = delong(labels, first, second)
+    assert found["difference"] == pytest.approx(value)
+    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.006)
+
+
+def test_delong_is_quiet_when_nothing_differs():
+    """Of 400 pairs of equally good models, about 5 in 100 get a p-value below .05."""
+    generator, small = np.random.default_rng(5), 0
+    labels = np.repeat([0, 1], 60)
+    for _ in range(400):
+        first, second = (1 / (1 + np.exp(-(labels + generator.normal(0, 1, 120)))) for _ in range(2))
+        small += delong(labels, first, second)["p"] < 0.05
+    assert 8 <= small <= 34  # binomial(400, .05): beyond 3 standard deviations
+
+
+def test_holm_by_hand():
+    # Sorted .01 .02 .03 .04 times 4 3 2 1: .04 .06 .06 .04, never falling: .04 .06 .06 .06.
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.9]) == pytest.approx([1.0, 1.0])

@@ -2,13 +2,17 @@
 
 import json
 import math
-import re
 
 import numpy as np
 import pytest
 from scipy.special import expit
 from scipy.stats import binomtest, norm
-from sklearn.metrics import average_precision_score, f1_score, precision_score, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    f1_score,
+    precision_score,
+    roc_auc_score,
+)
 
 from chestxray.evaluation import metrics
 
@@ -93,97 +97,17 @@ def test_undefined_rates_are_none():
     assert set(empty.values()) == {None}
 
 
-# Operating points
+# Intervals
 
 
-def test_youden_cut_lies_between_scores():
-    # J at .25: 1 + 1/3 - 1; at .5: 2/3 + 2/3 - 1; at .7: 2/3 + 1 - 1, the largest; at .85: 1/3.
-    thresholds, _ = metrics.choose_thresholds(LABELS, SCORES)
-    assert thresholds["youden"] == pytest.approx(0.7)
-    assert thresholds["half"] == 0.5
-
-
-def test_youden_ties_go_to_the_higher_sensitivity():
-    # J is 1/2 at .2 (sensitivity 1, specificity 1/2) and at .6 (1/2 and 1), 0 at .4.
-    thresholds, _ = metrics.choose_thresholds([0, 1, 0, 1], [0.1, 0.3, 0.5, 0.7])
-    assert thresholds["youden"] == pytest.approx(0.2)
-
-
-def test_youden_ties_are_exact():
-    # J is 2/2 + 2/6 - 1 at .2 and 1/2 + 5/6 - 1 at .5: equal, but in floats the second is larger.
-    assert 2 / 2 + 2 / 6 - 1 < 1 / 2 + 5 / 6 - 1
-    labels, scores = [0, 0, 1, 0, 0, 0, 1, 0], [0.1, 0.1, 0.3, 0.4, 0.4, 0.4, 0.6, 0.7]
-    thresholds, _ = metrics.choose_thresholds(labels, scores)
-    assert thresholds["youden"] == pytest.approx(0.2)
-
-
-def test_scores_that_are_all_equal_or_inverted_call_everything_positive():
-    for scores in ([0.3, 0.3], [0.9, 0.1], [0.0, 0.0]):
-        thresholds, _ = metrics.choose_thresholds([0, 1], scores)
-        assert metrics.confusion([0, 1], scores, thresholds["youden"])["tp"] == 1
-        assert thresholds["youden"] == 0
-
-
-def test_youden_agrees_with_a_search_over_all_thresholds():
-    for seed in range(20):
-        labels, scores, _, _ = random_split(seed)
-        thresholds, _ = metrics.choose_thresholds(labels, scores)
-
-        def youden(cut, labels=labels, scores=scores):
-            rates = metrics.rates(metrics.confusion(labels, scores, cut))
-            return rates["sensitivity"] + rates["specificity"] - 1
-
-        best = max(youden(cut) for cut in np.linspace(0, 1, 401))
-        assert youden(thresholds["youden"]) == pytest.approx(best)
-
-
-def test_wilson_bound():
+def test_wilson_bounds():
     # z^2 = 3.841459. All of 10 found: 10 / (10 + z^2). 2 of 4: center .5, half width
     # z sqrt(.25/4 + z^2/64) / (1 + z^2/4) = 1.959964 * .350033 / 1.960365 = .349961.
-    assert metrics._wilson_lower(10, 10) == pytest.approx(10 / 13.841459, abs=1e-6)
-    assert metrics._wilson_lower(2, 4) == pytest.approx(0.150039, abs=1e-6)
+    assert metrics.wilson_interval(10, 10) == pytest.approx((10 / 13.841459, 1), abs=1e-6)
+    assert metrics.wilson_interval(2, 4) == pytest.approx((0.150039, 0.849961), abs=1e-6)
     for found, total in [(0, 5), (7, 9), (95, 100)]:
-        expected = binomtest(found, total).proportion_ci(method="wilson").low
-        assert metrics._wilson_lower(found, total) == pytest.approx(expected)
-
-
-def test_sensitivity_95_needs_73_positives():
-    # n / (n + z^2) >= .95 from n = 19 z^2 = 72.99 on.
-    def choose(positives):
-        labels = [0] * 5 + [1] * positives
-        return metrics.choose_thresholds(labels, [0.2] * 5 + [0.8] * positives)
-
-    thresholds, reasons = choose(73)
-    assert thresholds["sensitivity_95"] == pytest.approx(0.5)
-    assert reasons == {}
-    thresholds, reasons = choose(72)
-    assert thresholds["sensitivity_95"] is None
-    assert list(reasons) == ["sensitivity_95"]
-    assert re.findall(r"\b7\d\b", reasons["sensitivity_95"]) == ["72", "73"]
-
-
-def test_sensitivity_95_is_the_highest_cut_that_suffices():
-    # 200 positives at .600, .601, ...: scipy says how many may be missed.
-    scores = np.concatenate([np.linspace(0, 0.5, 50), 0.6 + np.arange(200) / 1000])
-    labels = np.repeat([0, 1], [50, 200])
-    low = [binomtest(200 - k, 200).proportion_ci(method="wilson").low for k in range(10)]
-    missed = max(k for k in range(10) if low[k] >= 0.95)
-    assert 0 < missed < 9
-    thresholds, _ = metrics.choose_thresholds(labels, scores)
-    assert thresholds["sensitivity_95"] == pytest.approx(0.6 + (missed - 0.5) / 1000)
-
-
-def test_decisions_survive_float_noise():
-    rng = np.random.default_rng(0)
-    labels, scores, _, _ = random_split(0)
-    thresholds, _ = metrics.choose_thresholds(labels, scores)
-    noisy = np.clip(scores + rng.uniform(-1e-6, 1e-6, scores.shape), 0, 1)
-    for rule in ("youden", "sensitivity_95"):
-        before = metrics.confusion(labels, scores, thresholds[rule])
-        assert metrics.confusion(labels, noisy, thresholds[rule]) == before
-
-
-# Bootstrap
+        expected = binomtest(found, total).proportion_ci(method="wilson")
+        assert metrics.wilson_interval(found, total) == pytest.approx(tuple(expected))
 
 
 def test_weighted_ranking_agrees_with_scikit_learn():
@@ -386,7 +310,6 @@ def test_draws_without_a_value_are_left_out():
         (lambda: metrics.confusion([0, 1], [0.1, 0.2], math.nan), "threshold=nan"),
         (lambda: metrics.rates({"tp": 1, "fp": 1, "tn": 1}), r"counts=\{.*\}"),
         (lambda: metrics.rates({"tp": 1, "fp": 1, "tn": 1, "fn": -1}), r"counts=\{.*\}"),
-        (lambda: metrics.choose_thresholds([1, 1], [0.1, 0.2]), "labels=all 1"),
         (lambda: metrics.evaluate([0, 0], [0.1, 0.2], [1, 2], {}), "labels=all 0"),
         (lambda: metrics.evaluate([0, 1], [0.1, 0.2], [1], {}), r"groups\.shape=\(1,\)"),
         (lambda: metrics.evaluate([0, 1], [0.1, 0.2], ["a", None], {}), r"groups=\[None\]"),

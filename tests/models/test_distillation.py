@@ -6,7 +6,11 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from chestxray.models.distillation import Distiller, distillation_loss, mean_tempered_entropy
+from chestxray.models.distillation import (
+    Distiller,
+    distillation_loss,
+    mean_tempered_entropy,
+)
 
 
 def network(outputs=1, size=8, seed=0, regularised=False, dropout=0.0):

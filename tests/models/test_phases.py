@@ -11,7 +11,11 @@ from tiny import STILL
 from chestxray.data.augmentation import Augmentation
 from chestxray.files import cache_dir
 from chestxray.models import phases
-from chestxray.models.builders import build_custom_cnn, build_student_cnn, build_transfer_model
+from chestxray.models.builders import (
+    build_custom_cnn,
+    build_student_cnn,
+    build_transfer_model,
+)
 from chestxray.models.phases import (
     fine_tune,
     set_trainable_from,

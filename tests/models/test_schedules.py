@@ -11,7 +11,12 @@ from tiny import STILL
 from chestxray.data.augmentation import Augmentation
 from chestxray.models.builders import build_student_cnn
 from chestxray.models.frozen import find_cut
-from chestxray.models.schedules import OPTIMIZERS, TrainSettings, make_optimizer, stage_rates
+from chestxray.models.schedules import (
+    OPTIMIZERS,
+    TrainSettings,
+    make_optimizer,
+    stage_rates,
+)
 from chestxray.models.training import train
 
 # Settings

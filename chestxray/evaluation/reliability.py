@@ -1,0 +1,145 @@
+"""Are the probabilities right, and are decisions by them of use?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
+from scipy.special import expit, logit
+from sklearn.linear_model import LogisticRegression
+
+from chestxray.evaluation.metrics import bootstrap_weights, check_scores, wilson_interval
+
+_CLIP = 1e-7
+
+
+def reliability_table(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> pd.DataFrame:
+    """Compare predicted with observed shares in bins of equally many images.
+
+    Args:
+        labels, probabilities: Shape (N,).
+        bins: Number of bins; ties may leave fewer.
+
+    Returns:
+        One row a bin, in order: ``predicted`` (mean probability), ``observed``
+        (share of positives) with the 95 % Wilson interval ``low`` to
+        ``high``, and ``images``.
+    """
+    labels, probabilities = check_scores(labels, probabilities)
+    edges = np.unique(np.quantile(probabilities, np.linspace(0, 1, bins + 1)[1:-1]))
+    bin_of = np.searchsorted(edges, probabilities, side="right")
+    rows = []
+    for number in np.unique(bin_of):
+        mine = bin_of == number
+        found, images = int(labels[mine].sum()), int(mine.sum())
+        low, high = wilson_interval(found, images)
+        rows.append((probabilities[mine].mean(), found / images, float(low), float(high), images))
+    return pd.DataFrame(rows, columns=["predicted", "observed", "low", "high", "images"])
+
+
+def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> float:
+    """Mean distance of predicted and observed shares over bins of equally many images.
+
+    Biased upwards on few images, and blind to errors that cancel within a
+    bin: never to be quoted alone.
+    """
+    table = reliability_table(labels, probabilities, bins)
+    return float(np.average((table["predicted"] - table["observed"]).abs(), weights=table["images"]))
+
+
+def calibration_metrics(labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike, draws: int = 1000,
+                        seed: int = 0) -> dict[str, dict[str, float]]:
+    """Sum up calibration, with 95 % bootstrap intervals over patient groups.
+
+    Returns:
+        ``{metric: {"value", "low", "high"}}``: ``brier``; ``brier_skill`` (1 −
+        brier / that of always saying the prevalence); ``slope`` of the
+        logistic regression of the label on the log-odds (1 when calibrated,
+        below 1 when over-confident; None where the classes are perfectly
+        separated) and ``intercept``, with the slope held at 1 (0 when
+        calibrated, below 0 when too high); ``ece``
+        (:func:`expected_calibration_error`, without interval).
+
+    Raises:
+        ValueError: Shapes differ, or labels or probabilities are no such, or
+            one class is missing.
+    """
+    labels, probabilities = check_scores(labels, probabilities, both_classes=True)
+    odds = logit(np.clip(probabilities, _CLIP, 1 - _CLIP))
+
+    def metrics(weights: NDArray) -> list[float]:
+        total = weights.sum()
+        prevalence = weights @ labels / total
+        brier = weights @ (probabilities - labels) ** 2 / total
+        return [brier, 1 - brier / (prevalence * (1 - prevalence)), _slope(odds, labels, weights),
+                _shift(odds, labels, weights)]
+
+    names = ("brier", "brier_skill", "slope", "intercept")
+    values = metrics(np.ones(len(labels)))
+    drawn = np.array([metrics(row) for block in bootstrap_weights(labels, groups, draws, seed)
+                      for row in block])
+    found = {}
+    for name, value, column in zip(names, values, drawn.T, strict=True):
+        usable = column[~np.isnan(column)]
+        low, high = np.percentile(usable, [2.5, 97.5]).tolist() if 2 * len(usable) >= draws else (None, None)
+        found[name] = {"value": None if np.isnan(value) else float(value), "low": low, "high": high}
+    ece = expected_calibration_error(labels, probabilities)
+    return found | {"ece": {"value": ece, "low": None, "high": None}}
+
+
+def _slope(odds: NDArray, labels: NDArray, weights: NDArray) -> float:
+    """Slope of the weighted logistic regression of the label on the log-odds; NaN if it has no end."""
+    drawn, drawn_labels = odds[weights > 0], labels[weights > 0]
+    negative, positive = drawn[drawn_labels == 0], drawn[drawn_labels == 1]
+    if not len(negative) or not len(positive) or negative.max() <= positive.min():
+        return np.nan
+    model = LogisticRegression(C=np.inf, tol=1e-6, max_iter=200)
+    return float(model.fit(odds[:, None], labels, sample_weight=weights).coef_[0, 0])
+
+
+def _shift(odds: NDArray, labels: NDArray, weights: NDArray) -> float:
+    """Intercept with the slope held at 1: what makes the mean probability the share of positives."""
+    return brentq(lambda shift: weights @ (expit(odds + shift) - labels), -50, 50, xtol=1e-6)
+
+
+def decision_curve(labels: ArrayLike, probabilities: ArrayLike,
+                   thresholds: ArrayLike | None = None) -> pd.DataFrame:
+    """Net benefit of treating by the model, treating all, and treating none (Vickers and Elkin 2006).
+
+    Net benefit = TP/N − FP/N · t/(1 − t): a threshold of t says that one
+    missed case weighs as much as (1 − t)/t false alarms.
+
+    Args:
+        labels, probabilities: Shape (N,).
+        thresholds: Between 0 and 1; by default 0.01 to 0.99.
+
+    Returns:
+        One row a threshold: ``threshold, model, all`` (``none`` is 0).
+    """
+    labels, probabilities = check_scores(labels, probabilities, both_classes=True)
+    cuts = np.arange(1, 100) / 100 if thresholds is None else np.asarray(thresholds, np.float64)
+    if not ((cuts > 0) & (cuts < 1)).all():
+        raise ValueError(f"thresholds must lie between 0 and 1. Received: thresholds={cuts.tolist()}")
+    called = probabilities[None, :] >= cuts[:, None]
+    harm = cuts / (1 - cuts)
+    model = (called & (labels == 1)).mean(axis=1) - (called & (labels == 0)).mean(axis=1) * harm
+    everybody = labels.mean() - (1 - labels.mean()) * harm
+    return pd.DataFrame({"threshold": cuts, "model": model, "all": everybody})
+
+
+def shift_prevalence(probabilities: ArrayLike, prevalence: float, new: float) -> NDArray:
+    """Carry calibrated probabilities over to another prevalence, by Bayes' rule.
+
+    Adds logit(new) − logit(prevalence) to the log-odds: right when the films
+    of each class look the same there.
+
+    Args:
+        probabilities: Any shape, calibrated at ``prevalence``.
+        prevalence, new: Between 0 and 1.
+    """
+    for name, value in (("prevalence", prevalence), ("new", new)):
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must lie between 0 and 1. Received: {name}={value!r}")
+    odds = logit(np.clip(np.asarray(probabilities, np.float64), _CLIP, 1 - _CLIP))
+    return expit(odds + logit(new) - logit(prevalence))

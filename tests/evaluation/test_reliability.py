@@ -1,0 +1,94 @@
+"""Calibration by hand, identities, and what a decision is worth."""
+
+import numpy as np
+import pytest
+from scipy.special import expit, logit
+from scipy.stats import binomtest
+
+from chestxray.evaluation.reliability import (
+    calibration_metrics,
+    decision_curve,
+    expected_calibration_error,
+    reliability_table,
+    shift_prevalence,
+)
+
+
+def drawn(count=4000, slope=1.0, shift=0.0, seed=0):
+    """Labels drawn from true log-odds, and probabilities that are off by slope and shift."""
+    generator = np.random.default_rng(seed)
+    odds = generator.normal(0.5, 1.5, count)
+    labels = (generator.random(count) < expit(odds)).astype(int)
+    return labels, expit((odds - shift) / slope)
+
+
+def test_bins_by_hand():
+    labels = [0, 0, 1, 0, 1, 1, 1, 1]
+    p = [0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9]
+    table = reliability_table(labels, p, bins=2)
+    assert table["images"].tolist() == [4, 4]
+    assert table["predicted"].tolist() == pytest.approx([0.25, 0.75])
+    assert table["observed"].tolist() == [0.25, 1.0]
+    wanted = binomtest(1, 4).proportion_ci(method="wilson")
+    assert (table["low"][0], table["high"][0]) == pytest.approx((wanted.low, wanted.high))
+    assert expected_calibration_error(labels, p, bins=2) == pytest.approx((0 + 0.25) / 2)
+
+
+def test_ties_leave_fewer_bins():
+    table = reliability_table([0, 1, 0, 1], [0.5] * 4)
+    assert len(table) == 1 and table["observed"][0] == 0.5
+
+
+def test_a_calibrated_model_has_slope_1_and_intercept_0():
+    labels, p = drawn()
+    found = calibration_metrics(labels, p, np.arange(len(labels)), draws=200)
+    assert found["slope"]["low"] < 1 < found["slope"]["high"]
+    assert found["intercept"]["low"] < 0 < found["intercept"]["high"]
+    assert found["ece"]["value"] < 0.03
+
+
+def test_over_confidence_and_a_shift_are_measured():
+    labels, p = drawn(slope=0.5)  # log-odds twice as large as they should be
+    found = calibration_metrics(labels, p, np.arange(len(labels)), draws=20)
+    assert found["slope"]["value"] == pytest.approx(0.5, abs=0.05)
+    labels, p = drawn(shift=0.7)
+    found = calibration_metrics(labels, p, np.arange(len(labels)), draws=20)
+    assert found["intercept"]["value"] == pytest.approx(0.7, abs=0.1)
+
+
+def test_brier_and_skill_by_hand():
+    labels, p = np.array([0, 1, 1, 1]), np.array([0.5, 0.5, 1.0, 1.0])
+    found = calibration_metrics(labels, np.clip(p, 0, 1), np.arange(4), draws=20)
+    assert found["brier"]["value"] == pytest.approx(0.125)
+    assert found["brier_skill"]["value"] == pytest.approx(1 - 0.125 / 0.1875)
+
+
+def test_saying_the_prevalence_has_no_skill():
+    labels = np.repeat([0, 1], [30, 70])
+    p = np.full(100, 0.7) + np.linspace(0, 1e-6, 100)
+    assert calibration_metrics(labels, p, np.arange(100), draws=20)["brier_skill"]["value"] == pytest.approx(
+        0, abs=1e-4)
+
+
+def test_net_benefit_by_hand():
+    labels, p = [1, 1, 0, 0, 0], [0.9, 0.3, 0.6, 0.2, 0.1]
+    table = decision_curve(labels, p, [0.25, 0.5])
+    # At 0.25 two hits and one false alarm at odds 1/3; at 0.5 one of each at odds 1.
+    assert table["model"].tolist() == pytest.approx([2 / 5 - 1 / 15, 0.0])
+    assert table["all"].tolist() == pytest.approx([2 / 5 - 3 / 15, 2 / 5 - 3 / 5])
+
+
+@pytest.mark.parametrize("cut", [0.0, 1.0])
+def test_certain_thresholds_have_no_odds(cut):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        decision_curve([0, 1], [0.1, 0.9], [cut])
+
+
+def test_shift_of_prevalence_is_bayes_rule():
+    # Likelihood ratio 6 at prevalence 0.5: p = 6/7; at 0.1: 6·0.1/(6·0.1 + 0.9) = 0.4
+    assert shift_prevalence([6 / 7], 0.5, 0.1) == pytest.approx([0.4])
+    p = np.array([0.01, 0.5, 0.999])
+    assert shift_prevalence(shift_prevalence(p, 0.7, 0.1), 0.1, 0.7) == pytest.approx(p)
+    assert logit(shift_prevalence([0.5], 0.7, 0.1))[0] == pytest.approx(logit(0.1) - logit(0.7))
+    with pytest.raises(ValueError, match="Received: new=1.0"):
+        shift_prevalence(p, 0.5, 1.0)
