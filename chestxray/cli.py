@@ -5,6 +5,7 @@ Each command imports what it needs, so that help and prediction start fast.
 
 from __future__ import annotations
 
+import collections
 import csv
 import functools
 import os
@@ -141,37 +142,41 @@ def audit(data_dir: str, classes: tuple[str, str] | None, page_path: Path | None
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--rule", default="youden", show_default=True, help="Which stored threshold decides.")
 @click.option("--csv", "table", type=click.Path(path_type=Path), help="Write a CSV file instead of a table.")
+@click.option("--accept-all", is_flag=True, help="Classify also what does not look like the training images.")
 @one_line_errors
-def predict(model: Path, sources: tuple[Path, ...], rule: str, table: Path | None) -> None:
+def predict(model: Path, sources: tuple[Path, ...], rule: str, table: Path | None, accept_all: bool) -> None:
     """Classify files and folders with a saved MODEL.
 
-    Exit code 1 when an image could not be read.
+    Images that do not look like those of training are refused. Exit code 1
+    when an image could not be read.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from chestxray.deployment.bundle import load_classifier
-    from chestxray.deployment.predict import list_images, predict_files
+    from chestxray.deployment.predict import COLUMNS, list_images, predict_files
     from chestxray.files import whole_file
     classifier = load_classifier(model)
     if not any(True for _ in list_images(sources)):
         raise ValueError(f"no image found. Received: sources={[str(source) for source in sources]}")
-    rows = predict_files(classifier, sources, rule)
-    problems = count = 0
+    rows = predict_files(classifier, sources, rule, accept_all)
+    count = collections.Counter()
     if table:
         with whole_file(table) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["path", "probability", "decision", "problem"])
+            writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             for row in rows:
                 writer.writerow(row)
-                count, problems = count + 1, problems + bool(row["problem"])
-        click.echo(f"wrote {table}: {count} images, {problems} of them unreadable")
+                count[row["status"]] += 1
+        click.echo(f"wrote {table}")
     else:
         for row in rows:
-            said = row["problem"] or f"{row['probability']:.3f}  {row['decision']}"
-            click.echo(f"{row['path']}  {said}")
-            count, problems = count + 1, problems + bool(row["problem"])
-        click.echo(f"{count} images, {problems} unreadable; decided at {classifier.threshold(rule):.3f} "
-                   f"({rule}). {classifier.card['limits'][0]}")
-    sys.exit(1 if problems else 0)
+            found = row["status"] == "ok"
+            said = f"{row['probability']:.3f}  {row['decision']}" if found else row["status"]
+            problem = f" ({row['problem']})" if row["problem"] else ""
+            click.echo(f"{row['path']}  {said}{problem}")
+            count[row["status"]] += 1
+    click.echo(f"{count.total()} images, {count['refused']} refused, {count['unreadable']} unreadable; "
+               f"decided at {classifier.threshold(rule):.3f} ({rule}). {classifier.card['limits'][0]}")
+    sys.exit(1 if count["unreadable"] else 0)
 
 
 @main.command()

@@ -90,6 +90,7 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
         The result (contract 6), as written.
     """
     from chestxray.deployment import bundle
+    from chestxray.deployment.reference import learn_reference
     from chestxray.models.builders import as_float32
 
     output_dir = Path(output_dir)
@@ -123,11 +124,12 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
         counts = data.table["split"].value_counts()
         known = (data.table["subtype"] != "").mean() > 0.5  # file names of the children's data set
         limits = bundle.SYNTHETIC_LIMITS if data.synthetic else bundle.LIMITS if known else bundle.LIMITS[:1]
+        refusal, reference = learn_reference(reloaded, data)
         bundle.write_card(folder, bundle.Classifier(reloaded, {
-            "schema": bundle.CARD_SCHEMA, **shared, "limits": list(limits),
+            "schema": bundle.CARD_SCHEMA, **shared, "limits": list(limits), "reference": reference,
             "training_data": {"name": data.name, "split_rule": data.rule, "split_hash": data.split_hash,
                               "seed": data.seed, **{part: int(counts[part]) for part in
-                                                    ("train", "val", "test")}}}))
+                                                    ("train", "val", "test")}}}, refusal))
     with whole_file(output_dir / "results" / f"{full_name}.predictions.csv") as partial:
         predictions.to_csv(partial, index=False)
     result = {"schema": RESULT_SCHEMA, **shared, "record": False, "data": data.name,

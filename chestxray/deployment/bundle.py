@@ -1,14 +1,16 @@
-"""A classifier on disk: ``model.keras``, ``card.json`` and ``README.md`` in one folder.
+"""A classifier on disk: ``model.keras``, ``card.json``, ``refusal.npz`` and ``README.md`` in one folder.
 
 The card holds everything that prediction needs besides the weights: how files
 become pixels, the calibration, the thresholds. It also holds a self-test: a
 pattern drawn by code goes the whole way from image to logit whenever the
 bundle is loaded, so that another library version that computes something else
-is noticed before a patient's image meets it.
+is noticed before a patient's image meets it. ``refusal.npz`` tells which
+images are no films of the trained kind.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import warnings
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chestxray.data.images import ImageSettings, apply_clahe, as_batch, resize
+from chestxray.deployment.refusal import Refusal
 from chestxray.evaluation.calibration import apply_platt, log_odds
 from chestxray.files import read_json, write_json
 
@@ -48,10 +51,12 @@ class Classifier:
         model: Takes grey (N, size, size, 1) in 0–255, gives logits (N, 1),
             or (N, 3): normal, bacteria, virus.
         card: Contents of ``card.json``.
+        refusal: Contents of ``refusal.npz``.
     """
 
     model: keras.Model
     card: dict[str, Any]
+    refusal: Refusal
 
     @property
     def image_settings(self) -> ImageSettings:
@@ -67,6 +72,15 @@ class Classifier:
             ``float64`` (N,).
         """
         return log_odds(self.model.predict(as_batch(images), batch_size=32, verbose=0))
+
+    def score(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Raw log-odds, (N,), and pooled features, (N, F), in one pass; see :meth:`logits`."""
+        logits, features = self._scorer.predict(as_batch(images), batch_size=32, verbose=0)
+        return log_odds(logits), features
+
+    @functools.cached_property
+    def _scorer(self) -> keras.Model:
+        return with_features(self.model)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Calibrated probabilities of the positive class, (N,), from raw logits."""
@@ -121,10 +135,18 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
+def with_features(model: keras.Model) -> keras.Model:
+    """The same network with a second output: its last feature maps, averaged over the image, (N, F)."""
+    import keras
+    maps = [layer.output for layer in model.layers if len(layer.output.shape) == 4][-1]
+    return keras.Model(model.input, [model.output, keras.ops.mean(maps, axis=(1, 2))])
+
+
 def write_card(folder: Path, classifier: Classifier) -> None:
-    """Run the self-test and write card and model card beside ``model.keras``."""
+    """Run the self-test and write card, refusal and model card beside ``model.keras``."""
     card = classifier.card | {"self_test": run_self_test(classifier)}
     write_json(folder / "card.json", card)
+    classifier.refusal.save(folder / "refusal.npz")
     (folder / "README.md").write_text(model_card(card), encoding="utf-8")
 
 
@@ -132,21 +154,21 @@ def load_classifier(folder: str | Path) -> Classifier:
     """Load a bundle and check it with its own self-test.
 
     Args:
-        folder: Folder with ``model.keras`` and ``card.json``.
+        folder: Folder with ``model.keras``, ``card.json`` and ``refusal.npz``.
 
     Raises:
         FileNotFoundError: A file is missing.
         ValueError: A file cannot be used, or the self-test gives another logit.
     """
     folder = Path(folder)
-    for name in ("model.keras", "card.json"):
+    for name in ("model.keras", "card.json", "refusal.npz"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{name} is missing from the model folder. "
                                     f"Received: folder={str(folder)!r}")
     card = read_json(folder / "card.json")
     if not isinstance(card, dict) or card.get("schema") != CARD_SCHEMA:
         raise ValueError(f"card.json is not of schema {CARD_SCHEMA}. Received: folder={str(folder)!r}")
-    classifier = Classifier(load_model(folder / "model.keras"), card)
+    classifier = Classifier(load_model(folder / "model.keras"), card, Refusal.load(folder / "refusal.npz"))
     try:
         found = run_self_test(classifier)
         pixels, logit = card["self_test"]["pixels_sha256"], float(card["self_test"]["logit"])

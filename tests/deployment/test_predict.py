@@ -1,5 +1,7 @@
 """Files in, rows out: whatever lies in the folder, each file is read or named."""
 
+import dataclasses
+import functools
 import shutil
 import struct
 import zlib
@@ -9,9 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chestxray import load_classifier, predict_files
+from chestxray import load_classifier
 from chestxray.data.images import preprocess
+from chestxray.deployment import predict
 from chestxray.deployment.predict import list_images
+
+predict_files = functools.partial(predict.predict_files, accept_all=True)  # the pictures here are no films
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +74,9 @@ def test_each_file_is_read_or_named_and_the_rest_goes_on(classifier, strange):
     for name, row in by_name.items():
         if name in PROBLEMS:
             assert PROBLEMS[name] in row["problem"] and "Received" not in row["problem"]
-            assert row["probability"] is None and row["decision"] is None
+            assert (row["status"], row["probability"], row["decision"]) == ("unreadable", None, None)
         else:
-            assert row["problem"] == "" and 0 <= row["probability"] <= 1
+            assert row["status"] == "ok" and 0 <= row["probability"] <= 1
     good = by_name["a_good.png"]["probability"]
     assert by_name["e_sixteen.png"]["probability"] == pytest.approx(good, abs=1e-5)  # same film, 16 bits
     assert by_name["g_rgba.png"]["probability"] == pytest.approx(good, abs=1e-3)  # and with an alpha channel
@@ -97,7 +102,7 @@ def test_order_over_batches_with_bad_files_at_their_edges(classifier, tmp_path):
         paths.append(path)
     rows = list(predict_files(classifier, [tmp_path]))
     assert [row["path"] for row in rows] == [str(path) for path in paths]
-    assert {number for number, row in enumerate(rows) if row["problem"]} == bad
+    assert {number for number, row in enumerate(rows) if row["status"] == "unreadable"} == bad
     good = [number for number in range(100) if number not in bad]
     found = np.array([rows[number]["probability"] for number in good])
     assert len(np.unique(found)) == len(good)
@@ -109,7 +114,7 @@ def test_decision_at_the_stored_threshold(classifier, tmp_path):
     probabilities = expected(classifier, paths)
     cut = float(np.sort(probabilities)[2:4].mean())
     card = classifier.card | {"thresholds": {"youden": cut}, "classes": ["healthy", "ill"]}
-    rows = predict_files(type(classifier)(classifier.model, card), paths)
+    rows = predict_files(dataclasses.replace(classifier, card=card), paths)
     assert [row["decision"] for row in rows] == ["ill" if p >= cut else "healthy" for p in probabilities]
 
 
@@ -117,14 +122,14 @@ def test_probability_equal_to_the_threshold_is_positive(classifier, tmp_path):
     path = write(tmp_path / "one.png", picture(1))
     probability = next(predict_files(classifier, [path]))["probability"]
     card = classifier.card | {"thresholds": {"youden": probability}}
-    row = next(predict_files(type(classifier)(classifier.model, card), [path]))
+    row = next(predict_files(dataclasses.replace(classifier, card=card), [path]))
     assert (row["probability"], row["decision"]) == (probability, "PNEUMONIA")
 
 
 def test_missing_and_repeated_files_are_reported_each_time(classifier, tmp_path):
     good, missing = write(tmp_path / "good.png", picture(1)), tmp_path / "missing.png"
     rows = list(predict_files(classifier, [missing, good, missing, good]))
-    assert [row["problem"] for row in rows] == ["no such image file", "", "no such image file", ""]
+    assert [row["problem"] for row in rows[::2]] == ["no such image file"] * 2
     assert rows[1] == rows[3]
 
 
@@ -153,3 +158,23 @@ def test_folders_are_searched_without_debris(tmp_path):
 
 def test_empty_folder_gives_no_rows(classifier, tmp_path):
     assert list(predict_files(classifier, [tmp_path])) == []
+
+
+def test_refused_images_get_a_reason_and_no_answer(classifier, tiny_folder, data, tmp_path):
+    films = [str(tiny_folder / path) for path in data.part("val")["path"]]
+    coloured = write(tmp_path / "colour.png", np.dstack([picture(1), picture(2), picture(3)]))
+    flat = write(tmp_path / "flat.png", np.full((64, 64), 99, np.uint8))
+    rows = list(predict.predict_files(classifier, [*films, coloured, flat]))
+    assert [row["status"] for row in rows[:-2]] == ["ok"] * len(films)  # on these the limits were set
+    assert [row["status"] for row in rows[-2:]] == ["refused"] * 2
+    assert rows[-2]["problem"] == "a colour picture"
+    for row in rows[-2:]:
+        assert row["probability"] is None and row["decision"] is None and np.isfinite(row["logit"])
+    again = next(predict_files(classifier, [flat]))
+    assert again["status"] == "ok" and again["problem"] and 0 <= again["probability"] <= 1
+
+
+def test_three_equal_channels_are_no_colours(classifier, tmp_path, tiny_folder, data):
+    film = cv2.imread(str(tiny_folder / data.part("val")["path"].iloc[0]), 0)
+    row = next(predict.predict_files(classifier, [write(tmp_path / "rgb.png", np.dstack([film] * 3))]))
+    assert row["status"] == "ok"

@@ -1,0 +1,57 @@
+"""What a model has seen: which images it may judge, and how they looked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chestxray.data.statistics import image_statistics
+from chestxray.deployment.bundle import with_features
+from chestxray.deployment.refusal import Refusal, fit_refusal
+from chestxray.evaluation.calibration import log_odds
+from chestxray.evaluation.drift import describe_reference
+
+if TYPE_CHECKING:
+    import keras
+
+    from chestxray.data.dataset import XrayData
+
+MOST_TRAIN = 1000
+"""Training images that the refusal is fitted on; more change little and cost a forward pass each."""
+
+
+def learn_reference(model: keras.Model, data: XrayData) -> tuple[Refusal, dict[str, Any]]:
+    """Fit the refusal, and sum up the validation images for comparison with later ones.
+
+    Args:
+        model: Takes grey (N, size, size, 1) in 0–255.
+        data: What it was trained on.
+
+    Returns:
+        The refusal, and what :func:`chestxray.evaluation.drift.drift_table`
+        compares with: brightness, contrast and sharpness, likeness and
+        distance (see :class:`Refusal`), and the raw logit.
+    """
+    scorer = with_features(model)
+    train = data.part("train")
+    train = train.sample(min(MOST_TRAIN, len(train)), random_state=data.seed)
+    train_images, val_images = data.store.images(train), data.images("val")
+    _, train_features = scorer.predict(train_images, batch_size=32, verbose=0)
+    logits, val_features = scorer.predict(val_images, batch_size=32, verbose=0)
+    refusal = fit_refusal(train_images[..., 0], train_features, val_images[..., 0], val_features)
+    return refusal, describe_reference(
+        describe_images(refusal, val_images[..., 0], val_features) | {"logit": log_odds(logits)})
+
+
+def describe_images(refusal: Refusal, images: NDArray, features: NDArray) -> dict[str, NDArray]:
+    """Measure what can drift without labels, each (N,).
+
+    Args:
+        refusal: Of the model.
+        images: ``uint8`` (N, H, W), preprocessed.
+        features: (N, F), pooled features of the same images.
+    """
+    return image_statistics(images) | {"likeness": refusal.likenesses(images),
+                                       "distance": np.asarray(refusal.distances(features), np.float64)}
