@@ -73,7 +73,7 @@ def test_reading_and_calibrating_need_the_small_core_only():
     code = ("import sys\nfor name in ('scipy', 'sklearn', 'pandas', 'papermill', 'tensorflow', 'keras'):\n"
             "    sys.modules[name] = None\n"
             "import chestxray.deployment.predict, chestxray.deployment.bundle as b\n"
-            "c = b.Classifier(None, {'calibration': {'slope': 2.0, 'intercept': -1.0}})\n"
+            "c = b.Classifier(None, {'calibration': {'slope': 2.0, 'intercept': -1.0}}, None)\n"
             "import numpy as np\n"
             "assert abs(c.probabilities(np.array([0.5]))[0] - 0.5) < 1e-15")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

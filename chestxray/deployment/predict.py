@@ -11,7 +11,6 @@ import numpy as np
 
 from chestxray.data.images import preprocess, read_header
 from chestxray.deployment.bundle import Classifier
-from chestxray.deployment.reference import describe_images
 from chestxray.deployment.refusal import is_colour
 
 _BATCH = 32
@@ -50,7 +49,7 @@ def predict_files(classifier: Classifier, sources: str | Path | Iterable[str | P
         unreadable); ``probability`` (calibrated, 0–1) and ``decision`` (a
         class name), None unless ok; ``problem`` (empty, or the reason); the
         raw ``logit`` and what is measured on the image
-        (:func:`chestxray.deployment.reference.describe_images`), None when
+        (:meth:`chestxray.deployment.refusal.Refusal.measure`), None when
         unreadable.
 
     Raises:
@@ -85,7 +84,7 @@ def predict_files(classifier: Classifier, sources: str | Path | Iterable[str | P
 def _judge(classifier: Classifier, images: np.ndarray) -> Iterator[dict[str, Any]]:
     """Logit, measures and reason for refusal of each image, (N, size, size)."""
     logits, features = classifier.score(images)
-    columns = {"logit": logits} | describe_images(classifier.refusal, images, features)
+    columns = {"logit": logits} | classifier.refusal.measure(images, features)
     for number, reason in enumerate(classifier.refusal.reasons(images, features)):
         yield {name: float(column[number]) for name, column in columns.items()} | {"problem": reason}
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from chestxray.data.statistics import image_statistics
 from chestxray.deployment.bundle import with_features
 from chestxray.deployment.refusal import Refusal, fit_refusal
 from chestxray.evaluation.calibration import log_odds
@@ -31,8 +27,7 @@ def learn_reference(model: keras.Model, data: XrayData) -> tuple[Refusal, dict[s
 
     Returns:
         The refusal, and what :func:`chestxray.evaluation.drift.drift_table`
-        compares with: brightness, contrast and sharpness, likeness and
-        distance (see :class:`Refusal`), and the raw logit.
+        compares with: what :meth:`Refusal.measure` gives, and the raw logit.
     """
     scorer = with_features(model)
     train = data.part("train")
@@ -41,17 +36,5 @@ def learn_reference(model: keras.Model, data: XrayData) -> tuple[Refusal, dict[s
     _, train_features = scorer.predict(train_images, batch_size=32, verbose=0)
     logits, val_features = scorer.predict(val_images, batch_size=32, verbose=0)
     refusal = fit_refusal(train_images[..., 0], train_features, val_images[..., 0], val_features)
-    return refusal, describe_reference(
-        describe_images(refusal, val_images[..., 0], val_features) | {"logit": log_odds(logits)})
-
-
-def describe_images(refusal: Refusal, images: NDArray, features: NDArray) -> dict[str, NDArray]:
-    """Measure what can drift without labels, each (N,).
-
-    Args:
-        refusal: Of the model.
-        images: ``uint8`` (N, H, W), preprocessed.
-        features: (N, F), pooled features of the same images.
-    """
-    return image_statistics(images) | {"likeness": refusal.likenesses(images),
-                                       "distance": np.asarray(refusal.distances(features), np.float64)}
+    measured = refusal.measure(val_images[..., 0], val_features)
+    return refusal, describe_reference(measured | {"logit": log_odds(logits)})

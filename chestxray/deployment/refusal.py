@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from chestxray.data.statistics import image_statistics
+
 SIDE = 32
 """Of the mean film with which images are compared."""
 
@@ -65,6 +67,19 @@ class Refusal:
     def distances(self, features: NDArray) -> NDArray:
         """Mahalanobis distance of pooled features, (N, F), from those of the training images, (N,)."""
         return np.linalg.norm((features - self.center) @ self.whitening.T, axis=1)
+
+    def measure(self, images: NDArray, features: NDArray) -> dict[str, NDArray]:
+        """Measure what can drift without labels: brightness, contrast, sharpness, likeness, distance.
+
+        Args:
+            images: ``uint8`` (N, H, W), preprocessed.
+            features: (N, F), pooled features of the same images.
+
+        Returns:
+            Each ``float64`` (N,).
+        """
+        return image_statistics(images) | {"likeness": self.likenesses(images).astype(np.float64),
+                                           "distance": self.distances(features).astype(np.float64)}
 
     def reasons(self, images: NDArray, features: NDArray) -> list[str]:
         """Say why each image is refused; empty for those that are accepted.

@@ -57,8 +57,8 @@ def leg(seed):
     middle, width = generator.uniform(28, 36), generator.uniform(12, 18)
     image[:, int(middle - width):int(middle + width)] = 90
     for offset, thick in ((-5, 6), (7, 3)):
-        cv2.line(image, (int(middle + offset), 0), (int(middle + offset + generator.uniform(-3, 3)), SIDE), 200,
-                 thick)
+        place = middle + offset
+        cv2.line(image, (int(place), 0), (int(place + generator.uniform(-3, 3)), SIDE), 200, thick)
     return cv2.GaussianBlur(image, (0, 0), 1.5) + generator.normal(0, 3, image.shape)
 
 
@@ -108,7 +108,8 @@ def test_saved_and_loaded_says_the_same(refusal, films, tmp_path):
     refusal.save(tmp_path / "refusal.npz")
     loaded = Refusal.load(tmp_path / "refusal.npz")
     mixed = np.concatenate([films[180:190], 255 - films[180:190], np.rot90(films[180:190], 2, (1, 2))])
-    assert [one.split("(")[0] for one in said(loaded, mixed)] == [one.split("(")[0] for one in said(refusal, mixed)]
+    before, after = said(refusal, mixed), said(loaded, mixed)
+    assert [one.split("(")[0] for one in after] == [one.split("(")[0] for one in before]
 
 
 def test_a_damaged_file_is_one_line(tmp_path):
