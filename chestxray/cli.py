@@ -1,4 +1,4 @@
-"""The command line: ``chestxray run | audit | predict | publish | cache``.
+"""The command line: ``chestxray run | audit | predict | evaluate | publish | cache``.
 
 Each command imports what it needs, so that help and prediction start fast.
 """
@@ -121,12 +121,7 @@ def audit(data_dir: str, classes: tuple[str, str] | None, page_path: Path | None
     from chestxray.data.audit import describe
     from chestxray.files import whole_file, write_json
     found, means = look(data_dir, classes)
-    for title, text, table in describe(found):
-        click.echo(f"\n{title}\n{'-' * len(title)}\n{text}".rstrip())
-        if table is not None:
-            click.echo(table.head(20).to_string(index=False, float_format="{:.3f}".format, na_rep=""))
-            if len(table) > 20:
-                click.echo(f"… and {len(table) - 20} more")
+    _show(describe(found))
     if json_path:
         write_json(json_path, found)
     if page_path:
@@ -135,6 +130,59 @@ def audit(data_dir: str, classes: tuple[str, str] | None, page_path: Path | None
             partial.write_text(audit_page(found, means), encoding="utf-8")
         click.echo(f"\nwrote {page_path}")
     sys.exit(1 if strict and found["flags"] else 0)
+
+
+def _show(sections: list[tuple]) -> None:
+    """Print sections of title, text and table; of long tables the first 20 rows."""
+    for title, text, table in sections:
+        click.echo(f"\n{title}\n{'-' * len(title)}\n{text}".rstrip())
+        if table is not None:
+            click.echo(table.head(20).to_string(index=False, float_format="{:.3f}".format, na_rep=""))
+            if len(table) > 20:
+                click.echo(f"… and {len(table) - 20} more")
+
+
+@main.command()
+@click.argument("predictions", type=click.Path(path_type=Path))
+@click.option("--model", type=click.Path(path_type=Path), required=True,
+              help="Folder of the model that made them: its card holds thresholds and reference.")
+@click.option("--labels", type=click.Path(path_type=Path),
+              help="CSV with path and label (0, 1 or a class name), and what else is known: group (the "
+              "patient), age, sex, site, …")
+@click.option("--by", default="", metavar="COLUMN,…", help="Columns of the labels to score apart.")
+@click.option("--prevalence", type=click.FloatRange(0, 1, min_open=True, max_open=True),
+              help="Share of pneumonia where the model is to be used.")
+@click.option("--html", "page_path", type=click.Path(path_type=Path), help="Write the report as a page, too.")
+@one_line_errors
+def evaluate(predictions: Path, model: Path, labels: Path | None, by: str, prevalence: float | None,
+             page_path: Path | None) -> None:
+    """Say what PREDICTIONS of `chestxray predict --csv` are worth.
+
+    With labels: discrimination, decisions, calibration and subgroups.
+    Without: whether images and scores have changed since the model was made.
+    """
+    import pandas as pd
+
+    from chestxray.evaluation.report import drift_report, join_labels, report
+    from chestxray.files import read_json, whole_file
+    card = read_json(model / "card.json")
+    table = pd.read_csv(predictions)
+    if labels is None:
+        sections = drift_report(table, card)
+    else:
+        table, absent = join_labels(table, pd.read_csv(labels), card["classes"])
+        if len(absent):
+            click.echo(f"{len(absent)} labels have no prediction, for example {absent['path'].iloc[0]}",
+                       err=True)
+        sections = report(table, card, [name for name in by.split(",") if name], prevalence)
+    _show(sections)
+    if page_path:
+        from chestxray.deployment.page import page, section
+        body = "\n".join(section(*one) for one in sections)
+        with whole_file(page_path) as partial:
+            partial.write_text(page(f"{card['name']} on {predictions.name}", body), encoding="utf-8")
+        click.echo(f"\nwrote {page_path}")
+    click.echo(f"\n{card['limits'][0]}")
 
 
 @main.command()

@@ -24,7 +24,7 @@ from chestxray import __version__
 from chestxray.data.catalog import SUBTYPES
 from chestxray.evaluation.calibration import apply_platt, fit_platt, log_odds
 from chestxray.evaluation.metrics import evaluate
-from chestxray.evaluation.operating import choose_thresholds
+from chestxray.evaluation.operating import choose_thresholds, choose_triage
 from chestxray.files import project_path, read_json, whole_file, whole_folder, write_json
 
 if TYPE_CHECKING:
@@ -119,7 +119,8 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
         shared = {
             "name": full_name, "classes": list(data.classes), "image": asdict(data.store.settings),
             "calibration": {"slope": slope, "intercept": intercept},
-            "thresholds": thresholds, "threshold_reasons": reasons, "metrics": metrics,
+            "thresholds": thresholds, "threshold_reasons": reasons,
+            "triage": choose_triage(val["label"], val["probability"]), "metrics": metrics,
             "parameters": parameters, "weights": weights, "versions": versions()}
         counts = data.table["split"].value_counts()
         known = (data.table["subtype"] != "").mean() > 0.5  # file names of the children's data set

@@ -97,7 +97,7 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def choose_triage(labels: ArrayLike, probabilities: ArrayLike, sensitivity: float = 0.98,
-                  specificity: float = 0.98) -> tuple[float, float]:
+                  specificity: float = 0.98) -> dict[str, float]:
     """Choose two thresholds on validation: rule out below the first, rule in from the second on.
 
     The first is the highest cut with at least this sensitivity, the second the
@@ -105,7 +105,7 @@ def choose_triage(labels: ArrayLike, probabilities: ArrayLike, sensitivity: floa
     round, and then both become their middle: nobody is referred.
 
     Returns:
-        ``(rule_out, rule_in)``, rule_out ≤ rule_in.
+        ``rule_out`` and ``rule_in``, rule_out ≤ rule_in.
     """
     labels, probabilities = check_scores(labels, probabilities, both_classes=True)
     scores = np.unique(probabilities)
@@ -114,7 +114,9 @@ def choose_triage(labels: ArrayLike, probabilities: ArrayLike, sensitivity: floa
     found = 1 - np.searchsorted(positives, cuts) / len(positives)
     cleared = np.searchsorted(negatives, cuts) / len(negatives)
     low, high = cuts[found >= sensitivity].max(), cuts[cleared >= specificity].min()
-    return (float(low), float(high)) if low <= high else ((low + high) / 2,) * 2
+    if low > high:
+        low = high = (low + high) / 2
+    return {"rule_out": float(low), "rule_in": float(high)}
 
 
 def triage_table(labels: ArrayLike, probabilities: ArrayLike, rule_out: float,

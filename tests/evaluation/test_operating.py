@@ -130,14 +130,14 @@ def test_triage_thresholds_meet_their_targets():
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 2, 2000)
     scores = 1 / (1 + np.exp(-generator.normal(2 * labels - 1, 1.0)))
-    out, into = choose_triage(labels, scores)
+    out, into = choose_triage(labels, scores).values()
     assert 0 < out < into < 1
     assert (scores[labels == 1] >= out).mean() >= 0.98 > (scores[labels == 1] >= out + 0.02).mean()
     assert (scores[labels == 0] < into).mean() >= 0.98 > (scores[labels == 0] < into - 0.02).mean()
 
 
 def test_a_perfect_model_refers_nobody():
-    out, into = choose_triage([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9])
+    out, into = choose_triage([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9]).values()
     assert out == into and 0.2 < out < 0.8
 
 

@@ -1,0 +1,226 @@
+"""Somebody's own predictions: what they are worth there, with labels and without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold
+
+from chestxray.evaluation.calibration import apply_platt, fit_platt
+from chestxray.evaluation.drift import drift_table
+from chestxray.evaluation.metrics import evaluate, wilson_interval
+from chestxray.evaluation.operating import PREVALENCES, operating_points, triage_table
+from chestxray.evaluation.reliability import calibration_metrics, shift_prevalence
+from chestxray.evaluation.subgroups import FEW, subgroup_table
+
+REPORT_SCHEMA = "chestxray.evaluation/1"
+_FOLDS = 5
+_NEXT = 20  # images to label next
+
+Section = tuple[str, str, pd.DataFrame | None]
+
+
+def join_labels(predictions: pd.DataFrame, labels: pd.DataFrame,
+                classes: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Put somebody's labels to predictions.
+
+    Args:
+        predictions: With ``path``.
+        labels: ``path`` (as in the predictions, or just the file's name where
+            that is unambiguous), ``label`` (0, 1, or a name of the classes),
+            and any columns more; ``group`` is the patient, without it every
+            image is taken for a patient of its own.
+        classes: Names of the negative and the positive class.
+
+    Returns:
+        The labelled predictions with ``label`` 0 or 1 and ``group``, and the
+        rows of ``labels`` for which there is no prediction.
+
+    Raises:
+        ValueError: A column is missing, a label unknown, a path twice or
+            ambiguous, or nothing matches.
+    """
+    for name, table, needed in (("predictions", predictions, {"path"}),
+                                ("labels", labels, {"path", "label"})):
+        if missing := needed - set(table):
+            raise ValueError(f"{name} need a column {sorted(missing)[0]}. Received: columns={list(table)}")
+        twice = table["path"][table["path"].duplicated()]
+        if len(twice):
+            raise ValueError(f"{name} name a path twice. Received: path={twice.iloc[0]!r}")
+    known = {"0": 0, "1": 1, classes[0]: 0, classes[1]: 1}
+    numbers = labels["label"].astype(str).map(known)
+    if numbers.isna().any():
+        wrong = labels["label"][numbers.isna()].iloc[0]
+        raise ValueError(f"labels must be one of {sorted(known)}. Received: label={wrong!r}")
+    names = predictions["path"].str.rsplit("/", n=1).str[-1]
+    by_name = {name: path for name, path in zip(names, predictions["path"], strict=True)}
+    ambiguous = set(names[names.duplicated(keep=False)])
+    paths = set(predictions["path"])
+
+    def place(path: str) -> str | None:
+        if path in paths:
+            return path
+        name = path.rsplit("/", 1)[-1]
+        if name in ambiguous:
+            raise ValueError(f"several predictions have this file name: give whole paths. "
+                             f"Received: path={path!r}")
+        return by_name.get(name)
+
+    placed = labels.assign(label=numbers.astype(int), path=labels["path"].astype(str).map(place))
+    found = placed.dropna(subset="path")
+    if found.empty:
+        raise ValueError("no path of the labels is among the predictions. "
+                         f"Received: path={labels['path'].iloc[0]!r}")
+    if found["path"].duplicated().any():
+        twice = found["path"][found["path"].duplicated()].iloc[0]
+        raise ValueError(f"two labels meet the same prediction. Received: path={twice!r}")
+    own = [column for column in predictions if column == "path" or column not in found]
+    joined = predictions[own].merge(found, on="path", validate="one_to_one")
+    if "group" not in joined:
+        joined["group"] = joined["path"]
+    return joined, labels[placed["path"].isna()]
+
+
+def locally_calibrated(table: pd.DataFrame, seed: int = 0) -> np.ndarray | None:
+    """Refit Platt scaling on these images, each scored by a fit on other patients.
+
+    Args:
+        table: ``logit``, ``label``, ``group``.
+
+    Returns:
+        Probabilities (N,); None where a class has fewer than two patient
+        groups a fold, or a fold ranks its images backwards.
+    """
+    if table.groupby("label")["group"].nunique().min() < 2 * _FOLDS:
+        return None
+    found = np.empty(len(table))
+    folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed)
+    for train, test in folds.split(table, table["label"], table["group"]):
+        slope, intercept = fit_platt(table["logit"].iloc[train], table["label"].iloc[train])
+        if slope <= 0:
+            return None
+        found[test] = apply_platt(table["logit"].iloc[test], slope, intercept)
+    return found
+
+
+def report(table: pd.DataFrame, card: Mapping[str, Any], by: Sequence[str] = (),
+           prevalence: float | None = None) -> list[Section]:
+    """Score labelled predictions of one model.
+
+    Args:
+        table: One row an image: ``probability`` (calibrated by the model's
+            card; missing where the image was refused), ``logit``, ``label``,
+            ``group``, and the columns of ``by``.
+        card: Of the model: thresholds and triage, frozen on its validation images.
+        by: Columns whose values are scored apart.
+        prevalence: Share of pneumonia where the model is to be used; without
+            it predictive values are given at 10, 25 and 50 %.
+
+    Returns:
+        Sections of title, text and table.
+
+    Raises:
+        ValueError: One class is missing, or there is no such column.
+    """
+    without = table["probability"].isna()
+    table = table[~without]
+    labels, probabilities, groups = (table[name] for name in ("label", "probability", "group"))
+    positives, patients = int(labels.sum()), groups.nunique()
+    counted = (f"{len(table):,} images of {patients:,} patients, {positives:,} with pneumonia, "
+               f"{len(table) - positives:,} without.")
+    if without.any():
+        counted += f" {without.sum():,} more were refused or could not be read, and are not scored."
+    if patients == len(table):
+        counted += " Every image is taken for another patient: if that is wrong, intervals are too narrow."
+    if min(positives, len(table) - positives) < FEW:
+        counted += f" A class has fewer than {FEW} images: read the intervals, not the values."
+    metrics, _ = evaluate(labels, probabilities, groups, card["thresholds"])
+    ranking = pd.DataFrame([{"metric": name, **metrics[name]} for name in ("auroc", "auprc")])
+    prevalences = PREVALENCES if prevalence is None else (prevalence,)
+    points = operating_points(labels, probabilities, card["thresholds"], prevalences)
+    sections: list[Section] = [
+        ("Images", counted, None),
+        ("Discrimination", "95 % intervals by bootstrap over patients.", ranking),
+        ("Decisions at the stored thresholds", "Chosen on the model's own validation images. Wilson "
+         "intervals. PPV and NPV at the prevalence given in percent.",
+         points.set_index("rule").T.reset_index(names="")),
+        _calibration(table, prevalence)]
+    if "triage" in card:
+        sections.append(("Triage", "Rule out / refer / rule in, at two stored thresholds.",
+                         triage_table(labels, probabilities, **card["triage"])))
+    threshold = card["thresholds"]["youden"]
+    for column in by:
+        sections.append((f"By {column}", "At the threshold youden. Differences between groups that lie "
+                         "within the intervals are no finding.", subgroup_table(table, column, threshold)))
+    return sections
+
+
+def _calibration(table: pd.DataFrame, prevalence: float | None) -> Section:
+    labels, groups = table["label"], table["group"]
+    versions = {"as stored": table["probability"].to_numpy()}
+    local = locally_calibrated(table)
+    if local is not None:
+        versions["refitted here (cross-validated)"] = local
+    rows = []
+    for name, probabilities in versions.items():
+        found = calibration_metrics(labels, probabilities, groups)
+        rows += [{"calibration": name, "metric": metric, **entry} for metric, entry in found.items()]
+    text = ("Slope 1 and intercept 0 are right; a slope below 1 is over-confident, an intercept below 0 says "
+            "too much pneumonia.")
+    if local is None:
+        text += " Too few patients to refit it here."
+    if prevalence is not None:
+        shifted = shift_prevalence(table["probability"], float(labels.mean()), prevalence)
+        text += (f" At a prevalence of {prevalence:.0%} instead of {labels.mean():.0%} here, the mean "
+                 f"probability {table['probability'].mean():.2f} becomes {shifted.mean():.2f} (Bayes' rule).")
+    return "Calibration", text, pd.DataFrame(rows)
+
+
+def drift_report(table: pd.DataFrame, card: Mapping[str, Any], seed: int = 0) -> list[Section]:
+    """Compare unlabelled predictions with what the model saw on validation.
+
+    Args:
+        table: From ``chestxray predict``: ``status``, ``probability``, the
+            raw ``logit``, and the measures of each image.
+        card: Of the model, with ``reference``.
+        seed: Of the random choice of images to label.
+
+    Returns:
+        Sections of title, text and table.
+
+    Raises:
+        ValueError: A column is missing, or nothing could be read.
+    """
+    names = list(card["reference"]["quantiles"])
+    if missing := {"status", "probability", *names} - set(table):
+        raise ValueError("predictions need the columns that chestxray predict writes; missing: "
+                         f"{sorted(missing)}. Received: columns={list(table)}")
+    read, judged = table[table["status"] != "unreadable"], table[table["status"] == "ok"]
+    if judged.empty:
+        raise ValueError(f"no image was classified. Received: rows={len(table)}")
+    shares, threshold = [], card["thresholds"]["youden"]
+    for what, count, total in (
+            ("unreadable", len(table) - len(read), len(table)),
+            ("refused", len(read) - len(judged), len(read)),
+            ("called pneumonia", int((judged["probability"] >= threshold).sum()), len(judged))):
+        low, high = wilson_interval(count, total)
+        shares.append({"what": what, "images": count, "of": total, "share": count / total, "low": float(low),
+                       "high": float(high)})
+    nearest = (judged["probability"] - threshold).abs().nsmallest(_NEXT // 2).index
+    others = judged.index.difference(nearest)
+    drawn = np.random.default_rng(seed).permutation(others)[:_NEXT // 2]
+    to_label = judged.loc[[*nearest, *drawn], ["path", "probability"]].assign(
+        why=["nearest to the threshold"] * len(nearest) + ["drawn at random"] * len(drawn))
+    return [
+        ("Shares", "Wilson intervals. About 1 % of the validation images would be refused.",
+         pd.DataFrame(shares)),
+        ("Drift", "Medians then and now, population stability index (what chance alone gives beside it), "
+         "Kolmogorov-Smirnov distance. Drift is not yet loss of performance, and performance can be lost "
+         "without drift: only labels tell.",
+         drift_table(card["reference"], {name: read[name] for name in names})),
+        ("What to label next", "The images nearest to the threshold teach where the model is unsure. An "
+         "honest estimate of its performance needs a random sample: begin with the ones drawn here, and go "
+         "on until there are a hundred of each class.", to_label)]

@@ -1,0 +1,201 @@
+"""Somebody's own images: labels meet predictions, and the report says what is true of them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from scipy.special import expit, logit
+
+from chestxray.cli import main
+from chestxray.evaluation.drift import describe_reference
+from chestxray.evaluation.report import drift_report, join_labels, locally_calibrated, report
+from chestxray.files import write_json
+
+CLASSES = ("NORMAL", "PNEUMONIA")
+MEASURES = ("brightness", "contrast", "sharpness", "likeness", "distance")
+
+
+def predictions_of(count=400, seed=0, slope=1.0, shift=0.0):
+    """Predictions of a model that is right but for slope and shift of its log-odds, and the labels."""
+    generator = np.random.default_rng(seed)
+    odds = generator.normal(0, 2, count)
+    labels = (generator.random(count) < expit(odds)).astype(int)
+    told = (odds - shift) / slope
+    table = pd.DataFrame({"path": [f"/films/{number}.png" for number in range(count)], "status": "ok",
+                          "probability": expit(told), "decision": "", "problem": "", "logit": told})
+    for name in MEASURES:
+        table[name] = generator.normal(100, 10, count)
+    return table, labels
+
+
+def card_of(table):
+    return {"name": "model", "classes": list(CLASSES), "limits": ["Research software, not a medical device."],
+            "thresholds": {"youden": 0.5, "sensitivity_95": None, "half": 0.5},
+            "triage": {"rule_out": 0.1, "rule_in": 0.9},
+            "reference": describe_reference({name: table[name] for name in (*MEASURES, "logit")})}
+
+
+@pytest.fixture(scope="module")
+def told():
+    table, labels = predictions_of()
+    given = pd.DataFrame({"path": table["path"], "label": labels, "site": np.arange(400) % 2,
+                          "group": np.arange(400) // 2})
+    return table, given
+
+
+# Labels
+
+def test_labels_meet_predictions_by_path_or_by_name(told):
+    table, given = told
+    for changed in (given, given.assign(path=given["path"].str.removeprefix("/films/")),
+                    given.assign(label=given["label"].map(dict(enumerate(CLASSES))))):
+        joined, absent = join_labels(table, changed.sample(frac=1, random_state=0), CLASSES)
+        assert absent.empty
+        joined = joined.set_index("path").loc[table["path"]]
+        assert joined["label"].tolist() == given["label"].tolist()
+        assert joined["group"].tolist() == given["group"].tolist()
+
+
+def test_labels_without_prediction_are_told(told):
+    table, given = told
+    more = pd.concat([given, pd.DataFrame({"path": ["elsewhere.png"], "label": [1]})])
+    joined, absent = join_labels(table, more, CLASSES)
+    assert len(joined) == 400 and absent["path"].tolist() == ["elsewhere.png"]
+
+
+def test_without_groups_each_image_is_a_patient(told):
+    table, given = told
+    joined, _ = join_labels(table, given.drop(columns="group"), CLASSES)
+    assert joined["group"].nunique() == 400
+    assert "another patient" in report(joined, card_of(table))[0][1]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda given: given.drop(columns="label"), "labels need a column label"),
+    (lambda given: given.assign(label="ill"), "Received: label='ill'"),
+    (lambda given: given.assign(label=None), "labels must be one of"),
+    (lambda given: pd.concat([given, given.iloc[:1]]), "name a path twice"),
+    (lambda given: given.assign(path="x/" + given["path"].str.removeprefix("/films/") + "x"),
+     "no path of the labels is among the predictions"),
+    (lambda given: pd.concat([given.iloc[:1], given.iloc[:1].assign(path="0.png")]), "same prediction")])
+def test_labels_that_do_not_fit(told, change, message):
+    table, given = told
+    with pytest.raises(ValueError, match=message):
+        join_labels(table, change(given), CLASSES)
+
+
+def test_an_ambiguous_file_name(told):
+    table, given = told
+    twins = table.assign(path=np.where(table.index == 1, "/other/0.png", table["path"]))
+    with pytest.raises(ValueError, match="whole paths. Received: path='0.png'"):
+        join_labels(twins, pd.DataFrame({"path": ["0.png"], "label": [1]}), CLASSES)
+
+
+# The report
+
+def section(sections, title):
+    return next(one for one in sections if one[0] == title)
+
+
+def test_the_report_scores_what_was_scored(told):
+    table, given = told
+    refused = table.assign(probability=table["probability"].where(table.index >= 10))
+    joined, _ = join_labels(refused, given, CLASSES)
+    sections = report(joined, card_of(table), ["site"])
+    counted = section(sections, "Images")[1]
+    assert counted.startswith("390 images of 195 patients") and "10 more were refused" in counted
+    rows = joined[joined["probability"].notna()]
+    called = rows["probability"] >= 0.5
+    points = section(sections, "Decisions at the stored thresholds")[2].set_index("")
+    assert points.loc["sensitivity", "youden"] == pytest.approx(called[rows["label"] == 1].mean())
+    assert list(points.columns) == ["youden", "half"]  # sensitivity_95 has no threshold
+    triage = section(sections, "Triage")[2].set_index("decision")
+    assert triage.loc["rule in", "images"] == (rows["probability"] >= 0.9).sum()
+    assert section(sections, "By site")[2]["images"].tolist() == [195, 195]
+
+
+def test_predictive_values_at_the_prevalence_asked_for(told):
+    table, given = told
+    joined, _ = join_labels(table, given, CLASSES)
+    points = section(report(joined, card_of(table), prevalence=0.1), "Decisions at the stored thresholds")[2]
+    assert {"ppv_10", "npv_10"} == {name for name in points[""] if name[:3] in ("ppv", "npv")}
+
+
+def test_local_recalibration_mends_what_is_wrong():
+    table, labels = predictions_of(2000, slope=0.5, shift=1.0)
+    rows = table.assign(label=labels, group=table.index)
+    found = section(report(rows, card_of(table)), "Calibration")[2]
+    found = found.set_index(["calibration", "metric"])["value"]
+    assert found["as stored", "slope"] == pytest.approx(0.5, abs=0.05)
+    assert found["refitted here (cross-validated)", "slope"] == pytest.approx(1, abs=0.1)
+    assert found["refitted here (cross-validated)", "brier"] < found["as stored", "brier"] - 0.01
+
+
+def test_recalibration_is_fitted_on_other_patients():
+    labels = np.arange(60) % 2
+    rows = pd.DataFrame({"logit": np.random.default_rng(0).normal(0, 1, 60) + labels, "label": labels,
+                         "group": np.arange(60) // 2})
+    swapped = rows.assign(label=np.where(rows["group"] == 7, 1 - rows["label"], rows["label"]))
+    before, after = locally_calibrated(rows), locally_calibrated(swapped)
+    changed = np.flatnonzero(before != after)
+    assert 40 < len(changed) < 60 and not set(changed) & {14, 15}  # its own fold did not see it
+
+
+def test_too_few_patients_are_not_recalibrated():
+    table, labels = predictions_of(400)
+    rows = table.assign(label=labels, group=np.arange(400) % 8)
+    text, found = section(report(rows, card_of(table)), "Calibration")[1:]
+    assert "Too few patients" in text and set(found["calibration"]) == {"as stored"}
+
+
+# Without labels
+
+def test_drift_shares_and_what_to_label(told):
+    table, _ = told
+    card = card_of(table)
+    later, _ = predictions_of(300, seed=1)
+    later["brightness"] += 15
+    later.loc[:29, ["status", "probability"]] = ["refused", np.nan]
+    later.loc[30:35, ["status", "probability", "logit", *MEASURES]] = ["unreadable", *[np.nan] * 7]
+    sections = drift_report(later, card)
+    shares = section(sections, "Shares")[2].set_index("what")
+    assert shares.loc["refused", ["images", "of"]].tolist() == [30, 294]
+    assert shares.loc["unreadable", ["images", "of"]].tolist() == [6, 300]
+    assert shares.loc["called pneumonia", "of"] == 264
+    verdicts = section(sections, "Drift")[2].set_index("what")["verdict"]
+    assert verdicts["brightness"] == "large change"
+    assert set(verdicts.drop("brightness")) == {"no change seen"}
+    to_label = section(sections, "What to label next")[2]
+    assert len(to_label) == 20 and to_label["path"].is_unique
+    near = to_label[to_label["why"] == "nearest to the threshold"]["probability"]
+    judged = later["probability"].dropna()
+    assert sorted((near - 0.5).abs()) == pytest.approx(sorted((judged - 0.5).abs())[:10])
+
+
+# The command
+
+def test_command_with_and_without_labels(told, tmp_path):
+    table, given = told
+    write_json(tmp_path / "model" / "card.json", card_of(table))
+    table.to_csv(tmp_path / "p.csv", index=False)
+    given.to_csv(tmp_path / "labels.csv", index=False)
+    arguments = ["evaluate", str(tmp_path / "p.csv"), "--model", str(tmp_path / "model")]
+    result = CliRunner().invoke(main, [*arguments, "--html", str(tmp_path / "drift.html")])
+    assert result.exit_code == 0, result.output
+    assert "Drift is not yet loss of performance" in result.output
+    assert "Drift is not yet loss" in (tmp_path / "drift.html").read_text(encoding="utf-8")
+    result = CliRunner().invoke(main, [*arguments, "--labels", str(tmp_path / "labels.csv"), "--by", "site",
+                                       "--prevalence", "0.1"])
+    assert result.exit_code == 0, result.output
+    for said in ("By site", "ppv_10", "not a medical device"):
+        assert said in result.output
+    result = CliRunner().invoke(main, [*arguments, "--labels", str(tmp_path / "labels.csv"), "--by", "sex"])
+    assert result.exit_code == 2 and result.output.splitlines()[-1].endswith("Received: by='sex'")
+
+
+def test_shifted_prevalence_is_told(told):
+    table, given = told
+    joined, _ = join_labels(table, given, CLASSES)
+    text = section(report(joined, card_of(table), prevalence=0.2), "Calibration")[1]
+    odds = logit(joined["probability"]) + logit(0.2) - logit(joined["label"].mean())
+    assert f"becomes {expit(odds).mean():.2f}" in text
