@@ -1,0 +1,44 @@
+"""Masks meet their images by name."""
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from chestxray.data.masks import read_masks
+
+TABLE = pd.DataFrame({"path": ["train/a.jpeg", "train/b.jpeg", "test/c.png"]})
+
+
+@pytest.fixture
+def masks():
+    made = np.zeros((2, 10, 12), bool)
+    made[0, :5] = True
+    made[1, :, :6] = True
+    return made
+
+
+def test_npz_packed_or_not_and_a_folder_say_the_same(tmp_path, masks):
+    names = np.array(["c.jpeg", "a.jpeg"])
+    np.savez(tmp_path / "plain.npz", names=names, masks=masks)
+    np.savez(tmp_path / "packed.npz", names=names, packed=np.packbits(masks.reshape(2, -1), axis=1),
+             shape=np.array([10, 12]))
+    (tmp_path / "folder").mkdir()
+    for name, mask in zip(names, masks, strict=True):
+        cv2.imwrite(str(tmp_path / "folder" / f"{name[0]}.png"), mask.astype(np.uint8) * 255)
+    for source in ("plain.npz", "packed.npz", "folder"):
+        found, known = read_masks(tmp_path / source, TABLE, 20)
+        assert known.tolist() == [True, False, True] and found.shape == (2, 20, 20)
+        assert found[0, :, :10].all() and not found[0, :, 10:].any()  # a: the left half
+        assert found[1, :10].all() and not found[1, 10:].any()  # c: the upper half
+
+
+def test_what_is_no_mask(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Received: source="):
+        read_masks(tmp_path / "none.npz", TABLE, 20)
+    (tmp_path / "bad.npz").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="not a file of masks.*Received: path="):
+        read_masks(tmp_path / "bad.npz", TABLE, 20)
+    np.savez(tmp_path / "other.npz", names=np.array(["x.png"]), masks=np.zeros((1, 4, 4), bool))
+    with pytest.raises(ValueError, match="no mask has the name of an image"):
+        read_masks(tmp_path / "other.npz", TABLE, 20)
