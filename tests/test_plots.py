@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.text import Text
 
 from chestxray import plots
+from chestxray.evaluation.reliability import decision_curve, reliability_table
 
 
 @pytest.fixture(autouse=True)
@@ -238,6 +239,28 @@ def test_roc_pr_values_by_hand():
     assert list(roc.lines[1].get_ydata()) == [0, 0.5, 0.5, 1, 1]
 
 
+def test_roc_pr_shows_the_floor_and_the_band_of_the_first():
+    grid = np.array([0.0, 0.5, 1.0])
+    figure = plots.roc_pr({"a": ([0, 1, 0, 1], [0.1, 0.4, 0.5, 0.9])},
+                          band=(grid, [0, 0.2, 1], [0.5, 0.9, 1]),
+                          floor={"sees": "border", "auroc": 0.75, "roc": [0.0, 1.0, 1.0]})
+    roc = figure.axes[0]
+    lines = {line.get_label(): line for line in roc.lines}
+    assert lines["no lungs seen, 0.750\n(border)"].get_xydata().tolist() == [[0, 0], [0.5, 1], [1, 1]]
+    outline = roc.collections[0].get_paths()[0].vertices.tolist()
+    assert [0.5, 0.2] in outline and [0.5, 0.9] in outline
+
+
+def test_calibration_draws_bins_and_net_benefit():
+    labels, p = [0, 0, 1, 0, 1, 1, 1, 1], [0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9]
+    figure = plots.calibration({"a": reliability_table(labels, p, 2)},
+                               {"a": decision_curve(labels, p, [0.5])})
+    reliability, benefit = figure.axes
+    assert reliability.lines[1].get_xydata().tolist() == pytest.approx(np.array([[0.25, 0.25], [0.75, 1]]))
+    lines = {line.get_label(): line.get_ydata()[0] for line in benefit.lines}
+    assert lines == {"treat all": pytest.approx(5 / 8 - 3 / 8), "treat none": 0, "a": 0.5}
+
+
 def test_roc_pr_with_a_threshold_that_calls_nothing():
     plots.roc_pr({"a": ([0, 1], [0.1, 0.2])}, {"a": 0.9}).canvas.draw()
 
@@ -292,6 +315,7 @@ WRONG = {
     "one class": (lambda: plots.roc_pr({"a": ([1, 1], [0.1, 0.2])}), "probabilities=(2,)"),
     "NaN": (lambda: plots.score_distribution(LABELS, [0.1, np.nan], {}), "probabilities=(2,)"),
     "logits": (lambda: plots.score_distribution(LABELS, [-3.0, 3.0], {}), "probabilities=(2,)"),
+    "calibration of another": (lambda: plots.calibration({"a": None}, {"b": None}), "decisions=['b']"),
     "point": (lambda: plots.roc_pr({"a": (LABELS, [0.1, 0.2])}, {"b": 0.5}), "curves=['a']"),
     "arm": (lambda: plots.arms({}), "scored=[]"),
     "metric": (lambda: plots.comparison(pd.DataFrame({"name": ["a"]}), []), "metrics=[]"),

@@ -64,8 +64,9 @@ def audit(data_dir: str | Path, classes: tuple[str, str] | None = None) -> tuple
         "leak_by_image": float(np.mean(1 - (1 - FRACTIONS["train"]) ** (sizes - 1))),
         "overlap": overlap(table).to_dict("records") if published else [],
         "copies": copies.to_dict("records"),
-        "shortcuts": _records(shortcuts), "shift": _records(test_set_shift(table, images)),
-        "floor": {"sees": floor["sees"], "auroc": float(floor["auroc"])}}
+        "shortcuts": _records(shortcuts.drop(columns="roc")),
+        "shift": _records(test_set_shift(table, images)),
+        "floor": {"sees": floor["sees"], "auroc": float(floor["auroc"]), "roc": floor["roc"]}}
     found["flags"] = list(_flags(found))
     means = {name: images[(table["label"] == label).to_numpy()].mean(axis=0)
              for label, name in enumerate(found["classes"])}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
+
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest, norm, rankdata
 
@@ -157,6 +161,39 @@ def delong(labels: ArrayLike, first: ArrayLike, second: ArrayLike) -> dict[str, 
     p = 1.0 if difference == 0 else 0.0 if error == 0 else float(2 * norm.sf(abs(difference) / error))
     return {"difference": difference, "standard_error": error, "low": difference - 1.959964 * error,
             "high": difference + 1.959964 * error, "p": p}
+
+
+def pair_table(labels: ArrayLike, groups: ArrayLike, probabilities: Mapping[str, ArrayLike],
+               thresholds: Mapping[str, float]) -> pd.DataFrame:
+    """Compare every two of several models on the same images.
+
+    Args:
+        labels: Shape (N,), 0 or 1, both present.
+        groups: Shape (N,), the patient group of each image.
+        probabilities: Shape (N,) for each model, in the same order.
+        thresholds: One for each model, frozen on validation.
+
+    Returns:
+        One row a pair: ``first, second``; ``difference`` in AUROC with ``low``
+        and ``high`` (:func:`auroc_difference`); ``p_delong`` and
+        ``p_mcnemar``, each adjusted for the number of pairs (:func:`holm`);
+        ``agree``: share of images on which both decide alike; ``both_wrong``:
+        number of images on which neither is right.
+    """
+    labels, rows = check_labels(labels), []
+    for one, other in itertools.combinations(probabilities, 2):
+        first, second = (np.asarray(probabilities[name], np.float64) for name in (one, other))
+        value, low, high = auroc_difference(labels, groups, first, second)
+        called, also = (first >= thresholds[one]).astype(int), (second >= thresholds[other]).astype(int)
+        rows.append({"first": one, "second": other, "difference": value, "low": low, "high": high,
+                     "p_delong": delong(labels, first, second)["p"],
+                     "p_mcnemar": mcnemar(labels, called, also)["p"],
+                     "agree": float(np.mean(called == also)),
+                     "both_wrong": int(((called != labels) & (also != labels)).sum())})
+    table = pd.DataFrame(rows)
+    for column in ("p_delong", "p_mcnemar") if rows else ():
+        table[column] = holm(table[column])
+    return table
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:

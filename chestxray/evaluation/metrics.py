@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 # In the order to be shown: metrics of the probabilities, and of decisions at a threshold.
 RANKING_METRICS = ("auroc", "auprc", "loss", "brier")
@@ -178,6 +178,16 @@ def weighted_ranking(labels: NDArray, probabilities: NDArray, weights: NDArray) 
     precision = np.nan_to_num(_ratio(tp, tp + fp)[:, 1:])
     steps = np.sum(np.diff(tp) * precision, axis=1)
     return np.stack([_ratio(area, tp[:, -1] * fp[:, -1]), _ratio(steps, tp[:, -1])])
+
+
+def roc_band(labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike, draws: int = 500,
+             seed: int = 0) -> tuple[NDArray, NDArray, NDArray]:
+    """Return 1 − specificity (101,), and pointwise 95 % bounds of sensitivity there, over patients."""
+    labels, probabilities = check_scores(labels, probabilities, both_classes=True)
+    grid = np.linspace(0, 1, 101)
+    curves = [np.interp(grid, *roc_curve(labels, probabilities, sample_weight=weights)[:2])
+              for block in bootstrap_weights(labels, groups, draws, seed) for weights in block]
+    return grid, *np.percentile(curves, [2.5, 97.5], axis=0)
 
 
 def check_labels(labels: ArrayLike, both_classes: bool = False) -> NDArray:

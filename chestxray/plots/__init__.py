@@ -14,6 +14,7 @@ from chestxray.plots.data import (
 )
 from chestxray.plots.scores import (
     arms,
+    calibration,
     comparison,
     confusion_matrices,
     learning_curves,
@@ -24,6 +25,7 @@ from chestxray.plots.scores import (
 __all__ = [
     "arms",
     "augmentation_preview",
+    "calibration",
     "class_balance",
     "comparison",
     "confusion_matrices",

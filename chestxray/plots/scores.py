@@ -90,18 +90,27 @@ def confusion_matrices(confusions: Sequence[Mapping[str, int] | Sequence], title
 
 @mpl.rc_context(STYLE)
 def roc_pr(curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
-           points: Mapping[str, float] | None = None, synthetic: bool = False) -> Figure:
+           points: Mapping[str, float] | None = None, synthetic: bool = False,
+           band: Sequence[np.ndarray] | None = None, floor: Mapping | None = None) -> Figure:
     """Draw ROC and precision-recall curves; the legends give AUROC and average precision.
 
     Args:
         curves: Name to (labels, probabilities), both (N,).
         points: Name to the threshold (decision: probability >= threshold) to mark on its curves.
+        band: Of the first curve's ROC: 1 − specificity, lower and upper bound of sensitivity.
+        floor: What can be had without lungs (``floor`` of an audit): ``sees``, ``auroc`` and
+            ``roc``, sensitivities at evenly spaced 1 − specificity from 0 to 1.
     """
     checked, points = {name: check_scores(*pair) for name, pair in curves.items()}, points or {}
     check(len(checked) and set(points) <= set(checked), "curves are needed, and points on them",
           points=list(points), curves=list(checked))
     figure, (roc, pr) = panels(2, 2, 4.3, 4.2, synthetic=synthetic)
     roc.plot([0, 1], [0, 1], label="chance, 0.500", **GUIDE)
+    if floor:
+        roc.plot(np.linspace(0, 1, len(floor["roc"])), floor["roc"], color="#8C8C8C", lw=2.5, alpha=0.6,
+                 label=f"no lungs seen, {floor['auroc']:.3f}\n({floor['sees']})")
+    if band:
+        roc.fill_between(*band, color=MODELS[0], alpha=0.15, lw=0, label="95 % of the first")
     for prevalence in sorted({f"{y.mean():.3f}" for y, _ in checked.values()}):
         pr.axhline(float(prevalence), label=f"prevalence, {prevalence}", **GUIDE)
     for number, (name, (y, p)) in enumerate(checked.items()):
@@ -122,6 +131,38 @@ def roc_pr(curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
     for axis, place in ((roc, "lower right"), (pr, "lower left")):
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         axis.legend(loc=place)
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def calibration(tables: Mapping[str, pd.DataFrame], decisions: Mapping[str, pd.DataFrame],
+                synthetic: bool = False) -> Figure:
+    """Draw reliability diagrams beside decision curves.
+
+    Args:
+        tables: Name to the table of :func:`chestxray.evaluation.reliability.reliability_table`.
+        decisions: Name to the table of :func:`chestxray.evaluation.reliability.decision_curve`.
+    """
+    check(len(tables) and set(tables) == set(decisions), "both are needed for each model",
+          tables=list(tables), decisions=list(decisions))
+    figure, (reliability, benefit) = panels(2, 2, 4.3, 4.2, synthetic=synthetic)
+    reliability.plot([0, 1], [0, 1], label="predicted = observed", **GUIDE)
+    first = next(iter(decisions.values()))
+    benefit.plot(first["threshold"], first["all"], label="treat all", color="#8C8C8C")
+    benefit.axhline(0, label="treat none", **GUIDE)
+    for number, (name, table) in enumerate(tables.items()):
+        style = {"color": MODELS[number % 5], "ls": ("-", "--", "-.")[number // 5 % 3]}
+        reliability.plot(table["predicted"], table["observed"], marker="o", ms=4, label=name, **style)
+        reliability.vlines(table["predicted"], table["low"], table["high"], color=style["color"], lw=1,
+                           alpha=0.6)
+        benefit.plot(decisions[name]["threshold"], decisions[name]["model"], label=name, **style)
+    top = max(float(table["model"].max()) for table in decisions.values())
+    reliability.set(title="Calibration, bins of equally many images", xlabel="predicted probability",
+                    ylabel="share with pneumonia", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    benefit.set(title="Decision curve", xlabel="threshold probability", ylabel="net benefit", xlim=(0, 1),
+                ylim=(-0.25 * top, 1.05 * top))
+    reliability.legend(loc="upper left")
+    benefit.legend(loc="lower left")
     return figure
 
 

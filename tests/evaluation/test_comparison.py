@@ -8,6 +8,7 @@ from chestxray.evaluation.comparison import (
     delong,
     holm,
     mcnemar,
+    pair_table,
 )
 from chestxray.evaluation.metrics import evaluate
 
@@ -156,3 +157,18 @@ def test_holm_by_hand():
     # Sorted .01 .02 .03 .04 times 4 3 2 1: .04 .06 .06 .04, never falling: .04 .06 .06 .06.
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.6, 0.9]) == pytest.approx([1.0, 1.0])
+
+
+def test_pairs_are_adjusted_together():
+    labels, first = scores(6, count=200)
+    told = {"a": first, "b": first, "c": -first}
+    told = {name: 1 / (1 + np.exp(-one)) for name, one in told.items()}
+    table = pair_table(labels, np.arange(200), told, dict.fromkeys(told, 0.5)).set_index(["first", "second"])
+    assert list(table.index) == [("a", "b"), ("a", "c"), ("b", "c")]
+    same, other = table.loc["a", "b"], table.loc["a", "c"]
+    assert (same["difference"], same["agree"], same["p_delong"], same["p_mcnemar"]) == (0, 1, 1, 1)
+    assert same["both_wrong"] == ((told["a"] >= 0.5) != labels).sum()
+    assert other["agree"] == 0 and other["both_wrong"] == 0
+    single = mcnemar(labels, (told["a"] >= 0.5).astype(int), (told["c"] >= 0.5).astype(int))["p"]
+    assert other["p_mcnemar"] == pytest.approx(min(1, 3 * single))  # the smallest of three, times three
+    assert pair_table(labels, np.arange(200), {"a": told["a"]}, {"a": 0.5}).empty

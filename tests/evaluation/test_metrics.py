@@ -325,3 +325,17 @@ def test_draws_without_a_value_are_left_out():
 def test_mistakes_name_what_was_received(call, end):
     with pytest.raises(ValueError, match=f"Received: {end}$"):
         call()
+
+
+def test_roc_band_holds_the_curve_and_narrows_with_more_patients():
+    widths = []
+    for count in (100, 1600):
+        rng = np.random.default_rng(0)
+        labels = np.arange(count) % 2
+        scores = expit(labels + rng.normal(0, 1, count))
+        grid, low, high = metrics.roc_band(labels, scores, np.arange(count), draws=200)
+        positives, negatives = scores[labels == 1], np.sort(scores[labels == 0])
+        curve = [(positives > negatives[-1 - int(share * len(negatives))]).mean() for share in grid[1:-1]]
+        assert (low[1:-1] - 0.03 <= curve).all() and (curve <= high[1:-1] + 0.03).all()
+        widths.append((high - low).mean())
+    assert widths[1] == pytest.approx(widths[0] / 4, rel=0.3)  # 16 times the patients
