@@ -44,9 +44,10 @@ _HOME = {
     "chestxray.evaluation.subgroups": ("subgroup_table",),
     "chestxray.deployment.bundle": ("Classifier", "load_classifier"),
     "chestxray.deployment.predict": ("predict_files",),
-    "chestxray.results": ("comparison_table", "find_classifier", "log_test_look", "predict_arms",
-                          "read_predictions", "read_results", "record_arms", "record_model",
-                          "subtype_confusion", "write_result"),
+    "chestxray.record": ("log_test_look", "predict_arms", "record_arms", "record_model",
+                         "subtype_confusion"),
+    "chestxray.results": ("comparison_table", "find_classifier", "read_predictions", "read_results",
+                          "write_result"),
     "chestxray.experiments": ("run_plan",),
     "chestxray.files": ("project_path", "read_json"),
 }

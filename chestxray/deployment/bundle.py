@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chestxray.data.images import ImageSettings, apply_clahe, as_batch, resize
+from chestxray.deployment.card import model_card
 from chestxray.deployment.refusal import Refusal
 from chestxray.evaluation.calibration import apply_platt, log_odds
 from chestxray.files import read_json, write_json
@@ -182,38 +183,3 @@ def load_classifier(folder: str | Path) -> Classifier:
         warnings.warn("this OpenCV resizes slightly differently from the one in training; the self-test's "
                       "logit still agrees", stacklevel=2)
     return classifier
-
-
-def model_card(card: dict[str, Any]) -> str:
-    """Write the model card for people, as Markdown, from the card's numbers."""
-    def cell(entry: dict[str, float | None]) -> str:
-        low, high = entry["low"], entry["high"]
-        interval = "" if low is None or high is None else f" ({low:.3f}–{high:.3f})"
-        return "–" if entry["value"] is None else f"{entry['value']:.3f}{interval}"
-
-    data, image = card["training_data"], card["image"]
-    lines = [
-        f"# {card['name']}", "",
-        f"Classifies frontal chest radiographs: {card['classes'][0]} (0) against {card['classes'][1]} (1).",
-        "",
-        *(f"- **{limit}**" if number == 0 else f"- {limit}" for number, limit in enumerate(card["limits"])),
-        "", "## Data", "",
-        f"{data['name']}: {data['train']:,} training, {data['val']:,} validation and {data['test']:,} test "
-        f"images; split rule `{data['split_rule']}`, seed {data['seed']}, hash `{data['split_hash']}`. "
-        f"Initial weights: {card['weights']}.", "",
-        f"Input: {image['size']} × {image['size']} grey pixels in 0–255, {image['resize']}"
-        f"{', CLAHE' if image['clahe'] else ''}.", "",
-        "## Results", "",
-        "Calibration and the threshold (`youden`) were chosen on validation data. Intervals: 95 %, "
-        "bootstrap over patient groups.", "",
-        "| data | AUROC | Brier | accuracy | sensitivity | specificity |", "|---|---|---|---|---|---|",
-    ]
-    for part, metrics in card["metrics"].items():
-        at = metrics["youden"]
-        lines.append(f"| {part} | {cell(metrics['auroc'])} | {cell(metrics['brier'])} | "
-                     f"{cell(at['accuracy'])} | {cell(at['sensitivity'])} | {cell(at['specificity'])} |")
-    lines += ["", "## Thresholds on the calibrated probability", ""]
-    for rule, value in card["thresholds"].items():
-        shown = f"{value:.4f}" if value is not None else f"none: {card['threshold_reasons'][rule]}"
-        lines.append(f"- `{rule}`: {shown}")
-    return "\n".join(lines) + "\n"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from chestxray.evaluation.calibration import apply_platt, fit_platt
+from chestxray.evaluation.calibration import apply_platt, calibrate
 from chestxray.evaluation.comparison import arm_difference
 from chestxray.evaluation.metrics import weighted_metrics
 from chestxray.evaluation.operating import choose_thresholds
@@ -43,8 +43,7 @@ def score_arms(table: pd.DataFrame, arms: Mapping[str, Sequence[str]], baseline:
     for arm, columns in arms.items():
         scores[arm], cuts[arm], seeds = [], [], []
         for column in columns:
-            slope, intercept = fit_platt(val[column], val["label"])
-            slope, intercept = (slope, intercept) if slope > 0 else (1.0, 0.0)
+            slope, intercept = calibrate(val[column], val["label"])
             thresholds, _ = choose_thresholds(val["label"], apply_platt(val[column], slope, intercept))
             scores[arm].append(apply_platt(rows[column], slope, intercept))
             cuts[arm].append(thresholds["youden"])

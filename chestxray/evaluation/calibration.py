@@ -69,6 +69,17 @@ def fit_platt(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
     return float(slope), float(fit.x[1] - slope * center)
 
 
+def calibrate(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
+    """Fit Platt scaling (:func:`fit_platt`), but leave a model alone that ranks backwards.
+
+    Returns:
+        ``(slope, intercept)``; (1, 0) where the fitted slope is 0 or less,
+        which would turn the scores round in silence.
+    """
+    slope, intercept = fit_platt(logits, labels)
+    return (slope, intercept) if slope > 0 else (1.0, 0.0)
+
+
 def apply_platt(logits: ArrayLike, slope: float, intercept: float) -> np.ndarray:
     """Return calibrated probabilities, float64 in [0, 1], of the logits' shape.
 

@@ -1,0 +1,94 @@
+"""The model card for people, written from the numbers of ``card.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_USERS = (
+    "For research and teaching: students and researchers who study classifiers and their faults, engineers "
+    "who test a pipeline. Not for anybody's care: it was never tested where it would be used, nor by those "
+    "who would use it. A clinician who looks at its answers sees what such models do, not what is the matter "
+    "with a patient.")
+
+_CHECKLIST = (
+    ("Source of the data, eligibility", "the images of the folder named above, retrospective; inclusion as "
+     "published, not verifiable here"),
+    ("Reference standard", "the labels of the data set, given by readers of the films; no microbiology"),
+    ("Data partitions", "above; overlap of patient groups is printed by notebook 01"),
+    ("Preprocessing, missing data", "input above; unreadable files are left out and named"),
+    ("Model, training, software", "`card.json`: parameters, weights, versions"),
+    ("Choice of model and threshold", "on validation images alone; looks at test are logged in "
+     "`results/test_log.csv`"),
+    ("Performance with uncertainty", "above, 95 % intervals over patient groups"),
+    ("Calibration, clinical usefulness", "above, and the decision curve in notebook 06"),
+    ("Subgroups, fairness", "kind of pneumonia and series of films in notebook 06; age, sex and origin are "
+     "not known"),
+    ("Failure analysis", "worst mistakes by name in notebook 06"),
+    ("External testing", "none"),
+)
+
+
+def model_card(card: Mapping[str, Any]) -> str:
+    """Write the model card as Markdown.
+
+    Args:
+        card: Contents of ``card.json``.
+    """
+    data, image = card["training_data"], card["image"]
+    first, floor = card["limits"][0], card["floor"]
+    lines = [
+        f"# {card['name']}", "",
+        f"Classifies frontal chest radiographs: {card['classes'][0]} (0) against {card['classes'][1]} (1).",
+        "", f"**{first}**", "", "## Intended use", "", _USERS, "", "## Data", "",
+        f"{data['name']}: {data['train']:,} training, {data['val']:,} validation and {data['test']:,} test "
+        f"images; split rule `{data['split_rule']}`, seed {data['seed']}, hash `{data['split_hash']}`. "
+        f"Initial weights: {card['weights']}.", "",
+        f"Input: {image['size']} × {image['size']} grey pixels in 0–255, {image['resize']}"
+        f"{', CLAHE' if image['clahe'] else ''}.", "",
+        "## Results", "",
+        "Calibration and the threshold (`youden`) were chosen on validation data. Intervals: 95 %, bootstrap "
+        "over patient groups.", ""]
+    metrics = card["metrics"]
+    lines += _table(["data", "AUROC", "accuracy", "sensitivity", "specificity"], [
+        [part, _cell(found["auroc"]), *(_cell(found["youden"][name])
+                                        for name in ("accuracy", "sensitivity", "specificity"))]
+        for part, found in metrics.items()])
+    if floor:
+        lines += ["", f"The floor: a linear model that sees no lungs ({floor['sees']}) reaches AUROC "
+                  f"{floor['auroc']:.3f} on other patients of these data."]
+    lines += ["", "Calibration (slope 1 and intercept 0 are right; the skill is the gain in Brier score over "
+              "saying the prevalence):", ""]
+    names = ("brier", "brier_skill", "slope", "intercept", "ece")
+    lines += _table(["data", "Brier", "skill", "slope", "intercept", "ECE"], [
+        [part, *(_cell(found[name]) for name in names)] for part, found in metrics.items()])
+    lines += ["", "## Operating points", "",
+              "Thresholds on the calibrated probability, frozen on validation.", ""]
+    rows = []
+    for rule, value in card["thresholds"].items():
+        if value is None:
+            rows.append([f"`{rule}`", f"none: {card['threshold_reasons'][rule]}", "", "", ""])
+        else:
+            rows += [[f"`{rule}`", f"{value:.4f}", part, _cell(found[rule]["sensitivity"]),
+                      _cell(found[rule]["specificity"])] for part, found in metrics.items()]
+    lines += _table(["rule", "threshold", "data", "sensitivity", "specificity"], rows)
+    triage = card["triage"]
+    lines += ["", f"Triage: rule out below {triage['rule_out']:.4f}, rule in from {triage['rule_in']:.4f}, "
+              "refer between.", "", "## Limits", "", *(f"- {limit}" for limit in card["limits"]),
+              "- What is no upright frontal chest film is refused (`refusal.npz`); a mirrored one is not "
+              "noticed.", "", "## Reporting items", "",
+              "Those of [CLAIM 2024](https://doi.org/10.1148/ryai.240300) and "
+              "[TRIPOD+AI](https://doi.org/10.1136/bmj-2023-078378) that apply, in short.", ""]
+    lines += _table(["item", "here"], _CHECKLIST)
+    return "\n".join(lines) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def _cell(entry: Mapping[str, float | None]) -> str:
+    if entry["value"] is None:
+        return "–"
+    interval = "" if entry["low"] is None else f" ({entry['low']:.3f} to {entry['high']:.3f})"
+    return f"{entry['value']:.3f}{interval}"
