@@ -134,10 +134,11 @@ def audit(data_dir: str, classes: tuple[str, str] | None, page_path: Path | None
 
 def _show(sections: list[tuple]) -> None:
     """Print sections of title, text and table; of long tables the first 20 rows."""
+    from chestxray.deployment.page import number_text
     for title, text, table in sections:
         click.echo(f"\n{title}\n{'-' * len(title)}\n{text}".rstrip())
         if table is not None:
-            click.echo(table.head(20).to_string(index=False, float_format="{:.3f}".format, na_rep=""))
+            click.echo(table.head(20).to_string(index=False, float_format=number_text, na_rep=""))
             if len(table) > 20:
                 click.echo(f"… and {len(table) - 20} more")
 

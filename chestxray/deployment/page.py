@@ -31,13 +31,18 @@ def page(title: str, body: str) -> str:
             f"<h1>{html.escape(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n")
 
 
+def number_text(value: float) -> str:
+    """Three decimals, but none for whole numbers from 2 on, which are counts."""
+    return f"{value:.0f}" if value >= 2 and value == round(value) else f"{value:.3f}"
+
+
 def section(title: str, text: str = "", table: pd.DataFrame | None = None) -> str:
-    """Make a section of plain text and a table; numbers get three decimals."""
+    """Make a section of plain text and a table."""
     parts = [f"<h2>{html.escape(title)}</h2>"]
     if text:
         parts.append(f"<p>{html.escape(text)}</p>")
     if table is not None:
-        shown = table.to_html(index=False, float_format="{:.3f}".format, na_rep="–", border=0)
+        shown = table.to_html(index=False, float_format=number_text, na_rep="–", border=0)
         parts.append(f'<div class="scroll">{shown}</div>')
     return "\n".join(parts)
 

@@ -69,7 +69,7 @@ def wilson_interval(found: ArrayLike, total: ArrayLike) -> tuple[NDArray, NDArra
     share = found / total
     center = share + z**2 / (2 * total)
     spread = z * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    return (center - spread) / (1 + z**2 / total), (center + spread) / (1 + z**2 / total)
+    return tuple(np.clip((center + sign * spread) / (1 + z**2 / total), 0, 1) for sign in (-1, 1))
 
 
 def evaluate(
