@@ -145,9 +145,11 @@ def fit_refusal(train_images: NDArray, train_features: NDArray, val_images: NDAr
         val_features: (M, F).
     """
     from sklearn.covariance import LedoitWolf
-    fitted = LedoitWolf().fit(train_features)
+    fitted = LedoitWolf().fit(np.asarray(train_features, np.float64))
+    variances, directions = np.linalg.eigh(fitted.covariance_)
+    variances = np.maximum(variances, 1e-9 * variances.max() + 1e-12)  # of dead features, too
     film = _standardised(_standardised(train_images).mean(axis=0, keepdims=True))[0]
-    refusal = Refusal(film, -1.0, -1.0, fitted.location_, np.linalg.cholesky(fitted.precision_).T, np.inf)
+    refusal = Refusal(film, -1.0, -1.0, fitted.location_, (directions / np.sqrt(variances)).T, np.inf)
     films = _standardised(val_images)
     likeness = refusal._compare(films)
     least, margin = (np.quantile(values, 1 - ACCEPTED, method="lower")

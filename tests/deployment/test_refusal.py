@@ -116,3 +116,13 @@ def test_a_damaged_file_is_one_line(tmp_path):
     (tmp_path / "refusal.npz").write_bytes(b"PK nothing")
     with pytest.raises(ValueError, match="damaged .*Received: path="):
         Refusal.load(tmp_path / "refusal.npz")
+
+
+def test_features_that_are_dead_or_depend_on_each_other():
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (30, SIDE, SIDE)).astype(np.uint8)
+    one = generator.normal(0, 1e-4, (30, 1))
+    for features in (np.zeros((30, 5)), np.hstack([one, one, 1e6 * one, np.zeros((30, 3))])):
+        fitted = fit_refusal(images, features.astype(np.float32), images, features.astype(np.float32))
+        assert np.isfinite(fitted.distances(features)).all() and np.isfinite(fitted.most_distance)
+        assert fitted.distances(features[:1] + 1e9) > fitted.most_distance

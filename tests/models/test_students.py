@@ -25,7 +25,7 @@ def teacher(data, tmp_path, monkeypatch):
     monkeypatch.setenv("CHESTXRAY_CACHE", str(tmp_path / "cache"))
     model = build_student_cnn(tiny.SIZE)
     card = {"name": "teacher", "training_data": {"split_hash": data.split_hash}}
-    return {1: Teacher([(Classifier(model, card), data)])}
+    return {1: Teacher([(Classifier(model, card, None), data)])}
 
 
 def test_candidates_are_read_in_order():

@@ -34,7 +34,7 @@ def classifier(data, outputs=1, seed=1, split_hash=None):
     kernel = np.random.default_rng(seed).normal(0, 1, (64, outputs))
     model.get_layer("logit").set_weights([kernel, np.zeros(outputs)])
     return Classifier(model, {"name": f"teacher{seed}",
-                              "training_data": {"split_hash": split_hash or data.split_hash}})
+                              "training_data": {"split_hash": split_hash or data.split_hash}}, None)
 
 
 def says(one, pixels):
@@ -70,7 +70,7 @@ def test_members_see_their_own_pixels(tiny_folder, data):
     keras.utils.set_random_seed(1)
     model = build_student_cnn(48)
     model.get_layer("logit").set_weights([np.linspace(-1, 1, 64).reshape(64, 1), np.zeros(1)])
-    one = Classifier(model, {"name": "large", "training_data": {"split_hash": data.split_hash}})
+    one = Classifier(model, {"name": "large", "training_data": {"split_hash": data.split_hash}}, None)
     found = Teacher([(one, large)]).logits("val", list(data.part("val")["path"]))
     np.testing.assert_allclose(found, says(one, large.images("val")), atol=1e-5)
 
