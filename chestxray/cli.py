@@ -1,4 +1,4 @@
-"""The command line: ``chestxray run | audit | predict | evaluate | publish | cache``.
+"""The command line: ``chestxray run | audit | predict | evaluate | freeze | publish | cache``.
 
 Each command imports what it needs, so that help and prediction start fast.
 """
@@ -226,6 +226,25 @@ def predict(model: Path, sources: tuple[Path, ...], rule: str, table: Path | Non
     click.echo(f"{count.total()} images, {count['refused']} refused, {count['unreadable']} unreadable; "
                f"decided at {classifier.threshold(rule):.3f} ({rule}). {classifier.card['limits'][0]}")
     sys.exit(1 if count["unreadable"] else 0)
+
+
+@main.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("full_name", metavar="NAME")
+@click.option("--as", "name", required=True, help="Final name, without split rule and seed.")
+@click.option("--data-dir", required=True, help="The images it was trained on.")
+@click.option("--output-dir", type=click.Path(path_type=Path), required=True)
+@one_line_errors
+def freeze(run_folder: Path, full_name: str, name: str, data_dir: str, output_dir: Path) -> None:
+    """Score test once with model NAME of RUN, which was chosen on validation.
+
+    For models that were trained with `-p score_test False`. The look is logged.
+    """
+    from chestxray.freeze import freeze as score
+    found = score(run_folder, full_name, name, data_dir, output_dir)
+    test = found["metrics"]["test"]
+    click.echo(f"{found['name']} on test: AUROC {test['auroc']['value']:.3f}, accuracy "
+               f"{test['youden']['accuracy']['value']:.3f}")
 
 
 @main.command()

@@ -1,0 +1,71 @@
+"""From a model chosen on validation to the model of record: one look at test, no second training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from chestxray import plots
+from chestxray.data.dataset import load_data
+from chestxray.data.images import ImageSettings
+from chestxray.deployment.bundle import load_model
+from chestxray.files import read_json
+from chestxray.record import record_model
+from chestxray.results import read_predictions
+
+
+def freeze(run: str | Path, full_name: str, name: str, data_dir: str | Path,
+           output_dir: str | Path) -> dict[str, Any]:
+    """Put a model of a run on record under its final name, now with test scores and its figures.
+
+    Args:
+        run: Folder of the run in which it was trained with ``score_test=False``.
+        full_name: Its name there, with split rule and seed.
+        name: Final name, without them.
+        data_dir: The images it was trained on.
+        output_dir: Folder for model, result and figures.
+
+    Returns:
+        The result (contract 6).
+
+    Raises:
+        FileNotFoundError: The run has no such model.
+        ValueError: Test was already scored, or the images are others.
+    """
+    run, output_dir = Path(run), Path(output_dir)
+    result = read_json(run / "results" / f"{full_name}.json")
+    if "test" in result["metrics"]:
+        raise ValueError(f"the test images were scored already. Received: name={full_name!r}")
+    folder = run / "saved_models" / full_name
+    card = read_json(folder / "card.json")
+    data = load_data(data_dir, result["split_rule"], card["training_data"]["seed"],
+                     ImageSettings(**result["image"]), tuple(result["classes"]))
+    if data.split_hash != result["split_hash"]:
+        raise ValueError("these are not the images and the split it was trained on. "
+                         f"Received: split_hash={data.split_hash!r}, expected {result['split_hash']!r}")
+    found = record_model(load_model(folder / "model.keras"), data, name, output_dir,
+                         parameters=result["parameters"], weights=result["weights"],
+                         training=result["training"])
+    predictions = read_predictions(output_dir / "results", found["name"]).query("split == 'test'")
+    _draw(found, predictions, data.synthetic, output_dir / "images")
+    return found
+
+
+def _draw(result: dict[str, Any], predictions: pd.DataFrame, synthetic: bool, folder: Path) -> None:
+    """The figures that notebooks 02 and 03 draw of one model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name, thresholds, classes = result["name"], result["thresholds"], result["classes"]
+    labels, probabilities = predictions["label"], predictions["probability"]
+    rules = [rule for rule, value in thresholds.items() if value is not None]
+    history = pd.DataFrame(result["training"]["history"])
+    figures = {
+        "learning_curves": plots.learning_curves(history.assign(epoch=history.index + 1), synthetic),
+        "confusion": plots.confusion_matrices(
+            [result["confusion"]["test"][rule] for rule in rules],
+            [f"test, {rule} ({thresholds[rule]:.3f})" for rule in rules], synthetic, classes),
+        "roc_pr": plots.roc_pr({name: (labels, probabilities)}, {name: thresholds["youden"]}, synthetic),
+        "scores": plots.score_distribution(labels, probabilities, thresholds, synthetic, classes)}
+    for kind, figure in figures.items():
+        figure.savefig(folder / f"{kind}-{name}.png", dpi=120)
