@@ -1,0 +1,201 @@
+"""Which parts of a picture raised a model's score: Grad-CAM and HiResCAM.
+
+A map shows what contributed to the score, not where the disease is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import ArrayLike, NDArray
+
+from chestxray.models.backbones import BACKBONES
+from chestxray.models.builders import as_float32
+
+METHODS = ("gradcam", "hirescam")
+TARGETS = ("pneumonia", "normal")
+
+
+def gradcam(model: keras.Model, images: ArrayLike, layer: str | None = None,
+            target: str | int = "pneumonia", method: str = "gradcam",
+            batch_size: int = 32) -> tuple[NDArray, NDArray]:
+    """Weigh the feature maps of a layer by how much they raise the score.
+
+    Grad-CAM (Selvaraju 2017, arXiv:1610.02391) weighs each channel by the mean
+    of its gradient; HiResCAM (Draelos and Carin 2020, arXiv:2011.08891) weighs
+    each place by its own gradient, and is the one of the two that is exact for
+    a network that ends in one dense layer. Both keep what is positive. The
+    gradient is that of the logit: that of a probability vanishes where the
+    model is sure. Departure: maps are not enlarged to the picture's size, so
+    that their resolution is not mistaken for precision (`enlarge` does that).
+
+    Args:
+        model: Any Keras model of one picture with an output of shape (N, 1)
+            (the logit or probability of pneumonia), (N, 3) (logits of normal,
+            bacteria, virus) or (N, C). Layers inside nested models are found
+            by name, too. It is not changed; one in mixed precision is
+            computed in float32.
+        images: As the model takes them, (N, H, W, C).
+        layer: Name of a layer with feature maps (N, h, w, channels). By
+            default that of the backbone, or the last one that is larger than
+            one pixel.
+        target: ``"pneumonia"``, ``"normal"`` (the map of the negative score),
+            or, for other models, the number of a class.
+        method: ``"gradcam"`` or ``"hirescam"``.
+        batch_size: Pictures at a time.
+
+    Returns:
+        Maps ``float32`` (N, h, w), each divided by its maximum (zeros where
+        nothing is positive), and these maxima, (N,), in logits per (mean
+        over) pixel: a map of a picture in which nothing was found has a small
+        one.
+
+    Raises:
+        ValueError: Unknown layer, target or method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}. Received: method={method!r}")
+    if any(one.compute_dtype != "float32" for one in _layers(model)):
+        model = as_float32(model)
+    cut = find_layer(model, layer)
+    _check_target(model, target)
+    images, maps = np.asarray(images), []
+
+    @tf.function(reduce_retracing=True)
+    def explain(batch: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape(watch_accessed_variables=False) as tape, _watched(cut, tape) as seen:
+            score = _score(model, batch, target)
+        features = seen[-1]
+        gradient = tape.gradient(score, features, unconnected_gradients="zero")
+        if method == "gradcam":
+            gradient = tf.reduce_mean(gradient, axis=(1, 2), keepdims=True)
+        return tf.nn.relu(tf.reduce_sum(gradient * features, axis=-1))
+
+    for start in range(0, len(images), batch_size):
+        batch = tf.convert_to_tensor(images[start:start + batch_size], tf.float32)
+        maps.append(explain(batch).numpy())
+    found = np.concatenate(maps)
+    largest = found.max(axis=(1, 2))
+    return found / np.where(largest > 0, largest, 1)[:, None, None], largest
+
+
+def enlarge(maps: NDArray, size: tuple[int, int]) -> NDArray:
+    """Bring maps (N, h, w) to pictures of (H, W), linearly, ``float32`` (N, H, W)."""
+    return tf.image.resize(np.asarray(maps, np.float32)[..., None], size).numpy()[..., 0]
+
+
+def find_layer(model: keras.Model, name: str | None = None) -> keras.Layer:
+    """Find the layer whose feature maps are weighed.
+
+    Args:
+        model: Its layers are searched, and those of models inside it.
+        name: Of the layer; None for the default of :func:`gradcam`.
+
+    Raises:
+        ValueError: No such layer, or it has no feature maps; the message
+            lists those that have.
+    """
+    usable = {layer.name: layer for layer in _layers(model)
+              if len(_shape(layer)) == 4 and not isinstance(layer, keras.layers.InputLayer)}
+    if name is None:
+        for row in BACKBONES.values():
+            if row.gradcam_layer in usable:
+                return usable[row.gradcam_layer]
+        large = [layer for layer in usable.values() if max(_shape(layer)[1] or 2, _shape(layer)[2] or 2) > 1]
+        if large:
+            return large[-1]
+    if name not in usable:
+        raise ValueError(f"no such layer with feature maps; there are {list(usable)}. "
+                         f"Received: layer={name!r}")
+    return usable[name]
+
+
+def _layers(model: keras.Model) -> Iterator[keras.Layer]:
+    """All layers in order, those of inner models in their place."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _layers(layer)
+        else:
+            yield layer
+
+
+def _shape(layer: keras.Layer) -> tuple:
+    try:
+        shape = layer.output.shape
+    except AttributeError:  # several outputs, or none yet
+        return ()
+    return tuple(shape)
+
+
+def _check_target(model: keras.Model, target: str | int) -> None:
+    classes = model.output_shape[-1]
+    if target in TARGETS and classes in (1, 3):
+        return
+    if isinstance(target, int) and 0 <= target < classes and classes > 1:
+        return
+    raise ValueError(f"target must be one of {TARGETS} for models with 1 or 3 outputs, or the number of one "
+                     f"of {classes} classes. Received: target={target!r}")
+
+
+def _score(model: keras.Model, batch: tf.Tensor, target: str | int) -> tf.Tensor:
+    """What is explained, (N,): a log-odds, or the logit of one class."""
+    logits = _logits(model, batch)
+    if isinstance(target, int):
+        return logits[:, target]
+    odds = logits[:, 0]
+    if logits.shape[-1] > 1:  # normal, bacteria, virus
+        odds = tf.reduce_logsumexp(logits[:, 1:], axis=1) - odds
+    return odds if target == "pneumonia" else -odds
+
+
+def _logits(model: keras.Model, batch: tf.Tensor) -> tf.Tensor:
+    """Output before its sigmoid or softmax, without changing the model."""
+    *_, last = _layers(model)
+    entering: list[tf.Tensor] = []
+
+    def noting(original: Callable) -> Callable:
+        def call(inputs: tf.Tensor, *args: Any, **kwargs: Any) -> tf.Tensor:
+            entering.append(inputs)
+            return original(inputs, *args, **kwargs)
+        return call
+
+    with _replaced(last, noting):
+        outputs = model(batch, training=False)
+    if isinstance(last, (keras.layers.Activation, keras.layers.Softmax)):
+        return entering[-1]
+    if isinstance(last, keras.layers.Dense) and last.activation is not keras.activations.linear:
+        return tf.matmul(entering[-1], last.kernel) + (last.bias if last.use_bias else 0)
+    return outputs
+
+
+@contextlib.contextmanager
+def _watched(layer: keras.Layer, tape: tf.GradientTape) -> Iterator[list[tf.Tensor]]:
+    """Let the tape see what the layer gives: only what comes after it is differentiated."""
+    seen: list[tf.Tensor] = []
+
+    def watching(original: Callable) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> tf.Tensor:
+            features = original(*args, **kwargs)
+            tape.watch(features)
+            seen.append(features)
+            return features
+        return call
+
+    with _replaced(layer, watching):
+        yield seen
+
+
+@contextlib.contextmanager
+def _replaced(layer: keras.Layer, around: Callable[[Callable], Callable]) -> Iterator[None]:
+    """Call something around a layer for a while; the layer is as before afterwards."""
+    original = layer.call
+    object.__setattr__(layer, "call", around(original))
+    try:
+        yield
+    finally:
+        object.__delattr__(layer, "call")
