@@ -1,0 +1,178 @@
+"""Is a heatmap to be believed? Checks that need no opinion about what it should look like.
+
+Maps and masks are (N, H, W); maps are not negative, masks are ``bool``. Models
+enter as a callable from images, ``uint8`` (N, H, W), to scores (N,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import cv2
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
+from sklearn.metrics import average_precision_score
+
+Score = Callable[[NDArray], NDArray]
+
+
+def pointing_game(maps: NDArray, masks: NDArray) -> NDArray:
+    """Whether the largest value of each map lies in its mask (Zhang 2016), ``bool`` (N,).
+
+    An empty map misses. By chance the share of hits is that of the mask in
+    the picture.
+    """
+    maps, masks = _same_shape(maps, masks)
+    flat = maps.reshape(len(maps), -1)
+    hit = masks.reshape(len(masks), -1)[np.arange(len(maps)), flat.argmax(axis=1)]
+    return hit & (flat.max(axis=1) > 0)
+
+
+def energy_inside(maps: NDArray, masks: NDArray) -> NDArray:
+    """Share of each map that lies in its mask, (N,); NaN for an empty map. By chance: the mask's share."""
+    maps, masks = _same_shape(maps, masks)
+    total = maps.sum(axis=(1, 2))
+    return np.divide((maps * masks).sum(axis=(1, 2)), total, out=np.full(len(maps), np.nan), where=total > 0)
+
+
+def pixel_precision(maps: NDArray, masks: NDArray) -> NDArray:
+    """Average precision of each map as a ranking of pixels for its mask, (N,); NaN for an empty mask.
+
+    The area under the precision–recall curve of the map, cut at all heights;
+    by chance the mask's share of the picture.
+    """
+    maps, masks = _same_shape(maps, masks)
+    return np.array([average_precision_score(mask.ravel(), one.ravel()) if mask.any() else np.nan
+                     for one, mask in zip(maps, masks, strict=True)])
+
+
+def similarity(first: NDArray, second: NDArray) -> NDArray:
+    """Rank correlation (Spearman) of the pixels of each two maps, (N,); NaN where one is constant."""
+    first, second = _same_shape(first, second)
+    ranks = [rankdata(maps.reshape(len(maps), -1), axis=1) for maps in (first, second)]
+    centered = [one - one.mean(axis=1, keepdims=True) for one in ranks]
+    lengths = [np.sqrt((one**2).sum(axis=1)) for one in centered]
+    product = lengths[0] * lengths[1]
+    return np.divide((centered[0] * centered[1]).sum(axis=1), product, out=np.full(len(first), np.nan),
+                     where=product > 0)
+
+
+def occlusion(score: Score, images: NDArray, window: int = 32, step: int = 16) -> NDArray:
+    """Map how much the score falls when a square is greyed out: slow, and free of the model's inside.
+
+    Args:
+        score: The model.
+        images: ``uint8`` (N, H, W).
+        window: Side of the square, set to the picture's mean, in pixels.
+        step: Distance of neighbouring squares.
+
+    Returns:
+        (N, h, w): score of the picture minus that without the square, one
+        value a place; negative where the square held the score down.
+    """
+    images = np.asarray(images)
+    height, width = images.shape[1:]
+    whole = np.asarray(score(images), np.float64)
+    rows, columns = (range(0, max(1, side - window + 1), step) for side in (height, width))
+    found = np.empty((len(images), len(rows), len(columns)))
+    grey = images.mean(axis=(1, 2)).round().astype(np.uint8)[:, None, None]
+    for i, top in enumerate(rows):
+        for j, left in enumerate(columns):
+            hidden = images.copy()
+            hidden[:, top:top + window, left:left + window] = grey
+            found[:, i, j] = whole - score(hidden)
+    return found
+
+
+def perturbation_curves(score: Score, images: NDArray, maps: NDArray, insert: bool = False,
+                        steps: int = 16) -> NDArray:
+    """Blur pixels away in the order of a map, or bring them back (Petsiuk 2018, arXiv:1806.07421).
+
+    Args:
+        score: The model.
+        images: ``uint8`` (N, H, W).
+        maps: (N, H, W); the highest pixels go, or come, first.
+        insert: Begin with the blurred picture and bring pixels back.
+        steps: Equal portions of pixels.
+
+    Returns:
+        Scores after 0, 1, …, ``steps`` portions, (N, steps + 1). Departure:
+        what is gone is blurred (sigma: 1/12 of the side), not black, which no
+        film ever shows.
+    """
+    images, maps = np.asarray(images), np.asarray(maps, np.float64)
+    blurred = np.stack([cv2.GaussianBlur(image, (0, 0), images.shape[1] / 12) for image in images])
+    first, then = (blurred, images) if insert else (images, blurred)
+    order = np.argsort(-maps.reshape(len(maps), -1), axis=1, kind="stable")
+    place = np.argsort(order, axis=1, kind="stable").reshape(maps.shape)
+    portions = np.linspace(0, maps[0].size, steps + 1)
+    return np.stack([score(np.where(place < many, then, first)) for many in portions], axis=1)
+
+
+def control_maps(images: NDArray, seed: int = 0) -> dict[str, NDArray]:
+    """Maps that know nothing, (N, H, W) each: smooth noise, and a bell over the middle of the picture."""
+    count, height, width = np.asarray(images).shape
+    generator = np.random.default_rng(seed)
+    noise = np.stack([cv2.GaussianBlur(generator.random((height, width)), (0, 0), height / 16)
+                      for _ in range(count)])
+    y, x = np.mgrid[:height, :width]
+    bell = np.exp(-(((x - (width - 1) / 2) / width) ** 2 + ((y - (height - 1) / 2) / height) ** 2) / 0.1)
+    return {"random": noise - noise.min(axis=(1, 2), keepdims=True),
+            "centred Gaussian": np.broadcast_to(bell, (count, height, width))}
+
+
+def faithfulness_table(score: Score, images: NDArray, maps: Mapping[str, NDArray], groups: ArrayLike,
+                       steps: int = 16, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Compare maps with controls by deletion and insertion.
+
+    Args:
+        score: The model.
+        images: ``uint8`` (N, H, W).
+        maps: (N, H, W) by name; :func:`control_maps` are added.
+        groups: (N,), the patient group of each image.
+        steps: See :func:`perturbation_curves`.
+        draws, seed: Of the bootstrap over patient groups.
+
+    Returns:
+        One row a map and game: ``map``, ``game`` (deletion, where small is
+        good, or insertion, where large is), ``area`` (mean score along the
+        curve), and for what is no control, against each one:
+        ``gain_random`` and ``gain_centred Gaussian`` with ``_low`` and
+        ``_high``: by how much it is better, 95 % interval.
+    """
+    controls = control_maps(images, seed)
+    rows = []
+    for game, insert in (("deletion", False), ("insertion", True)):
+        areas = {name: perturbation_curves(score, images, some, insert, steps).mean(axis=1)
+                 for name, some in (dict(maps) | controls).items()}
+        for name, area in areas.items():
+            row = {"map": name, "game": game, "area": float(area.mean())}
+            for control in controls if name not in controls else ():
+                gain = (area - areas[control]) * (1 if insert else -1)
+                low, high = mean_interval(gain, groups, draws, seed)
+                row |= {f"gain_{control}": float(gain.mean()), f"gain_{control}_low": low,
+                        f"gain_{control}_high": high}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def mean_interval(values: ArrayLike, groups: ArrayLike, draws: int = 1000,
+                  seed: int = 0) -> tuple[float, float]:
+    """95 % interval of a mean by bootstrap over patient groups; NaN values are left out."""
+    values, groups = np.asarray(values, np.float64), np.asarray(groups)
+    known = ~np.isnan(values)
+    number = np.unique(groups[known], return_inverse=True)[1]
+    sums, counts = np.bincount(number, values[known]), np.bincount(number)
+    picks = np.random.default_rng(seed).integers(0, len(sums), (draws, len(sums)))
+    low, high = np.percentile(sums[picks].sum(axis=1) / counts[picks].sum(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _same_shape(first: ArrayLike, second: ArrayLike) -> tuple[NDArray, NDArray]:
+    first, second = np.asarray(first), np.asarray(second)
+    if first.ndim != 3 or first.shape != second.shape:
+        raise ValueError("two arrays (N, H, W) of one shape are needed. "
+                         f"Received: {first.shape}, {second.shape}")
+    return first, second
