@@ -199,3 +199,31 @@ def _replaced(layer: keras.Layer, around: Callable[[Callable], Callable]) -> Ite
         yield
     finally:
         object.__delattr__(layer, "call")
+
+
+def randomised(model: keras.Model, first: str, seed: int = 0) -> keras.Model:
+    """Copy a flat model with shuffled weights in all layers from one on (Adebayo 2018, arXiv:1810.03292).
+
+    A map that stays the same when the layers after it know nothing any more
+    shows the picture, not the model. Departure: the values of each weight are
+    shuffled, which keeps how large they are, where the paper draws new ones.
+
+    Args:
+        model: A flat model.
+        first: Name of the first layer that forgets; the last one alone, or
+            more and more of them: a cascade.
+        seed: Of the shuffling.
+
+    Raises:
+        ValueError: No such layer.
+    """
+    names = [layer.name for layer in model.layers]
+    if first not in names:
+        raise ValueError(f"no such layer. Received: first={first!r}")
+    generator, copy = np.random.default_rng(seed), keras.models.clone_model(model)
+    for number, name in enumerate(names):
+        weights = model.get_layer(name).get_weights()
+        if number >= names.index(first):
+            weights = [generator.permutation(one.ravel()).reshape(one.shape) for one in weights]
+        copy.get_layer(name).set_weights(weights)
+    return copy

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import chestxray as cx
-from chestxray.gradcam import enlarge, find_layer, gradcam
+from chestxray.gradcam import enlarge, find_layer, gradcam, randomised
 
 X = np.array([[4.0, -1, 0], [0, 2, 0], [0, 0, -8]], np.float32).reshape(1, 3, 3, 1)
 
@@ -70,9 +70,11 @@ def test_hirescam_adds_up_to_the_logit_and_gradcam_does_not():
 @pytest.fixture(scope="module")
 def compact():
     """The compact student, its weights drawn, and pictures for it."""
+    generator = np.random.default_rng(0)
     keras.utils.set_random_seed(3)
-    images = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 1))
-    return cx.build_compact_cnn(64), images.astype(np.uint8)
+    model = cx.build_compact_cnn(64)
+    model.get_layer("logit").set_weights([generator.normal(0, 1000, (160, 1)), np.array([0.3])])
+    return model, generator.integers(0, 256, (5, 64, 64, 1)).astype(np.uint8)
 
 
 def test_identities_on_pooling_and_one_dense_layer(compact):
@@ -81,6 +83,7 @@ def test_identities_on_pooling_and_one_dense_layer(compact):
     features = keras.Model(model.input, cut.output).predict(images, verbose=0)
     kernel, bias = model.get_layer("logit").get_weights()
     cam = (features * kernel[:, 0]).sum(axis=-1)
+    assert cam.min() < -0.1 and cam.max() > 0.1
     logits = model.predict(images, verbose=0)[:, 0]
     np.testing.assert_allclose(cam.mean(axis=(1, 2)) + bias, logits, atol=1e-4)
     for method in ("gradcam", "hirescam"):
@@ -186,3 +189,19 @@ def test_enlarging_keeps_place_and_range():
 def test_mistakes_are_named(given, message):
     with pytest.raises(ValueError, match=message):
         gradcam(two_channels([1.0, 0.0]), X, **given)
+
+
+def test_randomised_layers_forget_and_the_others_do_not(compact):
+    model, images = compact
+    names = [layer.name for layer in model.layers if layer.weights]
+    half = names[len(names) // 2]
+    copy = randomised(model, half)
+    for name in names:
+        same = all(np.array_equal(one, other) for one, other in zip(
+            model.get_layer(name).get_weights(), copy.get_layer(name).get_weights(), strict=True))
+        assert same == (names.index(name) < names.index(half) or name.endswith("bn")), name  # bn: all equal
+    assert np.abs(copy.predict(images, verbose=0) - model.predict(images, verbose=0)).min() > 0
+    again = randomised(model, half)
+    np.testing.assert_array_equal(again.predict(images, verbose=0), copy.predict(images, verbose=0))
+    with pytest.raises(ValueError, match="Received: first='x'"):
+        randomised(model, "x")

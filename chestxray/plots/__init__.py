@@ -12,6 +12,7 @@ from chestxray.plots.data import (
     preprocessing_steps,
     sample_grid,
 )
+from chestxray.plots.heatmaps import cascade, heatmaps, perturbation
 from chestxray.plots.scores import (
     arms,
     calibration,
@@ -26,11 +27,14 @@ __all__ = [
     "arms",
     "augmentation_preview",
     "calibration",
+    "cascade",
     "class_balance",
     "comparison",
     "confusion_matrices",
+    "heatmaps",
     "image_sizes",
     "learning_curves",
+    "perturbation",
     "preprocessing_steps",
     "roc_pr",
     "sample_grid",
