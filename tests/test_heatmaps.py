@@ -14,7 +14,7 @@ def test_one_scale_for_all_maps_and_the_strength_in_words():
     masks[0, 4:8, 8:12] = True
     figure = plots.heatmaps(images, maps, np.array([0.5, 2.0]), ["a", "b"], masks, synthetic=True)
     axes = figure.axes
-    assert [axis.get_title() for axis in axes[:4]] == ["a", "b", "strongest: 0.5", "strongest: 2"]
+    assert [axis.get_title("left") for axis in axes[:4]] == ["a", "b", "strongest: 0.5", "strongest: 2"]
     weak, strong = (axis.images[0] for axis in axes[2:4])
     assert weak.get_clim() == strong.get_clim() == (0, 2)
     assert weak.get_array().max() == 0.5 and weak.get_array().shape == (4, 4)  # not smoothed
