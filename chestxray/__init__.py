@@ -42,7 +42,6 @@ _HOME = {
     "chestxray.evaluation.reliability": ("calibration_metrics", "decision_curve", "reliability_table"),
     "chestxray.evaluation.stress": ("stress_table",),
     "chestxray.evaluation.subgroups": ("subgroup_table",),
-    "chestxray.gradcam": ("enlarge", "find_layer", "gradcam", "randomised"),
     "chestxray.deployment.bundle": ("Classifier", "load_classifier"),
     "chestxray.deployment.predict": ("predict_files",),
     "chestxray.record": ("log_test_look", "predict_arms", "record_arms", "record_model",

@@ -40,11 +40,14 @@ _STANDARD = [
     ("03_transfer_learning", "vgg16"),
     ("03_transfer_learning", "resnet50"),
     ("03_transfer_learning", "inceptionv3"),
+    ("05_explain", "explain_custom_cnn"),
+    ("05_explain", "explain_vgg16"),
     ("06_compare", None),
 ]
 PLANS: dict[str, list[tuple[str, str | None]]] = {
-    "demo": [(notebook, None) for notebook in
-             ("01_explore_data", "02_custom_cnn", "03_transfer_learning", "04_distillation", "06_compare")],
+    "demo": [
+        ("01_explore_data", None), ("02_custom_cnn", None), ("03_transfer_learning", None),
+        ("04_distillation", None), ("05_explain", "explain_custom_cnn"), ("06_compare", None)],
     "standard": _STANDARD,
     "full": _STANDARD,
 }
@@ -79,8 +82,10 @@ class Step:
             "data": self.data_key, "source": source, "version": __version__}
         if "weights" in self.parameters and "backbone" in self.parameters:
             parts["weights"] = _weights_key(self.parameters["weights"], self.parameters["backbone"])
-        for name in [*self.parameters.get("teachers", []), *self.parameters.get("teachers_three", [])]:
-            parts[f"teacher {name}"] = _teacher_key(name, self.parameters)
+        models = [self.parameters.get(role) for role in ("model", "other")]
+        for name in filter(None, [*models, *self.parameters.get("teachers", []),
+                                  *self.parameters.get("teachers_three", [])]):
+            parts[f"model {name}"] = _model_key(name, self.parameters)
         if "results" in self.parameters:
             parts["results"] = _results_key(Path(self.parameters["results"]))
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -97,8 +102,8 @@ def _weights_key(weights: str, backbone: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _teacher_key(name: str, parameters: dict[str, Any]) -> str:
-    """Contents of the card of a teacher."""
+def _model_key(name: str, parameters: dict[str, Any]) -> str:
+    """Contents of the card of a model that a notebook loads."""
     card = find_classifier(name, Path(parameters["output_dir"]), parameters["split"],
                            parameters.get("seed", 0)) / "card.json"
     return hashlib.sha256(card.read_bytes()).hexdigest() if card.is_file() else "missing"

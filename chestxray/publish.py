@@ -18,14 +18,15 @@ from chestxray.files import read_json, whole_file, whole_folder
 from chestxray.results import ARMS_SCHEMA, RESULT_SCHEMA, comparison_table, read_results
 
 PUBLIC_FIGURES = ("class_balance", "learning_curves", "confusion", "roc_pr", "scores", "comparison",
-                  "calibration", "arms")
+                  "calibration", "arms", "perturbation", "cascade")
 """First words of the figures that show curves and counts only."""
 
-PHANTOM_FIGURES = ("phantoms",)
+PHANTOM_FIGURES = ("phantoms", "heatmaps", "heatmaps_fine")
 """First words of the figures that are only ever made from phantoms."""
 
 _LARGEST_MODEL = 20_000_000  # bytes
-_PUBLIC_SCHEMAS = (RESULT_SCHEMA, ARMS_SCHEMA, AUDIT_SCHEMA, "chestxray.dataset/1", "chestxray.comparison/1")
+_PUBLIC_SCHEMAS = (RESULT_SCHEMA, ARMS_SCHEMA, AUDIT_SCHEMA, "chestxray.dataset/1", "chestxray.comparison/1",
+                   "chestxray.explanation/1")
 
 
 def publish(run: str | Path, repository: str | Path) -> list[str]:

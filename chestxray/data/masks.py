@@ -15,10 +15,11 @@ def read_masks(source: str | Path, table: pd.DataFrame, size: int) -> tuple[NDAr
     """Read the masks of some images, matched by the name of the file.
 
     Args:
-        source: Folder of PNG files named like the images (whatever their
-            suffix), white where the lungs are; or an ``.npz`` file with
-            ``names`` (N,) and ``masks`` (N, H, W), or ``packed`` (N, ⌈H·W/8⌉)
-            from :func:`numpy.packbits` and ``shape`` (H, W).
+        source: Folder of PNG files, white where the lungs (or lesions) are,
+            with the images' paths or just their names, whatever the suffix;
+            or an ``.npz`` file with ``names`` (N,) and ``masks`` (N, H, W), or
+            ``packed`` (N, ⌈H·W/8⌉) from :func:`numpy.packbits` and ``shape``
+            (H, W).
         table: Images, ``path``.
         size: Side of the result in pixels; masks are squashed to it as the
             images are by ``resize="stretch"``.
@@ -34,9 +35,12 @@ def read_masks(source: str | Path, table: pd.DataFrame, size: int) -> tuple[NDAr
     source = Path(source)
     stems = table["path"].str.rsplit("/", n=1).str[-1].str.rsplit(".", n=1).str[0]
     if source.is_dir():
-        files = {path.stem: path for path in source.rglob("*.png")}
-        known = stems.isin(list(files)).to_numpy()
-        found = [_read_png(files[stem]) for stem in stems[known]]
+        by_name = {path.stem: path for path in source.rglob("*.png")}
+        places = [source / Path(path).with_suffix(".png") for path in table["path"]]
+        files = [place if place.is_file() else by_name.get(stem)
+                 for place, stem in zip(places, stems, strict=True)]
+        known = np.array([file is not None for file in files])
+        found = [_read_png(file) for file in files if file]
     elif source.is_file():
         names, masks = _read_npz(source)
         place = {str(name).rsplit(".", 1)[0]: number for number, name in enumerate(names)}

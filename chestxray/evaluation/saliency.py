@@ -123,39 +123,33 @@ def control_maps(images: NDArray, seed: int = 0) -> dict[str, NDArray]:
             "centred Gaussian": np.broadcast_to(bell, (count, height, width))}
 
 
-def faithfulness_table(score: Score, images: NDArray, maps: Mapping[str, NDArray], groups: ArrayLike,
-                       steps: int = 16, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """Compare maps with controls by deletion and insertion.
+def faithfulness_table(curves: Mapping[str, Mapping[str, NDArray]], name: str, groups: ArrayLike,
+                       draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Compare a map with controls by the areas under its curves.
 
     Args:
-        score: The model.
-        images: ``uint8`` (N, H, W).
-        maps: (N, H, W) by name; :func:`control_maps` are added.
+        curves: For the games ``deletion`` (small areas are good) and
+            ``insertion`` (large ones) the curves of each map, (N, steps + 1),
+            from :func:`perturbation_curves`.
+        name: Of the map; the others are its controls.
         groups: (N,), the patient group of each image.
-        steps: See :func:`perturbation_curves`.
         draws, seed: Of the bootstrap over patient groups.
 
     Returns:
-        One row a map and game: ``map``, ``game`` (deletion, where small is
-        good, or insertion, where large is), ``area`` (mean score along the
-        curve), and for what is no control, against each one:
-        ``gain_random`` and ``gain_centred Gaussian`` with ``_low`` and
-        ``_high``: by how much it is better, 95 % interval.
+        One row a game and control: ``game, control, area, control_area``
+        (mean scores along the curves), and ``gain`` with ``low`` and
+        ``high``: by how much the map's area is better, 95 % interval.
     """
-    controls = control_maps(images, seed)
     rows = []
-    for game, insert in (("deletion", False), ("insertion", True)):
-        areas = {name: perturbation_curves(score, images, some, insert, steps).mean(axis=1)
-                 for name, some in (dict(maps) | controls).items()}
-        for name, area in areas.items():
-            row = {"map": name, "game": game, "area": float(area.mean())}
-            for control in controls if name not in controls else ():
-                gain = (area - areas[control]) * (1 if insert else -1)
-                low, high = mean_interval(gain, groups, draws, seed)
-                row |= {f"gain_{control}": float(gain.mean()), f"gain_{control}_low": low,
-                        f"gain_{control}_high": high}
-            rows.append(row)
-    return pd.DataFrame(rows)
+    for game, by_map in curves.items():
+        areas = {label: np.mean(scores, axis=1) for label, scores in by_map.items()}
+        for control in areas.keys() - {name}:
+            gain = (areas[name] - areas[control]) * (1 if game == "insertion" else -1)
+            low, high = mean_interval(gain, groups, draws, seed)
+            rows.append({"game": game, "control": control, "area": float(areas[name].mean()),
+                         "control_area": float(areas[control].mean()), "gain": float(gain.mean()), "low": low,
+                         "high": high})
+    return pd.DataFrame(rows).sort_values(["game", "control"], ignore_index=True)
 
 
 def mean_interval(values: ArrayLike, groups: ArrayLike, draws: int = 1000,

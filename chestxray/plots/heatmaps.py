@@ -33,7 +33,7 @@ def heatmaps(images: Images, maps: np.ndarray, strengths: np.ndarray, titles: Se
     check(maps.ndim == 3 and len(maps) == len(grey) == len(strengths), "a map and a strength are needed for "
           "each picture", maps=maps.shape, strengths=len(strengths))
     top = max(float(np.max(strengths)), 1e-12)
-    figure, axes = panels(3 * len(grey), len(grey), 2.1, 2.25,
+    figure, axes = panels(3 * len(grey), len(grey), 1.8, 1.95,
                           f"Maps of {maps.shape[1]} × {maps.shape[2]} values", synthetic)
     for column, (image, one, strength, title) in enumerate(zip(grey, maps, strengths, titles, strict=True)):
         extent = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)

@@ -42,3 +42,11 @@ def test_what_is_no_mask(tmp_path):
     np.savez(tmp_path / "other.npz", names=np.array(["x.png"]), masks=np.zeros((1, 4, 4), bool))
     with pytest.raises(ValueError, match="no mask has the name of an image"):
         read_masks(tmp_path / "other.npz", TABLE, 20)
+
+
+def test_equal_names_in_two_folders_are_told_apart_by_path(tmp_path):
+    for part, value in (("train", 255), ("test", 0)):
+        (tmp_path / part).mkdir()
+        cv2.imwrite(str(tmp_path / part / "a.png"), np.full((8, 8), value, np.uint8))
+    found, known = read_masks(tmp_path, pd.DataFrame({"path": ["train/a.jpeg", "test/a.jpeg"]}), 8)
+    assert known.all() and found[0].all() and not found[1].any()
