@@ -49,9 +49,10 @@ PLANS: dict[str, list[tuple[str, str | None]]] = {
         ("01_explore_data", None), ("02_custom_cnn", None), ("03_transfer_learning", None),
         ("04_distillation", None), ("05_explain", "explain_custom_cnn"), ("06_compare", None)],
     "standard": _STANDARD,
-    "full": _STANDARD,
+    "full": [*_STANDARD[:-1], ("03_transfer_learning", "vgg16_three"), ("04_distillation", "compact_student"),
+             _STANDARD[-1]],
 }
-"""Pairs of notebook and recipe; ``full`` plays them for every split rule."""
+"""Pairs of notebook and recipe; ``full`` plays them for every split rule, and distils students."""
 
 
 _RUN_WIDE = ("data_dir", "split", "output_dir", "results")  # set by options of the run, not by -p
