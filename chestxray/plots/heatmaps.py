@@ -76,7 +76,7 @@ def perturbation(curves: Mapping[str, Mapping[str, np.ndarray]], synthetic: bool
             axis.plot(share, mean, color=MODELS[number % 5], label=f"{name}, area {mean.mean():.3f}")
         good = "lower is better" if game == "deletion" else "higher is better"
         axis.set(title=f"{game.capitalize()} ({good})", xlabel="share of the pixels", xlim=(0, 1),
-                 ylabel="mean probability of pneumonia")
+                 ylabel="mean log-odds of pneumonia")
         axis.legend()
     return figure
 
