@@ -61,8 +61,8 @@ def main() -> None:
         rows.append({"batch": batch, **{name: len(films) / value for name, value in seconds.items()},
                      "faster": seconds["tf-keras-vis"] / seconds["chestxray"],
                      "lowest_correlation": float(correlation), "maps_compared": len(told)})
-        print("batch {batch}: {chestxray:.1f} maps/s, tf-keras-vis {tf-keras-vis:.1f}, {faster:.1f} x; lowest "
-              "correlation {lowest_correlation:.6f}".format(**rows[-1]), flush=True)
+        print("batch {batch}: {chestxray:.1f} maps/s, tf-keras-vis {tf-keras-vis:.1f}, {faster:.1f} x; "
+              "lowest correlation {lowest_correlation:.6f}".format(**rows[-1]), flush=True)
     write_json(project_path(f"results/benchmarks/gradcam-{given.backbone}.json"), {
         "schema": "chestxray.benchmark/1", "name": f"gradcam-{given.backbone}", "layer": layer,
         "image_size": size, "images": given.images, "rows": rows, "versions": versions()})

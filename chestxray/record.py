@@ -75,7 +75,10 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
     with whole_folder(output_dir / "saved_models" / full_name) as folder:
         as_float32(model).save(folder / "model.keras")
         reloaded = bundle.load_model(folder / "model.keras")
-        predictions = pd.concat([_logits(reloaded, data, part) for part in parts], ignore_index=True)
+        scorer, told = bundle.with_features(reloaded), {}
+        for part in parts:
+            told[part] = scorer.predict(data.dataset(part), verbose=0)
+        predictions = pd.concat([_table(data, part, told[part][0]) for part in parts], ignore_index=True)
         val = predictions[predictions["split"] == "val"]
         slope, intercept = calibrate(val["logit"], val["label"])
         if (slope, intercept) == (1.0, 0.0):
@@ -98,7 +101,7 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
         counts = data.table["split"].value_counts()
         known = (data.table["subtype"] != "").mean() > 0.5  # file names of the children's data set
         limits = bundle.SYNTHETIC_LIMITS if data.synthetic else bundle.LIMITS if known else bundle.LIMITS[:1]
-        refusal, reference = learn_reference(reloaded, data)
+        refusal, reference = learn_reference(scorer, data, *told["val"])
         bundle.write_card(folder, bundle.Classifier(reloaded, {
             "schema": bundle.CARD_SCHEMA, **shared, "limits": list(limits), "reference": reference,
             "training_data": {"name": data.name, "split_rule": data.rule, "split_hash": data.split_hash,
@@ -133,15 +136,18 @@ def _remove_checkpoints(output_dir: Path, full_name: str) -> None:
 
 
 def _logits(model: keras.Model, data: XrayData, part: str) -> pd.DataFrame:
+    return _table(data, part, model.predict(data.dataset(part), verbose=0))
+
+
+def _table(data: XrayData, part: str, logits: np.ndarray) -> pd.DataFrame:
     """Predictions of one part, in the table's order (contract 5), without probability."""
     rows = data.part(part)
     own = [column for column in rows if column not in (
         "path", "group", "subtype", "label", "split", "group_conservative", "official_split",
         "width", "height", "mode", "bytes", "sha256")]
-    logits = np.asarray(model.predict(data.dataset(part), verbose=0), dtype=np.float64)
     table = rows[["path", "group", "subtype", "label", "split", *own]].reset_index(drop=True)
     if logits.shape[1] > 1:
-        table[[f"logit_{name}" for name in SUBTYPES]] = logits
+        table[[f"logit_{name}" for name in SUBTYPES]] = logits.astype(np.float64)
     return table.assign(logit=log_odds(logits))
 
 
