@@ -82,10 +82,31 @@ def shortcuts() -> str:
         f"{audit['leak_by_image']:.0%} of its test images."]) + "\n"
 
 
+def heatmaps() -> str:
+    """What notebook 05 found on the real images."""
+    said = []
+    for path in sorted((ROOT / "results").glob("explain-*.json")):
+        found = read_json(path)
+        inside, peak = found["pointing"][:2]
+        stress = {row["change"]: row["auroc"] for row in found["stress"]}
+        games = [f"{row['game']} against {row['control']} maps: "
+                 + ("better" if row["low"] > 0 else "worse" if row["high"] < 0 else "undecided")
+                 for row in found["faithfulness"]]
+        said.append(
+            f"On real films (`{found['name'].removeprefix('explain-')}`, {found['method']} at "
+            f"`{found['layer']}`) {inside['value']:.0%} of the map ({inside['low']:.0%} to {inside['high']:.0%}) "
+            f"and {peak['value']:.0%} of its peaks lie inside the {found['inside']}, by chance "
+            f"{inside['by chance']:.0%}. With the lungs blacked out the AUROC falls from {stress['none']:.3f} to "
+            f"{stress['lungs blacked out']:.3f}. But: {'; '.join(games)}. And the maps of two different films "
+            f"agree with rank correlation {found['chance_similarity']:.2f}: such maps say more about the model "
+            "than about the film.")
+    return "\n\n".join(said) + "\n"
+
+
 def main() -> int:
     path = ROOT / "README.md"
     text = wanted = path.read_text(encoding="utf-8")
-    for block in (results, speed, shortcuts):
+    for block in (results, speed, heatmaps, shortcuts):
         begin, end = f"<!-- {block.__name__} -->\n", f"<!-- /{block.__name__} -->"
         before, rest = wanted.split(begin)
         wanted = before + begin + block() + end + rest.split(end)[1]
