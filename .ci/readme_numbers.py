@@ -89,17 +89,18 @@ def heatmaps() -> str:
         found = read_json(path)
         inside, peak = found["pointing"][:2]
         stress = {row["change"]: row["auroc"] for row in found["stress"]}
-        games = [f"{row['game']} against {row['control']} maps: "
+        games = [f"{row['game']} against {row['control']} "
                  + ("better" if row["low"] > 0 else "worse" if row["high"] < 0 else "undecided")
                  for row in found["faithfulness"]]
+        name, share = found["name"].removeprefix("explain-"), "{value:.0%} ({low:.0%} to {high:.0%})"
+        alike = found["chance_similarity"]
         said.append(
-            f"On real films (`{found['name'].removeprefix('explain-')}`, {found['method']} at "
-            f"`{found['layer']}`) {inside['value']:.0%} of the map ({inside['low']:.0%} to {inside['high']:.0%}) "
-            f"and {peak['value']:.0%} of its peaks lie inside the {found['inside']}, by chance "
-            f"{inside['by chance']:.0%}. With the lungs blacked out the AUROC falls from {stress['none']:.3f} to "
-            f"{stress['lungs blacked out']:.3f}. But: {'; '.join(games)}. And the maps of two different films "
-            f"agree with rank correlation {found['chance_similarity']:.2f}: such maps say more about the model "
-            "than about the film.")
+            f"On real films (`{name}`, {found['method']} at `{found['layer']}`) {share.format(**inside)} of the "
+            f"map and {share.format(**peak)} of its peaks lie inside the {found['inside']}, by chance "
+            f"{inside['by chance']:.0%}. With the lungs blacked out the AUROC is {stress['lungs blacked out']:.3f} "
+            f"instead of {stress['none']:.3f}. Against maps that know nothing: {'; '.join(games)}. The maps of "
+            f"two different films agree with rank correlation {alike:.2f}"
+            + (": they say more about the model than about the film." if alike > 0.5 else "."))
     return "\n\n".join(said) + "\n"
 
 
