@@ -93,13 +93,13 @@ def heatmaps() -> str:
                  + ("better" if row["low"] > 0 else "worse" if row["high"] < 0 else "undecided")
                  for row in found["faithfulness"]]
         name, share = found["name"].removeprefix("explain-"), "{value:.0%} ({low:.0%} to {high:.0%})"
-        alike = found["chance_similarity"]
+        alike, blind = found["chance_similarity"], stress["lungs blacked out"]
         said.append(
-            f"On real films (`{name}`, {found['method']} at `{found['layer']}`) {share.format(**inside)} of the "
-            f"map and {share.format(**peak)} of its peaks lie inside the {found['inside']}, by chance "
-            f"{inside['by chance']:.0%}. With the lungs blacked out the AUROC is {stress['lungs blacked out']:.3f} "
-            f"instead of {stress['none']:.3f}. Against maps that know nothing: {'; '.join(games)}. The maps of "
-            f"two different films agree with rank correlation {alike:.2f}"
+            f"On real films (`{name}`, {found['method']} at `{found['layer']}`) {share.format(**inside)} of "
+            f"the map and {share.format(**peak)} of its peaks lie inside the {found['inside']}, by chance "
+            f"{inside['by chance']:.0%}. With the lungs blacked out the AUROC is {blind:.3f} instead of "
+            f"{stress['none']:.3f}. Against maps that know nothing: {'; '.join(games)}. The maps of two "
+            f"different films agree with rank correlation {alike:.2f}"
             + (": they say more about the model than about the film." if alike > 0.5 else "."))
     return "\n\n".join(said) + "\n"
 
