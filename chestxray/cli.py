@@ -167,11 +167,15 @@ def evaluate(predictions: Path, model: Path, labels: Path | None, by: str, preva
     from chestxray.evaluation.report import drift_report, join_labels, report
     from chestxray.files import read_json, whole_file
     card = read_json(model / "card.json")
-    table = pd.read_csv(predictions)
+    texts = {"path": str, "label": str, "problem": str}
+    table = pd.read_csv(predictions, dtype=texts)
     if labels is None:
+        if by or prevalence:
+            raise ValueError("--by and --prevalence need --labels. "
+                             f"Received: by={by!r}, prevalence={prevalence}")
         sections = drift_report(table, card)
     else:
-        table, absent = join_labels(table, pd.read_csv(labels), card["classes"])
+        table, absent = join_labels(table, pd.read_csv(labels, dtype=texts), card["classes"])
         if len(absent):
             click.echo(f"{len(absent)} labels have no prediction, for example {absent['path'].iloc[0]}",
                        err=True)

@@ -13,7 +13,7 @@ from chestxray.data.images import ImageSettings
 from chestxray.deployment.bundle import load_model
 from chestxray.files import read_json
 from chestxray.record import record_model
-from chestxray.results import read_predictions
+from chestxray.results import RESULT_SCHEMA, read_predictions
 
 
 def freeze(run: str | Path, full_name: str, name: str, data_dir: str | Path,
@@ -32,12 +32,17 @@ def freeze(run: str | Path, full_name: str, name: str, data_dir: str | Path,
 
     Raises:
         FileNotFoundError: The run has no such model.
-        ValueError: Test was already scored, or the images are others.
+        ValueError: It is no model's result, test was already scored, by this
+            model or by another one of that final name, or the images are others.
     """
     run, output_dir = Path(run), Path(output_dir)
     result = read_json(run / "results" / f"{full_name}.json")
-    if "test" in result["metrics"]:
-        raise ValueError(f"the test images were scored already. Received: name={full_name!r}")
+    if not isinstance(result, dict) or result.get("schema") != RESULT_SCHEMA:
+        raise ValueError(f"not the result of a model. Received: name={full_name!r}")
+    final = f"{name}-{'-'.join(full_name.rsplit('-', 2)[1:])}"
+    if "test" in result["metrics"] or (output_dir / "results" / f"{final}.json").exists():
+        raise ValueError("the test images were scored already, and a second model under this name would be "
+                         f"chosen by them. Received: name={full_name!r}, final={final!r}")
     folder = run / "saved_models" / full_name
     card = read_json(folder / "card.json")
     data = load_data(data_dir, result["split_rule"], card["training_data"]["seed"],

@@ -56,7 +56,8 @@ def gradcam(model: keras.Model, images: ArrayLike, layer: str | None = None,
         one.
 
     Raises:
-        ValueError: Unknown layer, target or method.
+        ValueError: Unknown layer, target or method, or a model that does not
+            end in a layer.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}. Received: method={method!r}")
@@ -103,10 +104,13 @@ def find_layer(model: keras.Model, name: str | None = None) -> keras.Layer:
     usable = {layer.name: layer for layer in _layers(model)
               if len(_shape(layer)) == 4 and not isinstance(layer, keras.layers.InputLayer)}
     if name is None:
-        for row in BACKBONES.values():
-            if row.gradcam_layer in usable:
-                return usable[row.gradcam_layer]
         large = [layer for layer in usable.values() if max(_shape(layer)[1] or 2, _shape(layer)[2] or 2) > 1]
+        convolutions = [layer for layer in large if any(len(weight.shape) == 4 for weight in layer.weights)]
+        smallest = min((_shape(layer)[1] or 0 for layer in convolutions), default=0)
+        for row in BACKBONES.values():
+            usual = usable.get(row.gradcam_layer)
+            if usual is not None and (_shape(usual)[1] or 0) <= smallest:
+                return usual
         if large:
             return large[-1]
     if name not in usable:
@@ -155,22 +159,33 @@ def _score(model: keras.Model, batch: tf.Tensor, target: str | int) -> tf.Tensor
 
 def _logits(model: keras.Model, batch: tf.Tensor) -> tf.Tensor:
     """Output before its sigmoid or softmax, without changing the model."""
-    *_, last = _layers(model)
+    last = [layer for layer in _layers(model) if not _passes_on(layer)][-1]
     entering: list[tf.Tensor] = []
+    leaving: list[tf.Tensor] = []
 
     def noting(original: Callable) -> Callable:
         def call(inputs: tf.Tensor, *args: Any, **kwargs: Any) -> tf.Tensor:
             entering.append(inputs)
-            return original(inputs, *args, **kwargs)
+            leaving.append(original(inputs, *args, **kwargs))
+            return leaving[-1]
         return call
 
     with _replaced(last, noting):
         outputs = model(batch, training=False)
+    if outputs is not leaving[-1]:
+        raise ValueError("something that is no layer follows the last layer, perhaps a sigmoid, whose "
+                         "gradient vanishes where the model is sure: end in a layer. "
+                         f"Received: last layer={last.name!r}")
     if isinstance(last, (keras.layers.Activation, keras.layers.Softmax)):
         return entering[-1]
     if isinstance(last, keras.layers.Dense) and last.activation is not keras.activations.linear:
         return tf.matmul(entering[-1], last.kernel) + (last.bias if last.use_bias else 0)
     return outputs
+
+
+def _passes_on(layer: keras.Layer) -> bool:
+    """Whether a layer leaves values as they are (the usual end under mixed precision)."""
+    return isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.linear
 
 
 @contextlib.contextmanager

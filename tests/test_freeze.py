@@ -46,11 +46,13 @@ def test_the_frozen_model_says_what_the_chosen_one_said(chosen, data, tiny_folde
 
 
 def test_a_model_whose_test_was_seen_is_refused(chosen, tiny_folder, tmp_path):
-    CliRunner().invoke(main, arguments(chosen, tiny_folder, tmp_path))
+    given = arguments(chosen, tiny_folder, tmp_path)
+    assert CliRunner().invoke(main, given).exit_code == 0
     again = arguments(tmp_path / "final", tiny_folder, tmp_path)
-    result = CliRunner().invoke(main, [*again[:2], "best-patient-s0", *again[3:]])
-    assert result.exit_code == 2
-    assert result.output.splitlines()[-1].endswith("scored already. Received: name='best-patient-s0'")
+    frozen = [*again[:2], "best-patient-s0", "--as", "other", *again[5:]]
+    for arguments_of in (given, frozen):  # another candidate under the same name; the frozen one once more
+        result = CliRunner().invoke(main, arguments_of)
+        assert result.exit_code == 2 and "test images were scored already" in result.output
 
 
 def test_other_images_are_refused(chosen, tiny_folder, tmp_path):

@@ -113,12 +113,27 @@ def test_a_probability_is_explained_by_its_logit():
     """At a logit of 200 the gradient of the probability is exactly zero."""
     wanted = gradcam(two_channels([2.0, 1.0], bias=200.0), X)
     inner = two_channels([2.0, 1.0], bias=200.0)
-    for model in (two_channels([2.0, 1.0], bias=200.0, activation="sigmoid"),
-                  keras.Model(inner.input, layers.Activation("sigmoid")(inner.output))):
+    sure = two_channels([2.0, 1.0], bias=200.0, activation="sigmoid")
+    for model in (sure, keras.Model(inner.input, layers.Activation("sigmoid")(inner.output)),
+                  keras.Model(sure.input, layers.Activation("linear", dtype="float32")(sure.output))):
         assert model.predict(X, verbose=0) == 1
         found = gradcam(model, X)
         np.testing.assert_allclose(found[0], wanted[0], atol=1e-6)
         assert found[1] == pytest.approx(wanted[1])
+
+
+def test_a_sigmoid_that_is_no_layer_is_an_error():
+    inner = two_channels([2.0, 1.0])
+    with pytest.raises(ValueError, match="no layer follows the last layer.*Received: last layer='logit'"):
+        gradcam(keras.Model(inner.input, keras.ops.sigmoid(inner.output)), X)
+
+
+def test_an_early_layer_with_a_backbones_name_is_not_the_default():
+    inputs = keras.Input((8, 8, 1))
+    x = layers.ReLU(name="relu")(inputs)  # as DenseNet121's last one is called
+    x = layers.Conv2D(2, 3, name="late")(x)
+    model = keras.Model(inputs, layers.Dense(1)(layers.GlobalAveragePooling2D()(x)))
+    assert find_layer(model).name == "late"
 
 
 def test_three_logits_are_explained_by_their_log_odds():

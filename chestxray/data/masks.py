@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +18,10 @@ def read_masks(source: str | Path, table: pd.DataFrame, size: int) -> tuple[NDAr
     Args:
         source: Folder of PNG files, white where the lungs (or lesions) are,
             with the images' paths or just their names, whatever the suffix;
-            or an ``.npz`` file with ``names`` (N,) and ``masks`` (N, H, W), or
-            ``packed`` (N, ⌈H·W/8⌉) from :func:`numpy.packbits` and ``shape``
-            (H, W).
+            or an ``.npz`` file with ``names`` (N,) and ``masks`` (N, H, W),
+            above 0 where the lungs are, or ``packed`` (N, ⌈H·W/8⌉) from
+            :func:`numpy.packbits` and ``shape`` (H, W). A name counts alone
+            only where one image and one mask have it.
         table: Images, ``path``.
         size: Side of the result in pixels; masks are squashed to it as the
             images are by ``resize="stretch"``.
@@ -35,7 +37,8 @@ def read_masks(source: str | Path, table: pd.DataFrame, size: int) -> tuple[NDAr
     source = Path(source)
     stems = table["path"].str.rsplit("/", n=1).str[-1].str.rsplit(".", n=1).str[0]
     if source.is_dir():
-        by_name = {path.stem: path for path in source.rglob("*.png")}
+        files = sorted(source.rglob("*.png"))
+        by_name = _unique({path.stem: path for path in files}, [path.stem for path in files], stems)
         places = [source / Path(path).with_suffix(".png") for path in table["path"]]
         files = [place if place.is_file() else by_name.get(stem)
                  for place, stem in zip(places, stems, strict=True)]
@@ -43,16 +46,23 @@ def read_masks(source: str | Path, table: pd.DataFrame, size: int) -> tuple[NDAr
         found = [_read_png(file) for file in files if file]
     elif source.is_file():
         names, masks = _read_npz(source)
-        place = {str(name).rsplit(".", 1)[0]: number for number, name in enumerate(names)}
+        names = [str(name).rsplit("/", 1)[-1].rsplit(".", 1)[0] for name in names]
+        place = _unique({name: number for number, name in enumerate(names)}, names, stems)
         known = stems.isin(list(place)).to_numpy()
         found = masks([place[stem] for stem in stems[known]])
     else:
         raise FileNotFoundError(f"no such folder or file of masks. Received: source={str(source)!r}")
     if not known.any():
         raise ValueError(f"no mask has the name of an image. Received: source={str(source)!r}")
-    resized = [cv2.resize(np.asarray(mask, np.uint8), (size, size), interpolation=cv2.INTER_AREA)
-               if mask.shape != (size, size) else mask for mask in found]
-    return np.stack(resized).astype(bool), known
+    shares = [cv2.resize(np.float32(np.asarray(mask) > 0), (size, size), interpolation=cv2.INTER_AREA)
+              for mask in found]
+    return np.stack(shares) >= 0.5, known
+
+
+def _unique(place: dict, names: list[str], stems: pd.Series) -> dict:
+    """Leave out the names that several masks or several images have."""
+    twice = {name for name, count in Counter(names).items() if count > 1} | set(stems[stems.duplicated()])
+    return {name: value for name, value in place.items() if name not in twice}
 
 
 def _read_png(path: Path) -> NDArray:

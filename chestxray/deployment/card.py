@@ -14,7 +14,7 @@ _USERS = (
 _CHECKLIST = (
     ("Source of the data, eligibility", "the images of the folder named above, retrospective; inclusion as "
      "published, not verifiable here"),
-    ("Reference standard", "the labels of the data set, given by readers of the films; no microbiology"),
+    ("Reference standard", "the labels of the data set, taken as they are"),
     ("Data partitions", "above; overlap of patient groups is printed by notebook 01"),
     ("Preprocessing, missing data", "input above; unreadable files are left out and named"),
     ("Model, training, software", "`card.json`: parameters, weights, versions"),
@@ -22,8 +22,8 @@ _CHECKLIST = (
      "`results/test_log.csv`"),
     ("Performance with uncertainty", "above, 95 % intervals over patient groups"),
     ("Calibration, clinical usefulness", "above, and the decision curve in notebook 06"),
-    ("Subgroups, fairness", "kind of pneumonia and series of films in notebook 06; age, sex and origin are "
-     "not known"),
+    ("Subgroups, fairness", "kind of pneumonia and series of films in notebook 06; others by `chestxray "
+     "evaluate --by`, where they are known"),
     ("Failure analysis", "worst mistakes by name in notebook 06"),
     ("External testing", "none"),
 )
@@ -75,11 +75,13 @@ def model_card(card: Mapping[str, Any]) -> str:
     triage = card["triage"]
     lines += ["", f"Triage: rule out below {triage['rule_out']:.4f}, rule in from {triage['rule_in']:.4f}, "
               "refer between.", "", "## Limits", "", *(f"- {limit}" for limit in card["limits"]),
-              "- What is no upright frontal chest film is refused (`refusal.npz`); a mirrored one is not "
-              "noticed.", "", "## Reporting items", "",
-              "Those of [CLAIM 2024](https://doi.org/10.1148/ryai.240300) and "
-              "[TRIPOD+AI](https://doi.org/10.1136/bmj-2023-078378) that apply, in short.", ""]
-    lines += _table(["item", "here"], _CHECKLIST)
+              "- Images unlike 99 % of the validation images are refused (`refusal.npz`); a mirrored film is "
+              "not noticed, and what is refused was checked on few other kinds of pictures."]
+    if data["name"] != "synthetic":
+        lines += ["", "## Reporting items", "",
+                  "Those of [CLAIM 2024](https://doi.org/10.1148/ryai.240300) and "
+                  "[TRIPOD+AI](https://doi.org/10.1136/bmj-2023-078378) that apply, in short.", "",
+                  *_table(["item", "here"], _CHECKLIST)]
     return "\n".join(lines) + "\n"
 
 

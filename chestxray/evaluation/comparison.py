@@ -141,11 +141,17 @@ def delong(labels: ArrayLike, first: ArrayLike, second: ArrayLike) -> dict[str, 
     Returns:
         ``difference`` (first minus second), ``standard_error``, ``low`` and
         ``high`` (95 %) and ``p`` (two-sided).
+
+    Raises:
+        ValueError: A class has fewer than two images, shapes differ, or
+            labels or probabilities are no such.
     """
     labels, first = check_scores(labels, first, both_classes=True)
     _, second = check_scores(labels, second)
     positive, negative = labels == 1, labels == 0
     m, n = int(positive.sum()), int(negative.sum())
+    if min(m, n) < 2:
+        raise ValueError(f"two images of each class are needed. Received: positives={m}, negatives={n}")
     areas, by_positive, by_negative = [], [], []
     for scores in (first, second):
         whole = rankdata(scores)

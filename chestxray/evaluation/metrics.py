@@ -186,7 +186,8 @@ def roc_band(labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike, dra
     labels, probabilities = check_scores(labels, probabilities, both_classes=True)
     grid = np.linspace(0, 1, 101)
     curves = [np.interp(grid, *roc_curve(labels, probabilities, sample_weight=weights)[:2])
-              for block in bootstrap_weights(labels, groups, draws, seed) for weights in block]
+              for block in bootstrap_weights(labels, groups, draws, seed) for weights in block
+              if 0 < weights @ labels < weights.sum()]
     return grid, *np.percentile(curves, [2.5, 97.5], axis=0)
 
 

@@ -102,7 +102,9 @@ def choose_triage(labels: ArrayLike, probabilities: ArrayLike, sensitivity: floa
 
     The first is the highest cut with at least this sensitivity, the second the
     lowest with at least this specificity; a good model has them the other way
-    round, and then both become their middle: nobody is referred.
+    round, and then both become their middle: nobody is referred. Where too
+    many negatives have probability 1, no cut reaches the specificity, and the
+    second is 1.
 
     Returns:
         ``rule_out`` and ``rule_in``, rule_out ≤ rule_in.
@@ -113,7 +115,7 @@ def choose_triage(labels: ArrayLike, probabilities: ArrayLike, sensitivity: floa
     positives, negatives = (np.sort(probabilities[labels == label]) for label in (1, 0))
     found = 1 - np.searchsorted(positives, cuts) / len(positives)
     cleared = np.searchsorted(negatives, cuts) / len(negatives)
-    low, high = cuts[found >= sensitivity].max(), cuts[cleared >= specificity].min()
+    low, high = cuts[found >= sensitivity].max(), cuts[cleared >= specificity].min(initial=1.0)
     if low > high:
         low = high = (low + high) / 2
     return {"rule_out": float(low), "rule_in": float(high)}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import expit, logit
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from chestxray.evaluation.metrics import bootstrap_weights, check_scores, wilson_interval
@@ -72,6 +75,8 @@ def calibration_metrics(labels: ArrayLike, probabilities: ArrayLike, groups: Arr
         total = weights.sum()
         prevalence = weights @ labels / total
         brier = weights @ (probabilities - labels) ** 2 / total
+        if not 0 < prevalence < 1:  # the draw lost a class that lies in mixed groups only
+            return [brier, np.nan, np.nan, np.nan]
         return [brier, 1 - brier / (prevalence * (1 - prevalence)), _slope(odds, labels, weights),
                 _shift(odds, labels, weights)]
 
@@ -95,7 +100,9 @@ def _slope(odds: NDArray, labels: NDArray, weights: NDArray) -> float:
     if not len(negative) or not len(positive) or negative.max() <= positive.min():
         return np.nan
     model = LogisticRegression(C=np.inf, solver="newton-cholesky")
-    return float(model.fit(odds[:, None], labels, sample_weight=weights).coef_[0, 0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # it then goes on with another solver
+        return float(model.fit(odds[:, None], labels, sample_weight=weights).coef_[0, 0])
 
 
 def _shift(odds: NDArray, labels: NDArray, weights: NDArray) -> float:

@@ -28,11 +28,13 @@ def join_labels(predictions: pd.DataFrame, labels: pd.DataFrame,
     """Put somebody's labels to predictions.
 
     Args:
-        predictions: With ``path``.
+        predictions: With ``path``; of columns that both tables have, but for
+            label and group, these count.
         labels: ``path`` (as in the predictions, or just the file's name where
             that is unambiguous), ``label`` (0, 1, or a name of the classes),
-            and any columns more; ``group`` is the patient, without it every
-            image is taken for a patient of its own.
+            empty where it is not known yet) and any columns more; ``group`` is
+            the patient, without it every image is taken for a patient of its
+            own.
         classes: Names of the negative and the positive class.
 
     Returns:
@@ -50,11 +52,15 @@ def join_labels(predictions: pd.DataFrame, labels: pd.DataFrame,
         twice = table["path"][table["path"].duplicated()]
         if len(twice):
             raise ValueError(f"{name} name a path twice. Received: path={twice.iloc[0]!r}")
+    labels = labels[labels["label"].notna()]
+    if labels.empty:
+        raise ValueError(f"no label is given. Received: rows={len(predictions)}")
     known = {"0": 0, "1": 1, classes[0]: 0, classes[1]: 1}
     numbers = labels["label"].astype(str).map(known)
     if numbers.isna().any():
         wrong = labels["label"][numbers.isna()].iloc[0]
         raise ValueError(f"labels must be one of {sorted(known)}. Received: label={wrong!r}")
+    predictions = predictions.assign(path=predictions["path"].astype(str))
     names = predictions["path"].str.rsplit("/", n=1).str[-1]
     by_name = {name: path for name, path in zip(names, predictions["path"], strict=True)}
     ambiguous = set(names[names.duplicated(keep=False)])
@@ -77,31 +83,35 @@ def join_labels(predictions: pd.DataFrame, labels: pd.DataFrame,
     if found["path"].duplicated().any():
         twice = found["path"][found["path"].duplicated()].iloc[0]
         raise ValueError(f"two labels meet the same prediction. Received: path={twice!r}")
-    own = [column for column in predictions if column == "path" or column not in found]
-    joined = predictions[own].merge(found, on="path", validate="one_to_one")
+    told = [column for column in predictions if column not in ("label", "group")]
+    known_elsewhere = [column for column in found if column not in told or column == "path"]
+    joined = predictions[told].merge(found[known_elsewhere], on="path", validate="one_to_one")
     if "group" not in joined:
         joined["group"] = joined["path"]
     return joined, labels[placed["path"].isna()]
 
 
-def locally_calibrated(table: pd.DataFrame, seed: int = 0) -> np.ndarray | None:
+def locally_calibrated(table: pd.DataFrame, seed: int = 0) -> np.ndarray:
     """Refit Platt scaling on these images, each scored by a fit on other patients.
 
     Args:
         table: ``logit``, ``label``, ``group``.
 
     Returns:
-        Probabilities (N,); None where a class has fewer than two patient
-        groups a fold, or a fold ranks its images backwards.
+        Probabilities (N,).
+
+    Raises:
+        ValueError: A class has fewer than two patient groups a fold, or the
+            logits rank the images backwards.
     """
     if table.groupby("label")["group"].nunique().min() < 2 * _FOLDS:
-        return None
+        raise ValueError(f"too few patients (at least {2 * _FOLDS} of each class are needed)")
     found = np.empty(len(table))
     folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed)
     for train, test in folds.split(table, table["label"], table["group"]):
         slope, intercept = fit_platt(table["logit"].iloc[train], table["label"].iloc[train])
         if slope <= 0:
-            return None
+            raise ValueError("the model ranks these images backwards: refitting would turn it round")
         found[test] = apply_platt(table["logit"].iloc[test], slope, intercept)
     return found
 
@@ -125,8 +135,13 @@ def report(table: pd.DataFrame, card: Mapping[str, Any], by: Sequence[str] = (),
     Raises:
         ValueError: One class is missing, or there is no such column.
     """
+    if missing := {"probability", "logit", "label", "group"} - set(table):
+        raise ValueError("predictions need the columns that chestxray predict writes; missing: "
+                         f"{sorted(missing)}. Received: columns={list(table)}")
     without = table["probability"].isna()
     table = table[~without]
+    if table.empty:
+        raise ValueError(f"no labelled image was classified. Received: rows={len(without)}")
     labels, probabilities, groups = (table[name] for name in ("label", "probability", "group"))
     positives, patients = int(labels.sum()), groups.nunique()
     counted = (f"{len(table):,} images of {patients:,} patients, {positives:,} with pneumonia, "
@@ -160,22 +175,21 @@ def report(table: pd.DataFrame, card: Mapping[str, Any], by: Sequence[str] = (),
 
 def _calibration(table: pd.DataFrame, prevalence: float | None) -> Section:
     labels, groups = table["label"], table["group"]
-    versions = {"as stored": table["probability"].to_numpy()}
-    local = locally_calibrated(table)
-    if local is not None:
-        versions["refitted here (cross-validated)"] = local
-    rows = []
+    text = ("Slope 1 and intercept 0 are right; a slope below 1 is over-confident, an intercept below 0 says "
+            "too much pneumonia.")
+    versions, rows = {"as stored": table["probability"].to_numpy()}, []
+    try:
+        local = versions["refitted here (cross-validated)"] = locally_calibrated(table)
+    except ValueError as error:
+        text += f" Not refitted: {error}."
+    else:
+        if prevalence is not None:
+            shifted = shift_prevalence(local, float(labels.mean()), prevalence)
+            text += (f" At a prevalence of {prevalence:.0%} instead of {labels.mean():.0%} here, the mean "
+                     f"refitted probability {local.mean():.2f} becomes {shifted.mean():.2f} (Bayes' rule).")
     for name, probabilities in versions.items():
         found = calibration_metrics(labels, probabilities, groups)
         rows += [{"calibration": name, "metric": metric, **entry} for metric, entry in found.items()]
-    text = ("Slope 1 and intercept 0 are right; a slope below 1 is over-confident, an intercept below 0 says "
-            "too much pneumonia.")
-    if local is None:
-        text += " Too few patients to refit it here."
-    if prevalence is not None:
-        shifted = shift_prevalence(table["probability"], float(labels.mean()), prevalence)
-        text += (f" At a prevalence of {prevalence:.0%} instead of {labels.mean():.0%} here, the mean "
-                 f"probability {table['probability'].mean():.2f} becomes {shifted.mean():.2f} (Bayes' rule).")
     return "Calibration", text, pd.DataFrame(rows)
 
 
@@ -194,8 +208,11 @@ def drift_report(table: pd.DataFrame, card: Mapping[str, Any], seed: int = 0) ->
     Raises:
         ValueError: A column is missing, or nothing could be read.
     """
+    if "reference" not in card:
+        raise ValueError("the model's card has no reference to compare with. "
+                         f"Received: model={card['name']!r}")
     names = list(card["reference"]["quantiles"])
-    if missing := {"status", "probability", *names} - set(table):
+    if missing := {"path", "status", "problem", "probability", *names} - set(table):
         raise ValueError("predictions need the columns that chestxray predict writes; missing: "
                          f"{sorted(missing)}. Received: columns={list(table)}")
     read, judged = table[table["status"] != "unreadable"], table[table["status"] == "ok"]
@@ -204,7 +221,7 @@ def drift_report(table: pd.DataFrame, card: Mapping[str, Any], seed: int = 0) ->
     shares, threshold = [], card["thresholds"]["youden"]
     for what, count, total in (
             ("unreadable", len(table) - len(read), len(table)),
-            ("refused", len(read) - len(judged), len(read)),
+            ("unlike a film of the trained kind", int(read["problem"].notna().sum()), len(read)),
             ("called pneumonia", int((judged["probability"] >= threshold).sum()), len(judged))):
         low, high = wilson_interval(count, total)
         shares.append({"what": what, "images": count, "of": total, "share": count / total, "low": float(low),
@@ -215,7 +232,7 @@ def drift_report(table: pd.DataFrame, card: Mapping[str, Any], seed: int = 0) ->
     to_label = judged.loc[[*nearest, *drawn], ["path", "probability"]].assign(
         why=["nearest to the threshold"] * len(nearest) + ["drawn at random"] * len(drawn))
     return [
-        ("Shares", "Wilson intervals. About 1 % of the validation images would be refused.",
+        ("Shares", "Wilson intervals. About 1 % of the validation images are unlike the trained kind.",
          pd.DataFrame(shares)),
         ("Drift", "Medians then and now, population stability index (what chance alone gives beside it), "
          "Kolmogorov-Smirnov distance. Drift is not yet loss of performance, and performance can be lost "

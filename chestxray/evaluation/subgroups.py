@@ -60,10 +60,8 @@ def _values(column: pd.Series) -> pd.Series:
     numbers = pd.to_numeric(column, errors="coerce")
     known = column.notna() & (column.astype(str) != "")
     if numbers[known].notna().all() and numbers.nunique() > _MOST_VALUES:
-        thirds = pd.qcut(numbers, 3, duplicates="drop")
-        names = {third: f"{numbers[thirds == third].min():g} to {numbers[thirds == third].max():g}"
-                 for third in thirds.cat.categories}
-        order = {name: number for number, name in enumerate(names.values())}
-        text = thirds.map(names).astype(str)
-        return text.map(lambda name: f"{order[name] + 1}: {name}" if name in order else "unknown")
+        codes = pd.qcut(numbers, 3, labels=False, duplicates="drop")
+        names = {code: f"{code + 1:.0f}: {numbers[codes == code].min():.10g} to "
+                       f"{numbers[codes == code].max():.10g}" for code in codes.dropna().unique()}
+        return codes.map(names).fillna("unknown")
     return column.astype(str).where(known, "unknown")

@@ -50,3 +50,21 @@ def test_equal_names_in_two_folders_are_told_apart_by_path(tmp_path):
         cv2.imwrite(str(tmp_path / part / "a.png"), np.full((8, 8), value, np.uint8))
     found, known = read_masks(tmp_path, pd.DataFrame({"path": ["train/a.jpeg", "test/a.jpeg"]}), 8)
     assert known.all() and found[0].all() and not found[1].any()
+
+
+def test_a_name_that_two_images_have_fits_neither(tmp_path):
+    (tmp_path / "md").mkdir()
+    cv2.imwrite(str(tmp_path / "md" / "1.png"), np.full((8, 8), 255, np.uint8))
+    cv2.imwrite(str(tmp_path / "md" / "2.png"), np.full((8, 8), 255, np.uint8))
+    table = pd.DataFrame({"path": ["normal/1.jpeg", "sick/1.jpeg", "sick/2.jpeg"]})
+    assert read_masks(tmp_path, table, 8)[1].tolist() == [False, False, True]
+
+
+def test_masks_of_0_and_255_are_those_of_0_and_1(tmp_path):
+    made = np.zeros((1, 14, 14), np.uint8)
+    made[0, 3:10, 3:10] = 1
+    found = []
+    for factor in (1, 255):
+        np.savez(tmp_path / "m.npz", names=np.array(["x/2.png"]), masks=made * factor)
+        found.append(read_masks(tmp_path / "m.npz", pd.DataFrame({"path": ["sick/2.jpeg"]}), 28)[0])
+    assert np.array_equal(*found) and found[0].sum() == 4 * 49

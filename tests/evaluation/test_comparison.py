@@ -172,3 +172,8 @@ def test_pairs_are_adjusted_together():
     single = mcnemar(labels, (told["a"] >= 0.5).astype(int), (told["c"] >= 0.5).astype(int))["p"]
     assert other["p_mcnemar"] == pytest.approx(min(1, 3 * single))  # the smallest of three, times three
     assert pair_table(labels, np.arange(200), {"a": told["a"]}, {"a": 0.5}).empty
+
+
+def test_delong_needs_two_images_of_each_class():
+    with pytest.raises(ValueError, match="Received: positives=1, negatives=3"):
+        delong([1, 0, 0, 0], [0.5, 0.1, 0.6, 0.2], [0.9, 0.1, 0.2, 0.3])

@@ -158,3 +158,7 @@ def test_thresholds_in_the_wrong_order():
 def test_a_single_class_has_no_threshold():
     with pytest.raises(ValueError, match="labels=all 1"):
         choose_thresholds([1, 1], [0.1, 0.2])
+
+
+def test_negatives_that_are_certain_leave_no_cut_for_ruling_in():
+    assert choose_triage([0, 0, 1, 1], [0.1, 1.0, 0.6, 1.0])["rule_in"] == 1

@@ -5,6 +5,7 @@ import pytest
 from scipy.special import expit, logit
 from scipy.stats import binomtest
 
+from chestxray.evaluation.metrics import roc_band
 from chestxray.evaluation.reliability import (
     calibration_metrics,
     decision_curve,
@@ -92,3 +93,15 @@ def test_shift_of_prevalence_is_bayes_rule():
     assert logit(shift_prevalence([0.5], 0.7, 0.1))[0] == pytest.approx(logit(0.1) - logit(0.7))
     with pytest.raises(ValueError, match="Received: new=1.0"):
         shift_prevalence(p, 0.5, 1.0)
+
+
+def test_normals_in_mixed_patients_only():
+    """Draws without a normal film have no skill and no slope; they are left out, and nothing is infinite."""
+    groups = np.concatenate([np.arange(40), [0, 1, 2]])
+    labels = np.repeat([1, 0], [40, 3])
+    p = expit(np.random.default_rng(0).normal(1, 1, 43))
+    found = calibration_metrics(labels, p, groups, draws=200)
+    for name, entry in found.items():
+        assert name == "ece" or np.isfinite(list(entry.values())).all(), name
+    assert abs(found["intercept"]["high"]) < 10 and found["brier_skill"]["low"] > -20
+    assert np.isfinite(roc_band(labels, p, groups, draws=100)[1]).all()

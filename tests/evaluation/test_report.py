@@ -22,7 +22,7 @@ def predictions_of(count=400, seed=0, slope=1.0, shift=0.0):
     labels = (generator.random(count) < expit(odds)).astype(int)
     told = (odds - shift) / slope
     table = pd.DataFrame({"path": [f"/films/{number}.png" for number in range(count)], "status": "ok",
-                          "probability": expit(told), "decision": "", "problem": "", "logit": told})
+                          "probability": expit(told), "decision": "", "problem": None, "logit": told})
     for name in MEASURES:
         table[name] = generator.normal(100, 10, count)
     return table, labels
@@ -73,7 +73,6 @@ def test_without_groups_each_image_is_a_patient(told):
 @pytest.mark.parametrize(("change", "message"), [
     (lambda given: given.drop(columns="label"), "labels need a column label"),
     (lambda given: given.assign(label="ill"), "Received: label='ill'"),
-    (lambda given: given.assign(label=None), "labels must be one of"),
     (lambda given: pd.concat([given, given.iloc[:1]]), "name a path twice"),
     (lambda given: given.assign(path="x/" + given["path"].str.removeprefix("/films/") + "x"),
      "no path of the labels is among the predictions"),
@@ -145,7 +144,40 @@ def test_too_few_patients_are_not_recalibrated():
     table, labels = predictions_of(400)
     rows = table.assign(label=labels, group=np.arange(400) % 8)
     text, found = section(report(rows, card_of(table)), "Calibration")[1:]
-    assert "Too few patients" in text and set(found["calibration"]) == {"as stored"}
+    assert "too few patients" in text and set(found["calibration"]) == {"as stored"}
+
+
+def test_a_model_that_ranks_backwards_here_is_told():
+    table, labels = predictions_of(400)
+    rows = table.assign(label=1 - labels, group=table.index)
+    text = section(report(rows, card_of(table)), "Calibration")[1]
+    assert "ranks these images backwards" in text
+
+
+def test_columns_of_the_labels_never_replace_what_the_model_said(told):
+    table, given = told
+    joined, _ = join_labels(table, given.assign(probability=given["label"], logit=0.0, status="x"), CLASSES)
+    joined = joined.set_index("path").loc[table["path"]]
+    assert joined["probability"].tolist() == table["probability"].tolist()
+    assert (joined["logit"] == table["logit"].to_numpy()).all() and set(joined["status"]) == {"ok"}
+
+
+def test_labels_that_are_not_known_yet_are_left_out(told):
+    table, given = told
+    some = given.assign(label=given["label"].astype(str).where(given.index < 100))
+    assert len(join_labels(table, some, CLASSES)[0]) == 100
+    with pytest.raises(ValueError, match="no label is given"):
+        join_labels(table, given.assign(label=None), CLASSES)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda rows: rows.drop(columns="logit"), r"missing: \['logit'\]"),
+    (lambda rows: rows.assign(probability=np.nan), "no labelled image was classified")])
+def test_predictions_that_cannot_be_scored(told, change, message):
+    table, given = told
+    joined, _ = join_labels(table, given, CLASSES)
+    with pytest.raises(ValueError, match=message):
+        report(change(joined), card_of(table))
 
 
 # Without labels
@@ -155,11 +187,11 @@ def test_drift_shares_and_what_to_label(told):
     card = card_of(table)
     later, _ = predictions_of(300, seed=1)
     later["brightness"] += 15
-    later.loc[:29, ["status", "probability"]] = ["refused", np.nan]
+    later.loc[:29, ["status", "probability", "problem"]] = ["refused", np.nan, "upside down"]
     later.loc[30:35, ["status", "probability", "logit", *MEASURES]] = ["unreadable", *[np.nan] * 7]
     sections = drift_report(later, card)
     shares = section(sections, "Shares")[2].set_index("what")
-    assert shares.loc["refused", ["images", "of"]].tolist() == [30, 294]
+    assert shares.loc["unlike a film of the trained kind", ["images", "of"]].tolist() == [30, 294]
     assert shares.loc["unreadable", ["images", "of"]].tolist() == [6, 300]
     assert shares.loc["called pneumonia", "of"] == 264
     verdicts = section(sections, "Drift")[2].set_index("what")["verdict"]
@@ -193,9 +225,10 @@ def test_command_with_and_without_labels(told, tmp_path):
     assert result.exit_code == 2 and result.output.splitlines()[-1].endswith("Received: by='sex'")
 
 
-def test_shifted_prevalence_is_told(told):
-    table, given = told
-    joined, _ = join_labels(table, given, CLASSES)
-    text = section(report(joined, card_of(table), prevalence=0.2), "Calibration")[1]
-    odds = logit(joined["probability"]) + logit(0.2) - logit(joined["label"].mean())
-    assert f"becomes {expit(odds).mean():.2f}" in text
+def test_prevalence_is_shifted_from_that_of_these_images():
+    """The model was calibrated where most are ill; here 1 in 2 is, and it is asked about 1 in 5."""
+    table, labels = predictions_of(2000, shift=-2.0)
+    rows = table.assign(label=labels, group=table.index)
+    text = section(report(rows, card_of(table), prevalence=0.2), "Calibration")[1]
+    odds = logit(locally_calibrated(rows)) + logit(0.2) - logit(labels.mean())
+    assert f"refitted probability {labels.mean():.2f} becomes {expit(odds).mean():.2f}" in text

@@ -53,3 +53,9 @@ def test_a_group_of_one_class_has_no_auroc():
 def test_an_unknown_column_names_the_ones_there_are():
     with pytest.raises(ValueError, match=r"\['group', 'label', 'probability'\]. Received: by='sex'"):
         subgroup_table(table_of(), "sex", 0.5)
+
+
+def test_large_numbers_keep_their_thirds():
+    found = subgroup_table(table_of(date=np.arange(20200101, 20200113)), "date", 0.5, draws=20)
+    assert found["value"].tolist() == ["1: 20200101 to 20200104", "2: 20200105 to 20200108",
+                                       "3: 20200109 to 20200112"]
