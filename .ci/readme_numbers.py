@@ -33,13 +33,13 @@ def results() -> str:
     official = (
         f"**The `official` test set** is another population. Against the fall in specificity {len(tried)} "
         "configurations were tried (class weights or none, stronger changes of intensity and contrast, "
-        f"CLAHE); validation could not tell them apart (AUROC {auroc.min():.4f} to {auroc.max():.4f}), and the "
-        f"one it liked best falls to a specificity of {youden['specificity']['value']:.3f} on test, with a "
-        f"calibration intercept of {test['intercept']['value']:.1f}: what is chosen on patients of the training "
-        "folder does not carry over.")
-    return "\n".join([
-        *lines, "", official, "", "ResNet50 and InceptionV3 need ImageNet weights to be worth a row. What they "
-        f"reach from random initialisation, whole network, 128 px, 12 epochs: {said}."]) + "\n"
+        f"CLAHE); validation could not tell them apart (AUROC {auroc.min():.4f} to {auroc.max():.4f}), and "
+        f"the one it liked best falls to a specificity of {youden['specificity']['value']:.3f} on test, with "
+        f"a calibration intercept of {test['intercept']['value']:.1f}: what is chosen on patients of the "
+        "training folder does not carry over.")
+    scratch = ("ResNet50 and InceptionV3 need ImageNet weights to be worth a row. What they reach from random "
+               f"initialisation, whole network, 128 px, 12 epochs: {said}.")
+    return "\n".join([*lines, "", official, "", scratch]) + "\n"
 
 
 def speed() -> str:
