@@ -37,8 +37,8 @@ def results() -> str:
         f"the one it liked best falls to a specificity of {youden['specificity']['value']:.3f} on test, with "
         f"a calibration intercept of {test['intercept']['value']:.1f}: what is chosen on patients of the "
         "training folder does not carry over.")
-    scratch = ("ResNet50 and InceptionV3 need ImageNet weights to be worth a row. What they reach from random "
-               f"initialisation, whole network, 128 px, 12 epochs: {said}.")
+    scratch = ("ResNet50 and InceptionV3 need ImageNet weights to be worth a row. What they reach from "
+               f"random initialisation, whole network, 128 px, 12 epochs: {said}.")
     return "\n".join([*lines, "", official, "", scratch]) + "\n"
 
 

@@ -182,17 +182,19 @@ def pair_table(labels: ArrayLike, groups: ArrayLike, probabilities: Mapping[str,
     Returns:
         One row a pair: ``first, second``; ``difference`` in AUROC with ``low``
         and ``high`` (:func:`auroc_difference`); ``p_delong`` and
-        ``p_mcnemar``, each adjusted for the number of pairs (:func:`holm`);
+        ``p_mcnemar``, each adjusted for the number of pairs (:func:`holm`;
+        NaN for DeLong where a class has fewer than two images);
         ``agree``: share of images on which both decide alike; ``both_wrong``:
         number of images on which neither is right.
     """
     labels, rows = check_labels(labels), []
+    enough = np.bincount(labels, minlength=2).min() >= 2
     for one, other in itertools.combinations(probabilities, 2):
         first, second = (np.asarray(probabilities[name], np.float64) for name in (one, other))
         value, low, high = auroc_difference(labels, groups, first, second)
         called, also = (first >= thresholds[one]).astype(int), (second >= thresholds[other]).astype(int)
         rows.append({"first": one, "second": other, "difference": value, "low": low, "high": high,
-                     "p_delong": delong(labels, first, second)["p"],
+                     "p_delong": delong(labels, first, second)["p"] if enough else np.nan,
                      "p_mcnemar": mcnemar(labels, called, also)["p"],
                      "agree": float(np.mean(called == also)),
                      "both_wrong": int(((called != labels) & (also != labels)).sum())})

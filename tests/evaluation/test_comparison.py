@@ -177,3 +177,6 @@ def test_pairs_are_adjusted_together():
 def test_delong_needs_two_images_of_each_class():
     with pytest.raises(ValueError, match="Received: positives=1, negatives=3"):
         delong([1, 0, 0, 0], [0.5, 0.1, 0.6, 0.2], [0.9, 0.1, 0.2, 0.3])
+    few = pair_table([1, 0, 0, 0], np.arange(4), {"a": [0.5, 0.1, 0.6, 0.2], "b": [0.9, 0.1, 0.2, 0.3]},
+                     {"a": 0.5, "b": 0.5})
+    assert np.isnan(few["p_delong"][0]) and few["p_mcnemar"][0] == 1
