@@ -8,7 +8,9 @@ import tempfile
 from pathlib import Path
 
 # Before anything of ours, TensorFlow or Matplotlib is imported.
-_GIVEN = {name: os.environ.pop(name, None) for name in ("CHESTXRAY_DATA", "CHESTXRAY_WEIGHTS")}
+for _name in ("CHESTXRAY_DATA", "CHESTXRAY_WEIGHTS"):  # kept under another name: workers inherit only that
+    if _name in os.environ:
+        os.environ[f"TESTS_{_name}"] = os.environ.pop(_name)
 _CACHE = tempfile.mkdtemp(prefix="chestxray-tests-")
 os.environ["CHESTXRAY_CACHE"] = _CACHE
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -32,9 +34,9 @@ def pytest_unconfigure():
 
 
 def _given(name: str, what: str) -> Path:
-    if not _GIVEN[name]:
+    if not os.environ.get(f"TESTS_{name}"):
         pytest.skip(f"{name} is not set: {what}")
-    return Path(_GIVEN[name])
+    return Path(os.environ[f"TESTS_{name}"])
 
 
 @pytest.fixture(scope="session")
