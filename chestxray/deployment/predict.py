@@ -60,10 +60,12 @@ def predict_files(classifier: Classifier, sources: str | Path | Iterable[str | P
         sources = [sources]
     nothing = dict.fromkeys(COLUMNS)
     for paths in _chunks(list_images(sources), _BATCH):
-        pixels, problems = [], {}
+        pixels, problems, coloured = [], {}, set()
         for path in paths:
             try:
-                pixels.append(preprocess(path, settings))
+                film, colours = preprocess(path, settings), _has_colours(path)
+                pixels.append(film)
+                coloured.update([path] if colours else [])
             except (ValueError, OSError) as error:
                 problems[path] = str(error).split(". Received:")[0]
         seen = iter(_judge(classifier, np.stack(pixels)) if pixels else ())
@@ -72,7 +74,7 @@ def predict_files(classifier: Classifier, sources: str | Path | Iterable[str | P
                 yield nothing | {"path": str(path), "status": "unreadable", "problem": problems[path]}
                 continue
             row = nothing | {"path": str(path)} | next(seen)
-            if _has_colours(path):
+            if path in coloured:
                 row["problem"] = "a colour picture"
             row["status"] = "refused" if row["problem"] and not accept_all else "ok"
             if row["status"] == "ok":

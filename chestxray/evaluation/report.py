@@ -16,7 +16,6 @@ from chestxray.evaluation.operating import PREVALENCES, operating_points, triage
 from chestxray.evaluation.reliability import calibration_metrics, shift_prevalence
 from chestxray.evaluation.subgroups import FEW, subgroup_table
 
-REPORT_SCHEMA = "chestxray.evaluation/1"
 _FOLDS = 5
 _NEXT = 20  # images to label next
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import cv2
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -56,7 +57,6 @@ def heatmaps(images: Images, maps: np.ndarray, strengths: np.ndarray, titles: Se
 
 
 def _sized(one: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    import cv2
     return cv2.resize(one, shape[::-1], interpolation=cv2.INTER_LINEAR)
 
 

@@ -178,3 +178,16 @@ def test_three_equal_channels_are_no_colours(classifier, tmp_path, tiny_folder, 
     film = cv2.imread(str(tiny_folder / data.part("val")["path"].iloc[0]), 0)
     row = next(predict.predict_files(classifier, [write(tmp_path / "rgb.png", np.dstack([film] * 3))]))
     assert row["status"] == "ok"
+
+
+def test_a_file_that_vanishes_while_it_is_looked_at_is_named(classifier, tmp_path, monkeypatch):
+    paths = [write(tmp_path / f"{number}.png", picture(number)) for number in range(3)]
+    real = predict._has_colours
+
+    def vanishing(path):
+        if path == paths[1]:
+            path.unlink()
+        return real(path)
+
+    monkeypatch.setattr(predict, "_has_colours", vanishing)
+    assert [row["status"] for row in predict_files(classifier, paths)] == ["ok", "unreadable", "ok"]
