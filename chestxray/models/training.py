@@ -14,6 +14,7 @@ import pandas as pd
 import tensorflow as tf
 
 from chestxray.data.dataset import XrayData
+from chestxray.models.batch_norm import fused_batch_norm
 from chestxray.models.checkpoint import Checkpoint, fingerprint
 from chestxray.models.distillation import Distiller
 from chestxray.models.features import plan_features
@@ -191,13 +192,14 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
                 training = distillation.join(training, data, "train", settings, outputs,
                                              lambda: number["epoch"])
                 validation = distillation.join(validation, data, "val", settings, outputs)
-            learner.fit(
-                training, validation_data=validation,
-                epochs=already if state.stopped else settings.epochs, initial_epoch=already, verbose=0,
-                shuffle=False,  # the dataset does that
-                class_weight=class_weights(labels, max(2, outputs)) if settings.class_weights else None,
-                callbacks=[keras.callbacks.LambdaCallback(on_epoch_begin=begin),
-                           *watched, EpochLine(phase, settings.epochs), state])
+            with fused_batch_norm(model):
+                learner.fit(
+                    training, validation_data=validation,
+                    epochs=already if state.stopped else settings.epochs, initial_epoch=already, verbose=0,
+                    shuffle=False,  # the dataset does that
+                    class_weight=class_weights(labels, max(2, outputs)) if settings.class_weights else None,
+                    callbacks=[keras.callbacks.LambdaCallback(on_epoch_begin=begin),
+                               *watched, EpochLine(phase, settings.epochs), state])
         except KeyboardInterrupt:
             if state.path:
                 for variable, value in zip(learner.variables, start, strict=True):

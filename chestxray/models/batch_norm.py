@@ -1,0 +1,59 @@
+"""Batch normalisation in one kernel, while a network trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+@contextmanager
+def fused_batch_norm(model: keras.Model) -> Iterator[None]:
+    """Let the batch normalisation of a model train with TensorFlow's fused kernel.
+
+    Keras 3 takes means, differences, squares and products one after the
+    other, each a pass through the memory; in a network of small convolutions
+    on a processor that costs more than the convolutions
+    (``benchmarks/batch_norm.py``). The fused kernel gives the same outputs,
+    gradients and moving statistics up to rounding. Inside the ``with`` block
+    the layers' ``call`` is replaced; afterwards they are plain Keras layers
+    again, as before. Frozen layers and prediction are left to Keras.
+
+    Args:
+        model: A flat model.
+    """
+    replaced = [layer for layer in model.layers if _can_be_fused(layer)]
+    for layer in replaced:
+        layer.call = _fused_call(layer, layer.call)
+    try:
+        yield
+    finally:
+        for layer in replaced:
+            del layer.call
+
+
+def _can_be_fused(layer: keras.layers.Layer) -> bool:
+    return (type(layer) is keras.layers.BatchNormalization and layer.input_spec.ndim == 4
+            and layer.axis in (-1, 3) and not layer.renorm and not layer.synchronized)
+
+
+def _fused_call(layer: keras.layers.BatchNormalization, original: Callable[..., tf.Tensor]
+                ) -> Callable[..., tf.Tensor]:
+    def call(inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> tf.Tensor:
+        if not (training and layer.trainable):
+            return original(inputs, training=training, mask=mask)
+        shape = layer.moving_mean.shape
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=inputs, scale=layer.gamma if layer.scale else tf.ones(shape),
+            offset=layer.beta if layer.center else tf.zeros(shape),
+            mean=layer.moving_mean, variance=layer.moving_variance, epsilon=layer.epsilon, is_training=True)
+        values = tf.cast(tf.size(inputs) // inputs.shape[-1], variance.dtype)
+        variance *= (values - 1) / values  # the kernel divides by n - 1, Keras by n
+        for moving, now in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
+            moving.assign(moving * layer.momentum + now * (1 - layer.momentum))
+        return outputs
+
+    return call
