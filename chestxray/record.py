@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from chestxray.data.catalog import SUBTYPES
+from chestxray.data.statistics import image_statistics
 from chestxray.evaluation.calibration import apply_platt, calibrate, log_odds
 from chestxray.evaluation.metrics import evaluate
 from chestxray.evaluation.operating import choose_thresholds, choose_triage
@@ -79,6 +80,8 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
         for part in parts:
             told[part] = scorer.predict(data.dataset(part), verbose=0)
         predictions = pd.concat([_table(data, part, told[part][0]) for part in parts], ignore_index=True)
+        predictions.insert(predictions.columns.get_loc("height") + 1, "sharpness",
+                           np.concatenate([_sharpness(data, part) for part in parts]))
         val = predictions[predictions["split"] == "val"]
         slope, intercept = calibrate(val["logit"], val["label"])
         if (slope, intercept) == (1.0, 0.0):
@@ -145,10 +148,15 @@ def _table(data: XrayData, part: str, logits: np.ndarray) -> pd.DataFrame:
     own = [column for column in rows if column not in (
         "path", "group", "subtype", "label", "split", "group_conservative", "official_split",
         "width", "height", "mode", "bytes", "sha256")]
-    table = rows[["path", "group", "subtype", "label", "split", *own]].reset_index(drop=True)
+    table = rows[["path", "group", "subtype", "label", "split", "width", "height", *own]]
+    table = table.reset_index(drop=True)
     if logits.shape[1] > 1:
         table[[f"logit_{name}" for name in SUBTYPES]] = logits.astype(np.float64)
     return table.assign(logit=log_odds(logits))
+
+
+def _sharpness(data: XrayData, part: str) -> np.ndarray:
+    return image_statistics(data.images(part)[..., 0])["sharpness"].round(3)
 
 
 def subtype_confusion(model: keras.Model, data: XrayData, part: str) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 import csv
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -42,8 +43,10 @@ def test_record_holds_contract_six(recorded):
 def test_every_metric_can_be_recomputed_from_the_predictions(recorded):
     folder, data, found = recorded
     predictions = results.read_predictions(folder / "results", "tiny-patient-s0")
-    assert list(predictions.columns[:7]) == ["path", "group", "subtype", "label", "split", "logit",
-                                             "probability"]
+    assert list(predictions) == ["path", "group", "subtype", "label", "split", "width", "height",
+                                 "sharpness", "logit", "probability"]
+    first = data.images("val")[0, ..., 0]
+    assert predictions["sharpness"][0] == pytest.approx(cv2.Laplacian(first, cv2.CV_32F).std(), abs=1e-3)
     slope, intercept = found["calibration"]["slope"], found["calibration"]["intercept"]
     assert predictions["probability"].to_numpy() == pytest.approx(
         1 / (1 + np.exp(-(slope * predictions["logit"] + intercept))), abs=1e-12)
