@@ -43,6 +43,7 @@ _HOME = {
     "chestxray.evaluation.stress": ("stress_table",),
     "chestxray.evaluation.subgroups": ("subgroup_table",),
     "chestxray.deployment.bundle": ("Classifier", "load_classifier"),
+    "chestxray.deployment.export": ("export_model",),
     "chestxray.deployment.predict": ("predict_files",),
     "chestxray.record": ("log_test_look", "predict_arms", "record_arms", "record_model",
                          "subtype_confusion"),

@@ -1,12 +1,10 @@
-"""The command line: ``chestxray run | audit | predict | evaluate | freeze | publish | cache``.
+"""The command line: ``chestxray run | audit | predict | evaluate | export | freeze | publish | cache``.
 
 Each command imports what it needs, so that help and prediction start fast.
 """
 
 from __future__ import annotations
 
-import collections
-import csv
 import functools
 import os
 import re
@@ -18,7 +16,11 @@ from typing import Any
 
 import click
 
-from chestxray.files import CACHES, cache_dir
+from chestxray.files import CACHES, cache_dir, printable
+
+_EXTRAS = {"ai_edge_litert": "lite", "onnxruntime": "lite", "pydicom": "dicom", "distributed": "dask",
+           "onnx": "export", "tf2onnx": "export"}
+"""Which extra of the package brings what is missing; the others are in ``train``."""
 
 
 class UserError(click.ClickException):
@@ -34,7 +36,8 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*args, **kwargs)
         except ModuleNotFoundError as error:
-            raise UserError(f"{error.name} is missing: pip install -e '.[train]'") from error
+            extra = _EXTRAS.get((error.name or "").split(".")[0], "train")
+            raise UserError(f"{error.name} is missing: pip install -e '.[{extra}]'") from error
         except (ValueError, OSError, TypeError) as error:
             raise UserError(" ".join(str(error).split())) from error
         except KeyboardInterrupt:
@@ -121,13 +124,14 @@ def audit(data_dir: str, classes: tuple[str, str] | None, page_path: Path | None
     from chestxray.data.audit import describe
     from chestxray.files import whole_file, write_json
     found, means = look(data_dir, classes)
-    _show(describe(found))
+    findings = describe(found)
+    _show(findings)
     if json_path:
         write_json(json_path, found)
     if page_path:
         from chestxray.deployment.page import audit_page
         with whole_file(page_path) as partial:
-            partial.write_text(audit_page(found, means), encoding="utf-8")
+            partial.write_text(audit_page(findings, means), encoding="utf-8")
         click.echo(f"\nwrote {page_path}")
     sys.exit(1 if strict and found["flags"] else 0)
 
@@ -194,42 +198,70 @@ def evaluate(predictions: Path, model: Path, labels: Path | None, by: str, preva
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--rule", default="youden", show_default=True, help="Which stored threshold decides.")
-@click.option("--csv", "table", type=click.Path(path_type=Path), help="Write a CSV file instead of a table.")
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write a table (.csv or .jsonl) instead of lines; interrupted, the same command goes on.")
+@click.option("--report", "report_path", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write a page for people, too: the most urgent films with overlays.")
 @click.option("--accept-all", is_flag=True, help="Classify also what does not look like the training images.")
+@click.option("--jobs", type=int, help="Processes. [default: one a core with an exported model, else 1]")
+@click.option("--backend", metavar="NAME", help="joblib backend that runs them: loky, dask, …")
 @one_line_errors
-def predict(model: Path, sources: tuple[Path, ...], rule: str, table: Path | None, accept_all: bool) -> None:
-    """Classify files and folders with a saved MODEL.
+def predict(model: Path, sources: tuple[Path, ...], rule: str, output: Path | None, report_path: Path | None,
+            accept_all: bool, jobs: int | None, backend: str | None) -> None:
+    """Classify images with a saved or exported MODEL.
 
-    Images that do not look like those of training are refused. Exit code 1
-    when an image could not be read.
+    SOURCES are files (JPEG, PNG, DICOM), folders, patterns, and CSV files with
+    a column path. Images that do not look like those of training are refused.
+    Exit code 1 when an image could not be read.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from chestxray.deployment.bundle import load_classifier
-    from chestxray.deployment.predict import COLUMNS, list_images, predict_files
-    from chestxray.files import whole_file
-    classifier = load_classifier(model)
-    if not any(True for _ in list_images(sources)):
-        raise ValueError(f"no image found. Received: sources={[str(source) for source in sources]}")
-    rows = predict_files(classifier, sources, rule, accept_all)
-    count = collections.Counter()
-    if table:
-        with whole_file(table) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            for row in rows:
-                writer.writerow(row)
-                count[row["status"]] += 1
-        click.echo(f"wrote {table}")
-    else:
-        for row in rows:
+    from chestxray.deployment.session import Session
+    session = Session(model, sources, rule, accept_all, jobs, backend)
+    for row in session.rows(output):
+        if not output:
             found = row["status"] == "ok"
             said = f"{row['probability']:.3f}  {row['decision']}" if found else row["status"]
             problem = f" ({row['problem']})" if row["problem"] else ""
-            click.echo(f"{row['path']}  {said}{problem}")
-            count[row["status"]] += 1
-    click.echo(f"{count.total()} images, {count['refused']} refused, {count['unreadable']} unreadable; "
-               f"decided at {classifier.threshold(rule):.3f} ({rule}). {classifier.card['limits'][0]}")
-    sys.exit(1 if count["unreadable"] else 0)
+            click.echo(f"{printable(row['path'])}  {said}{problem}")
+    if output:
+        click.echo(f"wrote {output}")
+    if report_path:
+        session.write_report(report_path)
+        click.echo(f"wrote {report_path}")
+    click.echo(session.summary())
+    sys.exit(1 if session.count["unreadable"] else 0)
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--format", "format_", type=click.Choice(["litert", "onnx"]), required=True)
+@click.option("--float16", is_flag=True, help="Weights in half precision: half the size.")
+@click.option("--data-dir", help="The images it was trained on, for the comparison. "
+              "[default: CHESTXRAY_DATA, or Kaggle's input folder]")
+@click.option("--output", type=click.Path(path_type=Path), help="[default: beside MODEL, <MODEL>-<format>]")
+@click.option("--force", is_flag=True, help="Keep an export that fails the comparison.")
+@one_line_errors
+def export(model: Path, format_: str, float16: bool, data_dir: str | None, output: Path | None,
+           force: bool) -> None:
+    """Write a saved MODEL as a file that runs without TensorFlow.
+
+    Both score the validation images; an export that decides otherwise is removed.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from chestxray.data.dataset import load_data
+    from chestxray.data.images import ImageSettings
+    from chestxray.data.location import find_data
+    from chestxray.deployment.export import export_model
+    from chestxray.files import read_json
+    card = read_json(model / "card.json")
+    trained_on = card["training_data"]
+    data = load_data(data_dir or find_data(), trained_on["split_rule"], trained_on["seed"],
+                     ImageSettings(**card["image"]), tuple(card["classes"]))
+    output = output or model.with_name(f"{model.name}-{format_}{'-float16' if float16 else ''}")
+    found = export_model(model, output, format_, data, float16, force)
+    click.echo(f"wrote {output}: on {found['images']} validation images logits differ by up to "
+               f"{found['logit_difference']:.2g}, {found['decisions_changed']:.2%} of the decisions and "
+               f"{found['refusals_changed']:.2%} of the refusals change")
 
 
 @main.command()

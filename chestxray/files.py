@@ -41,6 +41,13 @@ def cache_dir(kind: str) -> Path:
     return folder
 
 
+def printable(path: str | Path) -> str:
+    """A file's name for the terminal: line ends, control characters and bad bytes are escaped."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+                   for letter in text)
+
+
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path that becomes ``path`` when the block succeeds.

@@ -52,7 +52,7 @@ class EpochLines:
 
 
 @contextlib.contextmanager
-def native_messages_to(path: Path) -> Iterator[None]:
+def native_messages_to(path: str | Path) -> Iterator[None]:
     """Send what this process and its kernels write to file descriptor 2 to a log instead."""
     sys.stderr.flush()
     terminal = os.dup(2)

@@ -55,6 +55,11 @@ class ImageSettings:
                              f"Received: resize={self.resize!r}")
 
 
+def is_dicom(data: bytes) -> bool:
+    """Whether a file begins as DICOM files do (PS3.10)."""
+    return data[128:132] == b"DICM"
+
+
 def read_header(data: bytes) -> tuple[int, int, str]:
     """Read size and mode from the encoded bytes, without decoding.
 
@@ -113,22 +118,32 @@ def check_image(data: bytes) -> tuple[int, int, str]:
             header, too large, too small, or truncated.
     """
     width, height, mode = read_header(data)
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"too large ({width} × {height} pixels, at most {MAX_PIXELS:,} in all)")
-    if min(width, height) < MIN_SIDE:
-        raise ValueError(f"too small ({width} × {height} pixels, at least {MIN_SIDE} a side)")
+    check_size(width, height)
     end_mark = b"IEND" if data.startswith(_PNG_SIGNATURE) else b"\xff\xd9"
     if end_mark not in data[-1024:]:
         raise ValueError("truncated (the end of the image is missing)")
     return width, height, mode
 
 
+def check_size(width: int, height: int) -> None:
+    """Check the size of an image before it is decoded.
+
+    Raises:
+        ValueError: Too large or too small.
+    """
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"too large ({width} × {height} pixels, at most {MAX_PIXELS:,} in all)")
+    if min(width, height) < MIN_SIDE:
+        raise ValueError(f"too small ({width} × {height} pixels, at least {MIN_SIDE} a side)")
+
+
 def decode_image(data: bytes) -> np.ndarray:
-    """Decode a JPEG or PNG file to grey.
+    """Decode a JPEG, PNG or DICOM file to grey.
 
     EXIF orientation is applied, colour is converted to luma and an alpha
     channel is dropped. 16-bit values are scaled by the bits that are really
-    used, so that a 12-bit film stored in 16 bits does not come out black.
+    used, so that a 12-bit film stored in 16 bits does not come out black. For
+    DICOM see :func:`chestxray.data.dicom.decode_dicom`.
 
     Args:
         data: The whole file.
@@ -139,6 +154,9 @@ def decode_image(data: bytes) -> np.ndarray:
     Raises:
         ValueError: One line with the reason; see :func:`check_image`.
     """
+    if is_dicom(data):
+        from chestxray.data.dicom import decode_dicom  # only DICOM files need pydicom
+        return decode_dicom(data).pixels
     check_image(data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
@@ -156,7 +174,8 @@ def read_image(path: str | Path) -> np.ndarray:
     """Read an image file as grey pixels.
 
     Args:
-        path: A JPEG or PNG file: 8 or 16 bits; grey, RGB, RGBA, palette or CMYK.
+        path: A JPEG or PNG file: 8 or 16 bits; grey, RGB, RGBA, palette or
+            CMYK. Or a DICOM radiograph.
 
     Returns:
         ``uint8`` array of shape (H, W), values 0–255.
@@ -222,7 +241,7 @@ def preprocess(path: str | Path, settings: ImageSettings) -> np.ndarray:
     """Turn one file into the pixels a model sees: read, resize, optionally CLAHE.
 
     Args:
-        path: A JPEG or PNG file.
+        path: A JPEG, PNG or DICOM file.
         settings: See :class:`ImageSettings`.
 
     Returns:
@@ -232,7 +251,12 @@ def preprocess(path: str | Path, settings: ImageSettings) -> np.ndarray:
         FileNotFoundError: There is no such file.
         ValueError: The file cannot be used; the message names it and says why.
     """
-    image = resize(read_image(path), settings)
+    return fit(read_image(path), settings)
+
+
+def fit(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
+    """Bring grey pixels, ``uint8`` (H, W), to what a model sees: resize, optionally CLAHE."""
+    image = resize(image, settings)
     return apply_clahe(image) if settings.clahe else image
 
 

@@ -1,4 +1,7 @@
-"""A classifier on disk: ``model.keras``, ``card.json``, ``refusal.npz`` and ``README.md`` in one folder.
+"""A classifier on disk: a model file, ``card.json``, ``refusal.npz`` and ``README.md`` in one folder.
+
+The model file is ``model.keras``, or an exported one that runs without
+TensorFlow (:mod:`chestxray.deployment.runtime`).
 
 The card holds everything that prediction needs besides the weights: how files
 become pixels, the calibration, the thresholds. It also holds a self-test: a
@@ -15,13 +18,14 @@ import hashlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from chestxray.data.images import ImageSettings, apply_clahe, as_batch, resize
+from chestxray.data.images import ImageSettings, as_batch, fit
 from chestxray.deployment.card import model_card
 from chestxray.deployment.refusal import Refusal
+from chestxray.deployment.runtime import MODEL_FILES, Runtime
 from chestxray.evaluation.calibration import apply_platt, log_odds
 from chestxray.files import read_json, write_json
 
@@ -44,6 +48,23 @@ LIMITS = (
 SYNTHETIC_LIMITS = (LIMITS[0], "Trained on synthetic pictures: it knows nothing about patients.")
 
 
+class Scores(NamedTuple):
+    """What a classifier says of N images.
+
+    Attributes:
+        logits: Raw log-odds of the positive class, (N,).
+        distances: From the training images, for the refusal, (N,).
+        maps: Where the score comes from, 0 or more, (N, h, w): Grad-CAM in
+            such units that, for a network that ends in pooling and one dense
+            layer, it is the positive part of the class activation map. None
+            when nobody asked, or when an exported model cannot tell.
+    """
+
+    logits: np.ndarray
+    distances: np.ndarray
+    maps: np.ndarray | None
+
+
 @dataclass(frozen=True)
 class Classifier:
     """A loaded model with its card.
@@ -55,7 +76,7 @@ class Classifier:
         refusal: Contents of ``refusal.npz``.
     """
 
-    model: keras.Model
+    model: keras.Model | Runtime
     card: dict[str, Any]
     refusal: Refusal
 
@@ -72,12 +93,24 @@ class Classifier:
         Returns:
             ``float64`` (N,).
         """
+        if isinstance(self.model, Runtime):
+            return self.score(images).logits
         return log_odds(self.model.predict(as_batch(images), batch_size=32, verbose=0))
 
-    def score(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Raw log-odds, (N,), and pooled features, (N, F), in one pass; see :meth:`logits`."""
-        logits, features = self._scorer.predict(as_batch(images), batch_size=32, verbose=0)
-        return log_odds(logits), features
+    def score(self, images: np.ndarray, with_maps: bool = False) -> Scores:
+        """Log-odds, distances and, if asked for, maps of grey images, see :meth:`logits`."""
+        images = as_batch(images)
+        if isinstance(self.model, Runtime):
+            found = self.model.predict(images)
+            maps = np.maximum(found["map"], 0) if with_maps and "map" in found else None
+            return Scores(log_odds(found["logit"]), found["distance"], maps)
+        logits, features = self._scorer.predict(images, batch_size=32, verbose=0)
+        maps = None
+        if with_maps:
+            from chestxray.gradcam import gradcam
+            shapes, peaks = gradcam(self.model, images.astype(np.float32))
+            maps = shapes * (peaks * shapes[0].size)[:, np.newaxis, np.newaxis]
+        return Scores(log_odds(logits), self.refusal.distances(features), maps)
 
     @functools.cached_property
     def _scorer(self) -> keras.Model:
@@ -111,9 +144,7 @@ def self_test_pattern() -> np.ndarray:
 
 def run_self_test(classifier: Classifier) -> dict[str, Any]:
     """Take the pattern the whole way: hash of its pixels, and its logit."""
-    settings = classifier.image_settings
-    pixels = resize(self_test_pattern(), settings)
-    pixels = apply_clahe(pixels) if settings.clahe else pixels
+    pixels = fit(self_test_pattern(), classifier.image_settings)
     return {"pixels_sha256": hashlib.sha256(pixels.tobytes()).hexdigest(),
             "logit": float(classifier.logits(pixels)[0])}
 
@@ -151,25 +182,25 @@ def write_card(folder: Path, classifier: Classifier) -> None:
     (folder / "README.md").write_text(model_card(card), encoding="utf-8")
 
 
-def load_classifier(folder: str | Path) -> Classifier:
+def load_classifier(folder: str | Path, threads: int = 1) -> Classifier:
     """Load a bundle and check it with its own self-test.
 
     Args:
-        folder: Folder with ``model.keras``, ``card.json`` and ``refusal.npz``.
+        folder: Folder with a model file, ``card.json`` and ``refusal.npz``.
+        threads: Cores that an exported model may use for one image; Keras
+            takes all.
 
     Raises:
         FileNotFoundError: A file is missing.
         ValueError: A file cannot be used, or the self-test gives another logit.
+        ModuleNotFoundError: What runs the model is not installed.
     """
     folder = Path(folder)
-    for name in ("model.keras", "card.json", "refusal.npz"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{name} is missing from the model folder. "
-                                    f"Received: folder={str(folder)!r}")
+    _check_there(folder, "card.json", "refusal.npz")
     card = read_json(folder / "card.json")
     if not isinstance(card, dict) or card.get("schema") != CARD_SCHEMA:
         raise ValueError(f"card.json is not of schema {CARD_SCHEMA}. Received: folder={str(folder)!r}")
-    classifier = Classifier(load_model(folder / "model.keras"), card, Refusal.load(folder / "refusal.npz"))
+    classifier = Classifier(_load_file(folder, card, threads), card, Refusal.load(folder / "refusal.npz"))
     try:
         found = run_self_test(classifier)
         pixels, logit = card["self_test"]["pixels_sha256"], float(card["self_test"]["logit"])
@@ -183,3 +214,23 @@ def load_classifier(folder: str | Path) -> Classifier:
         warnings.warn("this OpenCV resizes slightly differently from the one in training; the self-test's "
                       "logit still agrees", stacklevel=2)
     return classifier
+
+
+def _load_file(folder: Path, card: dict[str, Any], threads: int) -> keras.Model | Runtime:
+    if "export" not in card:
+        _check_there(folder, "model.keras")
+        return load_model(folder / "model.keras")
+    try:
+        file, sha256 = MODEL_FILES[card["export"]["format"]], str(card["export"]["sha256"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"card.json does not say which file was exported ({_one_line(error)}). "
+                         f"Received: folder={str(folder)!r}") from None
+    _check_there(folder, file)
+    return Runtime(folder / file, sha256, threads)
+
+
+def _check_there(folder: Path, *names: str) -> None:
+    for name in names:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{name} is missing from the model folder. "
+                                    f"Received: folder={str(folder)!r}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import html
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import pandas as pd
 
-from chestxray.data.audit import describe
+if TYPE_CHECKING:
+    import pandas as pd
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto;
@@ -23,11 +24,11 @@ figcaption { font-size: .9rem; } .note { border-left: .3rem solid #d55e00; paddi
 """
 
 
-def page(title: str, body: str) -> str:
-    """Make a whole document; ``title`` is plain text, ``body`` is HTML."""
+def page(title: str, body: str, style: str = "") -> str:
+    """Make a whole document; ``title`` is plain text, ``body`` is HTML, ``style`` more CSS."""
     return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+            f"<title>{html.escape(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n<body>\n<main>\n"
             f"<h1>{html.escape(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n")
 
 
@@ -49,20 +50,26 @@ def section(title: str, text: str = "", table: pd.DataFrame | None = None) -> st
 
 def picture(image: np.ndarray, caption: str) -> str:
     """Make a figure of an image, values 0–255, (H, W) or BGR (H, W, 3), with a caption in plain text."""
-    pixels = np.clip(np.rint(image), 0, 255).astype(np.uint8)
-    data = base64.b64encode(cv2.imencode(".png", pixels)[1]).decode()
     said = html.escape(caption)
-    return (f'<figure><img src="data:image/png;base64,{data}" alt="{said}">'
+    return (f'<figure><img src="{image_data(image, ".png")}" alt="{said}">'
             f"<figcaption>{said}</figcaption></figure>")
 
 
-def audit_page(found: dict[str, Any], means: dict[str, np.ndarray]) -> str:
+def image_data(image: np.ndarray, suffix: str) -> str:
+    """An image, see :func:`picture`, as a URL that holds it; ``suffix`` is ``.png`` or ``.jpg``."""
+    pixels = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    data = base64.b64encode(cv2.imencode(suffix, pixels)[1]).decode()
+    return f"data:image/{suffix[1:].replace('jpg', 'jpeg')};base64,{data}"
+
+
+def audit_page(findings: Sequence[tuple], means: Mapping[str, np.ndarray]) -> str:
     """Make the page of an audit.
 
     Args:
-        found, means: From :func:`chestxray.data.audit.audit`.
+        findings: From :func:`chestxray.data.audit.describe`.
+        means: From :func:`chestxray.data.audit.audit`.
     """
-    sections = [section(*one) for one in describe(found)]
+    sections = [section(*one) for one in findings]
     negative, positive = means.values()
     difference = positive - negative
     reach = max(1.0, np.abs(difference).max())

@@ -37,5 +37,5 @@ def learn_reference(scorer: keras.Model, data: XrayData, val_logits: np.ndarray,
     train_images, val_images = data.store.images(train), data.images("val")
     _, train_features = scorer.predict(train_images, batch_size=32, verbose=0)
     refusal = fit_refusal(train_images[..., 0], train_features, val_images[..., 0], val_features)
-    measured = refusal.measure(val_images[..., 0], val_features)
+    measured = refusal.measure(val_images[..., 0], refusal.distances(val_features))
     return refusal, describe_reference(measured | {"logit": log_odds(val_logits)})

@@ -68,27 +68,27 @@ class Refusal:
         """Mahalanobis distance of pooled features, (N, F), from those of the training images, (N,)."""
         return np.linalg.norm((features - self.center) @ self.whitening.T, axis=1)
 
-    def measure(self, images: NDArray, features: NDArray) -> dict[str, NDArray]:
+    def measure(self, images: NDArray, distances: NDArray) -> dict[str, NDArray]:
         """Measure what can drift without labels: brightness, contrast, sharpness, likeness, distance.
 
         Args:
             images: ``uint8`` (N, H, W), preprocessed.
-            features: (N, F), pooled features of the same images.
+            distances: (N,), of the same images, see :meth:`distances`.
 
         Returns:
             Each ``float64`` (N,).
         """
         return image_statistics(images) | {"likeness": self.likenesses(images).astype(np.float64),
-                                           "distance": self.distances(features).astype(np.float64)}
+                                           "distance": np.asarray(distances, np.float64)}
 
-    def reasons(self, images: NDArray, features: NDArray) -> list[str]:
+    def reasons(self, images: NDArray, distances: NDArray) -> list[str]:
         """Say why each image is refused; empty for those that are accepted.
 
         Args:
             images: ``uint8`` (N, H, W), preprocessed.
-            features: (N, F), pooled features of the same images.
+            distances: (N,), of the same images, see :meth:`distances`.
         """
-        films, distances = _standardised(images), self.distances(features)
+        films = _standardised(images)
         likeness, turned = self._compare(films), self._turned(films)
         reasons = []
         for number, image in enumerate(images):
@@ -154,9 +154,11 @@ def fit_refusal(train_images: NDArray, train_features: NDArray, val_images: NDAr
     likeness = refusal._compare(films)
     least, margin = (np.quantile(values, 1 - ACCEPTED, method="lower")
                      for values in (likeness, likeness - refusal._turned(films).max(axis=0)))
-    most = np.quantile(refusal.distances(val_features), ACCEPTED, method="higher")
+    distances = refusal.distances(val_features)
+    most = np.quantile(distances, ACCEPTED, method="higher")
+    beyond = distances[distances > most]  # halfway to the next, so that rounding refuses nobody
     return replace(refusal, least_likeness=float(least), least_margin=min(0.0, float(margin)),
-                   most_distance=float(most))
+                   most_distance=float((most + beyond.min()) / 2 if len(beyond) else most * 1.001))
 
 
 def is_colour(data: bytes) -> bool:

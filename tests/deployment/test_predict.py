@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import shutil
 import struct
 import zlib
@@ -180,14 +181,46 @@ def test_three_equal_channels_are_no_colours(classifier, tmp_path, tiny_folder, 
     assert row["status"] == "ok"
 
 
-def test_a_file_that_vanishes_while_it_is_looked_at_is_named(classifier, tmp_path, monkeypatch):
-    paths = [write(tmp_path / f"{number}.png", picture(number)) for number in range(3)]
-    real = predict._has_colours
+def test_patterns_tables_and_links(tmp_path):
+    for name in ("a/1.png", "a/b/2.png", "c/3.jpeg", "with [brackets].png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a" / "b" / "loop").symlink_to(tmp_path / "a")
+    (tmp_path / "c" / "one.png").symlink_to(tmp_path / "a" / "1.png")
+    (tmp_path / "list.csv").write_text("name,path\nx,a/1.png\ny,missing.png\n")
 
-    def vanishing(path):
-        if path == paths[1]:
-            path.unlink()
-        return real(path)
+    def found(*names):
+        paths = list_images(tmp_path / name for name in names)
+        return [path.relative_to(tmp_path).as_posix() for path in paths]
 
-    monkeypatch.setattr(predict, "_has_colours", vanishing)
-    assert [row["status"] for row in predict_files(classifier, paths)] == ["ok", "unreadable", "ok"]
+    assert found("a/**/*.png") == ["a/1.png", "a/b/2.png"]
+    assert found("list.csv") == ["a/1.png", "missing.png"]
+    assert found("a", "c") == ["a/1.png", "a/b/2.png", "c/3.jpeg", "c/one.png"]
+    assert found("with [brackets].png") == ["with [brackets].png"]
+    (tmp_path / "other.csv").write_text("file\nx\n")
+    with pytest.raises(ValueError, match="needs a column path.*columns=\\['file'\\]"):
+        found("other.csv")
+
+
+def test_names_that_could_do_harm(classifier, tmp_path):
+    names = ["-rf.png", "two words.png", "quote\"'.png", "line\nend.png", "漢.png",
+             os.fsdecode(b"bad\xff.png")]
+    for number, name in enumerate(names):
+        write(tmp_path / "plain.png", picture(number))
+        os.rename(tmp_path / "plain.png", tmp_path / name)
+    rows = list(predict_files(classifier, tmp_path))
+    assert sorted(row["path"] for row in rows) == sorted(str(tmp_path / name) for name in names)
+    assert {row["status"] for row in rows} == {"ok"}
+
+
+def test_processes_give_the_same_rows_in_the_same_order(bundle, classifier, tmp_path):
+    for number in range(70):
+        write(tmp_path / f"{number:02d}.png", picture(number))
+    (tmp_path / "33.png").write_bytes(b"bad")
+    alone = list(predict_files(classifier, [tmp_path]))
+    spread = list(predict.predict_parallel(bundle[0], list_images([tmp_path]), accept_all=True, jobs=2,
+                                           backend="threading"))
+    assert [row["path"] for row in spread] == [row["path"] for row in alone]
+    for one, other in zip(spread, alone, strict=True):
+        assert one["status"] == other["status"]
+        assert one["logit"] == pytest.approx(other["logit"], abs=1e-5)

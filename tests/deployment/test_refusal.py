@@ -30,7 +30,7 @@ def refusal(films):
 
 def said(refusal, images):
     images = np.ascontiguousarray(images, dtype=np.uint8)
-    return refusal.reasons(images, features_of(images))
+    return refusal.reasons(images, refusal.distances(features_of(images)))
 
 
 def test_other_films_are_accepted(refusal, films):

@@ -1,0 +1,96 @@
+"""A table that is written row by row, survives interruption, and is whole or not there."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from chestxray.files import whole_file
+
+FORMATS = (".csv", ".jsonl")
+
+
+def journaled(output: str | Path, identity: dict[str, Any], paths: Iterable[Path],
+              predict: Callable[[Iterator[Path]], Iterable[dict[str, Any]]],
+              columns: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Predict what an interrupted call with the same output has not predicted yet.
+
+    Rows go to ``.partial-<name>.jsonl`` beside the output as they come. When
+    the last one is there, the output is written whole and the journal removed.
+    The next call reads the journal along with the paths: as long as both
+    agree, nothing is predicted again.
+
+    Args:
+        output: ``.csv`` or ``.jsonl`` (JSON Lines).
+        identity: What the rows depend on (model, rule, …); a journal of
+            another identity is begun anew.
+        paths: Of all images, in an order that stays the same.
+        predict: Turns paths into rows with the key ``path``, in order.
+        columns: Of the table.
+
+    Yields:
+        All rows, those of the journal too.
+
+    Raises:
+        ValueError: Unknown format.
+    """
+    output = Path(output)
+    check_format(output)
+    journal = output.with_name(f".partial-{output.name}.jsonl")
+    paths = iter(paths)
+    head = (json.dumps(identity, sort_keys=True) + "\n").encode()
+    with open(journal, "a+b") as file:
+        file.seek(0)
+        if file.readline() != head:
+            file.truncate(0)
+            file.write(head)
+        file.seek(len(head))
+        pending: list[Path] = []
+        while not pending and (line := file.readline()):
+            kept, row = file.tell(), _row(line)
+            if not (path := next(paths, None)):
+                file.truncate(kept - len(line))
+                break
+            if row.get("path") == str(path):
+                yield row
+            else:  # cut short by the interruption, or the files have changed
+                file.truncate(kept - len(line))
+                pending = [path]
+        file.seek(0, 2)
+        for row in predict(chain(pending, paths)):
+            file.write((json.dumps(row) + "\n").encode())
+            file.flush()
+            yield row
+        file.seek(len(head))
+        with whole_file(output) as partial:
+            _write(partial, map(json.loads, file), list(columns))
+    journal.unlink()
+
+
+def check_format(output: Path) -> None:
+    """Raise ValueError unless the name ends in one of :data:`FORMATS`."""
+    if output.suffix.lower() not in FORMATS:
+        raise ValueError(f"the table's name must end in {' or '.join(FORMATS)}. "
+                         f"Received: path={str(output)!r}")
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """A line of the journal; nothing for one that was cut short."""
+    try:
+        return json.loads(line) if line.endswith(b"\n") else {}
+    except ValueError:
+        return {}
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]], columns: list[str]) -> None:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        if path.suffix.lower() == ".jsonl":
+            file.writelines(json.dumps({name: row[name] for name in columns}) + "\n" for row in rows)
+            return
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)

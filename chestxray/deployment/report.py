@@ -1,0 +1,180 @@
+"""The report of a prediction: one page for people, most suspicious films first."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from chestxray.data.images import fit
+from chestxray.deployment.bundle import Classifier
+from chestxray.deployment.page import image_data, page
+from chestxray.deployment.predict import read_film
+from chestxray.files import printable
+
+MOST_FILMS = 200
+"""Films with pictures; the table of all is what ``--output`` writes."""
+
+_SIDE = 224
+_BATCH = 32
+
+_STYLE = """
+.films { list-style: none; padding: 0; }
+.films li { display: flex; flex-wrap: wrap; gap: .8rem; border-bottom: 1px solid #ddd; padding: .8rem 0; }
+.films img { width: 14rem; height: 14rem; background: #000; }
+.films h3 { margin: 0; font-size: 1rem; overflow-wrap: anywhere; } .films p { margin: .2rem 0; }
+.films div { flex: 1 1 14rem; } .p { font-size: 1.4rem; } button { font: inherit; padding: .3rem .8rem;
+  margin-right: .3rem; border: 2px solid #1a1a1a; border-radius: .3rem; background: #fff; }
+button[aria-pressed=true] { background: #1a1a1a; color: #fff; } :focus-visible { outline: 3px solid #0072b2; }
+.names td { overflow-wrap: anywhere; } [hidden] { display: none !important; }
+"""
+
+_SCRIPT = """
+const films = [...document.querySelectorAll('.films li')], said = document.getElementById('shown');
+const groups = [...document.querySelectorAll('button[data-group]')], maps = document.getElementById('maps');
+for (const button of groups) button.addEventListener('click', () => {
+  for (const one of groups) one.setAttribute('aria-pressed', one === button);
+  const group = button.dataset.group;
+  for (const film of films) film.hidden = group !== 'all' && film.dataset.group !== group;
+  said.textContent = films.filter(film => !film.hidden).length + ' of ' + films.length + ' films shown';
+});
+if (maps) maps.addEventListener('click', () => {
+  const on = maps.getAttribute('aria-pressed') !== 'true';
+  maps.setAttribute('aria-pressed', on);
+  for (const one of document.querySelectorAll('.overlay')) one.hidden = !on;
+});
+"""
+
+GROUPS = {"rule_in": "suspicious", "refer": "to be looked at", "rule_out": "unsuspicious"}
+"""Triage by the two thresholds of the card, in words."""
+
+
+def report_page(classifier: Classifier, rows: Sequence[Mapping[str, Any]],
+                problems: Sequence[Mapping[str, Any]], count: Mapping[str, int], rule: str) -> str:
+    """Write the page.
+
+    Args:
+        classifier: That made the rows.
+        rows: Classified images, most suspicious first, at most
+            :data:`MOST_FILMS`; their files are read again.
+        problems: Refused and unreadable images.
+        count: ``images``, ``ok``, ``refused``, ``unreadable``, and ``outside
+            age`` and ``outside view`` of all images.
+        rule: The threshold that decided.
+    """
+    card = classifier.card
+    films, with_maps = _films(classifier, rows)
+    texts = [f'<p class="note"><strong>{html.escape(card["limits"][0])}</strong> '
+             f'{html.escape(" ".join(card["limits"][1:]))}</p>',
+             f"<p>{count['images']:,} images: {count.get('ok', 0):,} classified, {count.get('refused', 0):,} "
+             f"refused, {count.get('unreadable', 0):,} unreadable. Model <code>{html.escape(card['name'])}"
+             f"</code>. {_operating_point(classifier, rule)}</p>"]
+    for name, what in (("age", "show people outside the age range of the training images"),
+                       ("view", "were taken in another view than the training images")):
+        if number := count.get(f"outside {name}"):
+            texts.append(f'<p class="note">{number:,} images {what}: nothing is known about how well the '
+                         "model does on them. Files that do not say were not counted.</p>")
+    texts.append("<h2>Films, most suspicious first</h2>")
+    if count.get("ok", 0) > len(rows):
+        texts.append(f"<p>The first {len(rows)} of {count['ok']:,} are shown.</p>")
+    if films:
+        texts.append(_controls(with_maps))
+        texts.append(f'<ol class="films">{"".join(films)}</ol>')
+    if problems:
+        texts.append("<h2>Not classified</h2>" + _problem_table(problems, count))
+    texts.append(f"<script>{_SCRIPT}</script>")
+    return page("Chest films, most suspicious first", "\n".join(texts), _STYLE)
+
+
+def _operating_point(classifier: Classifier, rule: str) -> str:
+    card = classifier.card
+    found = card["metrics"].get("test") or card["metrics"]["val"]
+    where = "test" if "test" in card["metrics"] else "validation"
+    rates = ", ".join(f"{name} {found[rule][name]['value']:.2f}" for name in ("sensitivity", "specificity"))
+    return (f"{html.escape(card['classes'][1])} is said from a probability of "
+            f"{classifier.threshold(rule):.3f} on (threshold <code>{html.escape(rule)}</code>: {rates} on "
+            f"its own {where} images, from the hospital of the training images). Between the two triage "
+            f"thresholds, {card['triage']['rule_out']:.3f} and {card['triage']['rule_in']:.3f}, a film is to "
+            "be looked at.")
+
+
+def _controls(with_maps: bool) -> str:
+    buttons = "".join(f'<button type="button" data-group="{group}" '
+                      f'aria-pressed="{"true" if group == "all" else "false"}">{words}</button>'
+                      for group, words in {"all": "all", **GROUPS}.items())
+    maps = '<button type="button" id="maps" aria-pressed="true">heatmaps</button>' if with_maps else ""
+    note = ("A heatmap shows what raised the score (yellow: most, on one scale for all films), not where the "
+            "disease is; it is coarse." if with_maps else
+            "This exported model cannot say where its score comes from.")
+    return (f'<div role="group" aria-label="Which films are shown">{buttons}{maps}</div>'
+            f'<p id="shown" role="status"></p><p>{note}</p>')
+
+
+def _films(classifier: Classifier, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], bool]:
+    """An entry of each film, and whether there are maps."""
+    pictures, maps = [], []
+    for start in range(0, len(rows), _BATCH):
+        found = []
+        for row in rows[start:start + _BATCH]:
+            try:
+                found.append(fit(read_film(Path(row["path"]).read_bytes())[0], classifier.image_settings))
+            except (ValueError, OSError):  # gone since it was classified
+                found.append(np.zeros((classifier.image_settings.size,) * 2, np.uint8))
+        scores = classifier.score(np.stack(found), with_maps=True)
+        pictures += found
+        maps += [None] * len(found) if scores.maps is None else list(scores.maps)
+    with_maps = bool(maps) and maps[0] is not None
+    strongest = max((float(one.max()) for one in maps), default=0.0) if with_maps else 0.0
+    entries = [_film(number, row, image, one, strongest, classifier)
+               for number, (row, image, one) in enumerate(zip(rows, pictures, maps, strict=True), 1)]
+    return entries, with_maps
+
+
+def _film(number: int, row: Mapping[str, Any], image: np.ndarray, heat: np.ndarray | None, strongest: float,
+          classifier: Classifier) -> str:
+    name, triage = html.escape(printable(row["path"])), classifier.card["triage"]
+    group = ("rule_in" if row["probability"] >= triage["rule_in"] else
+             "rule_out" if row["probability"] < triage["rule_out"] else "refer")
+    image = cv2.resize(image, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+    pictures = f'<img src="{image_data(image, ".jpg")}" alt="film {number}" loading="lazy">'
+    strength = ""
+    if heat is not None:
+        heat = heat / max(strongest, 1e-9)
+        strength = (f"<p>heatmap: {heat.max():.0%} of the strongest here, "
+                    f"{len(heat)} × {heat.shape[1]} fields</p>")
+        pictures += (f'<img class="overlay" src="{image_data(overlay(image, heat), ".jpg")}" '
+                     f'alt="film {number} with heatmap" loading="lazy">')
+    problem = f"<p>accepted although: {html.escape(row['problem'])}</p>" if row["problem"] else ""
+    return (f'<li data-group="{group}">{pictures}<div><h3>{number}. {name}</h3>'
+            f'<p><span class="p">{row["probability"]:.3f}</span> {html.escape(row["decision"])}, '
+            f"{GROUPS[group]}</p>{strength}{problem}</div></li>")
+
+
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Lay a map over a film.
+
+    Args:
+        image: ``uint8`` (H, W).
+        heat: (h, w) in 0–1; where it is 0, the film stays as it is.
+
+    Returns:
+        BGR, float (H, W, 3) in 0–255.
+    """
+    heat = np.clip(cv2.resize(heat.astype(np.float32), image.shape[::-1]), 0, 1)
+    colours = cv2.applyColorMap(np.rint(255 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    share = 0.7 * np.sqrt(heat)[..., np.newaxis]
+    return (1 - share) * image[..., np.newaxis] + share * colours
+
+
+def _problem_table(problems: Sequence[Mapping[str, Any]], count: Mapping[str, int]) -> str:
+    total = count.get("refused", 0) + count.get("unreadable", 0)
+    more = f"<p>The first {len(problems)} of {total:,}.</p>" if total > len(problems) else ""
+    rows = "".join(f"<tr><td>{html.escape(printable(row['path']))}</td><td>{row['status']}</td>"
+                   f"<td>{html.escape(row['problem'])}</td></tr>" for row in problems)
+    return (f'{more}<div class="scroll"><table class="names"><thead><tr><th scope="col">file</th>'
+            f'<th scope="col">status</th><th scope="col">reason</th></tr></thead><tbody>{rows}</tbody>'
+            "</table></div>")

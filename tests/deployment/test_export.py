@@ -1,0 +1,197 @@
+"""Exported models: the same answers without TensorFlow, and a gate that finds the others."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import cv2
+import keras
+import numpy as np
+import pytest
+
+import chestxray
+from chestxray import load_classifier
+from chestxray.deployment import export
+from chestxray.deployment.export import export_model, gate
+from chestxray.deployment.runtime import Runtime
+from chestxray.evaluation.calibration import calibrate
+from chestxray.files import read_json
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_images_are_enough():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "LEAST_IMAGES", 5)
+        yield
+
+
+@pytest.fixture(scope="module")
+def compact(data, tmp_path_factory):
+    """A network that ends as the compact CNN does and that nobody trained, on record."""
+    run, layers, rng = tmp_path_factory.mktemp("compact"), keras.layers, np.random.default_rng(4)
+    inputs = keras.Input((32, 32, 1))
+    x = layers.Conv2D(64, 5, 4, "same", use_bias=False, name="conv")(layers.Rescaling(1 / 64)(inputs))
+    x = layers.ReLU()(layers.BatchNormalization(name="bn")(x))
+    x = layers.Dropout(0.2)(layers.GlobalAveragePooling2D(name="pool")(x))
+    model = keras.Model(inputs, layers.Dense(1, name="logit")(x))
+    model.get_layer("conv").kernel.assign(rng.normal(0, 0.5, (5, 5, 1, 64)))
+    model.get_layer("logit").set_weights([rng.normal(0, 0.5, (64, 1)), np.array([0.3])])
+    chestxray.record_model(model, data, "compact", run, parameters={}, weights="random",
+                           training={"epochs": {}})
+    return run / "saved_models" / "compact-patient-s0"
+
+
+@pytest.fixture(scope="module", params=["litert", "onnx"])
+def exported(request, compact, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param) / "model"
+    return folder, export_model(compact, folder, request.param, data)
+
+
+def test_logits_distances_and_maps_are_those_of_keras(compact, exported, data):
+    images = data.images("test")
+    keras_says = load_classifier(compact).score(images, with_maps=True)
+    file_says = load_classifier(exported[0]).score(images, with_maps=True)
+    assert np.ptp(keras_says.logits) > 0.1  # not all alike
+    for one, other in zip(keras_says, file_says, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-3)
+
+
+def test_the_mean_of_the_map_is_the_logit_without_its_bias(compact, exported, data):
+    found = load_classifier(exported[0]).model.predict(data.images("test"))
+    assert found["map"].shape[1:] == (8, 8)
+    bias = float(load_classifier(compact).model.get_layer("logit").bias[0])
+    np.testing.assert_allclose(found["map"].mean(axis=(1, 2)) + bias, found["logit"][:, 0], atol=1e-4)
+
+
+def test_the_gate_measures_all_validation_images(exported, data):
+    found = exported[1]
+    assert found["images"] == len(data.part("val"))
+    assert found["logit_difference"] <= 1e-3
+    assert found["decisions_changed"] == found["refusals_changed"] == 0
+    assert found["brier"][0] == pytest.approx(found["brier"][1], abs=1e-4)
+    card = read_json(exported[0] / "card.json")
+    assert card["export"]["parity"] == found and card["export"]["faults"] == []
+
+
+def test_calibration_is_that_of_the_file(exported, data):
+    classifier = load_classifier(exported[0])
+    slope, intercept = calibrate(classifier.logits(data.images("val")), data.part("val")["label"])
+    assert classifier.card["calibration"] == pytest.approx({"slope": slope, "intercept": intercept})
+
+
+FRESH = """
+import json, sys
+sys.modules["tensorflow"] = sys.modules["keras"] = sys.modules["pandas"] = sys.modules["sklearn"] = None
+sys.modules["scipy"] = sys.modules["matplotlib"] = None
+from chestxray import load_classifier
+from chestxray.deployment.predict import predict_files
+rows = predict_files(load_classifier(sys.argv[1]), sys.argv[2], accept_all=True)
+print(json.dumps([[row["logit"], row["probability"], row["decision"], row["distance"]] for row in rows]))
+"""
+
+
+def test_a_process_without_tensorflow_predicts_the_same(compact, exported, tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        assert cv2.imwrite(str(tmp_path / f"{number}.png"), rng.integers(0, 256, (70, 60), dtype=np.uint8))
+    told = subprocess.run([sys.executable, "-c", FRESH, exported[0], tmp_path], capture_output=True,
+                          text=True, check=True)
+    rows = list(chestxray.predict_files(load_classifier(compact), tmp_path, accept_all=True))
+    for (logit, probability, decision, distance), row in zip(json.loads(told.stdout), rows, strict=True):
+        assert logit == pytest.approx(row["logit"], abs=1e-3)
+        assert probability == pytest.approx(row["probability"], abs=1e-3)
+        assert decision == row["decision"]
+        assert distance == pytest.approx(row["distance"], rel=1e-3)
+    assert told.stderr == ""
+
+
+@pytest.mark.parametrize("format_", ["litert", "onnx"])
+def test_half_precision_is_smaller_and_nearly_the_same(compact, data, format_, tmp_path):
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    export_model(compact, whole, format_, data)
+    found = export_model(compact, half, format_, data, float16=True, force=True)
+    name = read_json(half / "card.json")["export"]["format"]
+    sizes = [next(folder.glob("model.*")).stat().st_size for folder in (whole, half)]
+    assert name == format_ and sizes[1] < 0.6 * sizes[0]
+    assert 0 < found["logit_difference"] < 0.1
+
+
+def damage(convert):
+    """A converter that loses something on the way."""
+    def damaged(model, path, float16):
+        kernel = model.get_layer("logit").kernel
+        kernel.assign(kernel * 0.5)
+        convert(model, path, float16)
+        kernel.assign(kernel * 2)  # the original has the same layer
+    return damaged
+
+
+def test_an_export_that_decides_otherwise_is_removed_and_explained(compact, data, tmp_path, monkeypatch):
+    monkeypatch.setitem(export._CONVERTERS, "litert", damage(export._to_litert))
+    with pytest.raises(ValueError, match="the export was removed: logits differ by up to"):
+        export_model(compact, tmp_path / "model", "litert", data)
+    assert list(tmp_path.iterdir()) == []
+    found = export_model(compact, tmp_path / "model", "litert", data, force=True)
+    card = read_json(tmp_path / "model" / "card.json")
+    assert found["logit_difference"] > 0.01 and "logits differ" in card["export"]["faults"][0]
+
+
+GOOD = {"images": 400, "logit_difference": 1e-4, "decisions_changed": 0.0, "refusals_changed": 0.0,
+        "brier": [0.05, 0.05], "distinct_scores": [390, 390]}
+
+
+@pytest.mark.parametrize(("change", "float16", "word"), [
+    ({"logit_difference": 2e-3}, False, "logits differ"),
+    ({"logit_difference": float("nan")}, False, "logits differ"),
+    ({"decisions_changed": 1 / 400}, False, "decisions"),
+    ({"decisions_changed": 3 / 400}, True, "decisions"),
+    ({"refusals_changed": 3 / 400}, False, "refusals"),
+    ({"brier": [0.05, 0.0521]}, True, "Brier"),
+    ({"brier": [0.05, float("nan")]}, True, "Brier"),
+    ({"distinct_scores": [390, 300]}, True, "300 different scores"),
+])
+def test_the_gate_names_each_fault(change, float16, word):
+    assert gate(GOOD, float16) == []
+    (fault,) = gate(GOOD | change, float16)
+    assert word in fault
+
+
+def test_half_precision_may_change_two_decisions_in_four_hundred():
+    assert gate(GOOD | {"decisions_changed": 2 / 400, "logit_difference": 0.05}, True) == []
+
+
+def test_another_split_and_too_few_images_are_refused(compact, data, tmp_path, monkeypatch):
+    other = replace(data, table=data.table[1:])
+    with pytest.raises(ValueError, match="another split"):
+        export_model(compact, tmp_path / "model", "onnx", other)
+    monkeypatch.setattr(export, "LEAST_IMAGES", 1000)
+    with pytest.raises(ValueError, match="at least 1000 validation images"):
+        export_model(compact, tmp_path / "model", "onnx", data)
+
+
+def test_an_exported_model_cannot_be_exported(exported, data, tmp_path):
+    with pytest.raises(ValueError, match="already exported"):
+        export_model(exported[0], tmp_path / "model", "onnx", data)
+
+
+def test_a_changed_file_is_not_loaded(exported, tmp_path):
+    folder = shutil.copytree(exported[0], tmp_path / "model")
+    file = next(folder.glob("model.[to]*"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="not the one its card describes"):
+        load_classifier(folder)
+    os.remove(file)
+    with pytest.raises(FileNotFoundError, match="is missing from the model folder"):
+        load_classifier(folder)
+
+
+@pytest.mark.parametrize("name", ["model.tflite", "model.onnx"])
+def test_a_file_that_is_no_model_is_named(name, tmp_path):
+    (tmp_path / name).write_bytes(b"no model")
+    with pytest.raises(ValueError, match=f"cannot be loaded.*{name}"):
+        Runtime(tmp_path / name)
