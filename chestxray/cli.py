@@ -161,7 +161,7 @@ def _show(sections: list[tuple]) -> None:
 @one_line_errors
 def evaluate(predictions: Path, model: Path, labels: Path | None, by: str, prevalence: float | None,
              page_path: Path | None) -> None:
-    """Say what PREDICTIONS of `chestxray predict --csv` are worth.
+    """Say what PREDICTIONS of `chestxray predict --output` are worth.
 
     With labels: discrimination, decisions, calibration and subgroups.
     Without: whether images and scores have changed since the model was made.

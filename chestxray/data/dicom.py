@@ -5,8 +5,12 @@ No patient tag leaves this module: neither messages nor results hold one.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import re
+import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,6 +23,9 @@ if TYPE_CHECKING:
 
 MODALITIES = ("CR", "DX")
 """Computed and digital radiography."""
+
+_OTHER_MODALITIES = ("CT", "DR", "ES", "IO", "MG", "MR", "NM", "OT", "PT", "PX", "RF", "RG", "SC", "SR", "US",
+                     "XA")
 
 AGES = (1, 6)
 """Years of the children in the training data: from one to before the sixth birthday."""
@@ -68,10 +75,11 @@ def decode_dicom(data: bytes) -> DicomFilm:
     except ModuleNotFoundError:
         raise ValueError("a DICOM file; to read it install pydicom") from None
     try:
-        dataset = pydicom.dcmread(io.BytesIO(data))
-        _check_kind(dataset)
-        check_size(int(dataset.Columns), int(dataset.Rows))
-        return DicomFilm(_shown(dataset), _outside(dataset))
+        with _silence():
+            dataset = pydicom.dcmread(io.BytesIO(data))
+            _check_kind(dataset)
+            check_size(int(dataset.Columns), int(dataset.Rows))
+            return DicomFilm(_shown(dataset), _outside(dataset))
     except NotAFrontalFilm:
         raise
     except InvalidDicomError:
@@ -80,10 +88,25 @@ def decode_dicom(data: bytes) -> DicomFilm:
         raise ValueError(_reason(error)) from None
 
 
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep pydicom's warnings and log lines to itself: they quote values of tags."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def _check_kind(dataset: Dataset) -> None:
     modality = str(dataset.get("Modality", ""))
     if modality not in MODALITIES:
-        raise NotAFrontalFilm(f"modality {modality[:16] or 'unknown'}, not {' or '.join(MODALITIES)}")
+        known = modality if modality in _OTHER_MODALITIES else "unknown"  # a damaged one may hold anything
+        raise NotAFrontalFilm(f"modality {known}, not {' or '.join(MODALITIES)}")
     if int(dataset.get("NumberOfFrames") or 1) != 1:
         raise NotAFrontalFilm("several frames, not one film")
     if str(dataset.get("PhotometricInterpretation", "")) not in ("MONOCHROME1", "MONOCHROME2"):

@@ -46,7 +46,7 @@ def model_card(card: Mapping[str, Any]) -> str:
         f"Initial weights: {card['weights']}.", "",
         f"Input: {image['size']} × {image['size']} grey pixels in 0–255, {image['resize']}"
         f"{', CLAHE' if image['clahe'] else ''}.", "",
-        "## Results", "",
+        *_export(card.get("export")), "## Results", "",
         "Calibration and the threshold (`youden`) were chosen on validation data. Intervals: 95 %, bootstrap "
         "over patient groups.", ""]
     metrics = card["metrics"]
@@ -83,6 +83,22 @@ def model_card(card: Mapping[str, Any]) -> str:
                   "[TRIPOD+AI](https://doi.org/10.1136/bmj-2023-078378) that apply, in short.", "",
                   *_table(["item", "here"], _CHECKLIST)]
     return "\n".join(lines) + "\n"
+
+
+def _export(export: Mapping[str, Any] | None) -> list[str]:
+    """What an exported bundle says of its file; nothing for a Keras model."""
+    if export is None:
+        return []
+    parity = export["parity"]
+    faults = f" **Kept although {'; '.join(export['faults'])}.**" if export["faults"] else ""
+    weights = "float16" if export["float16"] else "float32"
+    return ["## Export", "",
+            f"{export['format']}, weights in {weights}, {export['bytes']:,} bytes; one picture (1, size, size, 1) "
+            "in, `logit`, `distance` (for the refusal) and, where it is exact, `map` (class activation map) out. "
+            f"Against the Keras model on {parity['images']:,} validation images: logits differ by up to "
+            f"{parity['logit_difference']:.2g}, {parity['decisions_changed']:.2%} of the decisions and "
+            f"{parity['refusals_changed']:.2%} of the refusals change.{faults} Calibration and thresholds were "
+            "fitted on its own logits; the metrics below are those of the Keras model.", ""]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

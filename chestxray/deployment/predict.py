@@ -17,6 +17,7 @@ from chestxray.data.dicom import NotAFrontalFilm, decode_dicom
 from chestxray.data.images import decode_image, fit, is_dicom, read_header
 from chestxray.deployment.bundle import Classifier, load_classifier
 from chestxray.deployment.refusal import is_colour
+from chestxray.deployment.workers import workers
 
 BATCH = 32
 COLUMNS = ("path", "status", "probability", "decision", "problem", "outside", "logit", "brightness",
@@ -119,8 +120,7 @@ def predict_parallel(folder: str | Path, paths: Iterable[Path], rule: str = "you
         rule: Which of the stored thresholds decides.
         accept_all: See :func:`predict_files`.
         jobs: Processes; -1 takes one a core.
-        backend: Any that joblib knows (``loky``, ``dask``, or one that was
-            registered); None takes joblib's own choice.
+        backend: See :func:`chestxray.deployment.workers.workers`.
 
     Yields:
         Rows, in the order of the paths.
@@ -129,10 +129,11 @@ def predict_parallel(folder: str | Path, paths: Iterable[Path], rule: str = "you
         ValueError: Unknown backend, or the rule has no threshold.
     """
     from joblib import Parallel, delayed
-    parallel = Parallel(jobs, backend=backend, return_as="generator", pre_dispatch="2 * n_jobs")
-    for rows in parallel(delayed(_judge_in_worker)(str(folder), paths, rule, accept_all)
-                         for paths in chunks(paths)):
-        yield from rows
+    with workers(backend):
+        parallel = Parallel(jobs, return_as="generator", pre_dispatch="2 * n_jobs")
+        for rows in parallel(delayed(_judge_in_worker)(str(folder), paths, rule, accept_all)
+                             for paths in chunks(paths)):
+            yield from rows
 
 
 def _judge_in_worker(folder: str, paths: list[Path], rule: str, accept_all: bool) -> list[dict[str, Any]]:

@@ -17,7 +17,6 @@ from chestxray.deployment.journal import journaled
 from chestxray.deployment.predict import BATCH, COLUMNS, list_images, predict_files, predict_parallel
 from chestxray.deployment.report import MOST_FILMS, report_page
 from chestxray.deployment.runtime import Runtime
-from chestxray.deployment.workers import workers
 from chestxray.files import whole_file
 
 MOST_PROBLEMS = 200
@@ -65,18 +64,17 @@ class Session:
         alone = self.backend is None and (self.jobs == 1 or len(first) <= BATCH)
         predict = self._alone if alone else self._spread
         paths = itertools.chain(first, paths)
-        with workers(self.backend):
-            if output is None:
-                found = predict(paths)
-            else:
-                card = (self.model / "card.json").read_bytes()
-                identity = {"card": hashlib.sha256(card).hexdigest(), "rule": self.rule,
-                            "accept_all": self.accept_all}
-                found = journaled(output, identity, paths, predict, COLUMNS)
-                found = tqdm(found, unit=" images", disable=None)
-            for row in found:
-                self._remember(row)
-                yield row
+        if output is None:
+            found = predict(paths)
+        else:
+            card = (self.model / "card.json").read_bytes()
+            identity = {"card": hashlib.sha256(card).hexdigest(), "rule": self.rule,
+                        "accept_all": self.accept_all}
+            found = journaled(output, identity, paths, predict, COLUMNS)
+            found = tqdm(found, unit=" images", disable=None)
+        for row in found:
+            self._remember(row)
+            yield row
 
     def _alone(self, paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
         return predict_files(self.classifier, paths, self.rule, self.accept_all)

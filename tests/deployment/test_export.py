@@ -8,7 +8,6 @@ import sys
 from dataclasses import replace
 
 import cv2
-import keras
 import numpy as np
 import pytest
 
@@ -21,31 +20,8 @@ from chestxray.evaluation.calibration import calibrate
 from chestxray.files import read_json
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_images_are_enough():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "LEAST_IMAGES", 5)
-        yield
-
-
-@pytest.fixture(scope="module")
-def compact(data, tmp_path_factory):
-    """A network that ends as the compact CNN does and that nobody trained, on record."""
-    run, layers, rng = tmp_path_factory.mktemp("compact"), keras.layers, np.random.default_rng(4)
-    inputs = keras.Input((32, 32, 1))
-    x = layers.Conv2D(64, 5, 4, "same", use_bias=False, name="conv")(layers.Rescaling(1 / 64)(inputs))
-    x = layers.ReLU()(layers.BatchNormalization(name="bn")(x))
-    x = layers.Dropout(0.2)(layers.GlobalAveragePooling2D(name="pool")(x))
-    model = keras.Model(inputs, layers.Dense(1, name="logit")(x))
-    model.get_layer("conv").kernel.assign(rng.normal(0, 0.5, (5, 5, 1, 64)))
-    model.get_layer("logit").set_weights([rng.normal(0, 0.5, (64, 1)), np.array([0.3])])
-    chestxray.record_model(model, data, "compact", run, parameters={}, weights="random",
-                           training={"epochs": {}})
-    return run / "saved_models" / "compact-patient-s0"
-
-
 @pytest.fixture(scope="module", params=["litert", "onnx"])
-def exported(request, compact, data, tmp_path_factory):
+def exported(request, compact, data, tmp_path_factory, few_images_are_enough):
     folder = tmp_path_factory.mktemp(request.param) / "model"
     return folder, export_model(compact, folder, request.param, data)
 
@@ -74,6 +50,7 @@ def test_the_gate_measures_all_validation_images(exported, data):
     assert found["brier"][0] == pytest.approx(found["brier"][1], abs=1e-4)
     card = read_json(exported[0] / "card.json")
     assert card["export"]["parity"] == found and card["export"]["faults"] == []
+    assert "## Export" in (exported[0] / "README.md").read_text()
 
 
 def test_calibration_is_that_of_the_file(exported, data):
@@ -109,7 +86,8 @@ def test_a_process_without_tensorflow_predicts_the_same(compact, exported, tmp_p
 
 
 @pytest.mark.parametrize("format_", ["litert", "onnx"])
-def test_half_precision_is_smaller_and_nearly_the_same(compact, data, format_, tmp_path):
+def test_half_precision_is_smaller_and_nearly_the_same(few_images_are_enough, compact, data, format_,
+                                                       tmp_path):
     whole, half = tmp_path / "whole", tmp_path / "half"
     export_model(compact, whole, format_, data)
     found = export_model(compact, half, format_, data, float16=True, force=True)
@@ -129,7 +107,8 @@ def damage(convert):
     return damaged
 
 
-def test_an_export_that_decides_otherwise_is_removed_and_explained(compact, data, tmp_path, monkeypatch):
+def test_an_export_that_decides_otherwise_is_removed_and_explained(few_images_are_enough, compact, data,
+                                                                   tmp_path, monkeypatch):
     monkeypatch.setitem(export._CONVERTERS, "litert", damage(export._to_litert))
     with pytest.raises(ValueError, match="the export was removed: logits differ by up to"):
         export_model(compact, tmp_path / "model", "litert", data)
@@ -163,7 +142,8 @@ def test_half_precision_may_change_two_decisions_in_four_hundred():
     assert gate(GOOD | {"decisions_changed": 2 / 400, "logit_difference": 0.05}, True) == []
 
 
-def test_another_split_and_too_few_images_are_refused(compact, data, tmp_path, monkeypatch):
+def test_another_split_and_too_few_images_are_refused(few_images_are_enough, compact, data, tmp_path,
+                                                      monkeypatch):
     other = replace(data, table=data.table[1:])
     with pytest.raises(ValueError, match="another split"):
         export_model(compact, tmp_path / "model", "onnx", other)

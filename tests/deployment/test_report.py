@@ -1,0 +1,133 @@
+"""The page for people: what a reader sees, clicks, and hears from a screen reader."""
+
+import base64
+import collections
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+
+import cv2
+import numpy as np
+import pytest
+
+from chestxray import load_classifier
+from chestxray.deployment.predict import predict_files
+from chestxray.deployment.report import overlay, report_page
+
+COUNT = {"images": 9, "ok": 6, "refused": 2, "unreadable": 1, "outside age": 4}
+
+
+@pytest.fixture(scope="module")
+def rows(litert, data, tiny_folder):
+    paths = [tiny_folder / path for path in data.part("val")["path"]][:6]
+    found = list(predict_files(load_classifier(litert), paths, accept_all=True))
+    return sorted(found, key=lambda row: -row["probability"])
+
+
+@pytest.fixture(scope="module")
+def written(litert, rows):
+    """Page of six films, with triage thresholds between them: two of each kind."""
+    classifier = load_classifier(litert)
+    said = [row["probability"] for row in rows]
+    classifier.card["triage"] = {"rule_in": (said[1] + said[2]) / 2, "rule_out": (said[3] + said[4]) / 2}
+    problems = [{"path": "<b>.png", "status": "refused", "problem": "a lateral view"},
+                {"path": "line\nend.png", "status": "unreadable", "problem": "empty file"}]
+    return report_page(classifier, rows, problems, COUNT, "youden")
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects tags, attributes and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = collections.defaultdict(list), []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag].append(dict(attrs))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_films_in_order_with_their_numbers(written, rows):
+    said = re.findall(r'<span class="p">([\d.]+)</span> (\w+), ([\w ]+)<', written)
+    assert [one[0] for one in said] == [f"{row['probability']:.3f}" for row in rows]
+    assert [one[1] for one in said] == [row["decision"] for row in rows]
+    assert [one[2] for one in said] == ["suspicious"] * 2 + ["to be looked at"] * 2 + ["unsuspicious"] * 2
+
+
+def test_limits_thresholds_and_problems_are_said(written, litert):
+    text = " ".join(Reader(written).text)
+    card = load_classifier(litert).card
+    for said in (card["limits"][0], f"probability of {card['thresholds']['youden']:.3f}",
+                 "9 images: 6 classified", "4 images show people outside the age range", "a lateral view",
+                 "line\\nend.png", "<b>.png"):
+        assert said in text
+    assert "another view" not in text  # none was counted, so nothing is said
+    assert "not where the disease is" in text
+
+
+def test_the_page_is_one_file_and_accessible(written):
+    found = Reader(written)
+    assert not re.search(r'(?:src|href)="(?!data:)', written)
+    assert all(image["alt"] for image in found.tags["img"]) and len(found.tags["img"]) == 12
+    assert found.tags["html"] == [{"lang": "en"}] and len(found.tags["h1"]) == 1
+    assert all(button["aria-pressed"] in ("true", "false") for button in found.tags["button"])
+    assert all(cell["scope"] == "col" for cell in found.tags["th"])
+
+
+def test_a_film_that_is_gone_does_not_end_the_page(litert, rows, tmp_path):
+    gone = [rows[0] | {"path": str(tmp_path / "gone.png")}, rows[1]]
+    assert "gone.png" in report_page(load_classifier(litert), gone, [], {"images": 2, "ok": 2}, "youden")
+
+
+def test_keras_and_its_export_draw_the_same(compact, litert, rows):
+    pages = [report_page(load_classifier(folder), rows, [], COUNT, "youden") for folder in (compact, litert)]
+    shares = [re.findall(r"heatmap: (\d+) %? ?of|heatmap: (\d+)% of", page) for page in pages]
+    assert shares[0] == shares[1] and len(shares[0]) == 6
+
+
+def test_where_the_map_is_zero_the_film_stays():
+    image = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+    heat = np.zeros((4, 4))
+    np.testing.assert_array_equal(overlay(image, heat), np.dstack([image] * 3))
+    heat[0, 0] = 1
+    changed = np.abs(overlay(image, heat) - image[..., None]).max(axis=-1) > 0
+    assert changed[0, 0] and not changed[25:].any()
+
+
+CLICKS = """<script>
+const told = [], shown = () => [...document.querySelectorAll('.films li')].map((film, number) =>
+  film.offsetHeight > 0 ? number + 1 : 0).filter(Boolean);
+const press = name => document.querySelector(name).click();
+told.push(shown());
+press('button[data-group=rule_in]'); told.push(shown(), document.getElementById('shown').textContent);
+press('button[data-group=refer]'); told.push(shown());
+press('button[data-group=all]');
+const overlays = () => [...document.querySelectorAll('.overlay')].filter(one => one.offsetHeight > 0).length;
+told.push(overlays()); press('#maps'); told.push(overlays()); press('#maps'); told.push(overlays());
+told.push([...document.images].every(one => one.decode && one.src.startsWith('data:')));
+document.querySelector('button').focus(); told.push(document.activeElement.textContent);
+document.title = 'told ' + JSON.stringify(told);
+</script></body>"""
+
+
+def test_what_happens_on_clicks(written, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("needs the browser chromium")
+    (tmp_path / "page.html").write_text(written.replace("</body>", CLICKS), encoding="utf-8")
+    dom = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+                          f"--user-data-dir={tmp_path}/user", (tmp_path / "page.html").as_uri()],
+                         capture_output=True, text=True, timeout=120, check=True).stdout
+    told = json.loads(re.search(r"<title>told (.*?)</title>", dom)[1])
+    assert told == [[1, 2, 3, 4, 5, 6], [1, 2], "2 of 6 films shown", [3, 4], 6, 0, 6, True, "all"]
+
+
+def test_pictures_can_be_decoded(written):
+    for data in re.findall(r'src="data:image/jpeg;base64,([^"]+)"', written):
+        pixels = np.frombuffer(base64.b64decode(data), np.uint8)
+        assert cv2.imdecode(pixels, cv2.IMREAD_COLOR).shape == (224, 224, 3)

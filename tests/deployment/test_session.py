@@ -1,0 +1,118 @@
+"""``chestxray predict`` and ``chestxray export`` as they are called."""
+
+import csv
+import json
+import os
+import signal
+
+import cv2
+import distributed
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from chestxray import load_classifier
+from chestxray.cli import main
+from chestxray.deployment import predict
+from chestxray.deployment import session as session_module
+from chestxray.deployment.session import Session
+
+
+@pytest.fixture
+def films(tmp_path):
+    """40 pictures, one of them damaged."""
+    folder = tmp_path / "films"
+    folder.mkdir()
+    rng = np.random.default_rng(2)
+    for number in range(40):
+        picture = np.clip(rng.normal(rng.uniform(60, 140), 25, (48, 48)), 0, 255).astype(np.uint8)
+        assert cv2.imwrite(str(folder / f"{number:02d}.png"), picture)
+    (folder / "07.png").write_bytes(b"bad")
+    return folder
+
+
+def call(*words):
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def test_lines_summary_and_exit_code(litert, films):
+    told = call("predict", litert, films, "--accept-all")
+    assert told.exit_code == 1  # one could not be read
+    lines = told.output.splitlines()
+    assert len(lines) == 41 and "07.png  unreadable (not an image" in lines[7]
+    assert lines[-1].startswith("40 images, 0 refused, 1 unreadable; decided at")
+    assert "not a medical device" in lines[-1]
+    (films / "07.png").unlink()
+    assert call("predict", litert, films, "--accept-all").exit_code == 0
+
+
+def test_table_and_report_at_once(litert, films, tmp_path):
+    told = call("predict", litert, films, "--accept-all", "--output", tmp_path / "out.csv",
+                "--report", tmp_path / "page.html", "--jobs", 1)
+    assert told.exit_code == 1
+    with open(tmp_path / "out.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 40 and rows[7]["status"] == "unreadable"
+    page = (tmp_path / "page.html").read_text()
+    best = max((row for row in rows if row["probability"]), key=lambda row: float(row["probability"]))
+    assert f"1. {best['path']}" in page and "39 classified, 0 refused, 1 unreadable" in page
+    again = call("predict", litert, films, "--accept-all", "--output", tmp_path / "out.jsonl", "--jobs", 1)
+    told = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert again.exit_code == 1 and [row["path"] for row in told] == [row["path"] for row in rows]
+
+
+def test_the_report_holds_the_most_suspicious_only(litert, films, monkeypatch):
+    monkeypatch.setattr(session_module, "MOST_FILMS", 5)
+    session = Session(litert, [films], accept_all=True, jobs=1)
+    said = sorted((row["probability"] for row in session.rows() if row["probability"]), reverse=True)
+    kept = sorted((one[0] for one in session._urgent), reverse=True)
+    assert kept == said[:5]
+
+
+@pytest.mark.parametrize(("words", "reason"), [
+    (["/nowhere", "x.png"], "card.json is missing"), (["MODEL", "EMPTY"], "no image found"),
+    (["MODEL", "FILMS", "--rule", "best"], "no threshold"),
+    (["MODEL", "FILMS", "--output", "out.xlsx"], "must end in .csv or .jsonl"),
+    (["MODEL", "FILMS", "--backend", "abacus"], "abacus")])
+def test_mistakes_are_told_in_one_line(litert, films, tmp_path, words, reason):
+    (tmp_path / "empty").mkdir()
+    places = {"MODEL": litert, "FILMS": films, "EMPTY": tmp_path / "empty", "out.xlsx": tmp_path / "out.xlsx"}
+    told = call("predict", *(places.get(word, word) for word in words))
+    assert told.exit_code == 2 and reason in told.output and told.output.count("\n") == 1
+    assert not any(path.name.startswith((".partial", "out")) for path in tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written(litert, films, tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    tmp_path.chmod(0o500)
+    told = call("predict", litert, films, "--output", tmp_path / "out.csv")
+    tmp_path.chmod(0o700)
+    assert told.exit_code == 2 and "Permission denied" in told.output
+
+
+def test_export_from_the_command_line(compact, few_images_are_enough, tiny_folder, tmp_path):
+    told = call("export", compact, "--format", "onnx", "--data-dir", tiny_folder,
+                "--output", tmp_path / "onnx")
+    assert told.exit_code == 0 and "0.00% of the decisions" in told.output
+    assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == [
+        "README.md", "card.json", "model.onnx", "refusal.npz"]
+
+
+def test_two_dask_workers_one_is_killed(litert, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for number in range(4):  # large, so that the work lasts some seconds
+        picture = rng.integers(0, 256, (2000, 2000), dtype=np.uint8)
+        assert cv2.imwrite(str(tmp_path / f"{number}.jpeg"), picture)
+    paths = [tmp_path / f"{number % 4}.jpeg" for number in range(160)]
+    alone = list(predict.judge(load_classifier(litert), paths[:4], "youden", accept_all=True))
+    monkeypatch.setattr(predict, "BATCH", 4)  # 40 tasks
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", cluster.scheduler_address)
+        pids = {name: nanny.pid for name, nanny in cluster.workers.items()}
+        rows = predict.predict_parallel(litert, paths, accept_all=True, backend="dask")
+        found = [next(rows)]
+        os.kill(pids[0], signal.SIGKILL)
+        found += rows
+        assert cluster.workers[0].pid != pids[0]  # it died, and was started again
+    assert found == [alone[number % 4] for number in range(160)]
