@@ -259,7 +259,7 @@ def export(model: Path, format_: str, float16: bool, data_dir: str | None, outpu
                      ImageSettings(**card["image"]), tuple(card["classes"]))
     output = output or model.with_name(f"{model.name}-{format_}{'-float16' if float16 else ''}")
     found = export_model(model, output, format_, data, float16, force)
-    click.echo(f"wrote {output}: on {found['images']} validation images logits differ by up to "
+    click.echo(f"wrote {output}: on {found['images']} images logits differ by up to "
                f"{found['logit_difference']:.2g}, {found['decisions_changed']:.2%} of the decisions and "
                f"{found['refusals_changed']:.2%} of the refusals change")
 

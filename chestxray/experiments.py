@@ -43,14 +43,16 @@ _STANDARD = [
     ("05_explain", "explain_custom_cnn"),
     ("05_explain", "explain_vgg16"),
     ("06_compare", None),
+    ("07_deploy", "deploy_custom_cnn"),
 ]
 PLANS: dict[str, list[tuple[str, str | None]]] = {
     "demo": [
         ("01_explore_data", None), ("02_custom_cnn", None), ("03_transfer_learning", None),
-        ("04_distillation", None), ("05_explain", "explain_custom_cnn"), ("06_compare", None)],
+        ("04_distillation", None), ("05_explain", "explain_custom_cnn"), ("06_compare", None),
+        ("07_deploy", "deploy_custom_cnn")],
     "standard": _STANDARD,
-    "full": [*_STANDARD[:-1], ("03_transfer_learning", "vgg16_three"), ("04_distillation", "compact_student"),
-             _STANDARD[-1]],
+    "full": [*_STANDARD[:-2], ("03_transfer_learning", "vgg16_three"), ("04_distillation", "compact_student"),
+             ("06_compare", None), ("07_deploy", "deploy_student")],
 }
 """Pairs of notebook and recipe; ``full`` plays them for every split rule, and distils students."""
 

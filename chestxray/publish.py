@@ -18,7 +18,7 @@ from chestxray.files import read_json, whole_file, whole_folder
 from chestxray.results import ARMS_SCHEMA, RESULT_SCHEMA, comparison_table, read_results
 
 PUBLIC_FIGURES = ("class_balance", "learning_curves", "confusion", "roc_pr", "scores", "comparison",
-                  "calibration", "arms", "perturbation", "cascade")
+                  "calibration", "arms", "perturbation", "cascade", "latency")
 """First words of the figures that show curves and counts only."""
 
 PHANTOM_FIGURES = ("phantoms", "heatmaps", "heatmaps_fine")
@@ -26,7 +26,7 @@ PHANTOM_FIGURES = ("phantoms", "heatmaps", "heatmaps_fine")
 
 _LARGEST_MODEL = 20_000_000  # bytes
 _PUBLIC_SCHEMAS = (RESULT_SCHEMA, ARMS_SCHEMA, AUDIT_SCHEMA, "chestxray.dataset/1", "chestxray.comparison/1",
-                   "chestxray.explanation/1")
+                   "chestxray.explanation/1", "chestxray.deployment/1")
 
 
 def publish(run: str | Path, repository: str | Path) -> list[str]:

@@ -21,7 +21,7 @@ def test_help_and_the_package_itself_need_neither_tensorflow_nor_pandas():
 @pytest.mark.parametrize(("arguments", "message"), [
     (["run", "--data-dir", "/nowhere"], "no such data folder. Received: data_dir='/nowhere'"),
     (["predict", "/nowhere", "x.png"],
-     "model.keras is missing from the model folder. Received: folder='/nowhere'"),
+     "card.json is missing from the model folder. Received: folder='/nowhere'"),
     (["publish", "/nowhere"], "no result of a model here. Received: folder='/nowhere/results'"),
 ])
 def test_mistakes_are_one_line_and_exit_code_two(arguments, message):

@@ -180,7 +180,7 @@ def test_every_recipe_fits_a_notebook_of_the_plan_it_names():
     import papermill
     import yaml
     known = {name: set(papermill.inspect_notebook(str(experiments.NOTEBOOKS / f"{name}.ipynb")))
-             for name in ("02_custom_cnn", "03_transfer_learning", "04_distillation", "05_explain")}
+             for name in ("02_custom_cnn", "03_transfer_learning", "04_distillation", "05_explain", "07_deploy")}
     recipes = sorted((experiments.NOTEBOOKS / "recipes").glob("*.yaml"))
     assert {recipe for plan in experiments.PLANS.values() for _, recipe in plan if recipe} <= {
         path.stem for path in recipes}
@@ -189,7 +189,8 @@ def test_every_recipe_fits_a_notebook_of_the_plan_it_names():
         given = yaml.safe_load(text)
         notebook = ("03_transfer_learning" if "backbone" in given else
                     "04_distillation" if "student" in given else
-                    "05_explain" if "model" in given else "02_custom_cnn")
+                    "05_explain" if "model" in given else "07_deploy" if "models" in given else
+                    "02_custom_cnn")
         assert text.startswith("# ") and path.stem in (given.get("name"), f"explain_{given.get('model')}")
         assert set(given) <= known[notebook], path.name
         assert not [value for value in given.values() if isinstance(value, str) and value[:1].isdigit()]

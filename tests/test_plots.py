@@ -222,6 +222,19 @@ def test_arms_show_every_seed_and_the_mean():
     assert auroc.yaxis_inverted() and brier.get_title(loc="left") == "Brier (lower is better)"
 
 
+def test_latency_has_a_row_for_each_runtime_and_a_dot_for_each_number_of_cores():
+    costs = pd.DataFrame({
+        "model": "net", "runtime": ["keras", "keras", "litert"], "weights": "float32", "threads": [1, 2, 1],
+        "megabytes": [1.0, 1.0, 0.5], "milliseconds": [4.0, 3.0, 0.5]})
+    (axis,) = plots.latency(costs).axes
+    dots = [line for line in axis.lines if line.get_marker() == "o"]
+    assert [(*line.get_xdata(), *line.get_ydata()) for line in dots] == [(4.0, 0), (3.0, 0), (0.5, 1)]
+    assert [text.get_text() for text in axis.get_yticklabels()] == [
+        "net, keras float32 (1.0 MB)", "net, litert float32 (0.5 MB)"]
+    assert [text.get_text() for text in axis.get_legend().texts] == ["1 core", "2 cores"]
+    assert axis.get_xscale() == "log"
+
+
 def test_roc_pr_values_by_hand():
     # 3 of the 4 (negative, positive) pairs are in order: AUROC 0.75. Ranked + - + -:
     # average precision = (1/1 + 2/3) / 2 = 0.833. At 0.4: all but one negative are called.
@@ -318,6 +331,7 @@ WRONG = {
     "calibration of another": (lambda: plots.calibration({"a": None}, {"b": None}), "decisions=['b']"),
     "point": (lambda: plots.roc_pr({"a": (LABELS, [0.1, 0.2])}, {"b": 0.5}), "curves=['a']"),
     "arm": (lambda: plots.arms({}), "scored=[]"),
+    "costs": (lambda: plots.latency(pd.DataFrame({"model": ["a"]})), "columns=['model']"),
     "metric": (lambda: plots.comparison(pd.DataFrame({"name": ["a"]}), []), "metrics=[]"),
 }
 

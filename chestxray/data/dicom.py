@@ -33,6 +33,7 @@ AGES = (1, 6)
 VIEWS = ("AP",)
 """Views of the films in the training data."""
 
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
 _YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 _PERCENTILES = (0.5, 99.5)
 
@@ -74,6 +75,8 @@ def decode_dicom(data: bytes) -> DicomFilm:
         from pydicom.errors import InvalidDicomError
     except ModuleNotFoundError:
         raise ValueError("a DICOM file; to read it install pydicom") from None
+    if _DEFLATED in data[:1024]:  # may inflate to any size
+        raise ValueError("a deflated DICOM file, which is not supported")
     try:
         with _silence():
             dataset = pydicom.dcmread(io.BytesIO(data))

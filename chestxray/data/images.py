@@ -119,10 +119,22 @@ def check_image(data: bytes) -> tuple[int, int, str]:
     """
     width, height, mode = read_header(data)
     check_size(width, height)
-    end_mark = b"IEND" if data.startswith(_PNG_SIGNATURE) else b"\xff\xd9"
-    if end_mark not in data[-1024:]:
+    whole = _png_is_whole(data) if data.startswith(_PNG_SIGNATURE) else b"\xff\xd9" in data[-1024:]
+    if not whole:
         raise ValueError("truncated (the end of the image is missing)")
     return width, height, mode
+
+
+def _png_is_whole(data: bytes) -> bool:
+    """Whether the chunks follow each other to the last one within the file.
+
+    OpenCV reserves the memory that a chunk claims to need, up to 4 GB, before it looks.
+    """
+    position, kind = len(_PNG_SIGNATURE), b""
+    while kind != b"IEND" and position + 12 <= len(data):
+        length, kind = struct.unpack(">I4s", data[position:position + 8])
+        position += 12 + length
+    return kind == b"IEND" and position <= len(data)
 
 
 def check_size(width: int, height: int) -> None:

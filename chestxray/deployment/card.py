@@ -93,12 +93,12 @@ def _export(export: Mapping[str, Any] | None) -> list[str]:
     faults = f" **Kept although {'; '.join(export['faults'])}.**" if export["faults"] else ""
     weights = "float16" if export["float16"] else "float32"
     return ["## Export", "",
-            f"{export['format']}, weights in {weights}, {export['bytes']:,} bytes; one picture (1, size, size, 1) "
-            "in, `logit`, `distance` (for the refusal) and, where it is exact, `map` (class activation map) out. "
-            f"Against the Keras model on {parity['images']:,} validation images: logits differ by up to "
-            f"{parity['logit_difference']:.2g}, {parity['decisions_changed']:.2%} of the decisions and "
-            f"{parity['refusals_changed']:.2%} of the refusals change.{faults} Calibration and thresholds were "
-            "fitted on its own logits; the metrics below are those of the Keras model.", ""]
+            f"{export['format']}, weights in {weights}, {export['bytes']:,} bytes; one picture, (1, size, "
+            "size, 1), in; `logit`, `distance` (for the refusal) and, where it is exact, `map` (class "
+            f"activation map) out. Against the Keras model, on {parity['images']:,} images of its data, "
+            f"logits differ by up to {parity['logit_difference']:.2g}, {parity['decisions_changed']:.2%} of "
+            f"the decisions and {parity['refusals_changed']:.2%} of the refusals change.{faults} Calibration "
+            "and thresholds were fitted on its own logits; the metrics below are the Keras model's.", ""]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -21,7 +21,7 @@ from chestxray.evaluation.operating import choose_thresholds, choose_triage
 from chestxray.files import whole_folder
 
 LEAST_IMAGES = 200
-"""Validation images that the gate needs."""
+"""Images that the gate needs: all of validation and, where these are fewer, some of training."""
 
 MOST_LOGIT_DIFFERENCE = 1e-3
 """Of a float32 export."""
@@ -46,7 +46,8 @@ def export_model(folder: str | Path, output: str | Path, format: str, data: Xray
         folder: Bundle with ``model.keras``.
         output: Folder of the exported bundle; replaced.
         format: Key of :data:`chestxray.deployment.runtime.MODEL_FILES`.
-        data: The images that the model was trained on.
+        data: The images that the model was trained on; for a model of
+            phantoms any phantoms.
         float16: Store weights in half precision: half the size, other logits.
         force: Keep an export that fails the gate; its card says so.
 
@@ -54,31 +55,34 @@ def export_model(folder: str | Path, output: str | Path, format: str, data: Xray
         The gate's findings, see :func:`compare`.
 
     Raises:
-        ValueError: Other data than the model's, too few validation images, or
-            the export failed the gate (nothing is written).
+        ValueError: Other data than the model's, too few images, or the
+            export failed the gate (nothing is written).
     """
     original = load_classifier(folder)
     if isinstance(original.model, Runtime):
         raise ValueError(f"already exported. Received: folder={str(folder)!r}")
     trained_on = original.card["training_data"]
-    if data.split_hash != trained_on["split_hash"]:
+    both_synthetic = data.synthetic and trained_on["name"] == data.name
+    if data.split_hash != trained_on["split_hash"] and not both_synthetic:
         raise ValueError(f"the model was trained on another split (hash {trained_on['split_hash']}). "
                          f"Received: data={data.name!r}, hash {data.split_hash}")
-    table = data.part("val")
-    if len(table) < LEAST_IMAGES:
-        raise ValueError(f"the comparison needs at least {LEAST_IMAGES} validation images. "
-                         f"Received: images={len(table)}")
+    compared = pd.concat([data.part("val"), data.part("train")])
+    compared = compared[:max(LEAST_IMAGES, len(data.part("val")))]
+    if len(compared) < LEAST_IMAGES:
+        raise ValueError(f"the comparison needs at least {LEAST_IMAGES} images. "
+                         f"Received: images={len(compared)}")
     with whole_folder(output) as partial:
         path = partial / MODEL_FILES[format]
         _CONVERTERS[format](deployable(original), path, float16)
         refusal = replace(original.refusal, center=np.zeros(0), whitening=np.zeros((0, 0)))  # in the graph
         exported = Classifier(Runtime(path), original.card, refusal)
-        found, logits = compare(original, exported, data.images("val"), table["label"].to_numpy())
+        found, logits = compare(original, exported, data.store.images(compared), compared["label"].to_numpy())
         faults = gate(found, float16)
         if faults and not force:
             raise ValueError(f"the export was removed: {'; '.join(faults)} (--force keeps it). "
                              f"Received: format={format!r}, float16={float16}")
-        write_card(partial, replace(exported, card=_card(original, logits, table["label"], {
+        labels = data.part("val")["label"]
+        write_card(partial, replace(exported, card=_card(original, logits[:len(labels)], labels, {
             "format": format, "float16": float16, "bytes": path.stat().st_size,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "parity": found, "faults": faults})))
     return found

@@ -5,6 +5,7 @@ ValueError before there is a figure. Label 0 is NORMAL, label 1 is PNEUMONIA, th
 ``synthetic=True`` writes "synthetic data" into the figure.
 """
 
+from chestxray.plots.costs import latency
 from chestxray.plots.data import (
     augmentation_preview,
     class_balance,
@@ -33,6 +34,7 @@ __all__ = [
     "confusion_matrices",
     "heatmaps",
     "image_sizes",
+    "latency",
     "learning_curves",
     "perturbation",
     "preprocessing_steps",

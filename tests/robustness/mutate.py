@@ -1,0 +1,60 @@
+"""Run in a process of its own: mutates an encoded picture and reads it, thousands of times.
+
+    python mutate.py FILE FIRST COUNT
+
+Prints the seed before each try, so that a crash names it; ends with a line of
+JSON: what became of the tries, and the largest memory in MB.
+"""
+
+import collections
+import json
+import resource
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from chestxray.data.images import ImageSettings, fit
+from chestxray.deployment.predict import read_film
+
+SECONDS = 10
+
+
+def mutate(data: bytes, rng: np.random.Generator) -> bytes:
+    """Flip some bytes, cut, or splice: repeat, drop or exchange a piece."""
+    found, kind = bytearray(data), rng.integers(5)
+    if kind <= 1:
+        reach = len(found) if kind else min(len(found), 700)  # headers more often than pixels
+        for place in rng.integers(0, reach, rng.integers(1, 12)):
+            found[place] = rng.integers(256)
+        return bytes(found)
+    start, end = sorted(int(place) for place in rng.integers(0, len(found) + 1, 2))
+    if kind == 2:
+        return bytes(found[:end])
+    if kind == 3:
+        return bytes(found[:start] + found[end:])
+    place = int(rng.integers(0, len(found)))
+    return bytes(found[:place] + found[start:end] + found[place:])
+
+
+def main(path: str, first: int, count: int) -> None:
+    data, told = Path(path).read_bytes(), collections.Counter(read=0, named=0)
+    warnings.simplefilter("error")  # a warning would reach the user's terminal
+    for seed in range(first, first + count):
+        print(seed, flush=True)
+        signal.alarm(SECONDS)  # ends the process
+        try:
+            pixels = fit(read_film(mutate(data, np.random.default_rng(seed)))[0], ImageSettings(32))
+            assert pixels.shape == (32, 32) and pixels.dtype == np.uint8
+            told["read"] += 1
+        except ValueError as error:
+            assert str(error) and "\n" not in str(error) and len(str(error)) < 300, repr(error)
+            told["named"] += 1
+    signal.alarm(0)
+    print(json.dumps(told | {"megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
