@@ -83,10 +83,12 @@ def _parse_value(text: str) -> Any:
               help="Set a parameter in every notebook that has it.")
 @click.option("--dry-run", is_flag=True, help="Only say what would run.")
 @click.option("--force", is_flag=True, help="Run finished steps again.")
+@click.option("--jobs", type=int, default=1, show_default=True, help="Steps at a time.")
+@click.option("--backend", metavar="NAME", help="joblib backend that plays them: loky, dask, …")
 @one_line_errors
 def run(data_dir: str | None, split: str | None, output_dir: Path | None, preset: str | None,
         only: str | None, classes: tuple[str, str] | None, parameters: tuple[tuple[str, str], ...],
-        dry_run: bool, force: bool) -> None:
+        dry_run: bool, force: bool, jobs: int, backend: str | None) -> None:
     """Play the notebooks from raw images to compared models."""
     from chestxray.data.location import find_data
     from chestxray.experiments import run_plan
@@ -103,7 +105,7 @@ def run(data_dir: str | None, split: str | None, output_dir: Path | None, preset
     if classes:
         overrides["classes"] = list(classes)
     sys.exit(run_plan(preset, data_dir, [split] if split else None, output_dir or Path("runs") / preset,
-                      overrides, only, dry_run, force))
+                      overrides, only, dry_run, force, jobs, backend))
 
 
 @main.command()

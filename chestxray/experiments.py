@@ -10,6 +10,7 @@ checkpoint.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -20,11 +21,13 @@ from typing import Any
 import nbformat
 import papermill
 import yaml
+from joblib import Parallel, delayed
 
 from chestxray import __version__
 from chestxray.data.catalog import scan
 from chestxray.data.location import find_data
 from chestxray.data.splits import RULES, make_split, split_hash
+from chestxray.deployment.workers import workers
 from chestxray.files import read_json
 from chestxray.models.weights import find_weights
 from chestxray.results import STEP_KEY, comparison_table, find_classifier, read_results
@@ -57,6 +60,9 @@ PLANS: dict[str, list[tuple[str, str | None]]] = {
 """Pairs of notebook and recipe; ``full`` plays them for every split rule, and distils students."""
 
 
+_WAVES = {"01": 0, "02": 1, "03": 1, "04": 2, "05": 3, "06": 3, "07": 3}
+"""By number of the notebook: those of a later wave use what earlier ones put on record."""
+
 _RUN_WIDE = ("data_dir", "split", "output_dir", "results")  # set by options of the run, not by -p
 
 
@@ -86,8 +92,9 @@ class Step:
         if "weights" in self.parameters and "backbone" in self.parameters:
             parts["weights"] = _weights_key(self.parameters["weights"], self.parameters["backbone"])
         models = [self.parameters.get(role) for role in ("model", "other")]
-        for name in filter(None, [*models, *self.parameters.get("teachers", []),
-                                  *self.parameters.get("teachers_three", [])]):
+        for role in ("models", "teachers", "teachers_three"):
+            models += self.parameters.get(role, [])
+        for name in filter(None, models):
             parts[f"model {name}"] = _model_key(name, self.parameters)
         if "results" in self.parameters:
             parts["results"] = _results_key(Path(self.parameters["results"]))
@@ -228,14 +235,21 @@ def play(step: Step, output_dir: Path) -> None:
 
 def run_plan(preset: str = "demo", data_dir: str = "phantoms", rules: list[str] | None = None,
              output_dir: str | Path = "runs/demo", overrides: dict[str, Any] | None = None,
-             only: str | None = None, dry_run: bool = False, force: bool = False) -> int:
+             only: str | None = None, dry_run: bool = False, force: bool = False,
+             jobs: int = 1, backend: str | None = None) -> int:
     """Play a plan; a failing step is named and the others go on.
+
+    Steps that do not need each other's models can be played at the same time,
+    on several machines that share the folders, too.
 
     Args:
         preset, data_dir, output_dir, overrides, only: See :func:`make_plan`.
         rules: Split rules; by default ``patient``, and all for ``full``.
         dry_run: Only say what would run.
         force: Run finished steps again.
+        jobs: Steps at a time; -1 takes one a worker.
+        backend: Of joblib, see :func:`chestxray.deployment.workers.workers`;
+            one that works in processes, because a step needs its own.
 
     Returns:
         0, or 1 when a step failed.
@@ -248,29 +262,41 @@ def run_plan(preset: str = "demo", data_dir: str = "phantoms", rules: list[str] 
         if os.environ.get(name):
             os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())  # kernels run elsewhere
     rules = rules or (list(RULES) if preset == "full" else ["patient"])
-    steps = make_plan(preset, data_dir, rules, output_dir, overrides or {}, only)
+    steps = sorted(make_plan(preset, data_dir, rules, output_dir, overrides or {}, only), key=_wave)
+    titles = {step.name: f"[{number}/{len(steps)}] {step.name}" for number, step in enumerate(steps, 1)}
     failures = []
-    for number, step in enumerate(steps, 1):
-        title = f"[{number}/{len(steps)}] {step.name}"
-        if not force and is_done(step.key(), output_dir):
-            print(f"{title}: done earlier")
-            continue
-        print(f"{title}{': would run' if dry_run else ' …'}", flush=True)
-        if dry_run:
-            continue
-        try:
-            play(step, output_dir)
-        except papermill.PapermillExecutionError as error:
-            failures.append(f"{step.name}, cell [{error.exec_count}]: {error.ename}: {error.evalue}")
-            print(f"    failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}", flush=True)
-        except RuntimeError as error:
-            failures.append(f"{step.name}: {error}")
-            print(f"    failed: {error}", flush=True)
+    with workers(backend):
+        for _, wave in itertools.groupby(steps, _wave):
+            tasks = [delayed(_attempt)(step, titles[step.name], output_dir, dry_run, force) for step in wave]
+            failures += filter(None, Parallel(jobs)(tasks))
     if not dry_run:
         _print_summary(output_dir)
     for failure in failures:
         print(f"FAILED {failure}")
     return 1 if failures else 0
+
+
+def _wave(step: Step) -> int:
+    return _WAVES[step.notebook.name[:2]]
+
+
+def _attempt(step: Step, title: str, output_dir: Path, dry_run: bool, force: bool) -> str | None:
+    """Play a step unless it is done; what went wrong, in words."""
+    if not force and is_done(step.key(), output_dir):
+        print(f"{title}: done earlier")
+        return None
+    print(f"{title}{': would run' if dry_run else ' …'}", flush=True)
+    if dry_run:
+        return None
+    try:
+        play(step, output_dir)
+    except papermill.PapermillExecutionError as error:
+        print(f"    failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}", flush=True)
+        return f"{step.name}, cell [{error.exec_count}]: {error.ename}: {error.evalue}"
+    except RuntimeError as error:
+        print(f"    failed: {error}", flush=True)
+        return f"{step.name}: {error}"
+    return None
 
 
 def _print_summary(output_dir: Path) -> None:

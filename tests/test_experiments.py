@@ -180,7 +180,8 @@ def test_every_recipe_fits_a_notebook_of_the_plan_it_names():
     import papermill
     import yaml
     known = {name: set(papermill.inspect_notebook(str(experiments.NOTEBOOKS / f"{name}.ipynb")))
-             for name in ("02_custom_cnn", "03_transfer_learning", "04_distillation", "05_explain", "07_deploy")}
+             for name in ("02_custom_cnn", "03_transfer_learning", "04_distillation", "05_explain",
+                          "07_deploy")}
     recipes = sorted((experiments.NOTEBOOKS / "recipes").glob("*.yaml"))
     assert {recipe for plan in experiments.PLANS.values() for _, recipe in plan if recipe} <= {
         path.stem for path in recipes}

@@ -55,8 +55,8 @@ def export_model(folder: str | Path, output: str | Path, format: str, data: Xray
         The gate's findings, see :func:`compare`.
 
     Raises:
-        ValueError: Other data than the model's, too few images, or the
-            export failed the gate (nothing is written).
+        ValueError: Other data than the model's, or the export failed the
+            gate (nothing is written).
     """
     original = load_classifier(folder)
     if isinstance(original.model, Runtime):
@@ -68,9 +68,6 @@ def export_model(folder: str | Path, output: str | Path, format: str, data: Xray
                          f"Received: data={data.name!r}, hash {data.split_hash}")
     compared = pd.concat([data.part("val"), data.part("train")])
     compared = compared[:max(LEAST_IMAGES, len(data.part("val")))]
-    if len(compared) < LEAST_IMAGES:
-        raise ValueError(f"the comparison needs at least {LEAST_IMAGES} images. "
-                         f"Received: images={len(compared)}")
     with whole_folder(output) as partial:
         path = partial / MODEL_FILES[format]
         _CONVERTERS[format](deployable(original), path, float16)
@@ -190,6 +187,8 @@ def gate(found: dict[str, Any], float16: bool) -> list[str]:
     """
     most = {"decisions": MOST_CHANGED if float16 else 0.0, "refusals": MOST_CHANGED}
     faults = []
+    if found["images"] < LEAST_IMAGES:
+        faults.append(f"only {found['images']} images could be compared, {LEAST_IMAGES} are needed")
     if not float16 and not found["logit_difference"] <= MOST_LOGIT_DIFFERENCE:  # NaN is too much
         faults.append(f"logits differ by up to {found['logit_difference']:.2g}, "
                       f"at most {MOST_LOGIT_DIFFERENCE:g} is allowed")
