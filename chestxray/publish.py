@@ -15,7 +15,7 @@ import pandas as pd
 
 from chestxray.data.audit import AUDIT_SCHEMA
 from chestxray.files import read_json, whole_file, whole_folder
-from chestxray.results import ARMS_SCHEMA, RESULT_SCHEMA, comparison_table, read_results
+from chestxray.results import ARMS_SCHEMA, RESULT_SCHEMA, comparison_table
 
 PUBLIC_FIGURES = ("class_balance", "learning_curves", "confusion", "roc_pr", "scores", "comparison",
                   "calibration", "arms", "perturbation", "cascade", "latency")
@@ -49,8 +49,13 @@ def publish(run: str | Path, repository: str | Path) -> list[str]:
         ValueError: The run mixes real and synthetic data.
     """
     run, repository = Path(run), Path(repository)
-    results = read_results(run / "results")
-    synthetic = {result["data"] == "synthetic" for result in results}
+    contents = {path: read_json(path) for path in sorted((run / "results").glob("*.json"))}
+    public = {path: content for path, content in contents.items()
+              if isinstance(content, dict) and content.get("schema") in _PUBLIC_SCHEMAS}
+    if not public:
+        raise FileNotFoundError(f"the run has no result. Received: run={str(run)!r}")
+    results = [content for content in public.values() if content["schema"] == RESULT_SCHEMA]
+    synthetic = {content["data"] == "synthetic" for content in public.values() if "data" in content}
     if len(synthetic) > 1:
         raise ValueError(f"the run mixes real and synthetic data. Received: run={str(run)!r}")
     real = synthetic != {True}
@@ -89,9 +94,8 @@ def publish(run: str | Path, repository: str | Path) -> list[str]:
     if tried:
         _join_tried(tried, repository / "results" / "tried.csv")
         said.append(f"results/tried.csv: {', '.join(tried_names)}")
-    for path in sorted((run / "results").glob("*.json")):
-        content = read_json(path)
-        if content.get("schema") in _PUBLIC_SCHEMAS and path.stem not in tried_names:
+    for path, content in public.items():
+        if path.stem not in tried_names:
             if content["schema"] == ARMS_SCHEMA:
                 table = path.with_suffix(".predictions.csv")
                 _copy(table, repository / "results" / table.name, said)

@@ -97,3 +97,15 @@ def test_what_was_only_tried_on_validation_becomes_a_row(tmp_path):
     assert dict(zip(table["name"], table["auroc"], strict=True)) == {"b": 0.7, "c": 0.8, "d": 0.6}
     assert not [column for column in table if column.endswith(("_low", "_high"))]
     assert table.loc[0, ["epochs", "parameters"]].tolist() == ['{"head": 3}', '{"dropout": 0.5}']
+
+
+def test_a_run_that_only_explains_models_is_published(tmp_path):
+    content = {"schema": "chestxray.explanation/1", "data": "films"}
+    write_json(tmp_path / "run/results/explain-a.json", content)
+    (tmp_path / "run/images").mkdir()
+    (tmp_path / "run/images/perturbation-a.png").write_bytes(b"png")
+    (tmp_path / "run/images/heatmaps.png").write_bytes(b"png")  # pixels of real films
+    publish(tmp_path / "run", tmp_path / "repo")
+    assert files(tmp_path / "repo") == ["images/perturbation-a.png", "results/explain-a.json"]
+    with pytest.raises(FileNotFoundError, match="no result"):
+        publish(tmp_path / "empty", tmp_path / "repo")

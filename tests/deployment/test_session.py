@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import shutil
 import signal
+import subprocess
 
 import cv2
 import distributed
@@ -82,13 +84,42 @@ def test_mistakes_are_told_in_one_line(litert, films, tmp_path, words, reason):
     assert not any(path.name.startswith((".partial", "out")) for path in tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_written(litert, films, tmp_path):
-    if os.geteuid() == 0:
-        pytest.skip("root may write everywhere")
-    tmp_path.chmod(0o500)
-    told = call("predict", litert, films, "--output", tmp_path / "out.csv")
-    tmp_path.chmod(0o700)
-    assert told.exit_code == 2 and "Permission denied" in told.output
+@pytest.fixture
+def mounted(tmp_path):
+    """Mounts small disks, where that is allowed."""
+    places = []
+
+    def mount(options):
+        place = tmp_path / "disk"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "none", place]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting a disk is not allowed here")
+        places.append(place)
+        return place
+
+    yield mount
+    for place in places:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_a_disk_that_cannot_be_written(litert, films, mounted):
+    place = mounted("ro,size=64k")
+    told = call("predict", litert, films, "--output", place / "out.csv", "--jobs", 1)
+    assert told.exit_code == 2 and "Read-only file system" in told.output and told.output.count("\n") == 1
+
+
+def test_a_full_disk_loses_nothing(litert, films, mounted, tmp_path):
+    place = mounted("size=8k")
+    table = place / "out.jsonl"
+    told = call("predict", litert, films, "--output", table, "--jobs", 1, "--accept-all")
+    assert told.exit_code == 2 and "No space left on device" in told.output and not table.exists()
+    assert [path.name for path in place.iterdir()] == [".partial-out.jsonl.jsonl"]
+    subprocess.run(["mount", "-o", "remount,size=1m", place], check=True)
+    assert call("predict", litert, films, "--output", table, "--jobs", 1, "--accept-all").exit_code == 1
+    call("predict", litert, films, "--output", tmp_path / "out.jsonl", "--jobs", 1, "--accept-all")
+    assert table.read_text() == (tmp_path / "out.jsonl").read_text()
+    assert [path.name for path in place.iterdir()] == ["out.jsonl"]
 
 
 def test_export_from_the_command_line(compact, few_images_are_enough, tiny_folder, tmp_path):

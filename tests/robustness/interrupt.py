@@ -40,7 +40,8 @@ import sys, chestxray as cx
 data = cx.load_data(sys.argv[1], "patient", 0, cx.ImageSettings(64))
 cx.set_seed(0)
 model, _ = cx.build_transfer_model("VGG16", 64, [16], 0.2, None)
-settings = cx.TrainSettings(epochs=3, learning_rate=1e-3, views=2, disk_gb=1.0)
+settings = cx.TrainSettings(epochs=3, learning_rate=1e-3, views=2, disk_gb=1.0,
+                            augmentation=cx.Augmentation())
 cx.set_trainable_from(model, "block5_conv1")
 cx.train(model, data, settings, sys.argv[2] + "/state.npz")
 model.save(sys.argv[2] + "/model.keras")
