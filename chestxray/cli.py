@@ -38,7 +38,7 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except ModuleNotFoundError as error:
             extra = _EXTRAS.get((error.name or "").split(".")[0], "train")
             raise UserError(f"{error.name} is missing: pip install -e '.[{extra}]'") from error
-        except (ValueError, OSError, TypeError) as error:
+        except (ValueError, OSError, TypeError, RuntimeError) as error:
             raise UserError(" ".join(str(error).split())) from error
         except KeyboardInterrupt:
             click.echo("interrupted; the same command goes on from here", err=True)
@@ -174,7 +174,8 @@ def evaluate(predictions: Path, model: Path, labels: Path | None, by: str, preva
     from chestxray.files import read_json, whole_file
     card = read_json(model / "card.json")
     texts = {"path": str, "label": str, "problem": str}
-    table = pd.read_csv(predictions, dtype=texts)
+    table = (pd.read_json(predictions, lines=True, dtype=texts) if predictions.suffix == ".jsonl"
+             else pd.read_csv(predictions, dtype=texts))
     if labels is None:
         if by or prevalence:
             raise ValueError("--by and --prevalence need --labels. "
@@ -218,6 +219,8 @@ def predict(model: Path, sources: tuple[Path, ...], rule: str, output: Path | No
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from chestxray.deployment.session import Session
+    if report_path and (report_path.is_dir() or not report_path.absolute().parent.is_dir()):
+        raise ValueError(f"the report cannot be written there. Received: path={str(report_path)!r}")
     session = Session(model, sources, rule, accept_all, jobs, backend)
     for row in session.rows(output):
         if not output:

@@ -240,7 +240,8 @@ def run_plan(preset: str = "demo", data_dir: str = "phantoms", rules: list[str] 
     """Play a plan; a failing step is named and the others go on.
 
     Steps that do not need each other's models can be played at the same time,
-    on several machines that share the folders, too.
+    on several machines, too, if they share the data and the run's folder and
+    each has a cache of its own.
 
     Args:
         preset, data_dir, output_dir, overrides, only: See :func:`make_plan`.

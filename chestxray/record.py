@@ -104,9 +104,11 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
         counts = data.table["split"].value_counts()
         known = (data.table["subtype"] != "").mean() > 0.5  # file names of the children's data set
         limits = bundle.SYNTHETIC_LIMITS if data.synthetic else bundle.LIMITS if known else bundle.LIMITS[:1]
+        population = {"population": bundle.POPULATION} if known and not data.synthetic else {}
         refusal, reference = learn_reference(scorer, data, *told["val"])
         bundle.write_card(folder, bundle.Classifier(reloaded, {
-            "schema": bundle.CARD_SCHEMA, **shared, "limits": list(limits), "reference": reference,
+            "schema": bundle.CARD_SCHEMA, **shared, **population, "limits": list(limits),
+            "reference": reference,
             "training_data": {"name": data.name, "split_rule": data.rule, "split_hash": data.split_hash,
                               "seed": data.seed, **{part: int(counts[part]) for part in
                                                     ("train", "val", "test")}}}, refusal))

@@ -22,7 +22,7 @@ def test_help_and_the_package_itself_need_neither_tensorflow_nor_pandas():
     (["run", "--data-dir", "/nowhere"], "no such data folder. Received: data_dir='/nowhere'"),
     (["predict", "/nowhere", "x.png"],
      "card.json is missing from the model folder. Received: folder='/nowhere'"),
-    (["publish", "/nowhere"], "no result of a model here. Received: folder='/nowhere/results'"),
+    (["publish", "/nowhere"], "the run has no result. Received: run='/nowhere'"),
 ])
 def test_mistakes_are_one_line_and_exit_code_two(arguments, message):
     result = CliRunner().invoke(main, arguments)

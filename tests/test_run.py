@@ -60,13 +60,14 @@ def test_two_dask_workers_play_a_plan_and_one_is_killed(tmp_path, monkeypatch):
         pid, checkpoint = cluster.workers[0].pid, tmp_path / "spread" / "checkpoints"
 
         def kill():
-            while len(list(checkpoint.glob("*.npz"))) < 2:  # both are training
+            deadline = time.monotonic() + 300
+            while len(list(checkpoint.glob("*.npz"))) < 2 and time.monotonic() < deadline:  # both train
                 time.sleep(0.1)
             for child in psutil.Process(pid).children(recursive=True):
                 child.kill()
             os.kill(pid, signal.SIGKILL)
 
-        killer = threading.Thread(target=kill)
+        killer = threading.Thread(target=kill, daemon=True)
         killer.start()
         assert run_plan("demo", data, ["image", "patient"], tmp_path / "spread", settings, "02", jobs=-1,
                         backend="dask") == 0

@@ -9,14 +9,15 @@ import contextlib
 import io
 import logging
 import re
+import struct
 import warnings
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chestxray.data.images import check_size
+from chestxray.data.images import blocks, check_size, look_up, read_header
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -26,12 +27,6 @@ MODALITIES = ("CR", "DX")
 
 _OTHER_MODALITIES = ("CT", "DR", "ES", "IO", "MG", "MR", "NM", "OT", "PT", "PX", "RF", "RG", "SC", "SR", "US",
                      "XA")
-
-AGES = (1, 6)
-"""Years of the children in the training data: from one to before the sixth birthday."""
-
-VIEWS = ("AP",)
-"""Views of the films in the training data."""
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
@@ -55,7 +50,7 @@ class DicomFilm(NamedTuple):
     outside: tuple[str, ...]
 
 
-def decode_dicom(data: bytes) -> DicomFilm:
+def decode_dicom(data: bytes, population: Mapping[str, Any] | None = None) -> DicomFilm:
     """Decode one radiograph.
 
     Stored values pass the modality LUT, then the VOI LUT or the first window;
@@ -64,6 +59,9 @@ def decode_dicom(data: bytes) -> DicomFilm:
 
     Args:
         data: The whole file.
+        population: Of the training images, as far as it is known: ``ages``,
+            ``[least, most]`` in years, the second not included; ``views``,
+            a list of values of ViewPosition.
 
     Raises:
         NotAFrontalFilm: Another modality, several frames, a lateral view, or colours.
@@ -75,14 +73,14 @@ def decode_dicom(data: bytes) -> DicomFilm:
         from pydicom.errors import InvalidDicomError
     except ModuleNotFoundError:
         raise ValueError("a DICOM file; to read it install pydicom") from None
-    if _DEFLATED in data[:1024]:  # may inflate to any size
+    if _DEFLATED in data:  # may inflate to any size
         raise ValueError("a deflated DICOM file, which is not supported")
     try:
         with _silence():
             dataset = pydicom.dcmread(io.BytesIO(data))
             _check_kind(dataset)
             check_size(int(dataset.Columns), int(dataset.Rows))
-            return DicomFilm(_shown(dataset), _outside(dataset))
+            return DicomFilm(_shown(dataset), _outside(dataset, population or {}))
     except NotAFrontalFilm:
         raise
     except InvalidDicomError:
@@ -121,44 +119,79 @@ def _check_kind(dataset: Dataset) -> None:
 
 
 def _shown(dataset: Dataset) -> NDArray:
-    """Grey values as a viewer would show them, ``uint8`` (H, W)."""
+    """Grey values as a viewer would show them, ``uint8`` (H, W): worked out once for each stored value."""
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    _check_encoded_size(dataset)
     stored = dataset.pixel_array
-    values = apply_modality_lut(stored, dataset)
-    if dataset.get("VOILUTSequence") or dataset.get("WindowWidth") is not None:
-        ends = apply_voi_lut(np.array([values.min() - 1e6, values.max() + 1e6]), dataset, 0) \
-            if not dataset.get("VOILUTSequence") else _lut_ends(dataset)
+    if stored.ndim != 2 or stored.dtype.itemsize > 2:
+        raise NotAFrontalFilm("not one picture of at most 16 bits")
+    least = int(stored.min())
+    levels = np.arange(least, int(stored.max()) + 1)
+    values = apply_modality_lut(levels, dataset)
+    if dataset.get("VOILUTSequence"):
+        ends = 0, 2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1
+        values = apply_voi_lut(values, dataset, 0)
+    elif dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
+        ends = apply_voi_lut(np.array([values.min() - 1e6, values.max() + 1e6]), dataset, 0)
         values = apply_voi_lut(values, dataset, 0)
     else:
-        ends = np.percentile(values[~_padding(stored, dataset)], _PERCENTILES)
+        counts = sum(np.bincount((rows.astype(int) - least).ravel(), minlength=len(levels))
+                     for rows in blocks(stored))
+        ends = np.interp(_percentiles(levels, counts * ~_padding(levels, counts, dataset)), levels, values)
     low, high = float(min(ends)), float(max(ends))
     shown = (np.clip(values, low, high).astype(np.float64) - low) * (255 / max(high - low, 1e-9))
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         shown = 255 - shown
-    return np.rint(shown).astype(np.uint8)
+    return look_up(np.rint(shown).astype(np.uint8), stored, least)
 
 
-def _lut_ends(dataset: Dataset) -> tuple[int, int]:
-    return 0, 2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1
+def _check_encoded_size(dataset: Dataset) -> None:
+    """Compare the size that a compressed picture claims with that of the header, before it is decoded."""
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return
+    from pydicom.encaps import get_frame
+    encoded = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    if (place := encoded[:1024].find(b"\xff\x4f\xff\x51")) >= 0:  # JPEG 2000: SOC, SIZ
+        right, bottom, left, top = struct.unpack(">IIII", encoded[place + 8:place + 24])
+        size = right - left, bottom - top
+    elif encoded.startswith(b"\xff\xd8"):
+        size = read_header(encoded)[:2]
+    else:
+        return  # run lengths, which say nothing of a size
+    if size != (int(dataset.Columns), int(dataset.Rows)):
+        raise ValueError("damaged (the compressed picture has another size than the header says)")
 
 
-def _padding(stored: NDArray, dataset: Dataset) -> NDArray:
-    """Pixels outside the film, unless that is all of them."""
+def _padding(levels: NDArray, counts: NDArray, dataset: Dataset) -> NDArray:
+    """Which stored values mean outside the film, unless there are no others."""
     if (value := dataset.get("PixelPaddingValue")) is None:
-        return np.zeros(stored.shape, bool)
+        return np.zeros(levels.shape, bool)
     limit = dataset.get("PixelPaddingRangeLimit")
     low, high = sorted((int(value), int(value if limit is None else limit)))
-    padding = (stored >= low) & (stored <= high)
-    return padding & ~padding.all()
+    padding = (levels >= low) & (levels <= high)
+    return padding & bool(counts[~padding].any())
 
 
-def _outside(dataset: Dataset) -> tuple[str, ...]:
+def _percentiles(levels: NDArray, counts: NDArray) -> NDArray:
+    """:data:`_PERCENTILES` of values that occur so often, with linear interpolation."""
+    upto = np.cumsum(counts)
+    place = np.array(_PERCENTILES) / 100 * (upto[-1] - 1)
+    low, high = (levels[np.searchsorted(upto, whole, side="right")]
+                 for whole in (np.floor(place), np.ceil(place)))
+    return low + (high - low) * (place % 1)
+
+
+def _outside(dataset: Dataset, population: Mapping[str, Any]) -> tuple[str, ...]:
     age = re.fullmatch(r"(\d{1,3})([DWMY])", str(dataset.get("PatientAge") or "").strip())
     years = int(age[1]) * _YEARS[age[2]] if age else None
     view = str(dataset.get("ViewPosition") or "").upper()
-    return tuple(name for name, known, inside in (
-        ("age", years is not None, years is not None and AGES[0] <= years < AGES[1]),
-        ("view", bool(view), view in VIEWS)) if known and not inside)
+    found = []
+    if years is not None and "ages" in population:
+        least, most = population["ages"]
+        found += [] if least <= years < most else ["age"]
+    if view and "views" in population:
+        found += [] if view in population["views"] else ["view"]
+    return tuple(found)
 
 
 def _reason(error: Exception) -> str:
@@ -167,7 +200,7 @@ def _reason(error: Exception) -> str:
     if "missing dependencies" in text:
         packages = sorted(set(re.findall(r"(?:requires |and )([a-z][\w-]*)", text)))
         return f"compressed; to read it install one of: {', '.join(packages)}"
-    if isinstance(error, ValueError) and text.startswith(("too large", "too small")):
+    if isinstance(error, ValueError) and text.startswith(("too large", "too small", "damaged")):
         return text
     if isinstance(error, AttributeError):
         return "no pixel data, or a tag that describes it is missing"

@@ -7,6 +7,7 @@ audit call :func:`preprocess`, so they cannot differ.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ RESIZE_RULES = ("stretch", "letterbox")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 _JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
-_JPEG_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_FRAME_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}  # F7: JPEG-LS, in DICOM
 
 
 @dataclass(frozen=True)
@@ -178,8 +179,21 @@ def decode_image(data: bytes) -> np.ndarray:
         raise ValueError("cannot be decoded (damaged image data)")
     if image.dtype == np.uint8:
         return image
-    used_bits = max(8, int(image.max()).bit_length())
-    return np.rint(image * (255.0 / (2**used_bits - 1))).astype(np.uint8)
+    levels = 2 ** max(8, int(image.max()).bit_length())
+    return look_up(np.rint(np.arange(levels) * (255.0 / (levels - 1))).astype(np.uint8), image)
+
+
+def blocks(image: np.ndarray, rows: int = 256) -> Iterator[np.ndarray]:
+    """Cut an image into views of some rows, so that what is computed of it stays small."""
+    return (image[start:start + rows] for start in range(0, len(image), rows))
+
+
+def look_up(table: np.ndarray, image: np.ndarray, least: int = 0) -> np.ndarray:
+    """Exchange whole numbers from ``least`` on for the entries of a table, ``uint8`` of the same shape."""
+    found = np.empty(image.shape, np.uint8)
+    for target, source in zip(blocks(found), blocks(image), strict=True):
+        target[...] = table[source.astype(np.intp) - least]
+    return found
 
 
 def read_image(path: str | Path) -> np.ndarray:

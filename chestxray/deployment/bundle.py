@@ -45,6 +45,9 @@ LIMITS = (
 )
 """Of a model trained on the children's data set; the first holds for every model."""
 
+POPULATION = {"ages": [1, 6], "views": ["AP"]}
+"""Of that data set: years, the second not included, and views as DICOM names them."""
+
 SYNTHETIC_LIMITS = (LIMITS[0], "Trained on synthetic pictures: it knows nothing about patients.")
 
 
@@ -204,7 +207,7 @@ def load_classifier(folder: str | Path, threads: int = 1) -> Classifier:
     try:
         found = run_self_test(classifier)
         pixels, logit = card["self_test"]["pixels_sha256"], float(card["self_test"]["logit"])
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # of NumPy, OpenCV, Keras or a runtime
         raise ValueError(f"card.json does not fit the model ({_one_line(error)}). "
                          f"Received: folder={str(folder)!r}") from None
     if not abs(found["logit"] - logit) <= _LOGIT_TOLERANCE * max(1.0, abs(logit)):  # NaN fails too

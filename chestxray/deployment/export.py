@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from chestxray.deployment.bundle import Classifier, load_classifier, write_card
 from chestxray.deployment.runtime import MODEL_FILES, Runtime
 from chestxray.evaluation.calibration import calibrate
 from chestxray.evaluation.operating import choose_thresholds, choose_triage
-from chestxray.files import whole_folder
+from chestxray.files import read_json, whole_folder
 
 LEAST_IMAGES = 200
 """Images that the gate needs: all of validation and, where these are fewer, some of training."""
@@ -44,7 +45,7 @@ def export_model(folder: str | Path, output: str | Path, format: str, data: Xray
 
     Args:
         folder: Bundle with ``model.keras``.
-        output: Folder of the exported bundle; replaced.
+        output: Folder of the exported bundle; a former one is replaced.
         format: Key of :data:`chestxray.deployment.runtime.MODEL_FILES`.
         data: The images that the model was trained on; for a model of
             phantoms any phantoms.
@@ -55,12 +56,15 @@ def export_model(folder: str | Path, output: str | Path, format: str, data: Xray
         The gate's findings, see :func:`compare`.
 
     Raises:
-        ValueError: Other data than the model's, or the export failed the
-            gate (nothing is written).
+        ValueError: Other data than the model's, an output folder that holds
+            something else, or an export that failed the gate (nothing is written).
     """
     original = load_classifier(folder)
     if isinstance(original.model, Runtime):
         raise ValueError(f"already exported. Received: folder={str(folder)!r}")
+    if os.path.lexists(output) and not is_exported(Path(output)):
+        raise ValueError("the output folder exists and is no exported model; it would be replaced. "
+                         f"Received: output={str(output)!r}")
     trained_on = original.card["training_data"]
     both_synthetic = data.synthetic and trained_on["name"] == data.name
     if data.split_hash != trained_on["split_hash"] and not both_synthetic:
@@ -83,6 +87,11 @@ def export_model(folder: str | Path, output: str | Path, format: str, data: Xray
             "format": format, "float16": float16, "bytes": path.stat().st_size,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "parity": found, "faults": faults})))
     return found
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a folder holds an exported bundle."""
+    return (folder / "card.json").is_file() and "export" in read_json(folder / "card.json")
 
 
 def deployable(classifier: Classifier) -> keras.Model:

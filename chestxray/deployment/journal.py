@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from chestxray.files import whole_file
 
@@ -22,7 +22,7 @@ def journaled(output: str | Path, identity: dict[str, Any], paths: Iterable[Path
     Rows go to ``.partial-<name>.jsonl`` beside the output as they come. When
     the last one is there, the output is written whole and the journal removed.
     The next call reads the journal along with the paths: as long as both
-    agree, nothing is predicted again.
+    agree by name, nothing is predicted again.
 
     Args:
         output: ``.csv`` or ``.jsonl`` (JSON Lines).
@@ -36,14 +36,16 @@ def journaled(output: str | Path, identity: dict[str, Any], paths: Iterable[Path
         All rows, those of the journal too.
 
     Raises:
-        ValueError: Unknown format.
+        ValueError: Unknown format, or another process writes this table.
     """
     output = Path(output)
     check_format(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
     journal = output.with_name(f".partial-{output.name}.jsonl")
     paths = iter(paths)
     head = (json.dumps(identity, sort_keys=True) + "\n").encode()
     with open(journal, "a+b") as file:
+        _lock(file, output)
         file.seek(0)
         if file.readline() != head:
             file.truncate(0)
@@ -57,7 +59,7 @@ def journaled(output: str | Path, identity: dict[str, Any], paths: Iterable[Path
                 break
             if row.get("path") == str(path):
                 yield row
-            else:  # cut short by the interruption, or the files have changed
+            else:  # cut short by the interruption, or there are other files now
                 file.truncate(kept - len(line))
                 pending = [path]
         file.seek(0, 2)
@@ -68,7 +70,18 @@ def journaled(output: str | Path, identity: dict[str, Any], paths: Iterable[Path
         file.seek(len(head))
         with whole_file(output) as partial:
             _write(partial, map(json.loads, file), list(columns))
-    journal.unlink()
+        journal.unlink(missing_ok=True)
+
+
+def _lock(file: BinaryIO, output: Path) -> None:
+    """Keep other processes out for as long as the file is open, where the system can (not on Windows)."""
+    try:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ModuleNotFoundError:
+        pass
+    except BlockingIOError:
+        raise ValueError(f"another process writes this table. Received: path={str(output)!r}") from None
 
 
 def check_format(output: Path) -> None:

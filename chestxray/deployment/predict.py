@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import functools
 import glob
+import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+import stat
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,12 +23,17 @@ from chestxray.deployment.refusal import is_colour
 from chestxray.deployment.workers import workers
 
 BATCH = 32
+
+MOST_BYTES = 200_000_000
+"""Of a file that is read at all; an uncompressed film of 64 million pixels has 128 MB."""
+
+_LOADING = threading.Lock()
 COLUMNS = ("path", "status", "probability", "decision", "problem", "outside", "logit", "brightness",
            "contrast", "sharpness", "likeness", "distance")
 
 
 def list_images(sources: Iterable[str | Path]) -> Iterator[Path]:
-    """List images one after the other, without holding the list.
+    """List images one after the other; at most the names of one folder or pattern are held.
 
     Args:
         sources: Files; folders (every file below that is not hidden, in the
@@ -37,7 +45,7 @@ def list_images(sources: Iterable[str | Path]) -> Iterator[Path]:
         Paths. One that does not exist is listed too, so that it is reported by name.
 
     Raises:
-        ValueError: A CSV file without a column ``path``.
+        ValueError: A CSV file without a column ``path``, or a damaged one.
     """
     for source in map(Path, sources):
         if source.is_dir():
@@ -58,8 +66,12 @@ def _files_like(pattern: Path) -> list[Path]:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except OSError:
+        yield folder  # cannot be opened, and is reported by name
+        return
     for entry in found:
         if entry.name.startswith((".", "__MACOSX")):
             continue
@@ -75,8 +87,11 @@ def _paths_of_table(source: Path) -> Iterator[Path]:
         if "path" not in (reader.fieldnames or ()):
             raise ValueError(f"a table of images needs a column path. Received: path={str(source)!r}, "
                              f"columns={reader.fieldnames}")
-        for row in reader:
-            yield source.parent / row["path"]
+        try:
+            for row in reader:
+                yield source.parent / (row["path"] or "")
+        except csv.Error as error:
+            raise ValueError(f"a damaged table ({error}). Received: path={str(source)!r}") from None
 
 
 def predict_files(classifier: Classifier, sources: str | Path | Iterable[str | Path], rule: str = "youden",
@@ -129,19 +144,25 @@ def predict_parallel(folder: str | Path, paths: Iterable[Path], rule: str = "you
         ValueError: Unknown backend, or the rule has no threshold.
     """
     from joblib import Parallel, delayed
+    card = hashlib.sha256((Path(folder) / "card.json").read_bytes()).hexdigest()
+    place = (str(folder), card, Path.cwd())  # workers may live elsewhere, and longer than this call
     with workers(backend):
         parallel = Parallel(jobs, return_as="generator", pre_dispatch="2 * n_jobs")
-        for rows in parallel(delayed(_judge_in_worker)(str(folder), paths, rule, accept_all)
+        for rows in parallel(delayed(_judge_in_worker)(*place, paths, rule, accept_all)
                              for paths in chunks(paths)):
             yield from rows
 
 
-def _judge_in_worker(folder: str, paths: list[Path], rule: str, accept_all: bool) -> list[dict[str, Any]]:
-    return judge(_loaded(folder), paths, rule, accept_all)
+def _judge_in_worker(folder: str, card: str, base: Path, paths: list[Path], rule: str, accept_all: bool
+                     ) -> list[dict[str, Any]]:
+    with _LOADING:
+        classifier = _loaded(folder, card)
+    return judge(classifier, paths, rule, accept_all, base)
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(folder: str) -> Classifier:
+def _loaded(folder: str, card: str) -> Classifier:
+    """The model of a worker; loaded anew when its card has changed."""
     import cv2
     cv2.setNumThreads(1)
     return load_classifier(folder)
@@ -154,17 +175,19 @@ def chunks(paths: Iterable[Path]) -> Iterator[list[Path]]:
         yield chunk
 
 
-def judge(classifier: Classifier, paths: list[Path], rule: str, accept_all: bool) -> list[dict[str, Any]]:
-    """Classify some files; see :func:`predict_files`."""
+def judge(classifier: Classifier, paths: list[Path], rule: str, accept_all: bool, base: Path = Path()
+          ) -> list[dict[str, Any]]:
+    """Classify some files, relative to ``base``; see :func:`predict_files`."""
     threshold, settings = classifier.threshold(rule), classifier.image_settings
     rows, films, coloured = [], [], []
     for path in paths:
         row = dict.fromkeys(COLUMNS) | {"path": str(path), "status": "ok", "problem": "", "outside": ""}
         rows.append(row)
         try:
-            pixels, colours, row["outside"] = read_film(path.read_bytes())
-            films.append(fit(pixels, settings))
-            coloured.append(colours)
+            film = read_film(base / path, classifier.card.get("population"))
+            films.append(fit(film.pixels, settings))
+            coloured.append(film.coloured)
+            row["outside"] = " ".join(film.outside)
         except NotAFrontalFilm as error:
             row |= {"status": "refused", "problem": str(error)}
         except (ValueError, OSError) as error:
@@ -185,17 +208,43 @@ def judge(classifier: Classifier, paths: list[Path], rule: str, accept_all: bool
     return rows
 
 
-def read_film(data: bytes) -> tuple[np.ndarray, bool, str]:
-    """Decode a file: grey pixels, whether it is a colour picture, and what lies outside.
+class Film(NamedTuple):
+    """A decoded file.
+
+    Attributes:
+        pixels: Grey, ``uint8`` (H, W).
+        coloured: Whether it is a colour picture, not only three equal channels.
+        outside: What is known to lie outside the training population: age, view.
+    """
+
+    pixels: np.ndarray
+    coloured: bool
+    outside: tuple[str, ...]
+
+
+def read_film(path: Path, population: Mapping[str, Any] | None = None) -> Film:
+    """Read and decode one file.
+
+    Args:
+        path: A regular file of at most :data:`MOST_BYTES`.
+        population: Of the training images, from the card; see
+            :func:`chestxray.data.dicom.decode_dicom`.
 
     Raises:
+        OSError: The file cannot be opened.
         ValueError: The file cannot be used.
     """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("not a file")
+    if found.st_size > MOST_BYTES:
+        raise ValueError(f"too large ({found.st_size / 1e6:,.0f} MB, at most {MOST_BYTES / 1e6:,.0f})")
+    data = path.read_bytes()
     if is_dicom(data):
-        film = decode_dicom(data)
-        return film.pixels, False, " ".join(film.outside)
+        film = decode_dicom(data, population)
+        return Film(film.pixels, False, film.outside)
     pixels = decode_image(data)
-    return pixels, read_header(data)[2] not in ("L", "LA", "L;16", "LA;16") and is_colour(data), ""
+    return Film(pixels, read_header(data)[2] not in ("L", "LA", "L;16", "LA;16") and is_colour(data), ())
 
 
 def _reason(error: Exception) -> str:

@@ -97,7 +97,7 @@ def _operating_point(classifier: Classifier, rule: str) -> str:
     rates = ", ".join(f"{name} {found[rule][name]['value']:.2f}" for name in ("sensitivity", "specificity"))
     return (f"{html.escape(card['classes'][1])} is said from a probability of "
             f"{classifier.threshold(rule):.3f} on (threshold <code>{html.escape(rule)}</code>: {rates} on "
-            f"its own {where} images, from the hospital of the training images). Between the two triage "
+            f"its own {where} images, of the same source as the training images). Between the two triage "
             f"thresholds, {card['triage']['rule_out']:.3f} and {card['triage']['rule_in']:.3f}, a film is to "
             "be looked at.")
 
@@ -121,7 +121,7 @@ def _films(classifier: Classifier, rows: Sequence[Mapping[str, Any]]) -> tuple[l
         found = []
         for row in rows[start:start + _BATCH]:
             try:
-                found.append(fit(read_film(Path(row["path"]).read_bytes())[0], classifier.image_settings))
+                found.append(fit(read_film(Path(row["path"])).pixels, classifier.image_settings))
             except (ValueError, OSError):  # gone since it was classified
                 found.append(np.zeros((classifier.image_settings.size,) * 2, np.uint8))
         scores = classifier.score(np.stack(found), with_maps=True)

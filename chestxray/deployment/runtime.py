@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,8 +66,13 @@ def _load_litert(content: bytes, threads: int) -> Callable[[NDArray], dict[str, 
     with native_messages_to(os.devnull):  # it tells everybody which kernels it uses
         interpreter = Interpreter(model_content=content, num_threads=threads)
         interpreter.allocate_tensors()
-    runner = interpreter.get_signature_runner()
-    return lambda image: runner(image=image)
+    runner, lock = interpreter.get_signature_runner(), threading.Lock()
+
+    def run(image: NDArray) -> dict[str, NDArray]:
+        with lock:  # an interpreter has one set of tensors
+            return runner(image=image)
+
+    return run
 
 
 def _load_onnx(content: bytes, threads: int) -> Callable[[NDArray], dict[str, NDArray]]:

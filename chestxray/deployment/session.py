@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from chestxray.deployment.bundle import load_classifier
 from chestxray.deployment.journal import journaled
-from chestxray.deployment.predict import BATCH, COLUMNS, list_images, predict_files, predict_parallel
+from chestxray.deployment.predict import BATCH, COLUMNS, chunks, judge, list_images, predict_parallel
 from chestxray.deployment.report import MOST_FILMS, report_page
 from chestxray.deployment.runtime import Runtime
 from chestxray.files import whole_file
@@ -77,7 +77,8 @@ class Session:
             yield row
 
     def _alone(self, paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-        return predict_files(self.classifier, paths, self.rule, self.accept_all)
+        for some in chunks(paths):
+            yield from judge(self.classifier, some, self.rule, self.accept_all)
 
     def _spread(self, paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
         return predict_parallel(self.model.absolute(), paths, self.rule, self.accept_all, self.jobs,

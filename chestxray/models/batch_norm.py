@@ -37,7 +37,8 @@ def fused_batch_norm(model: keras.Model) -> Iterator[None]:
 
 def _can_be_fused(layer: keras.layers.Layer) -> bool:
     return (type(layer) is keras.layers.BatchNormalization and layer.input_spec.ndim == 4
-            and layer.axis in (-1, 3) and not layer.renorm and not layer.synchronized)
+            and layer.axis in (-1, 3) and not layer.synchronized
+            and not getattr(layer, "renorm", False))  # since Keras 3.12
 
 
 def _fused_call(layer: keras.layers.BatchNormalization, original: Callable[..., tf.Tensor]

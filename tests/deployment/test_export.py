@@ -175,3 +175,13 @@ def test_a_file_that_is_no_model_is_named(name, tmp_path):
     (tmp_path / name).write_bytes(b"no model")
     with pytest.raises(ValueError, match=f"cannot be loaded.*{name}"):
         Runtime(tmp_path / name)
+
+
+def test_a_folder_with_other_contents_is_not_replaced(compact, few_images_are_enough, data, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for output in (tmp_path, compact):
+        with pytest.raises(ValueError, match="is no exported model"):
+            export_model(compact, output, "onnx", data)
+    assert (tmp_path / "thesis.txt").exists() and (compact / "model.keras").exists()
+    for _ in range(2):
+        export_model(compact, tmp_path / "model", "onnx", data)

@@ -110,3 +110,12 @@ def test_paths_that_are_no_text_survive(tmp_path):
 def test_unknown_format(tmp_path):
     with pytest.raises(ValueError, match="must end in .csv or .jsonl"):
         play(tmp_path / "out.xlsx", Predictor())
+
+
+def test_two_processes_do_not_write_one_table(tmp_path):
+    rows = journaled(tmp_path / "out.csv", {}, PATHS, Predictor(), COLUMNS)
+    next(rows)
+    with pytest.raises(ValueError, match="another process writes this table"):
+        play(tmp_path / "out.csv", Predictor())
+    list(rows)
+    assert table(tmp_path / "out.csv") == EXPECTED

@@ -29,7 +29,7 @@ def test_a_clean_environment_with_the_extra_lite(compact, litert, data, tiny_fol
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "lite"], check=True)
     installed = subprocess.run([python, "-m", "pip", "install", "-q", f"{source}[lite]"], capture_output=True,
                                text=True)
-    if "Could not find a version" in installed.stderr or "connection" in installed.stderr.lower():
+    if "Could not find a version that satisfies" in installed.stderr:  # none at all: no index
         pytest.skip("needs a package index")
     assert installed.returncode == 0, installed.stderr
     assert subprocess.run([python, "-c", "import tensorflow"], capture_output=True).returncode != 0

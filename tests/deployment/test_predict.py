@@ -200,6 +200,11 @@ def test_patterns_tables_and_links(tmp_path):
     (tmp_path / "other.csv").write_text("file\nx\n")
     with pytest.raises(ValueError, match="needs a column path.*columns=\\['file'\\]"):
         found("other.csv")
+    (tmp_path / "short.csv").write_text("name,path\nx\ny,a/1.png\n")
+    assert found("short.csv") == [".", "a/1.png"]  # the folder, which is then no image
+    (tmp_path / "damaged.csv").write_text('path\n"' + "x" * 200_000)
+    with pytest.raises(ValueError, match="a damaged table"):
+        found("damaged.csv")
 
 
 def test_names_that_could_do_harm(classifier, tmp_path):
@@ -213,12 +218,13 @@ def test_names_that_could_do_harm(classifier, tmp_path):
     assert {row["status"] for row in rows} == {"ok"}
 
 
-def test_processes_give_the_same_rows_in_the_same_order(bundle, classifier, tmp_path):
-    for number in range(70):
+def test_threads_give_the_same_rows_in_the_same_order(litert, tmp_path):
+    classifier = load_classifier(litert)
+    for number in range(100):
         write(tmp_path / f"{number:02d}.png", picture(number))
     (tmp_path / "33.png").write_bytes(b"bad")
     alone = list(predict_files(classifier, [tmp_path]))
-    spread = list(predict.predict_parallel(bundle[0], list_images([tmp_path]), accept_all=True, jobs=2,
+    spread = list(predict.predict_parallel(litert, list_images([tmp_path]), accept_all=True, jobs=2,
                                            backend="threading"))
     assert [row["path"] for row in spread] == [row["path"] for row in alone]
     for one, other in zip(spread, alone, strict=True):

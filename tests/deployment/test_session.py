@@ -18,6 +18,7 @@ from chestxray.cli import main
 from chestxray.deployment import predict
 from chestxray.deployment import session as session_module
 from chestxray.deployment.session import Session
+from chestxray.files import read_json, write_json
 
 
 @pytest.fixture
@@ -63,6 +64,33 @@ def test_table_and_report_at_once(litert, films, tmp_path):
     assert again.exit_code == 1 and [row["path"] for row in told] == [row["path"] for row in rows]
 
 
+def test_a_table_among_the_films_is_no_list_of_films(litert, films):
+    (films / "labels.csv").write_text("film,label\n1,0\n")
+    for jobs in (1, 2):
+        told = call("predict", litert, films, "--accept-all", "--jobs", jobs)
+        assert told.exit_code == 1 and "41 images, 0 refused, 2 unreadable" in told.output
+        assert "labels.csv  unreadable (not an image" in told.output
+
+
+def test_paths_relative_to_here_reach_the_workers(litert, films, monkeypatch):
+    monkeypatch.chdir(films)
+    told = call("predict", litert, ".", "--accept-all", "--jobs", 2)
+    assert told.output.splitlines()[0].startswith("00.png  0.") and "1 unreadable" in told.output
+
+
+def test_workers_notice_another_model_in_the_same_folder(compact, litert, films, tmp_path):
+    folder = tmp_path / "model"
+    for source, bias in ((litert, 0.0), (compact, 50.0)):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(source, folder)
+        card = read_json(folder / "card.json")
+        card["calibration"]["intercept"] += bias
+        write_json(folder / "card.json", card)
+        rows = list(predict.predict_parallel(folder, sorted(films.glob("*.png"))[:3], accept_all=True, jobs=2,
+                                             backend="threading"))
+        assert [row["probability"] > 0.999 for row in rows] == [bool(bias)] * 3
+
+
 def test_the_report_holds_the_most_suspicious_only(litert, films, monkeypatch):
     monkeypatch.setattr(session_module, "MOST_FILMS", 5)
     session = Session(litert, [films], accept_all=True, jobs=1)
@@ -75,7 +103,8 @@ def test_the_report_holds_the_most_suspicious_only(litert, films, monkeypatch):
     (["/nowhere", "x.png"], "card.json is missing"), (["MODEL", "EMPTY"], "no image found"),
     (["MODEL", "FILMS", "--rule", "best"], "no threshold"),
     (["MODEL", "FILMS", "--output", "out.xlsx"], "must end in .csv or .jsonl"),
-    (["MODEL", "FILMS", "--backend", "abacus"], "abacus")])
+    (["MODEL", "FILMS", "--backend", "abacus"], "abacus"),
+    (["MODEL", "FILMS", "--report", "/nowhere/page.html"], "the report cannot be written there")])
 def test_mistakes_are_told_in_one_line(litert, films, tmp_path, words, reason):
     (tmp_path / "empty").mkdir()
     places = {"MODEL": litert, "FILMS": films, "EMPTY": tmp_path / "empty", "out.xlsx": tmp_path / "out.xlsx"}

@@ -134,7 +134,9 @@ def main() -> int:
                 print(json.dumps(row), flush=True)
     write_json(project_path("results/interruptions.json"),
                {"schema": "chestxray.interruptions/1", "rows": rows})
-    return 1 if any(row["debris"] or not row["equal"] for row in rows) else 0
+    killed = sum(row["killed"] for row in rows)
+    print(f"{killed} of {len(rows)} were killed in time")
+    return 1 if killed < len(rows) / 2 or any(row["debris"] or not row["equal"] for row in rows) else 0
 
 
 if __name__ == "__main__":

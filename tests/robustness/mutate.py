@@ -8,7 +8,7 @@ JSON: what became of the tries, and the largest memory in MB.
 
 import collections
 import json
-import resource
+import re
 import signal
 import sys
 import warnings
@@ -41,19 +41,22 @@ def mutate(data: bytes, rng: np.random.Generator) -> bytes:
 
 def main(path: str, first: int, count: int) -> None:
     data, told = Path(path).read_bytes(), collections.Counter(read=0, named=0)
+    film = Path(f"{path}-mutated")
     warnings.simplefilter("error")  # a warning would reach the user's terminal
     for seed in range(first, first + count):
         print(seed, flush=True)
         signal.alarm(SECONDS)  # ends the process
         try:
-            pixels = fit(read_film(mutate(data, np.random.default_rng(seed)))[0], ImageSettings(32))
+            film.write_bytes(mutate(data, np.random.default_rng(seed)))
+            pixels = fit(read_film(film, {"ages": [1, 6]}).pixels, ImageSettings(32))
             assert pixels.shape == (32, 32) and pixels.dtype == np.uint8
             told["read"] += 1
         except ValueError as error:
             assert str(error) and "\n" not in str(error) and len(str(error)) < 300, repr(error)
             told["named"] += 1
     signal.alarm(0)
-    print(json.dumps(told | {"megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]
+    print(json.dumps(told | {"megabytes": int(peak) / 1024}))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, generate_uid
 
 from chestxray.data.images import decode_image
+from chestxray.deployment.predict import list_images, read_film
 
 TRIES = 600
 
@@ -33,18 +35,17 @@ def saved(image, **options):
     return file.getvalue()
 
 
-def dicom(transfer_syntax=ExplicitVRLittleEndian):
+def dicom(transfer_syntax=ExplicitVRLittleEndian, side=120):
     dataset = pydicom.Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
     dataset.SOPInstanceUID = generate_uid(entropy_srcs=["the same in every run"])
     dataset.Modality, dataset.PhotometricInterpretation, dataset.SamplesPerPixel = "CR", "MONOCHROME2", 1
-    dataset.PatientAge, dataset.WindowCenter, dataset.WindowWidth = "003Y", 2000, 4000
-    dataset.RescaleSlope, dataset.RescaleIntercept = 1, 0
-    dataset.Rows = dataset.Columns = 120
+    dataset.PatientAge, dataset.RescaleSlope, dataset.RescaleIntercept = "003Y", 1, 0
+    dataset.Rows = dataset.Columns = side
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 0
-    dataset.PixelData = (picture().astype("<u2") * 16).tobytes()
+    dataset.PixelData = (picture(side).astype("<u2") * 16).tobytes()
     if transfer_syntax != ExplicitVRLittleEndian:
         dataset.compress(transfer_syntax, generate_instance_uid=False)
     file = io.BytesIO()
@@ -98,7 +99,9 @@ BOMBS = {
     "16-bit colours with alpha": (lambda: png(7000, 7000, 16, 6, b"\x80" * 7000 * 8), True),
     "grey": (lambda: png(8000, 8000, 8, 0, b"\x80" * 8000), True),
     "too large": (lambda: png(20000, 20000, 1, 0, b"\xaa" * 2500), False),
-    "one line": (lambda: png(2_000_000, 16, 8, 0, b"\x80" * 2_000_000), None),
+    "one line": (lambda: png(2_000_000, 16, 8, 0, b"\x80" * 2_000_000), False),
+    "16-bit grey": (lambda: png(8000, 8000, 16, 0, b"\x80\x01" * 8000), True),
+    "dicom": (lambda: dicom(side=8000), True),
 }
 
 
@@ -106,14 +109,16 @@ BOMBS = {
 def test_bombs_stay_within_memory(name, tmp_path):
     make, readable = BOMBS[name]
     (tmp_path / "film").write_bytes(make())
-    assert (tmp_path / "film").stat().st_size < 5e6
-    script = ("import resource, sys; from chestxray.deployment.predict import read_film\n"
-              "try:\n    read_film(open(sys.argv[1], 'rb').read()); print('read')\n"
+    assert (tmp_path / "film").stat().st_size < 5e6 or name == "dicom"
+    script = ("import pathlib, re, sys; from chestxray.data.images import ImageSettings, fit\n"
+              "from chestxray.deployment.predict import read_film\n"
+              "try:\n    fit(read_film(pathlib.Path(sys.argv[1])).pixels, ImageSettings(32)); print('read')\n"
               "except ValueError as error: print(error)\n"
-              "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)")
+              "status = pathlib.Path('/proc/self/status').read_text()\n"
+              "print(int(re.search(r'VmHWM:\\s+(\\d+)', status)[1]) / 1024)")  # of this process alone
     told = subprocess.run([sys.executable, "-c", script, tmp_path / "film"], capture_output=True, text=True,
                           timeout=60, check=True).stdout.splitlines()
-    assert readable is None or (told[0] == "read") == readable, told
+    assert (told[0] == "read") == readable, told
     assert float(told[-1]) < 1024
 
 
@@ -128,3 +133,21 @@ def test_a_deflated_dicom_file_is_not_inflated():
     data = dicom().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99")
     with pytest.raises(ValueError, match="a deflated DICOM file"):
         decode_image(data)
+
+
+def test_what_is_no_regular_file_is_named(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("/dev/zero")
+    (tmp_path / "c.png").symlink_to("c.png")
+    (tmp_path / "d.png").symlink_to(tmp_path)
+    with open(tmp_path / "e.png", "wb") as file:
+        file.truncate(40_000_000_000)  # sparse
+    paths = [tmp_path / name for name in ("a.png", "b.png", "c.png", "d.png", "e.png")]
+    reasons = []
+    for path in paths:
+        with pytest.raises((ValueError, OSError)) as caught:
+            read_film(path)
+        reasons.append(str(caught.value))
+    assert reasons[0] == reasons[1] == reasons[3] == "not a file"
+    assert "symbolic links" in reasons[2] and "too large (40,000 MB" in reasons[4]
+    assert list(list_images([tmp_path])) == [path for path in paths if path.name != "d.png"]
