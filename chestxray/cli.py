@@ -5,67 +5,21 @@ Each command imports what it needs, so that help and prediction start fast.
 
 from __future__ import annotations
 
-import functools
 import os
-import re
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
+from chestxray.console import one_line_errors, parse_value, show
 from chestxray.files import CACHES, cache_dir, printable
-
-_EXTRAS = {"ai_edge_litert": "lite", "onnxruntime": "lite", "pydicom": "dicom", "distributed": "dask",
-           "onnx": "export", "tf2onnx": "export"}
-"""Which extra of the package brings what is missing; the others are in ``train``."""
-
-
-class UserError(click.ClickException):
-    """A user's mistake: one line, exit code 2."""
-
-    exit_code = 2
-
-
-def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn the mistakes that the package reports into one line and exit code 2."""
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except ModuleNotFoundError as error:
-            extra = _EXTRAS.get((error.name or "").split(".")[0], "train")
-            raise UserError(f"{error.name} is missing: pip install -e '.[{extra}]'") from error
-        except (ValueError, OSError, TypeError, RuntimeError) as error:
-            raise UserError(" ".join(str(error).split())) from error
-        except KeyboardInterrupt:
-            click.echo("interrupted; the same command goes on from here", err=True)
-            sys.exit(130)
-    return wrapped
 
 
 @click.group()
 @click.version_option(package_name="chestxray")
 def main() -> None:
     """Pneumonia classification from chest X-rays. Research software, not a medical device."""
-
-
-def _parse_value(text: str) -> Any:
-    """Read a parameter as YAML does, and 1e-4 as the number it is meant to be.
-
-    Raises:
-        ValueError: The text is not YAML.
-    """
-    import yaml
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ValueError(f"not a value in YAML. Received: value={text!r}") from None
-    if isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", value):
-        return float(value)
-    return value
 
 
 @main.command()
@@ -101,7 +55,7 @@ def run(data_dir: str | None, split: str | None, output_dir: Path | None, preset
             data_dir = "phantoms"
     preset = preset or ("demo" if data_dir == "phantoms" else "standard")
     click.echo(f"preset {preset} on {'synthetic phantoms' if data_dir == 'phantoms' else data_dir}")
-    overrides = {name: _parse_value(value) for name, value in parameters}
+    overrides = {name: parse_value(value) for name, value in parameters}
     if classes:
         overrides["classes"] = list(classes)
     sys.exit(run_plan(preset, data_dir, [split] if split else None, output_dir or Path("runs") / preset,
@@ -127,7 +81,7 @@ def audit(data_dir: str, classes: tuple[str, str] | None, page_path: Path | None
     from chestxray.files import whole_file, write_json
     found, means = look(data_dir, classes)
     findings = describe(found)
-    _show(findings)
+    show(findings)
     if json_path:
         write_json(json_path, found)
     if page_path:
@@ -136,17 +90,6 @@ def audit(data_dir: str, classes: tuple[str, str] | None, page_path: Path | None
             partial.write_text(audit_page(findings, means), encoding="utf-8")
         click.echo(f"\nwrote {page_path}")
     sys.exit(1 if strict and found["flags"] else 0)
-
-
-def _show(sections: list[tuple]) -> None:
-    """Print sections of title, text and table; of long tables the first 20 rows."""
-    from chestxray.deployment.page import number_text
-    for title, text, table in sections:
-        click.echo(f"\n{title}\n{'-' * len(title)}\n{text}".rstrip())
-        if table is not None:
-            click.echo(table.head(20).to_string(index=False, float_format=number_text, na_rep=""))
-            if len(table) > 20:
-                click.echo(f"… and {len(table) - 20} more")
 
 
 @main.command()
@@ -187,7 +130,7 @@ def evaluate(predictions: Path, model: Path, labels: Path | None, by: str, preva
             click.echo(f"{len(absent)} labels have no prediction, for example {absent['path'].iloc[0]}",
                        err=True)
         sections = report(table, card, [name for name in by.split(",") if name], prevalence)
-    _show(sections)
+    show(sections)
     if page_path:
         from chestxray.deployment.page import page, section
         body = "\n".join(section(*one) for one in sections)

@@ -11,26 +11,22 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import papermill
 import yaml
 from joblib import Parallel, delayed
 
-from chestxray import __version__
 from chestxray.data.catalog import scan
 from chestxray.data.location import find_data
 from chestxray.data.splits import RULES, make_split, split_hash
 from chestxray.deployment.workers import workers
 from chestxray.files import read_json
-from chestxray.models.weights import find_weights
-from chestxray.results import STEP_KEY, comparison_table, find_classifier, read_results
+from chestxray.results import STEP_KEY, comparison_table, read_results
+from chestxray.steps import RUN_WIDE, Step
 from chestxray.terminal import EpochLines, native_messages_to
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -63,70 +59,6 @@ PLANS: dict[str, list[tuple[str, str | None]]] = {
 _WAVES = {"01": 0, "02": 1, "03": 1, "04": 2, "05": 3, "06": 3, "07": 3}
 """By number of the notebook: those of a later wave use what earlier ones put on record."""
 
-_RUN_WIDE = ("data_dir", "split", "output_dir", "results")  # set by options of the run, not by -p
-
-
-@dataclass(frozen=True)
-class Step:
-    """One notebook with its parameters.
-
-    Attributes:
-        name: Name of the executed notebook.
-        notebook: The source.
-        parameters: What papermill injects.
-        data_key: Identifies the data and their split.
-    """
-
-    name: str
-    notebook: Path
-    parameters: dict[str, Any]
-    data_key: str
-
-    def key(self) -> str:
-        """Identify the step by everything that its result depends on."""
-        source = [cell.source for cell in nbformat.read(self.notebook, as_version=4).cells]
-        parts = {
-            "parameters": {name: value for name, value in self.parameters.items()
-                           if name not in (*_RUN_WIDE, "weights")},
-            "data": self.data_key, "source": source, "version": __version__}
-        if "weights" in self.parameters and "backbone" in self.parameters:
-            parts["weights"] = _weights_key(self.parameters["weights"], self.parameters["backbone"])
-        models = [self.parameters.get(role) for role in ("model", "other")]
-        for role in ("models", "teachers", "teachers_three"):
-            models += self.parameters.get(role, [])
-        for name in filter(None, models):
-            parts[f"model {name}"] = _model_key(name, self.parameters)
-        if "results" in self.parameters:
-            parts["results"] = _results_key(Path(self.parameters["results"]))
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _weights_key(weights: str, backbone: str) -> str:
-    try:
-        source, recorded = find_weights(weights or None, backbone)
-    except FileNotFoundError:
-        return "missing"  # the notebook says so in its own words
-    if source is None or not Path(source).is_file():
-        return recorded
-    with open(source, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _model_key(name: str, parameters: dict[str, Any]) -> str:
-    """Contents of the card of a model that a notebook loads."""
-    card = find_classifier(name, Path(parameters["output_dir"]), parameters["split"],
-                           parameters.get("seed", 0)) / "card.json"
-    return hashlib.sha256(card.read_bytes()).hexdigest() if card.is_file() else "missing"
-
-
-def _results_key(folder: Path) -> list[str]:
-    """The models that a comparison sees."""
-    try:
-        return [f"{result['name']} {result['step_key']}" for result in read_results(folder)]
-    except FileNotFoundError:
-        return []
-
-
 def make_plan(preset: str, data_dir: str, rules: list[str], output_dir: Path,
               overrides: dict[str, Any], only: str | None = None) -> list[Step]:
     """Turn a preset into steps, and check everything that can be checked before the first one runs.
@@ -149,9 +81,9 @@ def make_plan(preset: str, data_dir: str, rules: list[str], output_dir: Path,
     if not NOTEBOOKS.is_dir():
         raise FileNotFoundError("the notebooks are not part of the installed package; clone "
                                 f"{_SOURCE_URL} and run it there. Received: notebooks={str(NOTEBOOKS)!r}")
-    if set(overrides) & set(_RUN_WIDE):
+    if set(overrides) & set(RUN_WIDE):
         raise ValueError("data, split and folders are set by the options of the run. "
-                         f"Received: parameter={sorted(set(overrides) & set(_RUN_WIDE))[0]!r}")
+                         f"Received: parameter={sorted(set(overrides) & set(RUN_WIDE))[0]!r}")
     root = find_data(data_dir)
     catalog = scan(root, tuple(overrides["classes"]) if overrides.get("classes") else None)
     content = hashlib.sha256("".join(catalog["sha256"]).encode()).hexdigest()[:16]

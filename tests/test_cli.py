@@ -6,7 +6,8 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from chestxray.cli import _parse_value, main
+from chestxray.cli import main
+from chestxray.console import parse_value
 
 
 def test_help_and_the_package_itself_need_neither_tensorflow_nor_pandas():
@@ -34,7 +35,7 @@ def test_mistakes_are_one_line_and_exit_code_two(arguments, message):
     ("3", 3), ("1e-4", 1e-4), ("0.5", 0.5), ("true", True), ("[64, 32]", [64, 32]), ("null", None),
     ("VGG16", "VGG16"), ("{}", {}), ("nan", "nan")])
 def test_parameters_are_read_as_what_they_mean(text, value):
-    parsed = _parse_value(text)
+    parsed = parse_value(text)
     assert parsed == value and type(parsed) is type(value)
 
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chestxray.data.images import blocks, check_size, look_up, read_header
+from chestxray.data.headers import check_size, read_header
+from chestxray.data.images import blocks, look_up
 
 if TYPE_CHECKING:
     from pydicom import Dataset

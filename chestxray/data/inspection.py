@@ -16,7 +16,8 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from chestxray.data.images import PIXELS_VERSION, check_image
+from chestxray.data.headers import check_image
+from chestxray.data.images import PIXELS_VERSION
 from chestxray.files import cache_dir, write_json
 
 _COLUMNS = ("bytes", "mtime", "sha256", "width", "height", "mode", "problem")

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from chestxray.data.dicom import NotAFrontalFilm, decode_dicom
-from chestxray.data.images import decode_image, fit, is_dicom, read_header
+from chestxray.data.headers import is_dicom, read_header
+from chestxray.data.images import decode_image, fit
 from chestxray.deployment.bundle import Classifier, load_classifier
 from chestxray.deployment.refusal import is_colour
 from chestxray.deployment.workers import workers

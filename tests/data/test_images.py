@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from chestxray.data.headers import check_image, read_header
 from chestxray.data.images import (
     ImageSettings,
     apply_clahe,
     as_batch,
-    check_image,
     decode_image,
     preprocess,
-    read_header,
     read_image,
     resize,
 )
