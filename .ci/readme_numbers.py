@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from chestxray.evaluation.arms import conclude
 from chestxray.files import read_json
 from chestxray.results import comparison_table, read_results
 
@@ -117,10 +118,47 @@ def heatmaps() -> str:
     return "\n\n".join(said) + "\n"
 
 
+def distillation() -> str:
+    """Markdown table of the students' arms on real images, and what the numbers say."""
+    found = read_json(ROOT / "results" / "compact_student_arms-patient-s0.json")
+    arms = found["arms"]["test"]
+    lines = ["| trained | AUROC | sensitivity | specificity | Brier | AUROC minus *alone* |",
+             "|---|---|---|---|---|---|"]
+    for arm, entry in arms.items():
+        cells = [f"{entry['mean'][metric]:.4f} ± {entry['sd'][metric]:.4f}"
+                 for metric in ("auroc", "sensitivity", "specificity", "brier")]
+        gain = entry.get("difference", {}).get("auroc")
+        cells.append("{value:+.4f} ({low:+.4f} to {high:+.4f})".format(**gain) if gain else "–")
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    teachers = ", ".join(f"`{row['teacher']}` ({row['AUROC (validation)']:.4f})" for row in found["teachers"])
+    costs = {row["model"]: row for row in found["costs"]}
+    small, *large = costs.values()
+    parameters = found["parameters"]
+    return "\n".join([
+        *lines, "", f"Test images of split `{found['split_rule']}`, mean ± standard deviation over "
+        f"{len(found['seeds'])} seeds, {parameters['epochs']} epochs, {parameters['views']} stored views, "
+        f"{found['image']['size']} px; settings of each arm chosen on validation. Teachers, with their AUROC "
+        f"on validation: {teachers}. The student has {small['parameters']:,} parameters, 1/"
+        f"{large[0]['parameters'] / small['parameters']:.0f} of its teacher's, and "
+        f"{small['mflops']:.0f} million operations an image against {large[0]['mflops']:,.0f}.", "",
+        conclude(arms, found["baseline"]).replace("\n", " ")]) + "\n"
+
+
+def archive() -> str:
+    """Images per second and core, and what ten million images cost."""
+    rows = read_json(ROOT / "results" / "benchmarks" / "predict.json")["rows"]
+    lines = ["| model | files | images/s and core | of reading and resizing alone | ten million images |",
+             "|---|---|---|---|---|"]
+    lines += [f"| `{row['model']}` | {row['files']} | {row['decision']:,.0f} | "
+              f"{row['decision'] / row['reading']:.0%} | {1e7 / row['decision'] / 3600:,.1f} core hours |"
+              for row in rows]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     path = ROOT / "README.md"
     text = wanted = path.read_text(encoding="utf-8")
-    for block in (results, speed, heatmaps, shortcuts):
+    for block in (results, distillation, speed, heatmaps, archive, shortcuts):
         begin, end = f"<!-- {block.__name__} -->\n", f"<!-- /{block.__name__} -->"
         before, rest = wanted.split(begin)
         wanted = before + begin + block() + end + rest.split(end)[1]
