@@ -176,3 +176,14 @@ def test_two_dask_workers_one_is_killed(litert, tmp_path, monkeypatch):
         found += rows
         assert cluster.workers[0].pid != pids[0]  # it died, and was started again
     assert found == [alone[number % 4] for number in range(160)]
+
+
+def test_both_formats_of_the_table_are_evaluated_alike(litert, films, tmp_path):
+    (films / "07.png").unlink()
+    (tmp_path / "labels.csv").write_text("path,label\n" + "".join(
+        f"{path},{number % 2}\n" for number, path in enumerate(sorted(films.iterdir()))))
+    told = []
+    for name in ("out.csv", "out.jsonl"):
+        call("predict", litert, films, "--accept-all", "--output", tmp_path / name, "--jobs", 1)
+        told.append(call("evaluate", tmp_path / name, "--model", litert, "--labels", tmp_path / "labels.csv"))
+    assert told[0].exit_code == 0 and told[0].output == told[1].output
