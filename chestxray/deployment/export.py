@@ -76,7 +76,7 @@ def export_model(folder: str | Path, output: str | Path, format: str, data: Xray
         path = partial / MODEL_FILES[format]
         _CONVERTERS[format](deployable(original), path, float16)
         refusal = replace(original.refusal, center=np.zeros(0), whitening=np.zeros((0, 0)))  # in the graph
-        exported = Classifier(Runtime(path), original.card, refusal)
+        exported = Classifier(Runtime(path, threads=os.cpu_count()), original.card, refusal)
         found, logits = compare(original, exported, data.store.images(compared), compared["label"].to_numpy())
         faults = gate(found, float16)
         if faults and not force:
@@ -135,8 +135,20 @@ def _to_litert(model: keras.Model, path: Path, float16: bool) -> None:
         path.write_bytes(converter.convert())
 
 
+def _without_held_tensors(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """The layer itself; for Normalization, which holds its statistics as tensors, a scale and an offset.
+
+    tf2onnx makes inputs of such tensors.
+    """
+    if not isinstance(layer, keras.layers.Normalization):
+        return layer
+    scale = 1 / np.sqrt(np.ravel(layer.variance))
+    return keras.layers.Rescaling(list(scale), list(-np.ravel(layer.mean) * scale), name=layer.name)
+
+
 def _to_onnx(model: keras.Model, path: Path, float16: bool) -> None:
     import onnx
+    model = keras.models.clone_model(model, clone_function=_without_held_tensors)
     model.export(str(path), format="onnx", verbose=False, input_signature=_signature(model))
     if not float16:
         return

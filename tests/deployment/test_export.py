@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 import cv2
+import keras
 import numpy as np
 import pytest
 
@@ -15,9 +16,10 @@ import chestxray
 from chestxray import load_classifier
 from chestxray.deployment import export
 from chestxray.deployment.export import export_model, gate
-from chestxray.deployment.runtime import Runtime
+from chestxray.deployment.runtime import MODEL_FILES, Runtime
 from chestxray.evaluation.calibration import calibrate
 from chestxray.files import read_json
+from chestxray.models.backbones import BACKBONES
 
 
 @pytest.fixture(scope="module", params=["litert", "onnx"])
@@ -95,6 +97,23 @@ def test_half_precision_is_smaller_and_nearly_the_same(few_images_are_enough, co
     sizes = [next(folder.glob("model.*")).stat().st_size for folder in (whole, half)]
     assert name == format_ and sizes[1] < 0.6 * sizes[0]
     assert 0 < found["logit_difference"] < 0.1
+
+
+@pytest.mark.parametrize("format_", ["litert", "onnx"])
+@pytest.mark.parametrize("backbone", ["VGG16", "InceptionV3", "DenseNet121"])
+def test_the_preprocessing_of_every_backbone_is_in_the_file(backbone, format_, tmp_path):
+    """Normalization became inputs of the ONNX file that nobody could feed."""
+    rng = np.random.default_rng(0)
+    inputs = keras.Input((8, 8, 1))
+    colours = BACKBONES[backbone].preprocess(inputs)
+    logit = keras.layers.Dense(1)(keras.layers.GlobalAveragePooling2D()(colours))
+    model = keras.Model(inputs, {"logit": logit, "distance": logit})
+    model.layers[-1].set_weights([rng.normal(size=(3, 1)), np.zeros(1)])
+    path = tmp_path / MODEL_FILES[format_]
+    export._CONVERTERS[format_](model, path, False)
+    films = rng.integers(0, 256, (3, 8, 8, 1)).astype(np.float32)
+    expected = model.predict(films, verbose=0)["logit"]
+    np.testing.assert_allclose(Runtime(path).predict(films)["logit"], expected, rtol=1e-4)
 
 
 def damage(convert):
