@@ -48,7 +48,7 @@ _HOME = {
     "chestxray.record": ("log_test_look", "predict_arms", "record_arms", "record_model",
                          "subtype_confusion"),
     "chestxray.results": ("comparison_table", "find_classifier", "read_predictions", "read_results",
-                          "write_result"),
+                          "seed_table", "write_result"),
     "chestxray.experiments": ("run_plan",),
     "chestxray.files": ("project_path", "read_json"),
 }

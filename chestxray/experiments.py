@@ -50,8 +50,9 @@ PLANS: dict[str, list[tuple[str, str | None]]] = {
         ("04_distillation", None), ("05_explain", "explain_custom_cnn"), ("06_compare", None),
         ("07_deploy", "deploy_custom_cnn")],
     "standard": _STANDARD,
-    "full": [*_STANDARD[:-2], ("03_transfer_learning", "vgg16_three"), ("04_distillation", "compact_student"),
-             ("05_explain", "explain_compact_student"), ("06_compare", None), ("07_deploy", "deploy_student")],
+    "full": [*_STANDARD[:-2], ("03_transfer_learning", "vgg16_three"),
+             ("04_distillation", "compact_student"), ("05_explain", "explain_compact_student"),
+             ("06_compare", None), ("07_deploy", "deploy_student")],
 }
 """Pairs of notebook and recipe; ``full`` plays them for every split rule, and distils students."""
 

@@ -52,7 +52,7 @@ def freeze(run: str | Path, full_name: str, name: str, data_dir: str | Path,
                          f"Received: split_hash={data.split_hash!r}, expected {result['split_hash']!r}")
     found = record_model(load_model(folder / "model.keras"), data, name, output_dir,
                          parameters=result["parameters"], weights=result["weights"],
-                         training=result["training"])
+                         training=result["training"], record=True)
     predictions = read_predictions(output_dir / "results", found["name"]).query("split == 'test'")
     _draw(found, predictions, data.synthetic, output_dir / "images")
     return found

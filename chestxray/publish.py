@@ -18,7 +18,7 @@ from chestxray.files import read_json, whole_file, whole_folder
 from chestxray.results import ARMS_SCHEMA, RESULT_SCHEMA, comparison_table
 
 PUBLIC_FIGURES = ("class_balance", "learning_curves", "confusion", "roc_pr", "scores", "comparison",
-                  "calibration", "arms", "perturbation", "cascade", "latency")
+                  "calibration", "arms", "perturbation", "cascade", "latency", "overview")
 """First words of the figures that show curves and counts only."""
 
 PHANTOM_FIGURES = ("phantoms", "heatmaps", "heatmaps_fine")
@@ -112,7 +112,8 @@ def _copy(source: Path, target: Path, said: list[str]) -> None:
 def _join_tried(tried: list[dict[str, Any]], path: Path) -> None:
     """Add one row for each configuration; a former row of the same name is replaced."""
     rows = comparison_table(tried, "val")
-    rows = rows[[column for column in rows if not column.endswith(("_low", "_high"))]]
+    rows = rows[[column for column in rows if not column.endswith(("_low", "_high"))
+                 and column not in ("record", "model", "seed")]]
     rows = rows.assign(
         epochs=[json.dumps(result["training"]["epochs"]) for result in tried],
         seconds=[result["training"]["seconds"] for result in tried],

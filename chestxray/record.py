@@ -36,7 +36,7 @@ _LOG_COLUMNS = ("time", "name", "split_hash", "images", "configuration")
 
 def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str | Path, *,
                  parameters: dict[str, Any], weights: str, training: dict[str, Any],
-                 score_test: bool = True, final: bool = True) -> dict[str, Any]:
+                 score_test: bool = True, final: bool = True, record: bool = False) -> dict[str, Any]:
     """Save a trained model, score its reloaded file, and put everything on record.
 
     Calibration and thresholds come from the validation images alone. Test is
@@ -58,6 +58,8 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
         score_test: False leaves test alone, for choosing on validation.
         final: False for a model that a step records on its way; its
             checkpoints stay.
+        record: The configuration was fixed on validation: the one of its
+            split and purpose.
 
     Returns:
         The result (contract 6), as written.
@@ -114,7 +116,7 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
                                                     ("train", "val", "test")}}}, refusal))
     with whole_file(output_dir / "results" / f"{full_name}.predictions.csv") as partial:
         predictions.to_csv(partial, index=False)
-    result = {"schema": RESULT_SCHEMA, **shared, "record": False, "data": data.name,
+    result = {"schema": RESULT_SCHEMA, **shared, "record": record, "data": data.name,
               "split_rule": data.rule, "split_hash": data.split_hash, "training": training,
               "parameter_count": int(model.count_params()), "confusion": confusion}
     if model.output.shape[-1] > 1:

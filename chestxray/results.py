@@ -85,19 +85,42 @@ def comparison_table(results: list[dict[str, Any]], part: str = "test",
         rule: Rule of the threshold.
 
     Returns:
-        One row a model: name, data, split_rule, split_hash, weights,
-        parameter_count, and for each metric its value, ``_low`` and ``_high``.
+        One row a model: name (and its parts: model, seed), data, split_rule,
+        split_hash, record, weights, parameter_count, and for each metric its
+        value, ``_low`` and ``_high``.
     """
     rows = []
     for result in results:
         if part not in result["metrics"]:
             continue
         metrics = result["metrics"][part]
-        row = {key: result[key] for key in ("name", "data", "split_rule", "split_hash", "weights",
+        row = {key: result[key] for key in ("name", "data", "split_rule", "split_hash", "record", "weights",
                                             "parameter_count")}
+        model, _, seed = result["name"].rsplit("-", 2)
+        row |= {"model": model, "seed": int(seed.removeprefix("s"))}
         for metric, entry in {**metrics, **metrics[rule]}.items():
             if "value" in entry:
                 row |= {metric: entry["value"], f"{metric}_low": entry["low"],
                         f"{metric}_high": entry["high"]}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def seed_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation (n − 1) over the seeds of the same model and split rule.
+
+    A seed stands for another training and, unless the rule is ``official``,
+    another split as well.
+
+    Args:
+        table: From :func:`comparison_table`.
+
+    Returns:
+        One row for each model and split rule, in the order of the table:
+        model, split_rule, seeds, and for each metric its mean and ``_sd``
+        (NaN for one seed).
+    """
+    metrics = [column for column in table if f"{column}_low" in table]
+    groups = table.groupby(["model", "split_rule"], sort=False)
+    spread = groups[metrics].std().add_suffix("_sd")
+    return pd.concat([groups.size().rename("seeds"), groups[metrics].mean(), spread], axis=1).reset_index()

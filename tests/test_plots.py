@@ -259,7 +259,7 @@ def test_roc_pr_shows_the_floor_and_the_band_of_the_first():
                           floor={"sees": "border", "auroc": 0.75, "roc": [0.0, 1.0, 1.0]})
     roc = figure.axes[0]
     lines = {line.get_label(): line for line in roc.lines}
-    assert lines["no lungs seen, 0.750\n(border)"].get_xydata().tolist() == [[0, 0], [0.5, 1], [1, 1]]
+    assert lines["hardly any lung seen, 0.750\n(border)"].get_xydata().tolist() == [[0, 0], [0.5, 1], [1, 1]]
     outline = roc.collections[0].get_paths()[0].vertices.tolist()
     assert [0.5, 0.2] in outline and [0.5, 0.9] in outline
 
@@ -291,6 +291,28 @@ def test_score_distribution_bars_and_thresholds():
         (" Youden: 0.500", 0.5), (" sensitivity: 0.200", 0.2)]
     assert pneumonia.get_ylabel().startswith("PNEUMONIA (n = 2)")
     assert normal.get_ylabel().startswith("NORMAL (n = 4)")
+
+
+def test_overview_shows_seeds_published_numbers_and_floors_under_their_split():
+    metrics = ("accuracy", "specificity", "auroc")
+    ours = pd.DataFrame([{"model": "net", "split_rule": rule, **{
+        key: value + change for metric in metrics
+        for key, change in ((metric, 0), (f"{metric}_low", -0.1), (f"{metric}_high", 0.1))}}
+        for rule, value in (("patient", 0.8), ("patient", 0.7), ("official", 0.6), ("image", 0.5))])
+    published = pd.DataFrame({"model": ["theirs", "left out"], "who": ["A 2020", "B"],
+                              "split": ["official", "image"], "accuracy": [0.9, 0.1],
+                              "specificity": [np.nan, 0.1], "auroc": [0.95, 0.1]})
+    figure = plots.overview(ours, published, {"patient": "By patient", "official": "Theirs"},
+                            {"official": 0.55, "image": 0.2})
+    accuracy, _, auroc = figure.axes
+    assert [text.get_text() for text in accuracy.get_yticklabels()] == ["net", "net", "theirs (A 2020)"]
+    first, second, theirs = accuracy.get_yticks()
+    drawn = {(round(x, 3), y) for line in auroc.lines for x, y in line.get_xydata() if np.isfinite(x)}
+    assert drawn == {(0.8, first), (0.7, first), (0.6, second), (0.95, theirs)}
+    assert [text.get_text() for text in accuracy.texts] == ["By patient", "Theirs"]
+    floor, = [lines for lines in auroc.collections if lines.get_linestyle()[0][1]]
+    (x, top), (_, bottom) = floor.get_segments()[0]
+    assert x == 0.55 and first < top < second and bottom > theirs
 
 
 def test_comparison_points_intervals_and_order():

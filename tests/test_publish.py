@@ -18,13 +18,18 @@ def make_run(folder, *results, model_bytes=10):
         model.mkdir(parents=True)
         (model / "model.keras").write_bytes(b"0" * model_bytes)
     (folder / "images").mkdir()
-    for figure in ("roc_pr-a.png", "learning_curves-a.png", "samples-a.png", "class_means.png",
-                   "phantoms.png"):
+    for figure in ("roc_pr-a-patient-s0.png", "learning_curves-a-patient-s0.png", "samples-a.png",
+                   "class_means.png", "phantoms.png"):
         (folder / "images" / figure).write_bytes(b"png")
     notebooks = folder / "results" / "notebooks"
     notebooks.mkdir()
     (notebooks / "01.ipynb").write_text("{}")
     (folder / "results" / "test_log.csv").write_text("time,name\n1,a\n")
+
+
+PUBLISHED = ["images/learning_curves-a-patient-s0.png", "images/roc_pr-a-patient-s0.png",
+             "results/a-patient-s0.json", "results/a-patient-s0.predictions.csv",
+             "saved_models/a-patient-s0/model.keras"]
 
 
 def files(folder):
@@ -35,8 +40,7 @@ def test_only_what_is_allowed_is_copied(tmp_path):
     make_run(tmp_path / "run", result("a"))
     publish(tmp_path / "run", tmp_path / "repo")
     assert files(tmp_path / "repo") == [
-        "images/learning_curves-a.png", "images/roc_pr-a.png", "results/a.json", "results/a.predictions.csv",
-        "results/test_log.csv", "saved_models/a/model.keras"]
+        *PUBLISHED[:4], "results/test_log.csv", PUBLISHED[4]]
 
 
 def test_ways_of_training_are_copied_with_their_logits(tmp_path):
@@ -64,7 +68,7 @@ def test_a_mixed_run_is_refused(tmp_path):
 def test_large_models_are_left_out_and_named(tmp_path):
     make_run(tmp_path / "run", result("a"), model_bytes=21_000_000)
     said = publish(tmp_path / "run", tmp_path / "repo")
-    assert "left out saved_models/a: 21 MB" in said
+    assert "left out saved_models/a-patient-s0: 21 MB" in said
     assert not (tmp_path / "repo" / "saved_models").exists()
 
 
@@ -86,16 +90,17 @@ def only_tried(name, auroc):
 
 def test_what_was_only_tried_on_validation_becomes_a_row(tmp_path):
     make_run(tmp_path / "run", result("a"), only_tried("b", 0.9), only_tried("c", 0.8))
-    (tmp_path / "run" / "images" / "roc_pr-b.png").write_bytes(b"png")
+    (tmp_path / "run" / "images" / "roc_pr-b-patient-s0.png").write_bytes(b"png")
     publish(tmp_path / "run", tmp_path / "repo")
     assert files(tmp_path / "repo") == [
-        "images/learning_curves-a.png", "images/roc_pr-a.png", "results/a.json", "results/a.predictions.csv",
-        "results/test_log.csv", "results/tried.csv", "saved_models/a/model.keras"]
+        *PUBLISHED[:4], "results/test_log.csv", "results/tried.csv", PUBLISHED[4]]
     make_run(tmp_path / "later", only_tried("b", 0.7), only_tried("d", 0.6))
     publish(tmp_path / "later", tmp_path / "repo")
     table = pd.read_csv(tmp_path / "repo" / "results" / "tried.csv")
-    assert dict(zip(table["name"], table["auroc"], strict=True)) == {"b": 0.7, "c": 0.8, "d": 0.6}
+    assert dict(zip(table["name"], table["auroc"], strict=True)) == {
+        "b-patient-s0": 0.7, "c-patient-s0": 0.8, "d-patient-s0": 0.6}
     assert not [column for column in table if column.endswith(("_low", "_high"))]
+    assert not {"model", "seed", "record"} & set(table)
     assert table.loc[0, ["epochs", "parameters"]].tolist() == ['{"head": 3}', '{"dropout": 0.5}']
 
 

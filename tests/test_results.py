@@ -1,23 +1,26 @@
 """Result files are written whole, and read in order."""
 
+import numpy as np
 import pytest
 
 from chestxray import results
 from chestxray.files import read_json, write_json
 
 
-def result(name, auroc=0.9, rule="patient", data="chest_xray", parts=("val", "test")):
+def result(model, auroc=0.9, rule="patient", data="chest_xray", parts=("val", "test"), seed=0):
     entry = {"value": auroc, "low": auroc - 0.05, "high": auroc + 0.05}
     metrics = {part: {"auroc": entry, "youden": {"accuracy": entry}} for part in parts}
-    return {"schema": results.RESULT_SCHEMA, "name": name, "data": data, "split_rule": rule,
-            "split_hash": "abc", "weights": "random", "parameter_count": 7, "metrics": metrics}
+    return {"schema": results.RESULT_SCHEMA, "name": f"{model}-{rule}-s{seed}", "data": data,
+            "split_rule": rule, "split_hash": "abc", "record": False, "weights": "random",
+            "parameter_count": 7, "metrics": metrics}
 
 
 def test_results_are_ordered_by_split_and_validation_and_others_are_ignored(tmp_path):
     for one in (result("b", 0.8), result("a", 0.7), result("c", 0.6, rule="image")):
         write_json(tmp_path / f"{one['name']}.json", one)
     write_json(tmp_path / "other.json", {"schema": "chestxray.dataset/1", "name": "other"})
-    assert [one["name"] for one in results.read_results(tmp_path)] == ["c", "b", "a"]
+    assert [one["name"] for one in results.read_results(tmp_path)] == [
+        "c-image-s0", "b-patient-s0", "a-patient-s0"]
 
 
 def test_no_result_is_an_error_that_names_the_folder(tmp_path):
@@ -27,8 +30,20 @@ def test_no_result_is_an_error_that_names_the_folder(tmp_path):
 
 def test_comparison_leaves_out_models_without_test_scores():
     table = results.comparison_table([result("a"), result("b", parts=("val",))])
-    assert list(table["name"]) == ["a"]
+    assert table.loc[0, ["name", "model", "seed"]].tolist() == ["a-patient-s0", "a", 0] and len(table) == 1
     assert table.loc[0, ["auroc", "auroc_low", "accuracy_high"]].tolist() == pytest.approx([0.9, 0.85, 0.95])
+
+
+def test_seeds_of_a_model_are_summed_up_by_hand():
+    """Mean and standard deviation of .8, .9 and 1.0 are .9 and .1; one seed has no spread."""
+    some = [result("a-b", auroc, seed=seed) for seed, auroc in enumerate((0.8, 0.9, 1.0))]
+    others = [result("a-b", 0.7, rule="image"), result("c")]
+    table = results.seed_table(results.comparison_table([*some, *others]))
+    assert table[["model", "split_rule", "seeds"]].values.tolist() == [
+        ["a-b", "patient", 3], ["a-b", "image", 1], ["c", "patient", 1]]
+    assert table.loc[0, ["auroc", "auroc_sd", "accuracy", "accuracy_sd"]].tolist() == pytest.approx(
+        [0.9, 0.1, 0.9, 0.1])
+    assert np.isnan(table.loc[1, "auroc_sd"])
 
 
 def test_result_carries_the_key_of_the_step(tmp_path, monkeypatch, capsys):

@@ -127,7 +127,7 @@ def describe(found: dict[str, Any]) -> list[tuple[str, str, pd.DataFrame | None]
          "pairs show the same film.", pd.DataFrame(found["copies"]) if found["copies"] else None),
         ("Shortcuts", "AUROC of linear models, cross-validated by patient group on all but the published "
          "test set, with 95 % intervals, and on the published test set. The floor under every score is the "
-         f"best row that sees no lungs: {found['floor']['sees']}, {found['floor']['auroc']:.2f}.",
+         f"best row that sees hardly any lung: {found['floor']['sees']}, {found['floor']['auroc']:.2f}.",
          pd.DataFrame(found["shortcuts"]))]
     if found["shift"]:
         shift = pd.DataFrame(found["shift"])

@@ -55,7 +55,7 @@ def model_card(card: Mapping[str, Any]) -> str:
                                         for name in ("accuracy", "sensitivity", "specificity"))]
         for part, found in metrics.items()])
     if floor:
-        lines += ["", f"The floor: a linear model that sees no lungs ({floor['sees']}) reaches AUROC "
+        lines += ["", f"The floor: a linear model that sees hardly any lung ({floor['sees']}) reaches AUROC "
                   f"{floor['auroc']:.3f} on other patients of these data."]
     lines += ["", "Calibration (slope 1 and intercept 0 are right; the skill is the gain in Brier score over "
               "saying the prevalence):", ""]

@@ -14,6 +14,7 @@ from chestxray.plots.data import (
     sample_grid,
 )
 from chestxray.plots.heatmaps import cascade, heatmaps, perturbation
+from chestxray.plots.overview import overview
 from chestxray.plots.scores import (
     arms,
     calibration,
@@ -36,6 +37,7 @@ __all__ = [
     "image_sizes",
     "latency",
     "learning_curves",
+    "overview",
     "perturbation",
     "preprocessing_steps",
     "roc_pr",

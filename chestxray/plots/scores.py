@@ -108,7 +108,7 @@ def roc_pr(curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
     roc.plot([0, 1], [0, 1], label="chance, 0.500", **GUIDE)
     if floor:
         roc.plot(np.linspace(0, 1, len(floor["roc"])), floor["roc"], color="#8C8C8C", lw=2.5, alpha=0.6,
-                 label=f"no lungs seen, {floor['auroc']:.3f}\n({floor['sees']})")
+                 label=f"hardly any lung seen, {floor['auroc']:.3f}\n({floor['sees']})")
     if band:
         roc.fill_between(*band, color=MODELS[0], alpha=0.15, lw=0, label="95 % of the first")
     for prevalence in sorted({f"{y.mean():.3f}" for y, _ in checked.values()}):

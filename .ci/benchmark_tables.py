@@ -1,0 +1,126 @@
+"""The tables of measured speed, for README.md and benchmarks/README.md, from results/benchmarks/."""
+
+from pathlib import Path
+from typing import Any
+
+from chestxray.files import read_json
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+
+
+def speed() -> str:
+    """Markdown table of the two-phase benchmarks, one row an arm, and how they were measured."""
+    lines = ["| network | as | whole training | faster | memory | disk | frozen, rest, validation | limit |",
+             "|---|---|---|---|---|---|---|---|"]
+    protocols = set()
+    for path in sorted((RESULTS / "benchmarks").glob("two_phase-*.json"), reverse=True):
+        benchmark = read_json(path)
+        for arm, row in benchmark["arms"].items():
+            own, seconds = ["–"] * 3, row["seconds"]
+            if "gigabytes" in row:
+                validation = seconds["head, validation"] + seconds["fine, validation"]
+                rest = seconds["total"] - seconds["frozen layers, once"] - validation
+                shares = [100 * part / seconds["total"]
+                          for part in (seconds["frozen layers, once"], rest, validation)]
+                own = [f"{row['gigabytes']:.1f} GB", " ".join(f"{share:.0f} %" for share in shares),
+                       f"{row['limit_seconds'] / 60:,.0f} min"]
+            lines.append(f"| {path.stem.split('-')[1]} | {arm} | {seconds['total'] / 60:,.0f} min | "
+                         f"{row['times_faster']:.1f}× | {row['peak_gb']:.1f} GB | {' | '.join(own)} |")
+        protocols.add("{epochs[0]} epochs of the head and {epochs[1]} of fine-tuning on {training_images:,} "
+                      "+ {validation_images:,} images, K = {views}; extrapolated from {measured_images:,} "
+                      "measured images an arm".format(**benchmark))
+    quality = read_json(RESULTS / "benchmarks" / "head_quality.json")
+    views = quality["views"]
+    said = ", ".join(f"K = {count}: {row['difference']:+.4f} ± {row['difference_sd']:.4f}"
+                     for count, row in views.items() if count != quality["fresh"])
+    fresh = views[quality["fresh"]]
+    reading = read_json(RESULTS / "benchmarks" / "input_path.json")
+    rates = reading["images_per_second"]
+    return "\n".join([
+        *lines, "", f"*{'; or '.join(sorted(protocols))}.*", "",
+        f"What stored views cost in quality: a head on frozen {quality['backbone']} reaches AUROC "
+        f"{fresh['mean']:.4f} on validation with fresh augmentation in each of {quality['epochs']} epochs; "
+        f"{said} ({len(fresh['auroc'])} seeds, `python benchmarks/head_quality.py --data-dir FOLDER`). "
+        f"Reading originals: {rates['PixelStore, first reading']:,.0f} images/s the first time, which is "
+        f"{reading['share_of_limit']:.0%} of what decoding, resizing and CLAHE alone take on all cores, and "
+        f"{rates['PixelStore, every epoch']:,.0f} afterwards (`python benchmarks/input_path.py`)."]) + "\n"
+
+
+def archive() -> str:
+    """Images per second and core, and what ten million images cost."""
+    rows = read_json(RESULTS / "benchmarks" / "predict.json")["rows"]
+    lines = ["| model | files | images/s and core | of reading and resizing alone | ten million images |",
+             "|---|---|---|---|---|"]
+    lines += [f"| `{row['model']}` | {row['files']} | {row['decision']:,.0f} | "
+              f"{row['decision'] / row['reading']:.0%} | {1e7 / row['decision'] / 3600:,.1f} core hours |"
+              for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _table(heads: list[str], rows: list[list[Any]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines)
+
+
+def gradcam() -> str:
+    """Maps per second at each size of batch, against tf-keras-vis."""
+    found = read_json(RESULTS / "benchmarks" / "gradcam-VGG16.json")
+    alone = read_json(RESULTS / "benchmarks" / "two_phase-VGG16.json")["arms"]["ours, float32"]["frozen"]
+    return _table(
+        ["images a batch", "chestxray, maps/s", "tf-keras-vis, maps/s", "faster",
+         "lowest correlation of the maps"],
+        [[row["batch"], f"{row['chestxray']:.1f}", f"{row['tf-keras-vis']:.1f}", f"{row['faster']:.1f}×",
+          f"{row['lowest_correlation']:.6f}"] for row in found["rows"]]) + (
+        "\nA map needs the forward pass, and the gradient from the logit back to the one layer whose "
+        "channels are weighed, which is next to nothing. The limit is therefore the forward pass: the frozen "
+        f"part of the same network in float32 takes {alone['train']:.1f} images/s by itself (first table).\n")
+
+
+def batch_norm() -> str:
+    """Training images per second, with Keras' kernel and with the fused one."""
+    found = read_json(RESULTS / "benchmarks" / "batch_norm.json")
+    return _table(
+        ["network", "side", "Keras' own, images/s", "fused, images/s", "faster"],
+        [[row["network"], f"{row['image_size']} px", f"{row['keras_images_per_second']:.0f}",
+          f"{row['fused_images_per_second']:.0f}", f"{row['faster']:.2f}×"] for row in found["rows"]])
+
+
+def input_path() -> str:
+    """Images per second of every reader, and the limit."""
+    found = read_json(RESULTS / "benchmarks" / "input_path.json")
+    rows = [[name, f"{rate:,.0f}"] for name, rate in found["images_per_second"].items()]
+    limit = "limit of a first reading: decoding, resizing and CLAHE alone, all cores"
+    return _table(["reader", "images/s"], [*rows, [limit, f"{found['limit']:,.0f}"]])
+
+
+def head_quality() -> str:
+    """AUROC on validation by number of stored views."""
+    found = read_json(RESULTS / "benchmarks" / "head_quality.json")
+    return _table(
+        ["stored views", "AUROC on validation, mean ± sd of three seeds", "minus fresh views in every epoch"],
+        [[f"{count} (fresh)" if count == found["fresh"] else count, f"{row['mean']:.4f} ± {row['sd']:.4f}",
+          f"{row['difference']:+.4f} ± {row['difference_sd']:.4f}"] for count, row in found["views"].items()])
+
+
+def test_time_views() -> str:
+    """Validation scores of one model by number of averaged random views."""
+    found = read_json(RESULTS / "benchmarks" / "test_time_views-vgg16-official-s0.json")
+    return _table(["random views averaged in", "AUROC on validation", "accuracy at 0.5"],
+                  [[count, f"{row['auroc']:.4f}", f"{row['accuracy']:.3f}"]
+                   for count, row in found["views"].items()])
+
+
+def floor_lungs() -> str:
+    """How much of the lungs the audit's blacked-out centre hides."""
+    found = read_json(RESULTS / "benchmarks" / "floor_lungs.json")
+    return (f"The centre that the audit blacks out hides {found['mean']:.0%} of the lungs on average, "
+            f"{found['percentiles']['5']:.0%} or less on one film in twenty ({found['masks']:,} lung "
+            "masks).\n")
+
+
+def difficulty() -> str:
+    """What a small network reaches on the phantoms."""
+    found = read_json(RESULTS / "phantom_difficulty.json")
+    return ("AUROC {value:.3f} ({low:.3f} to {high:.3f})".format(**found["auroc"])
+            + f" on {found['test_images']} phantoms of other patients, after {found['epochs']} epochs on "
+            f"{found['training_images']:,} of {found['image_size']} px.\n")
