@@ -199,8 +199,8 @@ def _reason(error: Exception) -> str:
     """One line without values of tags: pydicom's messages about values hold them."""
     text = " ".join(str(error).split())
     if "missing dependencies" in text:
-        packages = sorted(set(re.findall(r"(?:requires |and )([a-z][\w-]*)", text)))
-        return f"compressed; to read it install one of: {', '.join(packages)}"
+        packages = sorted(set(re.findall(r"pylibjpeg-\w+", text)))  # others can, too: these are the extra's
+        return f"compressed; to read it install pylibjpeg and {' or '.join(packages)} (extra dicom)"
     if isinstance(error, ValueError) and text.startswith(("too large", "too small", "damaged")):
         return text
     if isinstance(error, AttributeError):
