@@ -27,6 +27,7 @@ def results() -> str:
     scratch = table["model"].str.endswith("_scratch")
     blind = pd.DataFrame(read_json(ROOT / "results" / "audit.json")["shortcuts"]).query("not lungs")
     floors = {"patient": blind["auroc"].max(), "official": blind["test_auroc"].max()}
+    together = read_json(ROOT / "results" / "comparison-all.json")["together"]
     published = pd.read_csv(ROOT / "results" / "published.csv", keep_default_na=False)
     lines = ["| split | model | parameters | AUROC | accuracy | sensitivity | specificity |",
              "|---|---|---|---|---|---|---|"]
@@ -40,6 +41,11 @@ def results() -> str:
             if (seeds := spread.loc[model, "seeds"]) > 1:
                 cells = ["{:.3f} ± {:.3f}".format(*spread.loc[model, [m, f"{m}_sd"]]) for m in METRICS]
                 lines.append(f"| | – mean of {seeds} seeds | | {' | '.join(cells)} |")
+        for row in (row for row in together if row["split_rule"] == rule):
+            scores = {**row["scores"], **row["scores"]["youden"]}
+            cells = ["{value:.3f} ({low:.3f}–{high:.3f})".format(**scores[m]) for m in METRICS]
+            lines.append(f"| {rule} | the {len(row['members'])} above together (mean log-odds) | | "
+                         f"{' | '.join(cells)} |")
         for row in published[published["split"] == rule].to_dict("records"):
             cells = [f"{float(row[m]):.3f}" if row[m] else "–" for m in METRICS]
             note = f"; {row['note']}" if row["note"] else ""

@@ -37,6 +37,7 @@ _HOME = {
     "chestxray.evaluation.arms": ("arm_table", "conclude", "difference_table", "score_arms"),
     "chestxray.evaluation.calibration": ("log_odds",),
     "chestxray.evaluation.comparison": ("auroc_difference", "pair_table"),
+    "chestxray.evaluation.ensemble": ("score_ensemble",),
     "chestxray.evaluation.metrics": ("roc_band",),
     "chestxray.evaluation.operating": ("operating_points", "triage_table"),
     "chestxray.evaluation.reliability": ("calibration_metrics", "decision_curve", "reliability_table"),
