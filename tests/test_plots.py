@@ -231,8 +231,22 @@ def test_latency_has_a_row_for_each_runtime_and_a_dot_for_each_number_of_cores()
     assert [(*line.get_xdata(), *line.get_ydata()) for line in dots] == [(4.0, 0), (3.0, 0), (0.5, 1)]
     assert [text.get_text() for text in axis.get_yticklabels()] == [
         "net, keras float32 (1.0 MB)", "net, litert float32 (0.5 MB)"]
-    assert [text.get_text() for text in axis.get_legend().texts] == ["1 core", "2 cores"]
+    assert [text.get_text() for text in axis.figure.legends[0].texts] == ["1 core", "2 cores"]
     assert axis.get_xscale() == "log"
+
+
+def test_long_names_are_not_cut_off():
+    name = "a_rather_long_name_of_a_model-patient-s0"
+    costs = pd.DataFrame({"model": [name] * 2, "runtime": "litert", "weights": "float32", "threads": [1, 2],
+                          "megabytes": 0.5, "milliseconds": [0.4, 300.0]})
+    scores = pd.DataFrame([{"name": name, "model": name, "split_rule": "patient", **{
+        key: 0.9 for metric in ("auroc", "accuracy", "specificity")
+        for key in (metric, f"{metric}_low", f"{metric}_high")}}])
+    for figure in (plots.latency(costs), plots.comparison(scores, ["auroc"]),
+                   plots.overview(scores, pd.DataFrame(columns=["split"]), {"patient": "By patient"})):
+        figure.canvas.draw()
+        for label in figure.axes[0].get_yticklabels():
+            assert label.get_window_extent().x0 >= 0
 
 
 def test_roc_pr_values_by_hand():

@@ -41,14 +41,14 @@ def export_model(folder: str | Path, output: str | Path, format: str, data: Xray
     ``logit``, ``distance`` (for the refusal) and, where the network ends in
     pooling and one dense layer with one logit, ``map``, the class activation
     map. Calibration and thresholds are fitted again on its own logits of the
-    validation images.
+    model's validation images.
 
     Args:
         folder: Bundle with ``model.keras``.
         output: Folder of the exported bundle; a former one is replaced.
         format: Key of :data:`chestxray.deployment.runtime.MODEL_FILES`.
         data: The images that the model was trained on; for a model of
-            phantoms any phantoms.
+            phantoms any phantoms, and then calibration and thresholds stay.
         float16: Store weights in half precision: half the size, other logits.
         force: Keep an export that fails the gate; its card says so.
 
@@ -66,8 +66,8 @@ def export_model(folder: str | Path, output: str | Path, format: str, data: Xray
         raise ValueError("the output folder exists and is no exported model; it would be replaced. "
                          f"Received: output={str(output)!r}")
     trained_on = original.card["training_data"]
-    both_synthetic = data.synthetic and trained_on["name"] == data.name
-    if data.split_hash != trained_on["split_hash"] and not both_synthetic:
+    own_split = data.split_hash == trained_on["split_hash"]
+    if not own_split and not (data.synthetic and trained_on["name"] == data.name):
         raise ValueError(f"the model was trained on another split (hash {trained_on['split_hash']}). "
                          f"Received: data={data.name!r}, hash {data.split_hash}")
     compared = pd.concat([data.part("val"), data.part("train")])
@@ -83,9 +83,10 @@ def export_model(folder: str | Path, output: str | Path, format: str, data: Xray
             raise ValueError(f"the export was removed: {'; '.join(faults)} (--force keeps it). "
                              f"Received: format={format!r}, float16={float16}")
         labels = data.part("val")["label"]
-        write_card(partial, replace(exported, card=_card(original, logits[:len(labels)], labels, {
+        decides = _decides(original, logits[:len(labels)], labels) if own_split else {}
+        write_card(partial, replace(exported, card=original.card | decides | {"export": {
             "format": format, "float16": float16, "bytes": path.stat().st_size,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "parity": found, "faults": faults})))
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "parity": found, "faults": faults}}))
     return found
 
 
@@ -225,13 +226,11 @@ def gate(found: dict[str, Any], float16: bool) -> list[str]:
     return faults
 
 
-def _card(original: Classifier, logits: np.ndarray, labels: pd.Series, export: dict[str, Any]
-          ) -> dict[str, Any]:
-    """The card of the exported bundle: calibration and thresholds from its own logits."""
+def _decides(original: Classifier, logits: np.ndarray, labels: pd.Series) -> dict[str, Any]:
+    """Calibration and thresholds for the card of the export, from its own logits on validation."""
     slope, intercept = calibrate(logits, labels)
-    calibrated = replace(original, card=original.card | {
-        "calibration": {"slope": slope, "intercept": intercept}})
-    probabilities = calibrated.probabilities(logits)
+    calibration = {"slope": slope, "intercept": intercept}
+    probabilities = replace(original, card=original.card | {"calibration": calibration}).probabilities(logits)
     thresholds, reasons = choose_thresholds(labels, probabilities)
-    return calibrated.card | {"thresholds": thresholds, "threshold_reasons": reasons,
-                              "triage": choose_triage(labels, probabilities), "export": export}
+    return {"calibration": calibration, "thresholds": thresholds, "threshold_reasons": reasons,
+            "triage": choose_triage(labels, probabilities)}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from chestxray.plots.style import MODELS, check_table, panels
+from chestxray.plots.style import MODELS, STYLE, check_table, panels
 
 
+@mpl.rc_context(STYLE)
 def latency(costs: pd.DataFrame) -> Figure:
     """Draw the time of one image, on a logarithmic scale: a row a model and runtime, a dot a number of cores.
 
@@ -27,8 +30,9 @@ def latency(costs: pd.DataFrame) -> Figure:
     axis.set(xscale="log", xlabel="milliseconds", ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)),
              yticklabels=[f"{model}, {runtime} {weights} ({size:.1f} MB)"
                           for (model, runtime, weights, size), _ in rows])
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter("{x:g}")
-    axis.grid(axis="x", which="both", color="#E5E5E5", lw=0.6)
-    axis.legend(loc="best")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.grid(axis="x", color="#E5E5E5", lw=0.6)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

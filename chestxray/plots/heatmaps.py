@@ -76,7 +76,7 @@ def perturbation(curves: Mapping[str, Mapping[str, np.ndarray]], synthetic: bool
             axis.plot(share, mean, color=MODELS[number % 5], label=f"{name}, area {mean.mean():.3f}")
         good = "lower is better" if game == "deletion" else "higher is better"
         axis.set(title=f"{game.capitalize()} ({good})", xlabel="share of the pixels", xlim=(0, 1),
-                 ylabel="mean log-odds of pneumonia")
+                 ylabel="mean logit")
         axis.legend()
     return figure
 
@@ -95,6 +95,6 @@ def cascade(table: pd.DataFrame, chance: float, synthetic: bool = False) -> Figu
     axis.axhline(chance, label="other pictures, original model", **GUIDE)
     axis.set(ylabel="rank correlation\nwith the original map", xlabel="new weights from this layer on",
              ylim=(min(-0.1, table["similarity"].min()), 1.02))
-    axis.tick_params(axis="x", rotation=45)
+    axis.set_xticks(range(len(table)), table["layer"], rotation=45, ha="right", rotation_mode="anchor")
     axis.legend()
     return figure

@@ -61,6 +61,17 @@ def test_calibration_is_that_of_the_file(exported, data):
     assert classifier.card["calibration"] == pytest.approx({"slope": slope, "intercept": intercept})
 
 
+def test_other_phantoms_than_the_models_own_leave_calibration_and_thresholds_alone(
+        few_images_are_enough, compact, data, tmp_path):
+    shutil.copytree(compact, tmp_path / "model")
+    card = read_json(compact / "card.json")
+    card["training_data"] |= {"name": "synthetic", "split_hash": "another"}
+    (tmp_path / "model" / "card.json").write_text(json.dumps(card))
+    export_model(tmp_path / "model", tmp_path / "out", "onnx", replace(data, name="synthetic"))
+    after = read_json(tmp_path / "out" / "card.json")
+    assert {key for key in card if after[key] != card[key]} == {"self_test"}  # its logit, in the last digits
+
+
 FRESH = """
 import json, sys
 sys.modules["tensorflow"] = sys.modules["keras"] = sys.modules["pandas"] = sys.modules["sklearn"] = None
