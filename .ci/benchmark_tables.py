@@ -96,8 +96,10 @@ def input_path() -> str:
 def head_quality() -> str:
     """AUROC on validation by number of stored views."""
     found = read_json(RESULTS / "benchmarks" / "head_quality.json")
+    seeds = len(next(iter(found["views"].values()))["auroc"])
     return _table(
-        ["stored views", "AUROC on validation, mean ± sd of three seeds", "minus fresh views in every epoch"],
+        ["stored views", f"AUROC on validation, mean ± sd of {seeds} seeds",
+         "minus fresh views in every epoch"],
         [[f"{count} (fresh)" if count == found["fresh"] else count, f"{row['mean']:.4f} ± {row['sd']:.4f}",
           f"{row['difference']:+.4f} ± {row['difference_sd']:.4f}"] for count, row in found["views"].items()])
 

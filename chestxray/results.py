@@ -109,8 +109,8 @@ def comparison_table(results: list[dict[str, Any]], part: str = "test",
 def seed_table(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation (n − 1) over the seeds of the same model and split rule.
 
-    A seed stands for another training and, unless the rule is ``official``,
-    another split as well.
+    A seed stands for another training and another split; under ``official``
+    only the test images stay.
 
     Args:
         table: From :func:`comparison_table`.
@@ -121,6 +121,7 @@ def seed_table(table: pd.DataFrame) -> pd.DataFrame:
         (NaN for one seed).
     """
     metrics = [column for column in table if f"{column}_low" in table]
+    table = table.astype(dict.fromkeys(metrics, float))  # None where a metric does not exist
     groups = table.groupby(["model", "split_rule"], sort=False)
     spread = groups[metrics].std().add_suffix("_sd")
     return pd.concat([groups.size().rename("seeds"), groups[metrics].mean(), spread], axis=1).reset_index()

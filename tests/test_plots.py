@@ -239,11 +239,12 @@ def test_long_names_are_not_cut_off():
     name = "a_rather_long_name_of_a_model-patient-s0"
     costs = pd.DataFrame({"model": [name] * 2, "runtime": "litert", "weights": "float32", "threads": [1, 2],
                           "megabytes": 0.5, "milliseconds": [0.4, 300.0]})
-    scores = pd.DataFrame([{"name": name, "model": name, "split_rule": "patient", **{
+    scores = pd.DataFrame([{"name": name, "model": name, "split_rule": "patient", "seed": 0, **{
         key: 0.9 for metric in ("auroc", "accuracy", "specificity")
         for key in (metric, f"{metric}_low", f"{metric}_high")}}])
+    nobody = pd.DataFrame(columns=["split", "model", "who", "accuracy", "specificity", "auroc"])
     for figure in (plots.latency(costs), plots.comparison(scores, ["auroc"]),
-                   plots.overview(scores, pd.DataFrame(columns=["split"]), {"patient": "By patient"})):
+                   plots.overview(scores, nobody, {"patient": "By patient"})):
         figure.canvas.draw()
         for label in figure.axes[0].get_yticklabels():
             assert label.get_window_extent().x0 >= 0
@@ -312,7 +313,8 @@ def test_overview_shows_seeds_published_numbers_and_floors_under_their_split():
     ours = pd.DataFrame([{"model": "net", "split_rule": rule, **{
         key: value + change for metric in metrics
         for key, change in ((metric, 0), (f"{metric}_low", -0.1), (f"{metric}_high", 0.1))}}
-        for rule, value in (("patient", 0.8), ("patient", 0.7), ("official", 0.6), ("image", 0.5))])
+        for rule, value in (("patient", 0.7), ("patient", 0.8), ("official", 0.6), ("image", 0.5))])
+    ours["seed"] = [1, 0, 0, 0]  # the better one on validation comes first
     published = pd.DataFrame({"model": ["theirs", "left out"], "who": ["A 2020", "B"],
                               "split": ["official", "image"], "accuracy": [0.9, 0.1],
                               "specificity": [np.nan, 0.1], "auroc": [0.95, 0.1]})
@@ -324,6 +326,9 @@ def test_overview_shows_seeds_published_numbers_and_floors_under_their_split():
     drawn = {(round(x, 3), y) for line in auroc.lines for x, y in line.get_xydata() if np.isfinite(x)}
     assert drawn == {(0.8, first), (0.7, first), (0.6, second), (0.95, theirs)}
     assert [text.get_text() for text in accuracy.texts] == ["By patient", "Theirs"]
+    interval, = [lines.get_segments()[0] for lines in accuracy.collections
+                 if lines.get_segments()[0][0][1] == first]
+    assert interval[:, 0].tolist() == pytest.approx([0.7, 0.9])  # of seed 0
     floor, = [lines for lines in auroc.collections if lines.get_linestyle()[0][1]]
     (x, top), (_, bottom) = floor.get_segments()[0]
     assert x == 0.55 and first < top < second and bottom > theirs

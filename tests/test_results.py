@@ -46,6 +46,13 @@ def test_seeds_of_a_model_are_summed_up_by_hand():
     assert np.isnan(table.loc[1, "auroc_sd"])
 
 
+def test_a_metric_that_no_model_has_is_no_number():
+    table = results.comparison_table([result("a"), result("a", seed=1)]).astype({"auroc": object})
+    table["auroc"] = None
+    summed = results.seed_table(table)
+    assert np.isnan(summed.loc[0, "auroc"]) and summed.loc[0, "accuracy"] == pytest.approx(0.9)
+
+
 def test_result_carries_the_key_of_the_step(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(results.STEP_KEY, "0123")
     path = results.write_result(tmp_path, {"name": "x"})

@@ -83,8 +83,8 @@ def export_model(folder: str | Path, output: str | Path, format: str, data: Xray
             raise ValueError(f"the export was removed: {'; '.join(faults)} (--force keeps it). "
                              f"Received: format={format!r}, float16={float16}")
         labels = data.part("val")["label"]
-        decides = _decides(original, logits[:len(labels)], labels) if own_split else {}
-        write_card(partial, replace(exported, card=original.card | decides | {"export": {
+        refitted = _refitted(original, logits[:len(labels)], labels) if own_split else {}
+        write_card(partial, replace(exported, card=original.card | refitted | {"export": {
             "format": format, "float16": float16, "bytes": path.stat().st_size,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "parity": found, "faults": faults}}))
     return found
@@ -139,11 +139,14 @@ def _to_litert(model: keras.Model, path: Path, float16: bool) -> None:
 def _without_held_tensors(layer: keras.layers.Layer) -> keras.layers.Layer:
     """The layer itself; for Normalization, which holds its statistics as tensors, a scale and an offset.
 
-    tf2onnx makes inputs of such tensors.
+    tf2onnx makes inputs of such tensors. A copied model shares the layers that are returned as they are.
     """
     if not isinstance(layer, keras.layers.Normalization):
         return layer
-    scale = 1 / np.sqrt(np.ravel(layer.variance))
+    if layer.invert or np.size(layer.mean) not in (1, layer.mean.shape[-1]):
+        raise ValueError("only a Normalization of the channels can be exported to ONNX. "
+                         f"Received: layer={layer.name!r}")
+    scale = 1 / np.maximum(np.sqrt(np.ravel(layer.variance)), keras.config.epsilon())
     return keras.layers.Rescaling(list(scale), list(-np.ravel(layer.mean) * scale), name=layer.name)
 
 
@@ -226,7 +229,7 @@ def gate(found: dict[str, Any], float16: bool) -> list[str]:
     return faults
 
 
-def _decides(original: Classifier, logits: np.ndarray, labels: pd.Series) -> dict[str, Any]:
+def _refitted(original: Classifier, logits: np.ndarray, labels: pd.Series) -> dict[str, Any]:
     """Calibration and thresholds for the card of the export, from its own logits on validation."""
     slope, intercept = calibrate(logits, labels)
     calibration = {"slope": slope, "intercept": intercept}

@@ -31,18 +31,19 @@ def score_ensemble(tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, dict[s
         and, by split, ``metrics`` and ``confusion`` as in a result.
 
     Raises:
-        ValueError: Fewer than two tables, or not the same images.
+        ValueError: Fewer than two tables, or not the same images with the same
+            label and split.
     """
     if len(tables) < 2:
         raise ValueError(f"an ensemble has at least two members. Received: tables={len(tables)}")
     found = tables[0][["path", "group", "subtype", "label", "split"]].reset_index(drop=True)
     odds = []
     for table in tables:
-        other = table.set_index("path")
-        if set(other.index) != set(found["path"]) or len(other) != len(found):
-            raise ValueError("the members were scored on different images. "
+        other = found[["path", "label", "split"]].merge(table, on=["path", "label", "split"])
+        if not len(other) == len(found) == len(table):
+            raise ValueError("the members were scored on different images, labels or splits. "
                              f"Received: images={[len(one) for one in tables]}")
-        likely = other.loc[found["path"], "probability"].to_numpy(float).clip(_LEAST, 1 - _LEAST)
+        likely = other["probability"].to_numpy(float).clip(_LEAST, 1 - _LEAST)
         odds.append(np.log(likely / (1 - likely)))
     found["logit"] = np.mean(odds, axis=0)
     val = found[found["split"] == "val"]

@@ -20,9 +20,9 @@ def overview(table: pd.DataFrame, published: pd.DataFrame, questions: Mapping[st
     """Draw accuracy, specificity and AUROC of our models and of published ones, split by split.
 
     Args:
-        table: One row a model and seed: ``model``, ``split_rule``, and for each metric its value,
-            ``_low`` and ``_high``; the first row of a model and split is drawn with its interval,
-            further seeds as open circles.
+        table: One row a model and seed: ``model``, ``split_rule``, ``seed``, and for each metric its
+            value, ``_low`` and ``_high``; the lowest seed is drawn with its interval, the others
+            as open circles.
         published: One row a publication: ``model``, ``who``, ``split``, and the metrics, NaN where
             it does not say.
         questions: ``{split rule: heading}``, in the order in which they are drawn; the others are
@@ -30,9 +30,12 @@ def overview(table: pd.DataFrame, published: pd.DataFrame, questions: Mapping[st
         floors: ``{split rule: AUROC}`` of the best linear model that sees hardly any lung.
     """
     metrics = {"accuracy": "Accuracy", "specificity": "Specificity", "auroc": "AUROC"}
-    check_table(table, "model", "split_rule", *(m + end for m in metrics for end in ("", "_low", "_high")))
+    check_table(table, "model", "split_rule", "seed",
+                *(m + end for m in metrics for end in ("", "_low", "_high")))
+    check({"model", "who", "split", *metrics} <= set(published), "published numbers need their columns",
+          columns=list(published))
     check(len(questions), "a split is needed", questions=questions)
-    heads, labels, row = [], {}, 0
+    heads, labels, colours, row = [], {}, [], 0
     figure, axes = panels(3, 3, 3.2, 1, sharey=True)
     for rule, question in questions.items():
         heads.append((row, question))
@@ -40,15 +43,17 @@ def overview(table: pd.DataFrame, published: pd.DataFrame, questions: Mapping[st
         for model, seeds in ours.groupby("model", sort=False):
             row += 1
             labels[row] = model
-            first = seeds.iloc[0]
+            colours.append("black")
+            first = seeds.loc[seeds["seed"].idxmin()]
+            others = seeds.drop(first.name)
             for axis, metric in zip(axes, metrics, strict=True):
                 axis.hlines(row, first[f"{metric}_low"], first[f"{metric}_high"], color="black", lw=2)
-                axis.plot(seeds[metric][1:], np.full(len(seeds) - 1, row), "o", color="black", mfc="white",
-                          ms=5)
+                axis.plot(others[metric], np.full(len(others), row), "o", color="black", mfc="white", ms=5)
                 axis.plot(first[metric], row, "o", color="black", ms=6)
         for one in theirs.to_dict("records"):
             row += 1
             labels[row] = f"{one['model']} ({one['who']})"
+            colours.append(PUBLISHED)
             for axis, metric in zip(axes, metrics, strict=True):
                 axis.plot(one[metric], row, "D", color=PUBLISHED, mfc="white", ms=5)
         if rule in (floors or {}):
@@ -64,8 +69,8 @@ def overview(table: pd.DataFrame, published: pd.DataFrame, questions: Mapping[st
         axis.spines["left"].set_visible(False)
         axis.locator_params(axis="x", nbins=5)
     axes[0].set(yticks=list(labels), yticklabels=list(labels.values()), ylim=(row - 1, -0.8))
-    for tick in axes[0].get_yticklabels():
-        tick.set_color(PUBLISHED if tick.get_text().endswith(")") else "black")
+    for tick, colour in zip(axes[0].get_yticklabels(), colours, strict=True):
+        tick.set_color(colour)
     for at, question in heads:
         axes[0].text(-0.02, at, question, transform=axes[0].get_yaxis_transform(), ha="right", va="center",
                      weight="bold")

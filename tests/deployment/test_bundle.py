@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from chestxray import load_classifier, read_predictions
-from chestxray.deployment.bundle import load_model, run_self_test, self_test_pattern
+from chestxray.deployment.bundle import load_model, self_test_pattern
 from chestxray.files import read_json, write_json
 
 
@@ -157,12 +157,6 @@ def test_pattern_is_the_same_for_ever():
     assert (pattern.shape, pattern.dtype) == ((300, 400), np.uint8)
     assert pattern[120, 150] == 137
     assert len(np.unique(pattern)) > 150
-
-
-def test_self_test_is_sensitive_to_the_model(bundle):
-    classifier = load_classifier(bundle[0])
-    assert abs(run_self_test(classifier)["logit"]) > 0.05
-    assert run_self_test(classifier) == run_self_test(classifier)
 
 
 # Files that are not what they should be

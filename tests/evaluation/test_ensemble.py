@@ -54,6 +54,8 @@ def test_a_certain_member_does_not_make_everything_infinite(tables):
 def test_one_member_or_other_images_are_refused(tables):
     with pytest.raises(ValueError, match="at least two members. Received: tables=1"):
         score_ensemble(tables[:1])
-    for other in (tables[1][1:], tables[1].assign(path=tables[1]["path"].replace("3.png", "other.png"))):
-        with pytest.raises(ValueError, match="different images"):
+    for other in (tables[1][1:], tables[1].assign(path=tables[1]["path"].replace("3.png", "other.png")),
+                  tables[1].assign(split=tables[1]["split"][::-1].to_numpy()),
+                  tables[1].assign(label=1 - tables[1]["label"])):
+        with pytest.raises(ValueError, match="different images, labels or splits"):
             score_ensemble([tables[0], other])
