@@ -54,7 +54,7 @@ PLANS: dict[str, list[tuple[str, str | None]]] = {
              ("04_distillation", "compact_student"), ("05_explain", "explain_compact_student"),
              ("06_compare", None), ("07_deploy", "deploy_student")],
 }
-"""Pairs of notebook and recipe; ``full`` plays them for every split rule, and distils students."""
+"""Pairs of notebook and recipe, see :func:`_read_recipe`; ``full`` plays them for every split rule, and distils students."""
 
 
 _WAVES = {"01": 0, "02": 1, "03": 1, "04": 2, "05": 3, "06": 3, "07": 3}
@@ -99,7 +99,7 @@ def make_plan(preset: str, data_dir: str, rules: list[str], output_dir: Path,
             defaults = papermill.inspect_notebook(str(source))
             if not defaults:
                 raise ValueError(f"the notebook has no parameters cell. Received: notebook={str(source)!r}")
-            given = _read_recipe(recipe) if recipe else {}
+            given = _read_recipe(recipe, rule) if recipe else {}
             unknown = set(given) - set(defaults)
             if unknown:
                 raise ValueError(f"{notebook} has no parameter {sorted(unknown)}. "
@@ -123,8 +123,10 @@ def make_plan(preset: str, data_dir: str, rules: list[str], output_dir: Path,
     return steps
 
 
-def _read_recipe(name: str) -> dict[str, Any]:
-    return yaml.safe_load((NOTEBOOKS / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
+def _read_recipe(name: str, rule: str) -> dict[str, Any]:
+    """The recipe of this name; ``<name>_<rule>`` where the split rule has one of its own."""
+    own, common = (NOTEBOOKS / "recipes" / f"{stem}.yaml" for stem in (f"{name}_{rule}", name))
+    return yaml.safe_load((own if own.is_file() else common).read_text(encoding="utf-8"))
 
 
 def is_done(key: str, output_dir: Path) -> bool:

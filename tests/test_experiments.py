@@ -150,6 +150,13 @@ def test_a_recipe_with_an_unknown_parameter_stops_before_anything_runs(house, ph
     assert not (house / "out").exists()
 
 
+def test_a_split_rule_may_have_a_recipe_of_its_own(house, phantoms):
+    (house / "notebooks" / "recipes" / "high_image.yaml").write_text("level: 7\n")
+    levels = {step.name: step.parameters["level"] for step in experiments.make_plan(
+        "demo", phantoms, ["patient", "image"], house / "out", {}, only="03")}
+    assert levels == {"03_third-high-patient": 5, "03_third-high-image": 7}
+
+
 def test_a_notebook_without_parameters_is_refused(house, phantoms):
     notebook = new_notebook(cells=[new_code_cell("level = 3")])
     nbformat.write(notebook, house / "notebooks" / "01_first.ipynb")
@@ -192,6 +199,7 @@ def test_every_recipe_fits_a_notebook_of_the_plan_it_names():
                     "04_distillation" if "student" in given else
                     "05_explain" if "model" in given else "07_deploy" if "models" in given else
                     "02_custom_cnn")
-        assert text.startswith("# ") and path.stem in (given.get("name"), f"explain_{given.get('model')}")
+        assert text.startswith("# ")
+        assert path.stem.removesuffix("_official") in (given.get("name"), f"explain_{given.get('model')}")
         assert set(given) <= known[notebook], path.name
         assert not [value for value in given.values() if isinstance(value, str) and value[:1].isdigit()]
