@@ -112,6 +112,17 @@ def test_time_views() -> str:
                    for count, row in found["views"].items()])
 
 
+def phantom_pointing() -> str:
+    """How well maps point at lesions that are known."""
+    found = read_json(RESULTS / "benchmarks" / "phantom_pointing.json")
+    span = "{{{0}:.0%}} ({{{0}_low:.0%}} to {{{0}_high:.0%}})"
+    rows = [[row["network"], row["maps"], *(span.format(key).format(**row) for key in ("peak", "share"))]
+            for row in found["rows"]]
+    return _table(["network", "map", "peak inside the lesion", "share of the map inside"], rows) + (
+        f"\n{found['images']} synthetic pneumonias of {found['patients']} other patients; lesions cover "
+        f"{found['chance']:.0%} of a film.\n")
+
+
 def floor_lungs() -> str:
     """How much of the lungs the audit's blacked-out centre hides."""
     found = read_json(RESULTS / "benchmarks" / "floor_lungs.json")
