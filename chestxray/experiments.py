@@ -54,7 +54,8 @@ PLANS: dict[str, list[tuple[str, str | None]]] = {
              ("04_distillation", "compact_student"), ("05_explain", "explain_compact_student"),
              ("06_compare", None), ("07_deploy", "deploy_student")],
 }
-"""Pairs of notebook and recipe, see :func:`_read_recipe`; ``full`` plays them for every split rule, and distils students."""
+"""Pairs of notebook and recipe (of which a split rule may have one of its own, see :func:`_read_recipe`);
+``full`` plays them for every split rule, and distils students."""
 
 
 _WAVES = {"01": 0, "02": 1, "03": 1, "04": 2, "05": 3, "06": 3, "07": 3}

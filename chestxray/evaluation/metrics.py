@@ -4,9 +4,10 @@ Everything takes one entry an image: ``labels`` (0 = NORMAL, 1 = PNEUMONIA, the
 positive class) and ``probabilities`` of PNEUMONIA in [0, 1], both of shape (N,).
 A decision is positive when ``probability >= threshold``. Thresholds are chosen
 on the validation split (`evaluation/operating.py`) and only applied to the others
-(`evaluate`). An undefined ratio is None, never NaN. Every function raises
-ValueError when shapes differ, labels are not 0 or 1, probabilities are NaN or
-outside [0, 1], or, where both classes are needed, one is missing.
+(`evaluate`). `evaluate`, `confusion` and `roc_band` raise ValueError when shapes
+differ, labels are not 0 or 1, probabilities are NaN or outside [0, 1], or, where
+both classes are needed, one is missing; the `weighted_…` functions beneath them
+check nothing and say NaN where `evaluate` says None.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics import roc_curve
 
 # In the order to be shown: metrics of the probabilities, and of decisions at a threshold.
 RANKING_METRICS = ("auroc", "auprc", "loss", "brier")
@@ -26,27 +27,6 @@ SUBTYPES = ("bacteria", "virus")  # each has its own metric, sensitivity_<subtyp
 _CHUNK = 1_000_000  # weights held at once by the bootstrap: 8 MB
 
 
-def bce(labels: ArrayLike, probabilities: ArrayLike) -> float:
-    """Return the mean cross-entropy in nats; probabilities are clipped by 1e-7, as in Keras."""
-    return float(_cross_entropy(*check_scores(labels, probabilities)).mean())
-
-
-def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
-    """Return the mean squared difference of probability and label (Brier, 1950)."""
-    labels, probabilities = check_scores(labels, probabilities)
-    return float(np.mean((probabilities - labels) ** 2))
-
-
-def auroc(labels: ArrayLike, probabilities: ArrayLike) -> float:
-    """Return the area under the ROC curve, ties counting one half; needs both classes."""
-    return float(roc_auc_score(*check_scores(labels, probabilities, both_classes=True)))
-
-
-def auprc(labels: ArrayLike, probabilities: ArrayLike) -> float:
-    """Return the average precision (steps, not trapezoids); needs both classes."""
-    return float(average_precision_score(*check_scores(labels, probabilities, both_classes=True)))
-
-
 def confusion(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -> dict[str, int]:
     """Count images: ``{"tp", "fp", "tn", "fn"}``. The threshold must be in [0, 1]."""
     labels, probabilities = check_scores(labels, probabilities)
@@ -54,13 +34,6 @@ def confusion(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -> 
         raise ValueError(f"threshold must be in [0, 1]. Received: threshold={threshold}")
     counts = _weighted_confusion(labels, probabilities >= threshold, np.ones(labels.shape))
     return {cell: int(count) for cell, count in counts.items()}
-
-
-def rates(counts: Mapping[str, int]) -> dict[str, float | None]:
-    """Return `THRESHOLD_METRICS` of a confusion (counts >= 0); None where a ratio is 0/0."""
-    if set(counts) != {"tp", "fp", "tn", "fn"} or min(counts.values()) < 0:
-        raise ValueError(f"expected tp, fp, tn, fn, none negative. Received: counts={counts}")
-    return {name: _plain(value) for name, value in _rates(**counts).items()}
 
 
 def wilson_interval(found: ArrayLike, total: ArrayLike) -> tuple[NDArray, NDArray]:

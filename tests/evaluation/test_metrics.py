@@ -8,9 +8,13 @@ import pytest
 from scipy.special import expit
 from scipy.stats import binomtest, norm
 from sklearn.metrics import (
+    accuracy_score,
     average_precision_score,
+    balanced_accuracy_score,
+    brier_score_loss,
     f1_score,
     precision_score,
+    recall_score,
     roc_auc_score,
 )
 
@@ -30,32 +34,38 @@ def random_split(seed, images=300, groups=120):
     return labels, scores, rng.integers(0, groups, images), kinds
 
 
+def value_of(metric, labels=LABELS, scores=SCORES):
+    """A metric of the probabilities, or of the decisions at 0.5."""
+    found, _ = metrics.evaluate(labels, scores, np.arange(len(labels)), {"half": 0.5}, draws=1)
+    return (found | found["half"])[metric]["value"]
+
+
 # Single numbers
 
 
 def test_auroc_counts_ties_one_half():
     # Nine pairs: .4 beats .1, ties .4, loses to .6 (1.5); .8 and .9 beat all three (6).
-    assert metrics.auroc(LABELS, SCORES) == pytest.approx(7.5 / 9)
+    assert value_of("auroc") == pytest.approx(7.5 / 9)
 
 
 def test_auprc_adds_precision_times_steps_in_recall():
     # Steps of 1/3 at .9 (precision 1/1), .8 (2/2) and .4 (3/5); none at .6.
-    assert metrics.auprc(LABELS, SCORES) == pytest.approx((1 + 1 + 0.6) / 3)
+    assert value_of("auprc") == pytest.approx((1 + 1 + 0.6) / 3)
 
 
 def test_brier():
     # Squared errors .01 + .16 + .36 + .04 + .36 + .01.
-    assert metrics.brier(LABELS, SCORES) == pytest.approx(0.94 / 6)
+    assert value_of("brier") == pytest.approx(0.94 / 6)
 
 
-def test_bce():
+def test_loss():
     # What each label was given: .9, .6, .4, .8, .4, .9.
     product = 0.9 * 0.6 * 0.4 * 0.8 * 0.4 * 0.9
-    assert metrics.bce(LABELS, SCORES) == pytest.approx(-math.log(product) / 6)
+    assert value_of("loss") == pytest.approx(-math.log(product) / 6)
 
 
-def test_bce_of_a_certain_mistake_is_clipped():
-    assert metrics.bce([1, 0], [0.0, 1.0]) == pytest.approx(-math.log(1e-7))
+def test_loss_of_a_certain_mistake_is_clipped():
+    assert value_of("loss", [1, 0], [0.0, 1.0]) == pytest.approx(-math.log(1e-7))
 
 
 @pytest.mark.parametrize(
@@ -74,9 +84,12 @@ def test_confusion(threshold, expected):
 
 
 def test_rates():
-    result = metrics.rates({"tp": 6, "fp": 1, "tn": 3, "fn": 2})
-    assert tuple(result) == metrics.THRESHOLD_METRICS
-    assert result == {
+    # 6 of 8 pneumonias and 1 of 4 normals are called.
+    labels, scores = [1] * 8 + [0] * 4, [0.9] * 6 + [0.1] * 2 + [0.9] + [0.1] * 3
+    found, counts = metrics.evaluate(labels, scores, np.arange(12), {"half": 0.5}, draws=1)
+    assert counts["half"] == {"tp": 6, "fp": 1, "tn": 3, "fn": 2}
+    assert tuple(found["half"]) == metrics.THRESHOLD_METRICS
+    assert {name: entry["value"] for name, entry in found["half"].items()} == {
         "accuracy": pytest.approx(9 / 12),
         "balanced_accuracy": pytest.approx((6 / 8 + 3 / 4) / 2),
         "precision": pytest.approx(6 / 7),
@@ -84,17 +97,6 @@ def test_rates():
         "specificity": pytest.approx(3 / 4),
         "f1": pytest.approx(12 / 15),
     }
-
-
-def test_undefined_rates_are_none():
-    nothing_called = metrics.rates({"tp": 0, "fp": 0, "tn": 3, "fn": 2})
-    assert nothing_called["precision"] is None
-    assert nothing_called["f1"] == 0
-    no_negatives = metrics.rates({"tp": 1, "fp": 0, "tn": 0, "fn": 0})
-    assert no_negatives["specificity"] is None
-    assert no_negatives["balanced_accuracy"] is None
-    empty = metrics.rates({"tp": 0, "fp": 0, "tn": 0, "fn": 0})
-    assert set(empty.values()) == {None}
 
 
 # Intervals
@@ -173,8 +175,7 @@ def test_evaluate_values_and_layout():
     result, confusion = metrics.evaluate(labels, scores, groups, thresholds, kinds, draws=100)
     assert tuple(result) == (*metrics.RANKING_METRICS, "youden", "half")
     assert list(confusion) == ["youden", "half"]
-    functions = {"auroc": metrics.auroc, "auprc": metrics.auprc}
-    functions |= {"loss": metrics.bce, "brier": metrics.brier}
+    functions = {"auroc": roc_auc_score, "auprc": average_precision_score, "brier": brier_score_loss}
     for name, function in functions.items():
         assert result[name]["value"] == pytest.approx(function(labels, scores))
         assert result[name]["low"] < result[name]["value"] < result[name]["high"]
@@ -182,9 +183,13 @@ def test_evaluate_values_and_layout():
     for rule in confusion:
         assert tuple(result[rule]) == metrics.THRESHOLD_METRICS + subtypes
         assert confusion[rule] == metrics.confusion(labels, scores, thresholds[rule])
-        for name, value in metrics.rates(confusion[rule]).items():
-            assert result[rule][name]["value"] == pytest.approx(value)
-            assert result[rule][name]["low"] < value < result[rule][name]["high"]
+        decisions = scores >= thresholds[rule]
+        rates = {"accuracy": accuracy_score, "balanced_accuracy": balanced_accuracy_score,
+                 "precision": precision_score, "sensitivity": recall_score, "f1": f1_score}
+        for name, rate in rates.items():
+            entry = result[rule][name]
+            assert entry["value"] == pytest.approx(rate(labels, decisions))
+            assert entry["low"] < entry["value"] < entry["high"]
         for kind in ("bacteria", "virus"):
             share = np.mean(scores[kinds == kind] >= thresholds[rule])
             assert result[rule][f"sensitivity_{kind}"]["value"] == pytest.approx(share)
@@ -297,19 +302,17 @@ def test_draws_without_a_value_are_left_out():
 @pytest.mark.parametrize(
     ("call", "end"),
     [
-        (lambda: metrics.bce([0, 1], [0.5]), r"probabilities\.shape=\(1,\)"),
-        (lambda: metrics.brier([], []), r"labels\.shape=\(0,\)"),
-        (lambda: metrics.brier([[0], [1]], [0.5, 0.5]), r"labels\.shape=\(2, 1\)"),
-        (lambda: metrics.auroc([0, 1, 2], [0.1, 0.2, 0.3]), r"labels=\[2\]"),
-        (lambda: metrics.auroc([0, math.nan], [0.1, 0.2]), r"labels=\[nan\]"),
-        (lambda: metrics.auroc([0, 0], [0.1, 0.2]), "labels=all 0"),
-        (lambda: metrics.auprc([1, 1], [0.1, 0.2]), "labels=all 1"),
-        (lambda: metrics.bce([0, 1], [0.1, math.nan]), r"probabilities=\[nan\]"),
-        (lambda: metrics.bce([0, 1], [-0.1, 1.5]), r"probabilities=\[-0\.1, 1\.5\]"),
+        (lambda: value_of("loss", [0, 1], [0.5]), r"probabilities\.shape=\(1,\)"),
+        (lambda: value_of("brier", [], []), r"labels\.shape=\(0,\)"),
+        (lambda: value_of("brier", [[0], [1]], [0.5, 0.5]), r"labels\.shape=\(2, 1\)"),
+        (lambda: value_of("auroc", [0, 1, 2], [0.1, 0.2, 0.3]), r"labels=\[2\]"),
+        (lambda: value_of("auroc", [0, math.nan], [0.1, 0.2]), r"labels=\[nan\]"),
+        (lambda: value_of("auroc", [0, 0], [0.1, 0.2]), "labels=all 0"),
+        (lambda: value_of("auprc", [1, 1], [0.1, 0.2]), "labels=all 1"),
+        (lambda: value_of("loss", [0, 1], [0.1, math.nan]), r"probabilities=\[nan\]"),
+        (lambda: value_of("loss", [0, 1], [-0.1, 1.5]), r"probabilities=\[-0\.1, 1\.5\]"),
         (lambda: metrics.confusion([0, 1], [0.1, 0.2], 1.5), r"threshold=1\.5"),
         (lambda: metrics.confusion([0, 1], [0.1, 0.2], math.nan), "threshold=nan"),
-        (lambda: metrics.rates({"tp": 1, "fp": 1, "tn": 1}), r"counts=\{.*\}"),
-        (lambda: metrics.rates({"tp": 1, "fp": 1, "tn": 1, "fn": -1}), r"counts=\{.*\}"),
         (lambda: metrics.evaluate([0, 0], [0.1, 0.2], [1, 2], {}), "labels=all 0"),
         (lambda: metrics.evaluate([0, 1], [0.1, 0.2], [1], {}), r"groups\.shape=\(1,\)"),
         (lambda: metrics.evaluate([0, 1], [0.1, 0.2], ["a", None], {}), r"groups=\[None\]"),
