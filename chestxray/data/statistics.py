@@ -6,8 +6,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-STATISTICS = ("brightness", "contrast", "sharpness")
-
 
 def image_statistics(images: NDArray) -> dict[str, NDArray]:
     """Measure preprocessed images.
@@ -16,7 +14,7 @@ def image_statistics(images: NDArray) -> dict[str, NDArray]:
         images: ``uint8`` (N, H, W).
 
     Returns:
-        :data:`STATISTICS`, each (N,): mean and standard deviation of the grey
+        ``brightness, contrast, sharpness``, each (N,): mean and standard deviation of the grey
         values, and the standard deviation of the Laplacian, which falls with
         blur and rises with noise.
     """
