@@ -6,9 +6,12 @@ import subprocess
 import sys
 
 import nbformat
+import pandas as pd
+import papermill
 import pytest
 
 from chestxray.experiments import NOTEBOOKS
+from chestxray.files import read_json, write_json
 
 ALL = sorted(NOTEBOOKS.glob("*.ipynb"))
 
@@ -26,6 +29,26 @@ def test_notebook_is_executed_top_to_bottom_and_within_its_limits(path):
     assert path.stat().st_size < 1_000_000
     text = json.dumps(outputs)
     assert not [place for place in (str(NOTEBOOKS.parent), "/home/", "/Users/", "/tmp/") if place in text]
+
+
+def test_06_leaves_out_a_teacher_that_was_never_scored_on_test(tmp_path):
+    """A run holds teachers with validation scores alone; the others are compared on test all the same."""
+    results, names = tmp_path / "results", ("vgg16-official-s0", "compact_student-official-s0")
+    results.mkdir()
+    for name in names:
+        for end in (".json", ".predictions.csv"):
+            shutil.copy(NOTEBOOKS.parent / "results" / f"{name}{end}", results)
+    teacher = read_json(results / f"{names[0]}.json") | {"name": "teacher-official-s0"}
+    del teacher["metrics"]["test"], teacher["confusion"]["test"]
+    write_json(results / "teacher-official-s0.json", teacher)
+    predictions = pd.read_csv(results / f"{names[0]}.predictions.csv").query("split == 'val'")
+    predictions.to_csv(results / "teacher-official-s0.predictions.csv", index=False)
+    papermill.execute_notebook(
+        str(NOTEBOOKS / "06_compare.ipynb"), None, cwd=str(NOTEBOOKS), progress_bar=False,
+        kernel_name="python3", parameters={"results": str(results), "output_dir": str(tmp_path / "out")})
+    found = read_json(tmp_path / "out" / "results" / "comparison-all.json")
+    assert found["part"] == "test"
+    assert {row["name"] for row in found["models"]} == set(names) == set(found["together"][0]["members"])
 
 
 @pytest.mark.slow
