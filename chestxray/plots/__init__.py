@@ -13,7 +13,7 @@ from chestxray.plots.data import (
     preprocessing_steps,
     sample_grid,
 )
-from chestxray.plots.heatmaps import cascade, heatmaps, perturbation
+from chestxray.plots.heatmaps import cascade, heatmaps, perturbation, spread
 from chestxray.plots.overview import overview
 from chestxray.plots.scores import (
     arms,
@@ -43,4 +43,5 @@ __all__ = [
     "roc_pr",
     "sample_grid",
     "score_distribution",
+    "spread",
 ]

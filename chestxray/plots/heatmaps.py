@@ -98,3 +98,25 @@ def cascade(table: pd.DataFrame, chance: float, synthetic: bool = False) -> Figu
     axis.set_xticks(range(len(table)), table["layer"], rotation=45, ha="right", rotation_mode="anchor")
     axis.legend()
     return figure
+
+
+@mpl.rc_context(STYLE)
+def spread(panels_shown: Mapping[str, Mapping[str, np.ndarray]], synthetic: bool = False) -> Figure:
+    """Draw how a number is spread over films: one panel a number, a row of dots a group, a bar at its mean.
+
+    Args:
+        panels_shown: Title of the number to name of the group to values (N,); NaN is left out.
+    """
+    check(len(panels_shown), "a number is needed", panels_shown=list(panels_shown))
+    figure, axes = panels(len(panels_shown), 2, 5.2, 0.9 + 0.4 * max(map(len, panels_shown.values())),
+                          synthetic=synthetic)
+    for axis, (title, groups) in zip(axes, panels_shown.items(), strict=True):
+        for row, values in enumerate(groups.values()):
+            known = np.asarray(values)[np.isfinite(values)]
+            axis.plot(known, np.full(len(known), row), "o", ms=4, alpha=0.25, color=MODELS[row % 5], mew=0)
+            axis.plot(known.mean(), row, "|", ms=18, mew=2, color="black")
+        axis.set(title=title, yticks=range(len(groups)), yticklabels=list(groups),
+                 ylim=(len(groups) - 0.5, -0.5))
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+    return figure
