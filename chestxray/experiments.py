@@ -201,6 +201,9 @@ def run_plan(preset: str = "demo", data_dir: str = "phantoms", rules: list[str] 
     rules = rules or (list(RULES) if preset == "full" else ["patient"])
     steps = sorted(make_plan(preset, data_dir, rules, output_dir, overrides or {}, only), key=_wave)
     titles = {step.name: f"[{number}/{len(steps)}] {step.name}" for number, step in enumerate(steps, 1)}
+    for name in overrides or {}:
+        takers = sorted({step.notebook.stem for step in steps if name in step.parameters})
+        print(f"{name} is set in {', '.join(takers)}")
     failures = []
     with workers(backend):
         for _, wave in itertools.groupby(steps, _wave):

@@ -1,13 +1,14 @@
 """The plan of a run, played on tiny notebooks made here."""
 
 import functools
+from dataclasses import fields
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from chestxray import experiments
+from chestxray import TrainSettings, experiments
 from chestxray.data.phantom import write_phantoms
 from chestxray.files import read_json, write_json
 
@@ -170,6 +171,12 @@ def test_a_notebook_that_writes_no_result_has_failed(house, phantoms, capsys):
     assert "ended without writing its result" in capsys.readouterr().out
 
 
+def test_a_run_says_which_notebooks_take_a_parameter(house, phantoms, capsys):
+    write_notebook(house / "notebooks", "02_second", "other", parameters="other: int = 0")
+    experiments.run_plan("demo", phantoms, output_dir=house / "out", overrides={"level": 2}, dry_run=True)
+    assert "level is set in 01_first, 03_third\n" in capsys.readouterr().out
+
+
 def test_dry_run_runs_nothing(house, phantoms, capsys):
     assert experiments.run_plan("demo", phantoms, output_dir=house / "out", dry_run=True) == 0
     assert capsys.readouterr().out.count("would run") == 3
@@ -202,4 +209,6 @@ def test_every_recipe_fits_a_notebook_of_the_plan_it_names():
         assert text.startswith("# ")
         assert path.stem.removesuffix("_official") in (given.get("name"), f"explain_{given.get('model')}")
         assert set(given) <= known[notebook], path.name
+        for phase in ("head", "fine"):
+            assert set(given.get(phase) or {}) <= {field.name for field in fields(TrainSettings)}, path.name
         assert not [value for value in given.values() if isinstance(value, str) and value[:1].isdigit()]
