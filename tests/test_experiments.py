@@ -1,6 +1,7 @@
 """The plan of a run, played on tiny notebooks made here."""
 
 import functools
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -90,6 +91,18 @@ def test_the_key_depends_on_all_that_the_result_depends_on(house, phantoms, monk
     assert all(a != b for a, b in zip(first, keys(level=7)))
     monkeypatch.setattr("chestxray.steps.__version__", "99")
     assert all(a != b for a, b in zip(first, keys()))
+
+
+def test_the_key_depends_on_the_bytes_of_every_file(house, phantoms, tmp_path):
+    def key():
+        return experiments.make_plan("demo", folder, ["image"], house / "out", {})[0].key()
+
+    folder = shutil.copytree(phantoms, tmp_path / "copy" / "chest_xray")
+    first = key()
+    assert first == key()
+    film = sorted(folder.rglob("*.jpeg"))[7]
+    film.write_bytes(film.read_bytes() + b"\0")
+    assert key() != first
 
 
 def test_the_key_depends_on_the_weights_file_and_not_on_its_place(house, tmp_path):

@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
+
+from chestxray.files import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -15,6 +19,32 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_numbers_are_the_recorded_ones():
     done = subprocess.run([sys.executable, ROOT / ".ci" / "readme_numbers.py", "--check"], cwd=ROOT)
     assert done.returncode == 0, "run: python .ci/readme_numbers.py"
+
+
+def test_rows_of_the_table_follow_from_the_committed_predictions():
+    table = re.search(r"<!-- results -->\n(.*?)\n\n", TEXT, re.S).group(1).splitlines()
+    assert table[0] == "| split | model | parameters | AUROC | accuracy | sensitivity | specificity |"
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+    ours = [row for row in rows if row[1].startswith("**")]
+    assert len(ours) >= 8
+    for rule, model, _, *shown in ours:
+        name = f"{model.strip('*')}-{rule}-s0"
+        threshold = read_json(ROOT / "results" / f"{name}.json")["thresholds"]["youden"]
+        scored = pd.read_csv(ROOT / "results" / f"{name}.predictions.csv").query("split == 'test'")
+        said = (scored["probability"] >= threshold) == (scored["label"] == 1)
+        values = [roc_auc_score(scored["label"], scored["probability"]), said.mean(),
+                  said[scored["label"] == 1].mean(), said[scored["label"] == 0].mean()]
+        assert [cell.split()[0] for cell in shown] == [f"{value:.3f}" for value in values], name
+
+
+def test_published_rows_are_those_of_the_list():
+    published = pd.read_csv(ROOT / "results" / "published.csv", keep_default_na=False)
+    for row in published.to_dict("records"):
+        start = f"| {row['split']} | {row['model']} ({row['who']}"
+        line, = [line for line in TEXT.splitlines() if line.startswith((start + ")", start + ";"))]
+        values = [f"{float(row[metric]):.3f}" if row[metric] else "–"
+                  for metric in ("auroc", "accuracy", "sensitivity", "specificity")]
+        assert line.endswith(f"| {' | '.join(values)} |")
 
 
 @pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md"])

@@ -99,6 +99,16 @@ def test_where_the_map_is_zero_the_film_stays():
     assert changed[0, 0] and not changed[25:].any()
 
 
+def test_the_map_lies_where_it_belongs():
+    # The hot cell of a 4 x 5 map, row 1, column 3, is centred 37.5 % down and 70 % across the film.
+    image, heat = np.zeros((80, 60), np.uint8), np.zeros((4, 5))
+    heat[1, 3] = 1
+    brightness = overlay(image, heat).sum(axis=-1)
+    rows, columns = np.indices(image.shape) + 0.5
+    centre = [(axis * brightness).sum() / brightness.sum() for axis in (rows, columns)]
+    assert centre == pytest.approx([0.375 * 80, 0.7 * 60], abs=0.1)
+
+
 CLICKS = """<script>
 const told = [], shown = () => [...document.querySelectorAll('.films li')].map((film, number) =>
   film.offsetHeight > 0 ? number + 1 : 0).filter(Boolean);

@@ -101,6 +101,15 @@ def test_disagreement_of_seeds_widens_the_interval():
     assert mixed["high"] - mixed["low"] > 1.5 * (agreed["high"] - agreed["low"])
 
 
+def test_interval_over_seeds_by_hand():
+    # Scores that no draw of patients changes: AUROC differs by 0.5 with one seed and by 0 with the other.
+    # A quarter of the draws holds one seed twice: 0.25 ± 0.25, widened by the root of 2 / (2 - 1).
+    labels, groups = np.arange(40) % 2, np.arange(40)
+    right, coin = np.where(labels, 0.9, 0.1), np.full(40, 0.5)
+    found = arm_difference(labels, groups, [right, coin], [coin, coin], [0.5] * 2, [0.5] * 2, 200)["auroc"]
+    assert found == pytest.approx({"value": 0.25, "low": 0.25 - 0.25 * 2**0.5, "high": 0.25 + 0.25 * 2**0.5})
+
+
 def test_other_seeds_cannot_be_paired():
     labels, logits = scores()
     p = 1 / (1 + np.exp(-logits))

@@ -1,5 +1,7 @@
 """The fused kernel gives what Keras gives: outputs, gradients, moving statistics."""
 
+from contextlib import nullcontext
+
 import keras
 import numpy as np
 import pytest
@@ -53,6 +55,20 @@ def test_moving_statistics_worked_out_by_hand():
         model(images, training=True)
     np.testing.assert_allclose(layer.moving_mean.numpy(), [0.2, 0, 0], atol=1e-6)
     np.testing.assert_allclose(layer.moving_variance.numpy(), [0.9 + 0.4, 0.9, 0.9], rtol=1e-5)
+
+
+def test_training_runs_the_fused_kernel_and_keras_would_not():
+    def kernels():
+        model = build()
+        with fused_batch_norm(model) if fused else nullcontext():
+            step = tf.function(lambda images: model(images, training=True))
+            graph = step.get_concrete_function(tf.TensorSpec((2, 5, 4, 3))).graph
+        return [op.get_attr("is_training") for op in graph.get_operations() if op.type == "FusedBatchNormV3"]
+
+    fused = True
+    assert kernels() == [True]
+    fused = False
+    assert kernels() == []
 
 
 def test_frozen_layers_and_prediction_are_untouched():
