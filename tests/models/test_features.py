@@ -79,6 +79,7 @@ def test_stored_activations_and_labels_belong_together(data):
     assert batches == -(-len(data.part("train")) // 7)
 
 
+@pytest.mark.slow
 def test_whole_model_holds_what_the_rest_has_learned(data, tmp_path):
     keras.utils.set_random_seed(0)
     model, _ = build_transfer_model("ResNet50", tiny.SIZE, (8,), weights=None)
