@@ -8,7 +8,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from chestxray.evaluation.metrics import check_labels, check_scores, confusion, wilson_interval
+from chestxray.evaluation.metrics import (
+    check_labels,
+    check_same_shape,
+    check_scores,
+    confusion,
+    wilson_interval,
+)
 
 PREVALENCES = (0.10, 0.25, 0.50)
 
@@ -94,6 +100,50 @@ def operating_points(labels: ArrayLike, probabilities: ArrayLike, thresholds: Ma
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else np.inf if part else np.nan
+
+
+def threshold_elsewhere(labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike,
+                        counts: Sequence[int] = (25, 50, 100, 200), draws: int = 200,
+                        seed: int = 0) -> pd.DataFrame:
+    """Score decisions at a threshold that is chosen on some labelled images of the place itself.
+
+    In each draw patient groups are taken at random until they hold enough
+    images; the Youden threshold of these decides about all others. Draws in
+    which either part lacks a class are left out.
+
+    Args:
+        labels, probabilities, groups: Shape (N,), both classes present.
+        counts: How many images are labelled.
+        draws, seed: Of the parts.
+
+    Returns:
+        One row a count: ``labelled`` and, for accuracy, sensitivity and
+        specificity on the other images, the mean over the draws and their
+        2.5 and 97.5 percentiles (``_low`` and ``_high``).
+
+    Raises:
+        ValueError: Bad input, or a count that no draw can serve.
+    """
+    labels, probabilities = check_scores(labels, probabilities, both_classes=True)
+    groups = np.unique(np.asarray(groups), return_inverse=True)[1]
+    check_same_shape(labels, "groups", groups)
+    generator, rows = np.random.default_rng(seed), []
+    for count in counts:
+        found = []
+        for _ in range(draws):
+            rank = generator.permutation(groups.max() + 1)[groups]
+            known = rank <= np.sort(rank)[min(count, len(rank)) - 1]
+            if all(len(np.unique(labels[part])) == 2 for part in (known, ~known)):
+                cut = choose_thresholds(labels[known], probabilities[known])[0]["youden"]
+                right = (probabilities[~known] >= cut) == labels[~known]
+                found.append([right.mean(), *(right[labels[~known] == label].mean() for label in (1, 0))])
+        if not found:
+            raise ValueError(f"no draw leaves both classes on both sides. Received: counts={count}")
+        low, high = np.percentile(found, [2.5, 97.5], axis=0)
+        spans = zip(("accuracy", "sensitivity", "specificity"), np.mean(found, axis=0), low, high)
+        rows.append({"labelled": count} | {f"{metric}{end}": value for metric, *values in spans
+                                           for end, value in zip(("", "_low", "_high"), values)})
+    return pd.DataFrame(rows)
 
 
 def choose_triage(labels: ArrayLike, probabilities: ArrayLike, sensitivity: float = 0.98,

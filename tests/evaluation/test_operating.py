@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from chestxray.evaluation import metrics
+from chestxray.evaluation import metrics, operating
 from chestxray.evaluation.operating import (
     choose_thresholds,
     choose_triage,
     operating_points,
+    threshold_elsewhere,
     triage_table,
 )
 
@@ -162,3 +163,34 @@ def test_a_single_class_has_no_threshold():
 
 def test_negatives_that_are_certain_leave_no_cut_for_ruling_in():
     assert choose_triage([0, 0, 1, 1], [0.1, 1.0, 0.6, 1.0])["rule_in"] == 1
+
+
+# A threshold from another place
+
+def test_labels_of_the_place_mend_a_cut_that_moved():
+    labels = np.arange(60) % 2
+    found = threshold_elsewhere(labels, np.where(labels, 0.9, 0.8), np.arange(60), (10,), draws=30)
+    assert (found.drop(columns="labelled") == 1).all(axis=None)
+
+
+def test_images_that_chose_the_cut_are_not_scored():
+    # Scores without meaning: on the very images that chose it, the best cut would look better than chance.
+    generator = np.random.default_rng(0)
+    labels, scores = np.arange(400) % 2, generator.random(400)
+    found = threshold_elsewhere(labels, scores, np.arange(400), (20,)).iloc[0]
+    assert (found["sensitivity"] + found["specificity"]) / 2 == pytest.approx(0.5, abs=0.02)
+    assert found["sensitivity_low"] < 0.2 and found["sensitivity_high"] > 0.8
+
+
+def test_whole_patients_are_labelled_until_the_images_suffice(monkeypatch):
+    seen = []
+    monkeypatch.setattr(operating, "choose_thresholds", lambda labels, scores: (
+        seen.append(np.unique(scores, return_counts=True)[1].tolist()), ({"youden": 0.5}, {}))[1])
+    patients = np.repeat(np.arange(40), 10)
+    threshold_elsewhere(np.arange(400) % 2, patients / 40, [f"p{one}" for one in patients], (25,), draws=50)
+    assert seen == [[10, 10, 10]] * 50
+
+
+def test_too_few_images_to_choose_elsewhere():
+    with pytest.raises(ValueError, match="on both sides. Received: counts=4"):
+        threshold_elsewhere([0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8], [1, 2, 3, 4], (2, 4))
