@@ -52,7 +52,8 @@ def choose_thresholds(labels: ArrayLike, probabilities: ArrayLike,
     if enough.any():
         thresholds["sensitivity_95"] = float(cuts[enough].max())
         return thresholds, {}
-    needed = next(n for n in range(1, 100) if wilson_interval(n, n)[0] >= 0.95)
+    sizes = np.arange(1, 100)
+    needed = sizes[wilson_interval(sizes, sizes)[0] >= 0.95].min()
     reason = (
         f"validation has {len(positives)} positive (PNEUMONIA) images; a lower 95 % bound of "
         f"sensitivity of 0.95 needs at least {needed}, even when all of them are found"

@@ -12,7 +12,12 @@ from sklearn.model_selection import StratifiedGroupKFold
 from chestxray.evaluation.calibration import apply_platt, fit_platt
 from chestxray.evaluation.drift import drift_table
 from chestxray.evaluation.metrics import evaluate, wilson_interval
-from chestxray.evaluation.operating import PREVALENCES, operating_points, triage_table
+from chestxray.evaluation.operating import (
+    PREVALENCES,
+    operating_points,
+    threshold_elsewhere,
+    triage_table,
+)
 from chestxray.evaluation.reliability import calibration_metrics, shift_prevalence
 from chestxray.evaluation.subgroups import FEW, subgroup_table
 
@@ -161,7 +166,7 @@ def report(table: pd.DataFrame, card: Mapping[str, Any], by: Sequence[str] = (),
         ("Decisions at the stored thresholds", "Chosen on the model's own validation images. Wilson "
          "intervals. PPV and NPV at the prevalence given in percent.",
          points.set_index("rule").T.reset_index(names="")),
-        _calibration(table, prevalence)]
+        _threshold(table), _calibration(table, prevalence)]
     if "triage" in card:
         sections.append(("Triage", "Rule out / refer / rule in, at two stored thresholds.",
                          triage_table(labels, probabilities, **card["triage"])))
@@ -170,6 +175,19 @@ def report(table: pd.DataFrame, card: Mapping[str, Any], by: Sequence[str] = (),
         sections.append((f"By {column}", "At the threshold youden. Differences between groups that lie "
                          "within the intervals are no finding.", subgroup_table(table, column, threshold)))
     return sections
+
+
+def _threshold(table: pd.DataFrame) -> Section:
+    """What a threshold chosen here would give."""
+    title = "Decisions at a threshold chosen here"
+    text = ("Some of these images are drawn by patient, and the Youden threshold of them decides about the "
+            "others: mean over 200 draws, with the middle 95 % of them. The stored threshold is not changed.")
+    counts = [count for count in (25, 50, 100, 200) if 2 * count <= len(table)] or [len(table) // 2]
+    try:
+        found = threshold_elsewhere(table["label"], table["probability"], table["group"], counts)
+    except ValueError as error:
+        return title, f"Not tried: {error}.", None
+    return title, text, found.set_index("labelled").T.reset_index(names="from so many images")
 
 
 def _calibration(table: pd.DataFrame, prevalence: float | None) -> Section:
