@@ -50,7 +50,7 @@ def audit(data_dir: str | Path, classes: tuple[str, str] | None = None) -> tuple
     table = table.assign(split=np.where(table["official_split"] == "test", "test", "train"))
     copies = find_copies(table, images)
     shortcuts = shortcut_table(table, images, root)
-    sizes = table.groupby("group")["path"].transform("size").to_numpy()
+    sizes = {key: table.groupby(key)["path"].transform("size") for key in ("group", "group_conservative")}
     floor = shortcuts[~shortcuts["lungs"]].sort_values("auroc").iloc[-1]
     kinds = table["subtype"].where(table["subtype"] != "", "unknown")
     found = {
@@ -60,8 +60,9 @@ def audit(data_dir: str | Path, classes: tuple[str, str] | None = None) -> tuple
                    for part, rows in kinds.groupby(table["official_split"].replace("", "all"))},
         "problems": {name: int(count) for name, count in problems["problem"].value_counts().items()},
         "groups": {key: int(table[key].nunique()) for key in ("group", "group_conservative")},
-        "largest_group": int(sizes.max()),
-        "leak_by_image": float(np.mean(1 - (1 - FRACTIONS["train"]) ** (sizes - 1))),
+        "largest_group": int(sizes["group"].max()),
+        "leak_by_image": {key: float(np.mean(1 - (1 - FRACTIONS["train"]) ** (size - 1)))
+                          for key, size in sizes.items()},
         "overlap": overlap(table).to_dict("records") if published else [],
         "copies": copies.to_dict("records"),
         "shortcuts": _records(shortcuts.drop(columns="roc")),
@@ -114,8 +115,10 @@ def describe(found: dict[str, Any]) -> list[tuple[str, str, pd.DataFrame | None]
     problems = pd.DataFrame(found["problems"].items(), columns=["problem", "files"])
     exact = sum(pair["exact"] for pair in found["copies"])
     strict, coarse = found["groups"]["group"], found["groups"]["group_conservative"]
+    leaks = found["leak_by_image"]
     by_image = (f"A split by image would put images of the same patient into training for "
-                f"{found['leak_by_image']:.0%} of its test images.")
+                f"{leaks['group']:.0%} (strict) or {leaks['group_conservative']:.0%} (conservative) of its "
+                "test images.")
     sections = [
         ("Images", f"{found['images']:,} images ({found['data']} data).", counts),
         ("Files", "With a problem, some left out:" if len(problems) else "None is broken or suspicious.",
