@@ -109,8 +109,10 @@ def threshold_elsewhere(labels: ArrayLike, probabilities: ArrayLike, groups: Arr
     """Score decisions at a threshold that is chosen on some labelled images of the place itself.
 
     In each draw patient groups are taken at random until they hold enough
-    images; the Youden threshold of these decides about all others. Draws in
-    which either part lacks a class are left out.
+    images; the Youden threshold of these decides about all others. A draw
+    does not count when either part lacks a class, and a row is left out when
+    fewer than half of its draws do. The spread over the draws is the luck of
+    which images are labelled, not a confidence interval.
 
     Args:
         labels, probabilities, groups: Shape (N,), both classes present.
@@ -118,12 +120,9 @@ def threshold_elsewhere(labels: ArrayLike, probabilities: ArrayLike, groups: Arr
         draws, seed: Of the parts.
 
     Returns:
-        One row a count: ``labelled`` and, for accuracy, sensitivity and
-        specificity on the other images, the mean over the draws and their
-        2.5 and 97.5 percentiles (``_low`` and ``_high``).
-
-    Raises:
-        ValueError: Bad input, or a count that no draw can serve.
+        One row a count: ``labelled``, ``draws`` (that count) and, for
+        accuracy, sensitivity and specificity on the other images, the mean
+        over the draws and their 2.5 and 97.5 percentiles (``_low``, ``_high``).
     """
     labels, probabilities = check_scores(labels, probabilities, both_classes=True)
     groups = np.unique(np.asarray(groups), return_inverse=True)[1]
@@ -138,12 +137,13 @@ def threshold_elsewhere(labels: ArrayLike, probabilities: ArrayLike, groups: Arr
                 cut = choose_thresholds(labels[known], probabilities[known])[0]["youden"]
                 right = (probabilities[~known] >= cut) == labels[~known]
                 found.append([right.mean(), *(right[labels[~known] == label].mean() for label in (1, 0))])
-        if not found:
-            raise ValueError(f"no draw leaves both classes on both sides. Received: counts={count}")
+        if 2 * len(found) < draws:
+            continue
         low, high = np.percentile(found, [2.5, 97.5], axis=0)
         spans = zip(("accuracy", "sensitivity", "specificity"), np.mean(found, axis=0), low, high)
-        rows.append({"labelled": count} | {f"{metric}{end}": value for metric, *values in spans
-                                           for end, value in zip(("", "_low", "_high"), values)})
+        rows.append({"labelled": count, "draws": len(found)} | {
+            f"{metric}{end}": value for metric, *values in spans
+            for end, value in zip(("", "_low", "_high"), values)})
     return pd.DataFrame(rows)
 
 
