@@ -251,7 +251,7 @@ def test_long_names_are_not_cut_off():
     scores = pd.DataFrame([{"name": name, "model": name, "split_rule": "patient", "seed": 0, **{
         key: 0.9 for metric in ("auroc", "accuracy", "specificity")
         for key in (metric, f"{metric}_low", f"{metric}_high")}}])
-    nobody = pd.DataFrame(columns=["split", "model", "who", "accuracy", "specificity", "auroc"])
+    nobody = pd.DataFrame(columns=["split", "model", "who", "held_out", "accuracy", "specificity", "auroc"])
     for figure in (plots.latency(costs), plots.comparison(scores, ["auroc"]),
                    plots.overview(scores, nobody, {"patient": "By patient"})):
         figure.canvas.draw()
@@ -325,12 +325,12 @@ def test_overview_shows_seeds_published_numbers_and_floors_under_their_split():
         for rule, value in (("patient", 0.7), ("patient", 0.8), ("official", 0.6), ("image", 0.5))])
     ours["seed"] = [1, 0, 0, 0]  # the better one on validation comes first
     published = pd.DataFrame({"model": ["theirs", "left out"], "who": ["A 2020", "B"],
-                              "split": ["official", "image"], "accuracy": [0.9, 0.1],
-                              "specificity": [np.nan, 0.1], "auroc": [0.95, 0.1]})
+                              "split": ["official", "image"], "held_out": [False, True],
+                              "accuracy": [0.9, 0.1], "specificity": [np.nan, 0.1], "auroc": [0.95, 0.1]})
     figure = plots.overview(ours, published, {"patient": "By patient", "official": "Theirs"},
                             {"official": 0.55, "image": 0.2})
     accuracy, _, auroc = figure.axes
-    assert [text.get_text() for text in accuracy.get_yticklabels()] == ["net", "net", "theirs (A 2020)"]
+    assert [text.get_text() for text in accuracy.get_yticklabels()] == ["net", "net", "theirs (A 2020) *"]
     first, second, theirs = accuracy.get_yticks()
     drawn = {(round(x, 3), y) for line in auroc.lines for x, y in line.get_xydata() if np.isfinite(x)}
     assert drawn == {(0.8, first), (0.7, first), (0.6, second), (0.95, theirs)}

@@ -23,8 +23,8 @@ def overview(table: pd.DataFrame, published: pd.DataFrame, questions: Mapping[st
         table: One row a model and seed: ``model``, ``split_rule``, ``seed``, and for each metric its
             value, ``_low`` and ``_high``; the lowest seed is drawn with its interval, the others
             as open circles.
-        published: One row a publication: ``model``, ``who``, ``split``, and the metrics, NaN where
-            it does not say.
+        published: One row a publication: ``model``, ``who``, ``split``, ``held_out`` (False where the
+            images were also chosen on, which gets a star), and the metrics, NaN where it does not say.
         questions: ``{split rule: heading}``, in the order in which they are drawn; the others are
             left out.
         floors: ``{split rule: AUROC}`` of the best linear model that sees hardly any lung.
@@ -32,8 +32,8 @@ def overview(table: pd.DataFrame, published: pd.DataFrame, questions: Mapping[st
     metrics = {"accuracy": "Accuracy", "specificity": "Specificity", "auroc": "AUROC"}
     check_table(table, "model", "split_rule", "seed",
                 *(m + end for m in metrics for end in ("", "_low", "_high")))
-    check({"model", "who", "split", *metrics} <= set(published), "published numbers need their columns",
-          columns=list(published))
+    check({"model", "who", "split", "held_out", *metrics} <= set(published),
+          "published numbers need their columns", columns=list(published))
     check(len(questions), "a split is needed", questions=questions)
     heads, labels, colours, row = [], {}, [], 0
     figure, axes = panels(3, 3, 3.2, 1, sharey=True)
@@ -48,11 +48,11 @@ def overview(table: pd.DataFrame, published: pd.DataFrame, questions: Mapping[st
             others = seeds.drop(first.name)
             for axis, metric in zip(axes, metrics, strict=True):
                 axis.hlines(row, first[f"{metric}_low"], first[f"{metric}_high"], color="black", lw=2)
-                axis.plot(others[metric], np.full(len(others), row), "o", color="black", mfc="white", ms=5)
                 axis.plot(first[metric], row, "o", color="black", ms=6)
+                axis.plot(others[metric], np.full(len(others), row), "o", color="black", mfc="white", ms=5)
         for one in theirs.to_dict("records"):
             row += 1
-            labels[row] = f"{one['model']} ({one['who']})"
+            labels[row] = f"{one['model']} ({one['who']})" + ("" if one["held_out"] else " *")
             colours.append(PUBLISHED)
             for axis, metric in zip(axes, metrics, strict=True):
                 axis.plot(one[metric], row, "D", color=PUBLISHED, mfc="white", ms=5)
