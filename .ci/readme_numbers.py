@@ -1,5 +1,6 @@
 """Write the tables of README.md and benchmarks/README.md from results/; with --check, fail if out of date."""
 
+import json
 import re
 import sys
 import textwrap
@@ -146,6 +147,33 @@ def _specificities(form: str) -> str:
     rows = table[(table["model"] == "vgg16") & (table["split_rule"] == "official")].sort_values("seed")
     *others, last = (form.format(value) for value in rows["specificity"])
     return f"{', '.join(others)} and {last} (seeds 0 to {len(others)})" if others else last
+
+
+def tried() -> str:
+    """Markdown table of the configurations that were compared on validation images."""
+    lines = ["| split | VGG16, weights from ImageNet, learning from | AUROC | accuracy | specificity |",
+             "|---|---|---|---|---|"]
+    table = pd.read_csv(ROOT / "results" / "tried.csv").sort_values(
+        ["split_rule", "auroc"], ascending=[True, False])
+    for row in table.to_dict("records"):
+        image, parameters = json.loads(row["image"]), json.loads(row["parameters"])
+        fine = parameters["fine"]
+        words = [f"`{parameters['unfreeze_from']}`, {fine['epochs']} epochs at {fine['learning_rate']:g}"]
+        if image["size"] != 224:
+            words.append(f"{image['size']} px")
+        if image["clahe"]:
+            words.append("CLAHE")
+        if fine["augmentation"] is None:
+            words.append("no augmentation")
+        elif fine["augmentation"]["contrast"] > 0.15:
+            words.append("stronger augmentation")
+        if not fine["class_weights"]:
+            words.append("no class weights")
+        if fine["label_smoothing"]:
+            words.append(f"label smoothing {fine['label_smoothing']:g}")
+        lines.append(f"| {row['split_rule']} | {', '.join(words)} | {row['auroc']:.4f} | "
+                     f"{row['accuracy']:.4f} | {row['specificity']:.3f} |")
+    return "\n".join(lines) + "\n"
 
 
 def shortcuts() -> str:
@@ -306,8 +334,8 @@ def footprint() -> str:
 
 
 BLOCKS = {
-    "README.md": (minute, results, distillation, benchmark_tables.speed, heatmaps, benchmark_tables.archive,
-                  backbone, shortcuts, footprint),
+    "README.md": (minute, results, tried, distillation, benchmark_tables.speed, heatmaps,
+                  benchmark_tables.archive, backbone, shortcuts, footprint),
     "benchmarks/README.md": (
         benchmark_tables.speed, benchmark_tables.head_quality, benchmark_tables.input_path,
         benchmark_tables.batch_norm, benchmark_tables.gradcam, benchmark_tables.archive,
