@@ -43,6 +43,13 @@ def test_only_what_is_allowed_is_copied(tmp_path):
         *PUBLISHED[:4], "results/test_log.csv", PUBLISHED[4]]
 
 
+def test_curves_of_a_training_without_result_stay(tmp_path):
+    make_run(tmp_path / "run", result("a"))
+    (tmp_path / "run/images/learning_curves-b-patient-s0.png").write_bytes(b"png")
+    assert "left out images/learning_curves-b-patient-s0.png" in publish(tmp_path / "run", tmp_path / "repo")
+    assert files(tmp_path / "repo/images") == ["learning_curves-a-patient-s0.png", "roc_pr-a-patient-s0.png"]
+
+
 def test_ways_of_training_are_copied_with_their_logits(tmp_path):
     make_run(tmp_path / "run", result("a"))
     write_json(tmp_path / "run/results/b_arms.json", {"schema": ARMS_SCHEMA, "name": "b_arms"})
