@@ -1,179 +1,19 @@
 """Write the tables of README.md and benchmarks/README.md from results/; with --check, fail if out of date."""
 
-import json
 import re
 import sys
 import textwrap
 from pathlib import Path
 
 import benchmark_tables
-import pandas as pd
+import record_tables
+from record_tables import said
 
 from chestxray.evaluation.arms import conclude
 from chestxray.files import read_json
-from chestxray.results import (
-    comparison_table,
-    read_predictions,
-    read_results,
-    seed_table,
-)
+from chestxray.results import comparison_table, read_results, seed_table
 
 ROOT = Path(__file__).resolve().parent.parent
-METRICS = ("auroc", "accuracy", "sensitivity", "specificity")
-
-
-def results() -> str:
-    """Markdown table of our models and published ones, split by split, and what to know about two of them."""
-    table = comparison_table(read_results(ROOT / "results"))
-    scratch = table["model"].str.endswith("_scratch")
-    audit = read_json(ROOT / "results" / "audit.json")
-    blind = next(row for row in audit["shortcuts"] if row["sees"] == audit["floor"]["sees"])
-    floors = {"patient": blind["auroc"], "official": blind["test_auroc"]}
-    together = read_json(ROOT / "results" / "comparison-all.json")["together"]
-    shown = table[~scratch & (table["seed"] == 0)].groupby("split_rule")["name"].agg(set)
-    assert all(set(row["members"]) == shown[row["split_rule"]] for row in together), "run notebook 06 again"
-    lines = ["| split | model | parameters | AUROC | accuracy | sensitivity | specificity |",
-             "|---|---|---|---|---|---|---|"]
-    for rule in ("patient", "official", "image"):
-        mine = table[(table["split_rule"] == rule) & ~scratch]
-        spread = seed_table(mine).set_index("model")
-        for model, rows in mine.groupby("model", sort=False):
-            first = rows.loc[rows["seed"].idxmin()]
-            cells = ["{:.3f} ({:.3f}–{:.3f})".format(*first[[m, f"{m}_low", f"{m}_high"]]) for m in METRICS]
-            lines.append(f"| {rule} | **{model}** | {first['parameter_count']:,} | {' | '.join(cells)} |")
-            if (seeds := spread.loc[model, "seeds"]) > 1:
-                cells = ["{:.3f} ± {:.3f}".format(*spread.loc[model, [m, f"{m}_sd"]]) for m in METRICS]
-                lines.append(f"| | – mean of {seeds} seeds | | {' | '.join(cells)} |")
-        for row in (row for row in together if row["split_rule"] == rule):
-            scores = {**row["scores"], **row["scores"]["youden"]}
-            cells = ["{value:.3f} ({low:.3f}–{high:.3f})".format(**scores[m]) for m in METRICS]
-            lines.append(f"| {rule} | the {len(row['members'])} above together (mean log-odds) | | "
-                         f"{' | '.join(cells)} |")
-        for row in published_rows(rule).to_dict("records"):
-            cells = [f"{row[m]:.3f}" if pd.notna(row[m]) else "–" for m in METRICS]
-            note = f"; {row['note']}" if pd.notna(row["note"]) else ""
-            lines.append(f"| {rule} | {row['model']} ({row['who']}{note}) | | {' | '.join(cells)} |")
-        if rule in floors:
-            lines.append(f"| {rule} | *linear model that sees hardly any lung* | | {floors[rule]:.3f} "
-                         "| – | – | – |")
-    said = "; ".join(
-        f"`{row['model']}`, split `{row['split_rule']}`: AUROC {row['auroc']:.3f} "
-        f"({row['auroc_low']:.3f}–{row['auroc_high']:.3f}), accuracy {row['accuracy']:.3f}"
-        for _, row in table[scratch].iterrows())
-    return "\n".join([*lines, "", _official(), "", _said(
-        """ResNet50 and InceptionV3 have no row, because their ImageNet weights were out of reach:
-        `chestxray run --data-dir FOLDER --only 03_transfer_learning-resnet50` (or `-inceptionv3`) makes
-        it. What they reach from random initialisation, whole network, 128 px, 12 epochs: {said}.""",
-        said=said)]) + "\n"
-
-
-def published_rows(rule: str) -> pd.DataFrame:
-    """What others report under a split rule."""
-    return pd.read_csv(ROOT / "results" / "published.csv").query("split == @rule")
-
-
-def _said(text: str, **values: object) -> str:
-    """One paragraph; its line breaks are the source's."""
-    return " ".join(text.split()).format(**values)
-
-
-def _official() -> str:
-    """Why the published test set is another matter."""
-    tried = pd.read_csv(ROOT / "results" / "tried.csv").query("split_rule == 'official'")
-    audit = read_json(ROOT / "results" / "audit.json")
-    metrics = read_json(ROOT / "results" / "vgg16-official-s0.json")["metrics"]
-    seeds = comparison_table(read_results(ROOT / "results"), "val").query(
-        "model == 'vgg16' and split_rule == 'official'")
-    test, overlap = metrics["test"], {row["key"]: row for row in audit["overlap"]}
-    assert abs(tried["auroc"].max() - metrics["val"]["auroc"]["value"]) < 1e-6, "not the best of those tried"
-    assert overlap["group"]["groups_crossing"] == 0, "the strict key crosses, too"
-    elsewhere = read_json(ROOT / "results" / "comparison-all.json")["elsewhere"]
-    rows = read_predictions(ROOT / "results", "vgg16-official-s0").query("label == 0")
-    seen = rows[rows["split"] == "val"]
-    trend = max((part["logit"].corr(part["path"].str.extract(r"IM-(\d+)")[0].astype(int), method="spearman")
-                 for _, part in seen.groupby(seen["path"].str.contains("NORMAL2"))), key=abs)
-    by_folder = read_predictions(ROOT / "results", "vgg16-patient-s0").query("split == 'test' and label == 0")
-    cleared = (by_folder["probability"] < read_json(ROOT / "results" / "vgg16-patient-s0.json")["thresholds"][
-        "youden"]).groupby(by_folder["path"].str.split("/").str[0]).agg(["sum", "size", "mean"]).T
-    here, calm = elsewhere["vgg16-official-s0"], elsewhere["vgg16-patient-s0"]
-    careful = sorted(published_rows("official").query("decided_on == 'validation'")["specificity"])
-    said = (
-        """**The `official` test set** is another population, and validation gives no warning of it:""",
-        """- A linear model tells its normal films from those of the training folder with AUROC
-        {shift[0][auroc]:.2f}, its pneumonias with {shift[1][auroc]:.2f}. VGG16 gives normal films of the
-        training folder, kept for validation, a median logit of {middle[val]:.1f}, and those of the test
-        folder {middle[test]:+.1f}; among the former the logit shows no drift along the numbers in the
-        file names (rank correlation at most {trend:.2f} in {films} films).""",
-        """- It stays so when films of that folder are in training: under split `patient` VGG16 clears
-        {cleared[test][sum]:.0f} of {cleared[test][size]:.0f} normal films of the folder `test`
-        ({cleared[test][mean]:.3f}) and {cleared[train][mean]:.3f} of those of `train`.""",
-        """- Before the first score on this set, {tries} configurations were compared on one validation part
-        (class weights or none, 12 or 6 epochs, stronger changes of intensity and contrast, CLAHE): AUROC
-        {low:.4f} to {high:.4f}, less than one configuration varies over {seeds} seeds, each with a
-        validation part of its own ({least:.4f} to {most:.4f}). The one that was best there falls to a
-        specificity of {specificity}. Of the published models two say that they decided on validation:
-        specificity {careful[0]:.3f} and {careful[1]:.3f}.""",
-        """- Cut and ranking both moved. VGG16 decides {before:.3f} of the validation images rightly, and
-        {stored[accuracy][value]:.3f} here; the best of all cuts would reach {best[accuracy]:.3f}. A
-        threshold chosen on {moved[labelled]} labelled films of that folder gives, on its others, accuracy
-        {moved[accuracy]:.3f} (middle 95 % of {moved[draws]} draws: {moved[accuracy_low]:.3f} to
-        {moved[accuracy_high]:.3f}), with specificity {moved[specificity]:.3f} instead of
-        {stored[specificity][value]:.3f} and sensitivity {moved[sensitivity]:.3f} instead of
-        {stored[sensitivity][value]:.3f}: an explanation, not a score, because test labels were used.
-        Under split `patient`, where nothing had moved, the same makes it worse
-        ({unmoved[accuracy]:.3f}).""",
-        """- Without labels one sees that something changed, not what: the population stability index of
-        the logits is {drift[psi]:.2f} (by chance {drift[psi_by_chance]:.2f}). That of the model of split
-        `patient` is {quiet[psi]:.2f}, and {fewer[psi]:.2f} once only 40 % of the films are pneumonias.""",
-        """- The set is not surely clean either: if a person's number means the same child in both folders,
-        {crossing[groups_crossing]} children are on both sides, with {crossing[test_images_affected]} of
-        the test images; by the strict key, which tells kinds of pneumonia apart, none.""")
-    values = {
-        "shift": audit["shift"], "middle": rows.groupby("split")["logit"].median(), "trend": abs(trend),
-        "films": len(seen), "cleared": cleared, "tries": len(tried), "low": tried["auroc"].min(),
-        "high": tried["auroc"].max(), "seeds": len(seeds), "least": seeds["auroc"].min(),
-        "most": seeds["auroc"].max(), "specificity": _specificities("{:.3f}"), "careful": careful,
-        "before": metrics["val"]["youden"]["accuracy"]["value"], "stored": test["youden"],
-        "best": here["best"], "moved": here["moved"][1], "unmoved": calm["moved"][1],
-        "drift": here["drift"][0], "quiet": calm["drift"][0], "fewer": calm["fewer"][0],
-        "crossing": overlap["group_conservative"]}
-    head, *points = (_said(text, **values) for text in said)
-    return "\n".join([head, "", *points])
-
-
-def _specificities(form: str) -> str:
-    """Specificity of VGG16 on the published test set, of each seed on record."""
-    table = comparison_table(read_results(ROOT / "results"))
-    rows = table[(table["model"] == "vgg16") & (table["split_rule"] == "official")].sort_values("seed")
-    *others, last = (form.format(value) for value in rows["specificity"])
-    return f"{', '.join(others)} and {last} (seeds 0 to {len(others)})" if others else last
-
-
-def tried() -> str:
-    """Markdown table of the configurations that were compared on validation images."""
-    lines = ["| split | VGG16, weights from ImageNet, learning from | AUROC | accuracy | specificity |",
-             "|---|---|---|---|---|"]
-    table = pd.read_csv(ROOT / "results" / "tried.csv").sort_values(
-        ["split_rule", "auroc"], ascending=[True, False])
-    for row in table.to_dict("records"):
-        image, parameters = json.loads(row["image"]), json.loads(row["parameters"])
-        fine = parameters["fine"]
-        words = [f"`{parameters['unfreeze_from']}`, {fine['epochs']} epochs at {fine['learning_rate']:g}"]
-        if image["size"] != 224:
-            words.append(f"{image['size']} px")
-        if image["clahe"]:
-            words.append("CLAHE")
-        if fine["augmentation"] is None:
-            words.append("no augmentation")
-        elif fine["augmentation"]["contrast"] > 0.15:
-            words.append("stronger augmentation")
-        if not fine["class_weights"]:
-            words.append("no class weights")
-        if fine["label_smoothing"]:
-            words.append(f"label smoothing {fine['label_smoothing']:g}")
-        lines.append(f"| {row['split_rule']} | {', '.join(words)} | {row['auroc']:.4f} | "
-                     f"{row['accuracy']:.4f} | {row['specificity']:.3f} |")
-    return "\n".join(lines) + "\n"
 
 
 def shortcuts() -> str:
@@ -199,7 +39,7 @@ def _official_arms() -> str:
     gain = {metric: "{value:+.3f} ({low:+.3f} to {high:+.3f})".format(**distilled["difference"][metric])
             for metric in ("auroc", "specificity")}
     spread = seed_table(comparison_table(read_results(ROOT / "results"))).set_index(["model", "split_rule"])
-    return _said(
+    return said(
         """On the published test set (one training of each, settings as above, chosen on split `patient`,
         whose validation images hold some of these; teacher `{teacher}`): AUROC {alone[auroc]:.3f} alone,
         {gain[auroc]} distilled; specificity {alone[specificity]:.3f} alone, {gain[specificity]} distilled.
@@ -231,7 +71,7 @@ def heatmaps() -> str:
     pointing = read_json(ROOT / "results" / "benchmarks" / "phantom_pointing.json")
     peaks = ", ".join(f"{row['network']} {row['peak']:.0%} ({row['peak_low']:.0%} to {row['peak_high']:.0%})"
                       for row in pointing["rows"] if row["maps"].startswith("gradcam at block5"))
-    return "\n".join([*lines, "", _said(
+    return "\n".join([*lines, "", said(
         """On {images} synthetic pneumonias of other patients, whose lesions are known and cover
         {chance:.0%} of a film, the peak of Grad-CAM lies inside the lesion as often as this: {peaks}; that
         of a bell over the middle of the film {bell:.0%} ([layers and
@@ -265,50 +105,6 @@ def distillation() -> str:
         conclude(arms, found["baseline"]).replace("\n", " "), "", _official_arms()]) + "\n"
 
 
-def minute() -> str:
-    """What was found, in a few sentences."""
-    by_name = {result["name"]: result for result in read_results(ROOT / "results")}
-    audit = read_json(ROOT / "results" / "audit.json")
-    best, student = (by_name[name]["metrics"]["test"] for name in (
-        "vgg16-patient-s0", "compact_student-patient-s0"))
-    small = by_name["compact_student-patient-s0"]["parameter_count"]
-    rates = {row["files"]: 1000 / row["decision"]
-             for row in read_json(ROOT / "results" / "benchmarks" / "predict.json")["rows"]
-             if row["model"] == "compact_student-litert"}
-    explained = read_json(ROOT / "results" / "explain-vgg16-patient-s0.json")
-    mean = seed_table(comparison_table(list(by_name.values()))).set_index(["model", "split_rule"]).loc[
-        ("vgg16", "patient")]
-    lungs = read_json(ROOT / "results" / "benchmarks" / "floor_lungs.json")
-
-    def span(metrics: dict) -> str:
-        return "AUROC {value:.3f} ({low:.3f}–{high:.3f})".format(**metrics["auroc"])
-
-    return "\n".join([
-        _said(
-            """- On children it has not seen, a fine-tuned VGG16 reaches {best} and accuracy
-            {accuracy:.3f} with the first of {seeds:.0f} seeds, {mean[auroc]:.3f} and {mean[accuracy]:.3f} in
-            their mean. A student with {small:,} parameters that learned from the first reaches {student};
-            without TensorFlow, on one core, it needs {rates[224 px]:.1f} ms from a 224 px file to the
-            decision, {rates[originals]:.0f} ms from an original.""",
-            best=span(best), accuracy=best["youden"]["accuracy"]["value"], small=small, student=span(student),
-            rates=rates, seeds=mean["seeds"], mean=mean),
-        _said(
-            """- A linear model that sees hardly any lung (centre blacked out, {hidden:.0%} of the lungs
-            hidden) reaches AUROC {floor:.3f}: much of such a score can be had without seeing
-            the lungs. With the lungs blacked out along their masks VGG16 still reaches {blind:.3f}; the
-            masks' outlines alone tell a linear model {lungs[outlines_auroc]:.3f}.""",
-            hidden=lungs["mean"], floor=audit["floor"]["auroc"], lungs=lungs,
-            blind=next(row["auroc"] for row in explained["stress"] if row["change"] == "lungs blacked out")),
-        _said(
-            """- On the published test set, another population, a VGG16 that is as good on validation
-            calls only {specificity} of the normal films normal. Validation gave no warning.""",
-            specificity=_specificities("{:.0%}")),
-        _said(
-            """- Whoever splits by image must expect {leak[group]:.0%} of the test images to have a film of
-            the same child in training, or {leak[group_conservative]:.0%} if a number in the file names
-            always means the same child.""", leak=audit["leak_by_image"])]) + "\n"
-
-
 def backbone() -> str:
     """The row of the registry that added DenseNet121, from the source."""
     source = (ROOT / "chestxray" / "models" / "backbones.py").read_text(encoding="utf-8")
@@ -334,8 +130,8 @@ def footprint() -> str:
 
 
 BLOCKS = {
-    "README.md": (minute, results, tried, distillation, benchmark_tables.speed, heatmaps,
-                  benchmark_tables.archive, backbone, shortcuts, footprint),
+    "README.md": (record_tables.minute, record_tables.results, record_tables.tried, distillation,
+                  benchmark_tables.speed, heatmaps, benchmark_tables.archive, backbone, shortcuts, footprint),
     "benchmarks/README.md": (
         benchmark_tables.speed, benchmark_tables.head_quality, benchmark_tables.input_path,
         benchmark_tables.batch_norm, benchmark_tables.gradcam, benchmark_tables.archive,

@@ -173,6 +173,18 @@ def test_labels_of_the_place_mend_a_cut_that_moved():
     assert (found.drop(columns=["labelled", "draws"]) == 1).all(axis=None)
 
 
+def test_decisions_about_the_others_by_hand():
+    # 41 images, one normal of them with a pneumonia's score: 10 labelled ones put the cut below it either
+    # way. Unless it is among them (10 of 41 draws), one of the 31 others is decided wrongly.
+    labels = np.append(np.arange(40) % 2, 0)
+    scores = np.where(labels, 0.9, 0.1)
+    scores[-1] = 0.9
+    found = threshold_elsewhere(labels, scores, np.arange(41), (10,)).iloc[0]
+    assert (found["accuracy_low"], found["accuracy_high"]) == (30 / 31, 1)
+    assert found["accuracy"] == pytest.approx(31 / 41 * 30 / 31 + 10 / 41, abs=0.004)
+    assert found["sensitivity"] == 1
+
+
 def test_images_that_chose_the_cut_are_not_scored():
     # Scores without meaning: on the very images that chose it, the best cut would look better than chance.
     generator = np.random.default_rng(0)
