@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from chestxray.files import read_json
@@ -39,6 +40,10 @@ def results() -> str:
             if (seeds := spread.loc[model, "seeds"]) > 1:
                 cells = ["{:.3f} ± {:.3f}".format(*spread.loc[model, [m, f"{m}_sd"]]) for m in METRICS]
                 lines.append(f"| | – mean of {seeds} seeds | | {' | '.join(cells)} |")
+            elif len(trainings := _trainings(first)) > 1:
+                cells = [f"{trainings[m].mean():.3f} ± {trainings[m].std():.3f}" for m in METRICS]
+                lines.append(f"| | – mean of {len(trainings)} trainings on this split | | "
+                             f"{' | '.join(cells)} |")
         for row in (row for row in together if row["split_rule"] == rule):
             scores = {**row["scores"], **row["scores"]["youden"]}
             cells = ["{value:.3f} ({low:.3f}–{high:.3f})".format(**scores[m]) for m in METRICS]
@@ -60,6 +65,20 @@ def results() -> str:
         `chestxray run --data-dir FOLDER --only 03_transfer_learning-resnet50` (or `-inceptionv3`) makes
         it. What they reach from random initialisation, whole network, 128 px, 12 epochs: {said}.""",
         said=unaided)]) + "\n"
+
+
+def _trainings(row: pd.Series) -> pd.DataFrame:
+    """Scores of the further trainings, on the same split, of the way a student was trained; or no rows."""
+    arms = ROOT / "results" / f"{row['model']}_arms-{row['split_rule']}-s{row['seed']}.json"
+    if not arms.exists():
+        return pd.DataFrame()
+    student = read_json(ROOT / "results" / f"{row['name']}.json")
+    table = pd.DataFrame(read_json(arms)["arms"]["test"][student["parameters"]["arm"]]["seeds"])
+    counts = student["confusion"]["test"]["youden"]
+    sick, well = counts["tp"] + counts["fn"], counts["tn"] + counts["fp"]
+    table["accuracy"] = (sick * table["sensitivity"] + well * table["specificity"]) / (sick + well)
+    assert all(np.isclose(table.loc[0, metric], row[metric]) for metric in METRICS), "another student"
+    return table
 
 
 def published_rows(rule: str) -> pd.DataFrame:
