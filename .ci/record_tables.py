@@ -165,30 +165,44 @@ def _specificities(form: str) -> str:
 
 
 def tried() -> str:
-    """Markdown table of the configurations that were compared on validation images."""
+    """Markdown table of the configurations that were compared on validation images, best first seed first."""
+    table = pd.read_csv(ROOT / "results" / "tried.csv")
+    table["said"] = [_configuration(json.loads(image), json.loads(parameters))
+                     for image, parameters in table[["image", "parameters"]].to_numpy()]
+    further = comparison_table(read_results(ROOT / "results"), "val").query("model == 'vgg16' and seed > 0")
+    settings = further["name"].map(lambda name: read_json(ROOT / "results" / f"{name}.json"))
+    further["said"] = [_configuration(one["image"], one["parameters"]) for one in settings]
+    table = pd.concat([table, further])
+    table["seed"] = table["name"].str.extract(r"-s(\d+)$")[0].astype(int)
+    rows = [(rule, said, seeds.sort_values("seed")) for (rule, said), seeds in
+            table.groupby(["split_rule", "said"])]
     lines = ["| split | VGG16, weights from ImageNet, learning from | AUROC | accuracy | specificity |",
              "|---|---|---|---|---|"]
-    table = pd.read_csv(ROOT / "results" / "tried.csv").sort_values(
-        ["split_rule", "auroc"], ascending=[True, False])
-    for row in table.to_dict("records"):
-        image, parameters = json.loads(row["image"]), json.loads(row["parameters"])
-        fine = parameters["fine"]
-        words = [f"`{parameters['unfreeze_from']}`, {fine['epochs']} epochs at {fine['learning_rate']:g}"]
-        if image["size"] != 224:
-            words.append(f"{image['size']} px")
-        if image["clahe"]:
-            words.append("CLAHE")
-        if fine["augmentation"] is None:
-            words.append("no augmentation")
-        elif fine["augmentation"]["contrast"] > 0.15:
-            words.append("stronger augmentation")
-        if not fine["class_weights"]:
-            words.append("no class weights")
-        if fine["label_smoothing"]:
-            words.append(f"label smoothing {fine['label_smoothing']:g}")
-        lines.append(f"| {row['split_rule']} | {', '.join(words)} | {row['auroc']:.4f} | "
-                     f"{row['accuracy']:.4f} | {row['specificity']:.3f} |")
+    for rule, said, seeds in sorted(rows, key=lambda row: (row[0], -row[2]["auroc"].iloc[0])):
+        assert list(seeds["seed"]) == list(range(len(seeds))), f"{rule}, {said}: seeds {list(seeds['seed'])}"
+        cells = [", ".join(f"{value:.{digits}f}" for value in seeds[metric])
+                 for metric, digits in (("auroc", 4), ("accuracy", 4), ("specificity", 3))]
+        lines.append(f"| {rule} | {said} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _configuration(image: dict, parameters: dict) -> str:
+    """What distinguishes a configuration of VGG16 from others that were tried."""
+    fine = parameters["fine"]
+    words = [f"`{parameters['unfreeze_from']}`, {fine['epochs']} epochs at {fine['learning_rate']:g}"]
+    if image["size"] != 224:
+        words.append(f"{image['size']} px")
+    if image["clahe"]:
+        words.append("CLAHE")
+    if fine["augmentation"] is None:
+        words.append("no augmentation")
+    elif fine["augmentation"]["contrast"] > 0.15:
+        words.append("stronger augmentation")
+    if not fine["class_weights"]:
+        words.append("no class weights")
+    if fine["label_smoothing"]:
+        words.append(f"label smoothing {fine['label_smoothing']:g}")
+    return ", ".join(words)
 
 
 def minute() -> str:
