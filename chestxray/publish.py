@@ -32,6 +32,9 @@ _PUBLIC_SCHEMAS = (RESULT_SCHEMA, ARMS_SCHEMA, AUDIT_SCHEMA, "chestxray.dataset/
 def publish(run: str | Path, repository: str | Path) -> list[str]:
     """Copy results, curve figures and small models of a run.
 
+    Of several seeds, the model of seed 0 stands for all: the others measure
+    how much results vary.
+
     Of models that were only scored on validation (``score_test=False``),
     which is how a choice is made, ``results/tried.csv`` gets a row each and
     nothing else is copied. Of a run on phantoms only their pictures are
@@ -82,9 +85,11 @@ def publish(run: str | Path, repository: str | Path) -> list[str]:
     for name, folder in folders.items():
         target = repository / "saved_models" / name
         size = sum(path.stat().st_size for path in folder.iterdir())
-        if size > _LARGEST_MODEL:
+        reason = ("a further seed" if not name.endswith("-s0") else
+                  f"{size / 1e6:.0f} MB" if size > _LARGEST_MODEL else None)
+        if reason:
             shutil.rmtree(target, ignore_errors=True)  # an older one would stand beside newer results
-            said.append(f"left out saved_models/{name}: {size / 1e6:.0f} MB")
+            said.append(f"left out saved_models/{name}: {reason}")
             continue
         with whole_folder(target) as partial:
             shutil.copytree(folder, partial, dirs_exist_ok=True)

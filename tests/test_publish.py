@@ -79,6 +79,14 @@ def test_large_models_are_left_out_and_named(tmp_path):
     assert not (tmp_path / "repo" / "saved_models").exists()
 
 
+def test_one_model_stands_for_its_seeds(tmp_path):
+    make_run(tmp_path / "run", result("a"), result("a") | {"name": "a-patient-s1"})
+    said = publish(tmp_path / "run", tmp_path / "repo")
+    assert "left out saved_models/a-patient-s1: a further seed" in said
+    assert files(tmp_path / "repo" / "saved_models") == ["a-patient-s0/model.keras"]
+    assert (tmp_path / "repo/results/a-patient-s1.json").exists()
+
+
 def test_looks_at_test_accumulate_without_repetition(tmp_path):
     make_run(tmp_path / "run", result("a"))
     published = tmp_path / "repo" / "results" / "test_log.csv"
