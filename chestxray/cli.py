@@ -25,8 +25,9 @@ def main() -> None:
 @main.command()
 @click.option("--data-dir", help="Folder of X-rays, \"kaggle\" to download, or \"phantoms\" (synthetic). "
               "[default: CHESTXRAY_DATA, Kaggle's input folder, or phantoms]")
-@click.option("--split", type=click.Choice(["official", "image", "patient"]),
-              help="Split rule. [default: patient; all three for full]")
+@click.option("--split", type=click.Choice(["official", "image", "patient", "given"]),
+              help="Split rule; given keeps the folders train, val and test. [default: patient; the first "
+              "three for full]")
 @click.option("--output-dir", type=click.Path(path_type=Path), help="[default: runs/<preset>]")
 @click.option("--preset", type=click.Choice(["demo", "standard", "full"]),
               help="[default: demo on phantoms, standard on your data]")
@@ -116,16 +117,20 @@ def evaluate(predictions: Path, model: Path, labels: Path | None, by: str, preva
     from chestxray.evaluation.report import drift_report, join_labels, report
     from chestxray.files import read_json, whole_file
     card = read_json(model / "card.json")
-    texts = {"path": str, "label": str, "problem": str}
-    table = (pd.read_json(predictions, lines=True, dtype=texts) if predictions.suffix == ".jsonl"
-             else pd.read_csv(predictions, dtype=texts))
+    texts = {"path": str, "label": str, "group": str, "problem": str}
+
+    def read(path: Path) -> pd.DataFrame:
+        return pd.read_csv(path, dtype=texts, encoding_errors="backslashreplace")
+
+    table = (pd.read_json(predictions, lines=True, dtype=texts) if predictions.suffix.lower() == ".jsonl"
+             else read(predictions))
     if labels is None:
         if by or prevalence:
             raise ValueError("--by and --prevalence need --labels. "
                              f"Received: by={by!r}, prevalence={prevalence}")
         sections = drift_report(table, card)
     else:
-        table, absent = join_labels(table, pd.read_csv(labels, dtype=texts), card["classes"])
+        table, absent = join_labels(table, read(labels), card["classes"])
         if len(absent):
             click.echo(f"{len(absent)} labels have no prediction, for example {absent['path'].iloc[0]}",
                        err=True)

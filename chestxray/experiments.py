@@ -22,7 +22,7 @@ from joblib import Parallel, delayed
 
 from chestxray.data.catalog import scan
 from chestxray.data.location import find_data
-from chestxray.data.splits import RULES, make_split, split_hash
+from chestxray.data.splits import make_split, split_hash
 from chestxray.deployment.workers import workers
 from chestxray.files import read_json
 from chestxray.results import STEP_KEY, comparison_table, read_results
@@ -118,7 +118,7 @@ def make_plan(preset: str, data_dir: str, rules: list[str], output_dir: Path,
     if "name" in overrides and len(names) > 1:
         raise ValueError(f"{len(names)} steps would write the same result; choose one by --only. "
                          f"Received: name={overrides['name']!r}")
-    if unknown := sorted(set(overrides) - known):
+    if unknown := sorted(set(overrides) - known - {"classes"}):  # those have served to scan the folder
         raise ValueError(f"no notebook of this run has this parameter; there are {sorted(known)}. "
                          f"Received: parameter={unknown[0]!r}")
     return steps
@@ -198,12 +198,12 @@ def run_plan(preset: str = "demo", data_dir: str = "phantoms", rules: list[str] 
     for name in ("CHESTXRAY_CACHE", "CHESTXRAY_WEIGHTS"):
         if os.environ.get(name):
             os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())  # kernels run elsewhere
-    rules = rules or (list(RULES) if preset == "full" else ["patient"])
+    rules = rules or (["official", "image", "patient"] if preset == "full" else ["patient"])
     steps = sorted(make_plan(preset, data_dir, rules, output_dir, overrides or {}, only), key=_wave)
     titles = {step.name: f"[{number}/{len(steps)}] {step.name}" for number, step in enumerate(steps, 1)}
     for name in overrides or {}:
         takers = sorted({step.notebook.stem for step in steps if name in step.parameters})
-        print(f"{name} is set in {', '.join(takers)}")
+        print(f"{name} is set in {', '.join(takers) or 'no notebook'}")
     failures = []
     with workers(backend):
         for _, wave in itertools.groupby(steps, _wave):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from numbers import Integral
 from typing import Any
 
 import keras
@@ -140,7 +141,7 @@ def _check_target(model: keras.Model, target: str | int) -> None:
     classes = model.output_shape[-1]
     if target in TARGETS and classes in (1, 3):
         return
-    if isinstance(target, int) and 0 <= target < classes and classes > 1:
+    if isinstance(target, Integral) and 0 <= target < classes and classes > 1:
         return
     raise ValueError(f"target must be one of {TARGETS} for models with 1 or 3 outputs, or the number of one "
                      f"of {classes} classes. Received: target={target!r}")
@@ -149,7 +150,7 @@ def _check_target(model: keras.Model, target: str | int) -> None:
 def _score(model: keras.Model, batch: tf.Tensor, target: str | int) -> tf.Tensor:
     """What is explained, (N,): a log-odds, or the logit of one class."""
     logits = _logits(model, batch)
-    if isinstance(target, int):
+    if isinstance(target, Integral):
         return logits[:, target]
     odds = logits[:, 0]
     if logits.shape[-1] > 1:  # normal, bacteria, virus

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from chestxray.data.catalog import SUBTYPES
+from chestxray.data.catalog import SUBTYPES, parse_name
 from chestxray.data.statistics import image_statistics
 from chestxray.evaluation.calibration import apply_platt, calibrate, log_odds
 from chestxray.evaluation.metrics import evaluate
@@ -63,11 +63,18 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
 
     Returns:
         The result (contract 6), as written.
+
+    Raises:
+        ValueError: The model does not give one or three raw logits, or its
+            last feature maps lie inside a nested model. Nothing was removed
+            or looked at then.
     """
     from chestxray.deployment import bundle
     from chestxray.deployment.reference import learn_reference
     from chestxray.models.builders import as_float32
 
+    _check_logits(model)
+    bundle.feature_maps(model)
     output_dir = Path(output_dir)
     full_name = f"{name}-{data.rule}-s{data.seed}"
     (output_dir / "results" / f"{full_name}.json").unlink(missing_ok=True)  # no longer true from here on
@@ -104,7 +111,8 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
             "floor": _floor(output_dir, data), "parameters": parameters, "weights": weights,
             "versions": versions()}
         counts = data.table["split"].value_counts()
-        known = (data.table["subtype"] != "").mean() > 0.5  # file names of the children's data set
+        named = [parse_name(Path(path).stem) is not None for path in data.table["path"]]
+        known = np.mean(named) > 0.5  # file names of the children's data set
         limits = bundle.SYNTHETIC_LIMITS if data.synthetic else bundle.LIMITS if known else bundle.LIMITS[:1]
         population = {"population": bundle.POPULATION} if known and not data.synthetic else {}
         refusal, reference = learn_reference(scorer, data, *told["val"])
@@ -119,13 +127,21 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
     result = {"schema": RESULT_SCHEMA, **shared, "record": record, "data": data.name,
               "split_rule": data.rule, "split_hash": data.split_hash, "training": training,
               "parameter_count": int(model.count_params()), "confusion": confusion}
-    if model.output.shape[-1] > 1:
+    if model.output_shape[-1] > 1:
         result["subtype_confusion"] = {part: _subtype_confusion(rows)
                                        for part, rows in predictions.groupby("split", sort=False)}
     write_result(output_dir, result, final)
     if final:
         _remove_checkpoints(output_dir, full_name)
     return result
+
+
+def _check_logits(model: keras.Model) -> None:
+    outputs, activation = model.output_shape[-1], getattr(model.layers[-1], "activation", None)
+    name = getattr(activation, "__name__", "linear")
+    if outputs not in (1, 3) or name != "linear":
+        raise ValueError("a model must end in raw logits, one (pneumonia) or three (normal, bacteria, "
+                         f"virus). Received: outputs={outputs}, activation={name!r}")
 
 
 def _floor(output_dir: Path, data: XrayData) -> dict[str, Any] | None:

@@ -72,7 +72,8 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
 
 def read_predictions(folder: str | Path, name: str) -> pd.DataFrame:
     """Read the predictions of one model (contract 5)."""
-    return pd.read_csv(Path(folder) / f"{name}.predictions.csv", keep_default_na=False)
+    return pd.read_csv(Path(folder) / f"{name}.predictions.csv", keep_default_na=False,
+                       dtype={"path": str, "group": str})
 
 
 def comparison_table(results: list[dict[str, Any]], part: str = "test",

@@ -136,6 +136,11 @@ def test_an_unknown_parameter_stops_before_anything_runs(house, phantoms):
     assert not (house / "out").exists()
 
 
+def test_class_names_are_for_the_folder_even_if_no_notebook_asks_for_them(house, phantoms):
+    classes = {"classes": ["NORMAL", "PNEUMONIA"]}
+    assert experiments.make_plan("demo", phantoms, ["patient"], house / "out", classes)
+
+
 @pytest.mark.parametrize("name", ["data_dir", "split", "output_dir"])
 def test_data_split_and_folders_are_no_parameters(house, phantoms, name):
     with pytest.raises(ValueError, match=f"options of the run. Received: parameter='{name}'"):

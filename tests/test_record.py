@@ -1,6 +1,7 @@
 """A model on record: what is written, in which order, and that it can be recomputed."""
 
 import csv
+import shutil
 
 import cv2
 import numpy as np
@@ -97,6 +98,70 @@ def test_a_model_that_ranks_backwards_is_recorded_as_that(recorded, tmp_path, ca
         rows = results.read_predictions(tmp_path / "results", f"sign{sign}-patient-s0")
         rows = rows[rows["split"] == "val"]
         assert roc_auc_score(rows["label"], rows["logit"]) == pytest.approx(score, abs=1e-9)
+
+
+def layers_of_a_user():
+    from keras import layers
+    return [layers.Rescaling(1 / 255), layers.Conv2D(4, 3, activation="relu"),
+            layers.GlobalAveragePooling2D(), layers.Dense(1)]
+
+
+def test_models_of_the_user_are_recorded(recorded, tmp_path):
+    import keras
+    _, data, _ = recorded
+    inner = keras.Sequential([keras.Input((32, 32, 1)), *layers_of_a_user()[:2]])
+    for name, layers in (("sequential", layers_of_a_user()), ("nested", [inner, *layers_of_a_user()[2:]])):
+        model = keras.Sequential([keras.Input((32, 32, 1)), *layers])
+        record.record_model(model, data, name, tmp_path, parameters={}, weights="random", training={})
+        table = results.read_predictions(tmp_path / "results", f"{name}-patient-s0").query("split == 'val'")
+        assert table["logit"].to_numpy() == pytest.approx(model.predict(data.images("val"))[:, 0], abs=1e-4)
+
+
+def test_a_model_whose_feature_maps_are_out_of_reach_looks_at_nothing(recorded, tmp_path):
+    import keras
+    _, data, _ = recorded
+    inner = keras.Sequential([keras.Input((32, 32, 1)), *layers_of_a_user()[:3]])
+    model = keras.Sequential([keras.Input((32, 32, 1)), inner, keras.layers.Dense(1)])
+    with pytest.raises(ValueError, match="lie inside a nested model"):
+        record.record_model(model, data, "pooled", tmp_path, parameters={}, weights="random", training={})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("units", "activation"), [(1, "sigmoid"), (2, None), (3, "softmax")])
+def test_a_model_that_gives_no_logits_is_refused(recorded, tmp_path, units, activation):
+    import keras
+    _, data, _ = recorded
+    model = keras.Sequential([keras.Input((32, 32, 1)), *layers_of_a_user()[:3],
+                              keras.layers.Dense(units, activation=activation)])
+    with pytest.raises(ValueError, match=f"raw logits.*outputs={units}"):
+        record.record_model(model, data, "other", tmp_path, parameters={}, weights="random", training={})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_known_of_the_children_is_said_of_them_only(tmp_path):
+    import keras
+
+    import chestxray as cx
+    from chestxray.data.phantom import write_phantoms
+    write_phantoms(tmp_path, 60, 48, 1)
+    root = tmp_path / "chest_xray"
+    (tmp_path / "README.txt").unlink()  # taken for real films from here on
+    listed = cx.scan(root)
+    adults = tmp_path / "adults"
+    adults.mkdir()
+    for number, path in enumerate(listed["path"]):
+        shutil.copy(root / path, adults / f"film{number}.jpeg")
+    listed.assign(path=[f"film{number}.jpeg" for number in range(len(listed))])[
+        ["path", "label", "group", "subtype"]].to_csv(tmp_path / "adults.csv", index=False)
+    for name, data in {
+            "children": cx.load_data(root, image=cx.ImageSettings(32)),
+            "adults": cx.load_data(adults, image=cx.ImageSettings(32), catalog=cx.from_table(
+                tmp_path / "adults.csv", adults))}.items():
+        model = keras.Sequential([keras.Input((32, 32, 1)), *layers_of_a_user()])
+        record.record_model(model, data, name, tmp_path, parameters={}, weights="random", training={})
+        card = read_json(tmp_path / "saved_models" / f"{name}-patient-s0" / "card.json")
+        said = "children" in " ".join(card["limits"])
+        assert said == ("population" in card) == (name == "children")
 
 
 def test_validation_only_leaves_test_alone(recorded, tmp_path):

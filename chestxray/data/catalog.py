@@ -73,7 +73,7 @@ def scan(data_dir: str | Path | None = None, classes: tuple[str, str] | None = N
     Args:
         data_dir: See :func:`chestxray.data.location.find_data`.
         classes: Names of the (negative, positive) class folders; by default
-            NORMAL and PNEUMONIA in any case.
+            NORMAL and PNEUMONIA, these two in any case.
 
     Returns:
         The catalog.
@@ -111,11 +111,13 @@ def from_table(csv: str | Path, image_root: str | Path, path: str = "path", labe
         label: Column with 0 and 1, or with the names in ``classes``.
         group: Column with the patient; may be missing (a warning says so).
             ``group_conservative`` may hold a coarser key.
-        split: Column with train, val or test; may be missing.
+        split: Column with train, val or test, used under the split rules
+            ``given`` and ``official``; may be missing.
         classes: Names of the (negative, positive) class.
 
     Returns:
         The catalog; columns that it does not have itself follow unchanged.
+        Its ``attrs`` hold the classes for :func:`chestxray.data.dataset.load_data`.
 
     Raises:
         FileNotFoundError: The list or the folder does not exist.
@@ -158,7 +160,9 @@ def from_table(csv: str | Path, image_root: str | Path, path: str = "path", labe
     if catalog["label"].nunique() < 2:
         raise ValueError(f"expected readable images of both classes ({len(problems)} unreadable). "
                          f"Received: csv={str(csv)!r}")
-    return _finish(catalog)
+    catalog = _finish(catalog)
+    catalog.attrs["classes"] = tuple(classes)
+    return catalog
 
 
 def verify(data_dir: str | Path | None = None, classes: tuple[str, str] | None = None) -> pd.DataFrame:
@@ -193,15 +197,14 @@ def verify(data_dir: str | Path | None = None, classes: tuple[str, str] | None =
 
 def _list_files(root: Path, classes: tuple[str, str] | None) -> pd.DataFrame:
     """List every file below the class folders, with its label and official split."""
-    wanted = {name.lower() if classes is None else name: label
-              for label, name in enumerate(classes or CLASSES)}
+    any_case = classes is None or tuple(classes) == CLASSES
+    wanted = {name.lower() if any_case else name: label for label, name in enumerate(classes or CLASSES)}
     rows = []
     for folder in split_folders(root) or [root]:
         split = "" if folder == root else folder.name
         found = sorted(entry for entry in folder.iterdir()
                        if entry.is_dir() and not entry.name.startswith(_DEBRIS))
-        labels = {entry: wanted.get(entry.name.lower() if classes is None else entry.name)
-                  for entry in found}
+        labels = {entry: wanted.get(entry.name.lower() if any_case else entry.name) for entry in found}
         if {label for label in labels.values() if label is not None} != {0, 1}:
             raise ValueError(
                 f"expected class folders {' and '.join(classes or CLASSES)} in {folder}, found "

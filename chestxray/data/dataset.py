@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,9 +129,11 @@ def load_data(data_dir: str | Path | None = None, split: str = "patient", seed: 
         split: Rule; see :func:`chestxray.data.splits.make_split`.
         seed: Seed of the split, and of order and augmentation in training.
         image: How files become pixels.
-        classes: Names of the (negative, positive) class folders.
+        classes: Names of the (negative, positive) class folders; by default
+            those of the catalog.
         catalog: The folder's catalog, for example from
-            :func:`chestxray.data.catalog.from_table`; by default the folder is scanned.
+            :func:`chestxray.data.catalog.from_table`; by default the folder is
+            scanned. That its parts are not used by this rule gives a warning.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -141,6 +144,10 @@ def load_data(data_dir: str | Path | None = None, split: str = "patient", seed: 
         catalog = scan(root, classes)
     else:
         root = Path(data_dir).resolve()  # the paths are relative to it, whatever lies below
+        classes = classes or catalog.attrs.get("classes")
+        if split not in ("given", "official") and (catalog["official_split"] != "").any():
+            warnings.warn(f"split '{split}' cuts anew: the parts that the list names are not used. "
+                          "split='given' keeps them", stacklevel=2)
     store = PixelStore.build(catalog, root, image)
     table = make_split(store.readable(catalog), split, seed)
     if split != "patient":

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from chestxray.data.headers import check_image
 from chestxray.data.images import PIXELS_VERSION
-from chestxray.files import cache_dir, write_json
+from chestxray.files import cache_dir, printable, write_json
 
 _COLUMNS = ("bytes", "mtime", "sha256", "width", "height", "mode", "problem")
 
@@ -32,7 +32,8 @@ def inspect_files(root: Path, paths: list[str]) -> tuple[pd.DataFrame, dict[str,
 
     Returns:
         Table with ``path, width, height, mode, bytes, sha256`` of the usable
-        files, and a dictionary from the path of each other file to the reason.
+        files, and a dictionary from the path of each other file, as printed, to
+        the reason.
     """
     place = f"{PIXELS_VERSION} {root.resolve()}"
     memory = cache_dir("files") / f"{hashlib.sha256(place.encode()).hexdigest()[:16]}.json"
@@ -43,6 +44,8 @@ def inspect_files(root: Path, paths: list[str]) -> tuple[pd.DataFrame, dict[str,
 
     def look(path: str) -> list:
         file = root / path
+        if path.encode(errors="replace").decode() != path:  # tables and pages could not hold it
+            return [0, 0, "", 0, 0, "", "file name is not UTF-8"]
         try:
             stat = file.stat()
             old = known.get(path)
@@ -66,4 +69,5 @@ def inspect_files(root: Path, paths: list[str]) -> tuple[pd.DataFrame, dict[str,
     table = pd.DataFrame(entries, columns=_COLUMNS).assign(path=paths)
     usable = table["problem"] == ""
     facts = table.loc[usable, ["path", "width", "height", "mode", "bytes", "sha256"]]
-    return facts, dict(table.loc[~usable, ["path", "problem"]].itertuples(index=False))
+    return facts, dict(zip(map(printable, table.loc[~usable, "path"]), table.loc[~usable, "problem"],
+                           strict=True))

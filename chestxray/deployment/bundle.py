@@ -95,14 +95,17 @@ class Classifier:
 
         Returns:
             ``float64`` (N,).
+
+        Raises:
+            ValueError: Another size than the card's, or no such pixels.
         """
         if isinstance(self.model, Runtime):
             return self.score(images).logits
-        return log_odds(self.model.predict(as_batch(images), batch_size=32, verbose=0))
+        return log_odds(self.model.predict(self._batch(images), batch_size=32, verbose=0))
 
     def score(self, images: np.ndarray, with_maps: bool = False) -> Scores:
         """Log-odds, distances and, if asked for, maps of grey images, see :meth:`logits`."""
-        images = as_batch(images)
+        images = self._batch(images)
         if isinstance(self.model, Runtime):
             found = self.model.predict(images)
             maps = np.maximum(found["map"], 0) if with_maps and "map" in found else None
@@ -114,6 +117,13 @@ class Classifier:
             shapes, peaks = gradcam(self.model, images.astype(np.float32))
             maps = shapes * (peaks * shapes[0].size)[:, np.newaxis, np.newaxis]
         return Scores(log_odds(logits), self.refusal.distances(features), maps)
+
+    def _batch(self, images: np.ndarray) -> np.ndarray:
+        batch, size = as_batch(images), self.card["image"]["size"]
+        if batch.shape[1:3] != (size, size):
+            raise ValueError(f"images must have the model's size, {size} × {size}. "
+                             f"Received: shape={np.shape(images)}")
+        return batch
 
     @functools.cached_property
     def _scorer(self) -> keras.Model:
@@ -173,8 +183,25 @@ def _one_line(error: Exception) -> str:
 def with_features(model: keras.Model) -> keras.Model:
     """The same network with a second output: its last feature maps, averaged over the image, (N, F)."""
     import keras
-    maps = [layer.output for layer in model.layers if len(layer.output.shape) == 4][-1]
-    return keras.Model(model.input, [model.output, keras.ops.mean(maps, axis=(1, 2))])
+    pooled = keras.ops.mean(feature_maps(model), axis=(1, 2))
+    return keras.Model(model.inputs[0], [model.outputs[0], pooled])
+
+
+def feature_maps(model: keras.Model) -> keras.KerasTensor:
+    """The last feature maps of a network, (N, h, w, F).
+
+    Raises:
+        ValueError: They lie inside a nested model.
+    """
+    import keras
+    for layer in reversed(model.layers):
+        if isinstance(layer, keras.Model):
+            break
+        if len(getattr(layer.input, "shape", ())) == 4:
+            return layer.input
+    raise ValueError("the last feature maps, by which images of another kind are refused, lie inside a "
+                     "nested model: let it end in them, and pool outside. "
+                     f"Received: model with layers {[layer.name for layer in model.layers]}")
 
 
 def write_card(folder: Path, classifier: Classifier) -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 import tensorflow as tf
 
 from chestxray.data.dataset import XrayData
-from chestxray.deployment.bundle import Classifier, load_classifier, write_card
+from chestxray.deployment.bundle import Classifier, feature_maps, load_classifier, write_card
 from chestxray.deployment.runtime import MODEL_FILES, Runtime
 from chestxray.evaluation.calibration import calibrate
 from chestxray.evaluation.operating import choose_thresholds, choose_triage
@@ -103,16 +103,16 @@ def deployable(classifier: Classifier) -> keras.Model:
         ``distance`` (N, 1) and, where it is exact, ``map`` (N, h, w).
     """
     model, refusal = classifier.model, classifier.refusal
-    maps = [layer.output for layer in model.layers if len(layer.output.shape) == 4][-1]
+    maps = feature_maps(model)
     whitened = keras.layers.Dense(len(refusal.whitening), name="whitened")
     apart = whitened(keras.ops.mean(maps, axis=(1, 2)))
-    outputs = {"logit": model.output, "distance": keras.ops.norm(apart, axis=-1, keepdims=True)}
+    outputs = {"logit": model.outputs[0], "distance": keras.ops.norm(apart, axis=-1, keepdims=True)}
     whitened.set_weights([refusal.whitening.T, -refusal.whitening @ refusal.center])
     if _ends_in_pooling_and_logit(model):
         weigh = keras.layers.Dense(1, use_bias=False, name="map")
         outputs["map"] = keras.ops.squeeze(weigh(maps), axis=-1)
         weigh.set_weights([model.layers[-1].get_weights()[0]])
-    return keras.Model(model.input, outputs)
+    return keras.Model(model.inputs[0], outputs)
 
 
 def _ends_in_pooling_and_logit(model: keras.Model) -> bool:
@@ -123,7 +123,7 @@ def _ends_in_pooling_and_logit(model: keras.Model) -> bool:
 
 
 def _signature(model: keras.Model) -> list[keras.InputSpec]:
-    return [keras.InputSpec(shape=(1, *model.input.shape[1:]), dtype="float32", name="image")]
+    return [keras.InputSpec(shape=(1, *model.input_shape[1:]), dtype="float32", name="image")]
 
 
 def _to_litert(model: keras.Model, path: Path, float16: bool) -> None:

@@ -36,10 +36,12 @@ def journaled(output: str | Path, identity: dict[str, Any], paths: Iterable[Path
         All rows, those of the journal too.
 
     Raises:
-        ValueError: Unknown format, or another process writes this table.
+        ValueError: Unknown format, a folder, or another process writes this table.
     """
     output = Path(output)
     check_format(output)
+    if output.is_dir():
+        raise ValueError(f"the table cannot be written there: a folder. Received: output={str(output)!r}")
     output.parent.mkdir(parents=True, exist_ok=True)
     journal = output.with_name(f".partial-{output.name}.jsonl")
     paths = iter(paths)

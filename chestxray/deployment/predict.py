@@ -60,10 +60,10 @@ def list_images(sources: Iterable[str | Path]) -> Iterator[Path]:
 
 
 def _files_like(pattern: Path) -> list[Path]:
-    """Files that a pattern fits, in order; ``**`` does not follow links to folders."""
+    """Files, not hidden ones, that a pattern fits, in order; ``**`` does not follow links to folders."""
     plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
     return sorted(path for path in Path(*plain).glob(str(Path(*pattern.parts[len(plain):])))
-                  if not path.is_dir())
+                  if not path.is_dir() and not path.name.startswith("."))
 
 
 def _files_below(folder: Path) -> Iterator[Path]:

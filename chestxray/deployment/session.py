@@ -55,7 +55,8 @@ class Session:
         """Predict, and write the table when all is done; see :func:`predict_files` for the rows.
 
         Raises:
-            ValueError: No image, or an unknown backend.
+            ValueError: No image, an unknown backend, or an output that is
+                one of the sources or a folder.
         """
         paths = list_images(self.sources)
         first = list(itertools.islice(paths, BATCH + 1))
@@ -64,6 +65,9 @@ class Session:
         alone = self.backend is None and (self.jobs == 1 or len(first) <= BATCH)
         predict = self._alone if alone else self._spread
         paths = itertools.chain(first, paths)
+        if output and Path(output).resolve() in {source.resolve() for source in map(Path, self.sources)}:
+            raise ValueError("the table would replace what it is made from. "
+                             f"Received: output={str(output)!r}")
         if output is None:
             found = predict(paths)
         else:

@@ -93,8 +93,8 @@ def operating_points(labels: ArrayLike, probabilities: ArrayLike, thresholds: Ma
         for share in prevalences:
             true_call, false_call = found * share, (1 - cleared) * (1 - share)
             true_clear, false_clear = cleared * (1 - share), (1 - found) * share
-            row |= {f"ppv_{100 * share:.0f}": _ratio(true_call, true_call + false_call),
-                    f"npv_{100 * share:.0f}": _ratio(true_clear, true_clear + false_clear)}
+            row |= {f"ppv_{100 * share:g}": _ratio(true_call, true_call + false_call),
+                    f"npv_{100 * share:g}": _ratio(true_clear, true_clear + false_clear)}
         rows.append(row)
     return pd.DataFrame(rows)
 

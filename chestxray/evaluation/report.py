@@ -34,11 +34,11 @@ def join_labels(predictions: pd.DataFrame, labels: pd.DataFrame,
     Args:
         predictions: With ``path``; of columns that both tables have, but for
             label and group, these count.
-        labels: ``path`` (as in the predictions, or just the file's name where
-            that is unambiguous), ``label`` (0, 1, or a name of the classes),
-            empty where it is not known yet) and any columns more; ``group`` is
-            the patient, without it every image is taken for a patient of its
-            own.
+        labels: ``path`` (as in the predictions, or the end of it from a ``/``
+            on, such as the file's name, where that is unambiguous), ``label``
+            (0, 1, or a name of the classes; empty where it is not known yet)
+            and any columns more; ``group`` is the patient, an image without
+            one is taken for a patient of its own.
         classes: Names of the negative and the positive class.
 
     Returns:
@@ -60,24 +60,23 @@ def join_labels(predictions: pd.DataFrame, labels: pd.DataFrame,
     if labels.empty:
         raise ValueError(f"no label is given. Received: rows={len(predictions)}")
     known = {"0": 0, "1": 1, classes[0]: 0, classes[1]: 1}
-    numbers = labels["label"].astype(str).map(known)
+    numbers = labels["label"].astype(str).str.replace(r"^([01])\.0$", r"\1", regex=True).map(known)
     if numbers.isna().any():
         wrong = labels["label"][numbers.isna()].iloc[0]
         raise ValueError(f"labels must be one of {sorted(known)}. Received: label={wrong!r}")
     predictions = predictions.assign(path=predictions["path"].astype(str))
-    names = predictions["path"].str.rsplit("/", n=1).str[-1]
-    by_name = {name: path for name, path in zip(names, predictions["path"], strict=True)}
-    ambiguous = set(names[names.duplicated(keep=False)])
-    paths = set(predictions["path"])
+    by_name: dict[str, list[str]] = {}
+    for path in predictions["path"]:
+        by_name.setdefault(path.rsplit("/", 1)[-1], []).append(path)
 
     def place(path: str) -> str | None:
-        if path in paths:
+        same_name = by_name.get(path.rsplit("/", 1)[-1], [])
+        if path in same_name:
             return path
-        name = path.rsplit("/", 1)[-1]
-        if name in ambiguous:
-            raise ValueError(f"several predictions have this file name: give whole paths. "
-                             f"Received: path={path!r}")
-        return by_name.get(name)
+        ends = [one for one in same_name if f"/{one}".endswith(f"/{path}") or f"/{path}".endswith(f"/{one}")]
+        if len(ends) > 1:
+            raise ValueError(f"several predictions end like this: give whole paths. Received: path={path!r}")
+        return ends[0] if ends else None
 
     placed = labels.assign(label=numbers.astype(int), path=labels["path"].astype(str).map(place))
     found = placed.dropna(subset="path")
@@ -90,8 +89,7 @@ def join_labels(predictions: pd.DataFrame, labels: pd.DataFrame,
     told = [column for column in predictions if column not in ("label", "group")]
     known_elsewhere = [column for column in found if column not in told or column == "path"]
     joined = predictions[told].merge(found[known_elsewhere], on="path", validate="one_to_one")
-    if "group" not in joined:
-        joined["group"] = joined["path"]
+    joined["group"] = joined["group"].fillna(joined["path"]) if "group" in joined else joined["path"]
     return joined, labels[placed["path"].isna()]
 
 
@@ -202,8 +200,8 @@ def _calibration(table: pd.DataFrame, prevalence: float | None) -> Section:
     else:
         if prevalence is not None:
             shifted = shift_prevalence(local, float(labels.mean()), prevalence)
-            text += (f" At a prevalence of {prevalence:.0%} instead of {labels.mean():.0%} here, the mean "
-                     f"refitted probability {local.mean():.2f} becomes {shifted.mean():.2f} (Bayes' rule).")
+            text += (f" At a prevalence of {100 * prevalence:.3g}% instead of {labels.mean():.0%} here, the "
+                     f"mean refitted probability {local.mean():.2f} becomes {shifted.mean():.2f} (Bayes).")
     for name, probabilities in versions.items():
         found = calibration_metrics(labels, probabilities, groups)
         rows += [{"calibration": name, "metric": metric, **entry} for metric, entry in found.items()]
@@ -214,8 +212,8 @@ def drift_report(table: pd.DataFrame, card: Mapping[str, Any], seed: int = 0) ->
     """Compare unlabelled predictions with what the model saw on validation.
 
     Args:
-        table: From ``chestxray predict``: ``status``, ``probability``, the
-            raw ``logit``, and the measures of each image.
+        table: From ``chestxray predict``: ``status``, ``probability``,
+            ``decision``, the raw ``logit``, and the measures of each image.
         card: Of the model, with ``reference``.
         seed: Of the random choice of images to label.
 
@@ -229,7 +227,7 @@ def drift_report(table: pd.DataFrame, card: Mapping[str, Any], seed: int = 0) ->
         raise ValueError("the model's card has no reference to compare with. "
                          f"Received: model={card['name']!r}")
     names = list(card["reference"]["quantiles"])
-    if missing := {"path", "status", "problem", "probability", *names} - set(table):
+    if missing := {"path", "status", "problem", "probability", "decision", *names} - set(table):
         raise ValueError("predictions need the columns that chestxray predict writes; missing: "
                          f"{sorted(missing)}. Received: columns={list(table)}")
     read, judged = table[table["status"] != "unreadable"], table[table["status"] == "ok"]
@@ -238,8 +236,8 @@ def drift_report(table: pd.DataFrame, card: Mapping[str, Any], seed: int = 0) ->
     shares, threshold = [], card["thresholds"]["youden"]
     for what, count, total in (
             ("unreadable", len(table) - len(read), len(table)),
-            ("unlike a film of the trained kind", int(read["problem"].notna().sum()), len(read)),
-            ("called pneumonia", int((judged["probability"] >= threshold).sum()), len(judged))):
+            ("unlike a film of the trained kind", int(read["problem"].fillna("").ne("").sum()), len(read)),
+            ("called pneumonia", int((judged["decision"] == card["classes"][1]).sum()), len(judged))):
         low, high = wilson_interval(count, total)
         shares.append({"what": what, "images": count, "of": total, "share": count / total, "low": float(low),
                        "high": float(high)})
@@ -254,7 +252,7 @@ def drift_report(table: pd.DataFrame, card: Mapping[str, Any], seed: int = 0) ->
         ("Drift", "Medians then and now, population stability index (what chance alone gives beside it), "
          "Kolmogorov-Smirnov distance. Drift is not yet loss of performance, and performance can be lost "
          "without drift: only labels tell.",
-         drift_table(card["reference"], {name: read[name] for name in names})),
+         drift_table(card["reference"], {name: read[name].dropna() for name in names})),  # refused unmeasured
         ("What to label next", "The images nearest to the threshold teach where the model is unsure. An "
          "honest estimate of its performance needs a random sample: begin with the ones drawn here, and go "
          "on until there are a hundred of each class.", to_label)]

@@ -32,7 +32,7 @@ def network_costs(model: keras.Model, file: str | Path) -> dict[str, float]:
 
 def time_per_image(model: keras.Model, repeats: int = 50) -> float:
     """Measure the median time of one image alone, in milliseconds, after a warm-up, as a traced function."""
-    image = tf.zeros((1, *model.input.shape[1:]))
+    image = tf.zeros((1, *model.input_shape[1:]))
     compute = tf.function(lambda pixels: model(pixels, training=False))
     seconds = []
     for _ in range(repeats + 5):

@@ -68,7 +68,7 @@ class Teacher:
                                  f"({trained}), split={data.split_hash!r}")
         self.members, self.bf16 = list(members), bf16
         self.names = [classifier.card["name"] for classifier, _ in members]
-        self.outputs = min(classifier.model.output.shape[-1] for classifier, _ in members)
+        self.outputs = min(classifier.model.output_shape[-1] for classifier, _ in members)
         computed = {"version": TEACHERS_VERSION, "bf16": bf16, "keras": keras.__version__,
                     "tensorflow": tf.__version__, "devices": len(tf.config.list_physical_devices())}
         self._identities = [fingerprint(classifier.model, computed) for classifier, _ in members]

@@ -65,7 +65,7 @@ def compile_model(model: keras.Model, optimizer: keras.Optimizer, label_smoothin
     XLA stays off: on a processor it compiles a convolutional training step
     for many minutes.
     """
-    if model.output.shape[-1] == 1:
+    if model.output_shape[-1] == 1:
         loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=label_smoothing)
     else:
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -82,7 +82,7 @@ class _SumAuroc(keras.metrics.AUC):
 
 
 def _metrics(model: keras.Model) -> list[keras.metrics.Metric]:
-    if model.output.shape[-1] > 1:
+    if model.output_shape[-1] > 1:
         return [keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
                 _SumAuroc(name="auroc", from_logits=True)]
     return [keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0),  # of the logit
@@ -134,7 +134,7 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
         distillation: Teacher of the model; see
             :class:`chestxray.models.teachers.Distillation`.
     """
-    outputs = model.output.shape[-1]
+    outputs = model.output_shape[-1]
     labels = data.targets("train", outputs)
     optimizer = make_optimizer(model, settings, math.ceil(len(labels) / settings.batch_size))
     if distillation:

@@ -17,6 +17,8 @@ import pytest
 
 from chestxray.data import inspection, location
 from chestxray.data.catalog import from_table, merge_groups, parse_name, scan, verify
+from chestxray.data.dataset import load_data
+from chestxray.data.images import ImageSettings
 from chestxray.data.location import find_data
 
 KAGGLE = [
@@ -194,7 +196,8 @@ def test_plain_folder_with_other_names(plain):
 
 def test_class_folders_in_any_case_and_with_subfolders(tmp_path, make_images):
     make_images(tmp_path, ["normal/2020/IM-0001-0001.jpeg", "Pneumonia/person1_virus_1.jpeg"])
-    assert scan(tmp_path)["label"].to_dict() == {0: 1, 1: 0}
+    for classes in (None, ("NORMAL", "PNEUMONIA")):  # by default, and as a card names them
+        assert scan(tmp_path, classes)["label"].to_dict() == {0: 1, 1: 0}
 
 
 def test_a_third_folder_is_ignored_aloud(kaggle, make_images):
@@ -392,6 +395,28 @@ def test_list_with_columns_of_its_own(table, plain):
     assert listed.columns[-2:].tolist() == ["age", "site"]
     assert listed["age"].fillna(-1).tolist() == [3.5, -1, 4, 5]
     assert listed["width"].tolist() == [24] * 4
+
+
+def test_parts_and_class_names_of_a_list_reach_the_data(table, tmp_path, make_images):
+    paths = [f"{part}/{label}{number}.png" for part in ("train", "val", "test") for label in "ab"
+             for number in (1, 2)]
+    folder = make_images(tmp_path / "listed", paths)
+    pd.DataFrame({"path": paths, "label": [{"a": "healthy", "b": "sick"}[path.split("/")[1][0]]
+                                           for path in paths],
+                  "group": paths, "split": [path.split("/")[0] for path in paths]}).to_csv(
+        folder / "list.csv", index=False)
+    listed = from_table(folder / "list.csv", folder, classes=("healthy", "sick"))
+    data = load_data(folder, "given", image=ImageSettings(32), catalog=listed)
+    assert data.classes == ("healthy", "sick")
+    assert data.table["split"].tolist() == [path.split("/")[0] for path in data.table["path"]]
+    with pytest.warns(UserWarning, match="the parts that the list names are not used"):
+        load_data(folder, "patient", image=ImageSettings(32), catalog=listed)
+
+
+def test_a_name_that_no_table_can_hold_is_left_out_by_name(plain):
+    (plain / "a" / os.fsdecode(b"caf\xe9.png")).write_bytes((plain / "a/1.png").read_bytes())
+    with pytest.warns(UserWarning, match=r"1 of 5 files left out: a/caf\\xe9.png: file name is not UTF-8"):
+        assert scan(plain, ("a", "b"))["path"].tolist() == PLAIN
 
 
 def test_list_is_sorted_by_path_and_rows_stay_together(table, plain):

@@ -113,6 +113,16 @@ def test_mistakes_are_told_in_one_line(litert, films, tmp_path, words, reason):
     assert not any(path.name.startswith((".partial", "out")) for path in tmp_path.iterdir())
 
 
+def test_a_list_is_not_replaced_by_its_predictions(litert, films):
+    (films / "list.csv").write_text("path,age\n01.png,4\n")
+    told = call("predict", litert, films / "list.csv", "--output", films / "list.csv")
+    assert told.exit_code == 2 and "would replace what it is made from" in told.output
+    assert (films / "list.csv").read_text() == "path,age\n01.png,4\n"
+    (films / "table.csv").mkdir()
+    told = call("predict", litert, films / "list.csv", "--output", films / "table.csv")
+    assert told.exit_code == 2 and "a folder. Received" in told.output
+
+
 @pytest.fixture
 def mounted(tmp_path):
     """Mounts small disks, where that is allowed."""
@@ -183,7 +193,9 @@ def test_both_formats_of_the_table_are_evaluated_alike(litert, films, tmp_path):
     (tmp_path / "labels.csv").write_text("path,label\n" + "".join(
         f"{path},{number % 2}\n" for number, path in enumerate(sorted(films.iterdir()))))
     told = []
-    for name in ("out.csv", "out.jsonl"):
+    for name in ("out.csv", "out.JSONL"):
         call("predict", litert, films, "--accept-all", "--output", tmp_path / name, "--jobs", 1)
-        told.append(call("evaluate", tmp_path / name, "--model", litert, "--labels", tmp_path / "labels.csv"))
-    assert told[0].exit_code == 0 and told[0].output == told[1].output
+        for labels in ([], ["--labels", tmp_path / "labels.csv"]):
+            told.append(call("evaluate", tmp_path / name, "--model", litert, *labels))
+            assert told[-1].exit_code == 0, told[-1].output
+    assert [one.output for one in told[:2]] == [one.output for one in told[2:]]

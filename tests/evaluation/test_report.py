@@ -22,7 +22,9 @@ def predictions_of(count=400, seed=0, slope=1.0, shift=0.0):
     labels = (generator.random(count) < expit(odds)).astype(int)
     told = (odds - shift) / slope
     table = pd.DataFrame({"path": [f"/films/{number}.png" for number in range(count)], "status": "ok",
-                          "probability": expit(told), "decision": "", "problem": None, "logit": told})
+                          "probability": expit(told),
+                          "decision": np.where(told >= 0, CLASSES[1], CLASSES[0]), "problem": None,
+                          "logit": told})
     for name in MEASURES:
         table[name] = generator.normal(100, 10, count)
     return table, labels
@@ -88,6 +90,28 @@ def test_an_ambiguous_file_name(told):
     twins = table.assign(path=np.where(table.index == 1, "/other/0.png", table["path"]))
     with pytest.raises(ValueError, match="whole paths. Received: path='0.png'"):
         join_labels(twins, pd.DataFrame({"path": ["0.png"], "label": [1]}), CLASSES)
+
+
+def test_a_file_of_the_same_name_in_another_folder_is_another_file(told):
+    table, _ = told
+    labels = pd.DataFrame({"path": ["siteB/0.png", "far/films/1.png", "films/2.png"], "label": [1, 0, 1]})
+    joined, absent = join_labels(table, labels, CLASSES)
+    assert joined["path"].tolist() == ["/films/2.png"]
+    assert absent["path"].tolist() == ["siteB/0.png", "far/films/1.png"]
+    joined, _ = join_labels(table.assign(path=table["path"].str[1:]), labels, CLASSES)
+    assert joined["path"].tolist() == ["films/1.png", "films/2.png"]
+
+
+def test_labels_that_a_spreadsheet_wrote(told, tmp_path):
+    table, _ = told
+    write_json(tmp_path / "model" / "card.json", card_of(table))
+    table.to_csv(tmp_path / "p.csv", index=False)
+    labels = [f"{number}.png,{number % 2}.0,{number // 2:03d}" for number in range(120)]
+    labels[6:8] = ["6.png,0.0,3", "7.png,1.0,"]  # "003" and "3" are two patients; no patient; no label
+    (tmp_path / "l.csv").write_text("\n".join(["path,label,group", *labels, "120.png,,"]))
+    said = CliRunner().invoke(main, ["evaluate", str(tmp_path / "p.csv"), "--model", str(tmp_path / "model"),
+                                     "--labels", str(tmp_path / "l.csv")])
+    assert "120 images of 61 patients" in said.output, said.output
 
 
 # The report
@@ -205,12 +229,17 @@ def test_drift_shares_and_what_to_label(told):
     later, _ = predictions_of(300, seed=1)
     later["brightness"] += 15
     later.loc[:29, ["status", "probability", "problem"]] = ["refused", np.nan, "upside down"]
+    later.loc[0, [*MEASURES, "logit"]] = np.nan  # refused before it was measured
     later.loc[30:35, ["status", "probability", "logit", *MEASURES]] = ["unreadable", *[np.nan] * 7]
     sections = drift_report(later, card)
     shares = section(sections, "Shares")[2].set_index("what")
     assert shares.loc["unlike a film of the trained kind", ["images", "of"]].tolist() == [30, 294]
     assert shares.loc["unreadable", ["images", "of"]].tolist() == [6, 300]
     assert shares.loc["called pneumonia", "of"] == 264
+    assert shares.loc["called pneumonia", "images"] == (later.loc[36:, "logit"] >= 0).sum()
+    other = later.assign(decision=CLASSES[1])  # decided by another rule than youden
+    assert section(drift_report(other, card), "Shares")[2].set_index("what").loc[
+        "called pneumonia", "images"] == 264
     verdicts = section(sections, "Drift")[2].set_index("what")["verdict"]
     assert verdicts["brightness"] == "large change"
     assert set(verdicts.drop("brightness")) == {"no change seen"}
