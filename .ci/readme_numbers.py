@@ -51,13 +51,14 @@ def _official_arms() -> str:
 
 def heatmaps() -> str:
     """Markdown table of what notebook 05 found on the real images."""
-    lines = ["| model, map | inside the lungs (chance) | peaks inside | AUROC, lungs blacked out "
-             "| deletion, insertion against two controls | two films | two trainings |",
-             "|---|---|---|---|---|---|---|"]
+    lines = ["| model, map | of the map inside the lungs | of the peaks | AUROC, lungs blacked out "
+             "| sensitivity, specificity then | deletion, insertion against two controls | two films "
+             "| two trainings |", "|---|---|---|---|---|---|---|---|"]
     for path in sorted((ROOT / "results").glob("explain-*.json")):
         found = read_json(path)
         inside, peak = found["pointing"][:2]
-        stress = {row["change"]: row["auroc"] for row in found["stress"]}
+        stress = {row["change"]: row for row in found["stress"]}
+        black, none = stress["lungs blacked out"], stress["none"]
         verdicts = ["better" if row["low"] > 0 else "worse" if row["high"] < 0 else "undecided"
                     for row in found["faithfulness"]]
         counted = ", ".join(f"{verdicts.count(one)} {one}" for one in ("better", "undecided", "worse")
@@ -66,14 +67,17 @@ def heatmaps() -> str:
         lines.append(
             f"| `{found['name'].removeprefix('explain-')}`, {found['method']} at `{found['layer']}` | "
             f"{share.format(**inside)}, chance {inside['by chance']:.0%} | {share.format(**peak)} | "
-            f"{stress['lungs blacked out']:.3f} instead of {stress['none']:.3f} | {counted} | "
+            f"{black['auroc']:.3f} instead of {none['auroc']:.3f} | {black['sensitivity']:.2f}, "
+            f"{black['specificity']:.2f} instead of {none['sensitivity']:.2f}, {none['specificity']:.2f} | "
+            f"{counted} | "
             f"{found['chance_similarity']:.2f} | {'–' if two is None else format(two, '.2f')} |")
     pointing = read_json(ROOT / "results" / "benchmarks" / "phantom_pointing.json")
     peaks = ", ".join(f"{row['network']} {row['peak']:.0%} ({row['peak_low']:.0%} to {row['peak_high']:.0%})"
                       for row in pointing["rows"] if row["maps"].startswith("gradcam at block5"))
     return "\n".join([*lines, "", said(
-        """On {images} synthetic pneumonias of other patients, whose lesions are known and cover
-        {chance:.0%} of a film, the peak of Grad-CAM lies inside the lesion as often as this: {peaks}; that
+        """Networks that were trained on synthetic films, on {images} synthetic pneumonias of other
+        patients, whose lesions are known and cover {chance:.0%} of a film: the peak of Grad-CAM lies inside
+        the lesion as often as this: {peaks}; that
         of a bell over the middle of the film {bell:.0%} ([layers and
         methods](benchmarks/README.md#do-heatmaps-point-at-what-is-known)).""", images=pointing["images"],
         chance=pointing["chance"], peaks=peaks, bell=pointing["rows"][0]["peak"])]) + "\n"
@@ -125,8 +129,10 @@ def footprint() -> str:
     lines += [f"| training `{result['name']}` | {result['training']['seconds'] / 60:.0f} min |"
               for result in read_results(ROOT / "results")
               if result["name"].endswith("-s0") and "_scratch" not in result["name"]]
-    return "\n".join(lines) + "\n\nDownload, environment and first run: `python benchmarks/footprint.py`; "\
-        "trainings from `results/`.\n"
+    return "\n".join([*lines, "", record_tables.said(
+        """Download, environment and first run: `python benchmarks/footprint.py`; trainings from `results/`,
+        some with features already cached, some with other work beside them: they tell the order of
+        magnitude.""")]) + "\n"
 
 
 BLOCKS = {

@@ -40,7 +40,8 @@ def test_rows_of_the_table_follow_from_the_committed_predictions():
 def test_published_rows_are_those_of_the_list():
     published = pd.read_csv(ROOT / "results" / "published.csv", keep_default_na=False)
     for row in published.to_dict("records"):
-        start = f"| {row['split']} | {row['model']} ({row['who']}"
+        who = f"[{row['who']}]({row['source']})" if row["source"] else row["who"]
+        start = f"| {row['split']} | {row['model']} ({who}"
         line, = [line for line in TEXT.splitlines() if line.startswith((start + ")", start + ";"))]
         values = [f"{float(row[metric]):.3f}" if row[metric] else "–"
                   for metric in ("auroc", "accuracy", "sensitivity", "specificity")]

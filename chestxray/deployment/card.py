@@ -60,10 +60,12 @@ def model_card(card: Mapping[str, Any]) -> str:
     lines += ["", "Calibration (slope 1 and intercept 0 are right; the skill is the gain in Brier score over "
               "saying the prevalence):", ""]
     names = ("brier", "brier_skill", "slope", "intercept", "ece")
-    lines += _table(["data", "Brier", "skill", "slope", "intercept", "ECE"], [
+    lines += _table(["data", "Brier", "skill", "slope", "intercept", "expected calibration error"], [
         [part, *(_cell(found[name]) for name in names)] for part, found in metrics.items()])
     lines += ["", "## Operating points", "",
-              "Thresholds on the calibrated probability, frozen on validation.", ""]
+              "Thresholds on the calibrated probability, frozen on validation: `youden` has the largest "
+              "sensitivity + specificity; `sensitivity_95` is the highest that is shown (Wilson interval) to "
+              "find 95 % of the pneumonias; `half` is 0.5.", ""]
     rows = []
     for rule, value in card["thresholds"].items():
         if value is None:
@@ -72,11 +74,12 @@ def model_card(card: Mapping[str, Any]) -> str:
             rows += [[f"`{rule}`", f"{value:.4f}", part, _cell(found[rule]["sensitivity"]),
                       _cell(found[rule]["specificity"])] for part, found in metrics.items()]
     lines += _table(["rule", "threshold", "data", "sensitivity", "specificity"], rows)
-    triage = card["triage"]
-    lines += ["", f"Triage: rule out below {triage['rule_out']:.4f}, rule in from {triage['rule_in']:.4f}, "
-              "refer between.", "", "## Limits", "", *(f"- {limit}" for limit in card["limits"]),
-              "- Images unlike 99 % of the validation images are refused (`refusal.npz`); a mirrored film is "
-              "not noticed, and what is refused was checked on few other kinds of pictures."]
+    out, into = card["triage"]["rule_out"], card["triage"]["rule_in"]
+    between = "refer between" if into > out else "nobody is referred"
+    lines += ["", f"Triage: rule out below {out:.4f}, rule in from {into:.4f}, {between}.", "",
+              "## Limits", "", *(f"- {limit}" for limit in card["limits"]),
+              "- Images further out than 99 % of the validation images are refused (`refusal.npz`); a "
+              "mirrored film is not noticed, and what is refused was checked on few other kinds of pictures."]
     if data["name"] != "synthetic":
         lines += ["", "## Reporting items", "",
                   "Those of [CLAIM 2024](https://doi.org/10.1148/ryai.240300) and "
