@@ -152,7 +152,8 @@ def calibration(tables: Mapping[str, pd.DataFrame], decisions: Mapping[str, pd.D
     benefit.axhline(0, label="treat none", **GUIDE)
     for number, (name, table) in enumerate(tables.items()):
         style = {"color": MODELS[number % 5], "ls": ("-", "--", "-.")[number // 5 % 3]}
-        reliability.plot(table["predicted"], table["observed"], marker="o", ms=4, label=name, **style)
+        reliability.plot(table["predicted"], table["observed"], marker="os^"[number // 5 % 3], ms=4,
+                         label=name, **style)
         reliability.vlines(table["predicted"], table["low"], table["high"], color=style["color"], lw=1,
                            alpha=0.6)
         benefit.plot(decisions[name]["threshold"], decisions[name]["model"], label=name, **style)
@@ -161,7 +162,7 @@ def calibration(tables: Mapping[str, pd.DataFrame], decisions: Mapping[str, pd.D
                     ylabel="share with pneumonia", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     benefit.set(title="Decision curve", xlabel="threshold probability", ylabel="net benefit", xlim=(0, 1),
                 ylim=(-0.25 * top, 1.05 * top))
-    reliability.legend(loc="upper left")
+    reliability.legend(loc="lower right")
     benefit.legend(loc="lower left")
     return figure
 
