@@ -162,7 +162,7 @@ def calibration(tables: Mapping[str, pd.DataFrame], decisions: Mapping[str, pd.D
                     ylabel="share with pneumonia", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     benefit.set(title="Decision curve", xlabel="threshold probability", ylabel="net benefit", xlim=(0, 1),
                 ylim=(-0.25 * top, 1.05 * top))
-    reliability.legend(loc="lower right")
+    reliability.legend(loc="upper left")
     benefit.legend(loc="lower left")
     return figure
 
