@@ -201,6 +201,7 @@ def tried() -> str:
         lines.append(f"| {rule} | {words} | {' | '.join(cells)} |")
     means = [f"{words}: {seeds['auroc'].mean():.4f}" for rule, words, seeds in rows
              if rule == "patient" and len(seeds) > 1]
+    assert len(means) == 2, means
     return "\n".join([*lines, "", said(
         """Under split `patient` the mean AUROC over {count} seeds does not tell the two apart that were
         trained on all of them ({means}), though the first seed seemed to.""",

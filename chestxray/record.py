@@ -74,7 +74,7 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
     from chestxray.models.builders import as_float32
 
     _check_logits(model)
-    bundle.feature_maps(model)
+    bundle.feature_maps(model)  # raises where there are none
     output_dir = Path(output_dir)
     full_name = f"{name}-{data.rule}-s{data.seed}"
     (output_dir / "results" / f"{full_name}.json").unlink(missing_ok=True)  # no longer true from here on

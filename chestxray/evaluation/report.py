@@ -65,14 +65,14 @@ def join_labels(predictions: pd.DataFrame, labels: pd.DataFrame,
         wrong = labels["label"][numbers.isna()].iloc[0]
         raise ValueError(f"labels must be one of {sorted(known)}. Received: label={wrong!r}")
     predictions = predictions.assign(path=predictions["path"].astype(str))
-    by_name: dict[str, list[str]] = {}
+    paths, by_name = set(predictions["path"]), dict[str, list[str]]()
     for path in predictions["path"]:
         by_name.setdefault(path.rsplit("/", 1)[-1], []).append(path)
 
     def place(path: str) -> str | None:
-        same_name = by_name.get(path.rsplit("/", 1)[-1], [])
-        if path in same_name:
+        if path in paths:
             return path
+        same_name = by_name.get(path.rsplit("/", 1)[-1], [])
         ends = [one for one in same_name if f"/{one}".endswith(f"/{path}") or f"/{path}".endswith(f"/{one}")]
         if len(ends) > 1:
             raise ValueError(f"several predictions end like this: give whole paths. Received: path={path!r}")

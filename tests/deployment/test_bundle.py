@@ -84,6 +84,13 @@ def test_images_divided_by_255_are_refused(bundle):
 
 # Thresholds
 
+def test_images_of_another_size_are_refused(bundle):
+    classifier = load_classifier(bundle[0])
+    for call in (classifier.logits, classifier.score):
+        with pytest.raises(ValueError, match=r"the model's size.*Received: shape=\(1, 40, 41\)"):
+            call(np.full((1, 40, 41), 128, np.uint8))
+
+
 def test_rule_that_validation_could_not_support_gives_its_reason(bundle):
     classifier = load_classifier(bundle[0])
     assert classifier.card["thresholds"]["sensitivity_95"] is None  # six ill children prove nothing

@@ -194,6 +194,8 @@ def test_patterns_tables_and_links(tmp_path):
         return [path.relative_to(tmp_path).as_posix() for path in paths]
 
     assert found("a/**/*.png") == ["a/1.png", "a/b/2.png"]
+    (tmp_path / "a" / ".hidden.png").write_bytes(b"")
+    assert found("a/*") == ["a/1.png"]
     assert found("list.csv") == ["a/1.png", "missing.png"]
     assert found("a", "c") == ["a/1.png", "a/b/2.png", "c/3.jpeg", "c/one.png"]
     assert found("with [brackets].png") == ["with [brackets].png"]

@@ -173,6 +173,13 @@ def test_labels_of_the_place_mend_a_cut_that_moved():
     assert (found.drop(columns=["labelled", "draws"]) == 1).all(axis=None)
 
 
+def test_predictive_values_at_rare_disease_by_hand():
+    # Both pneumonias found, one of two normals cleared: PPV = p / (p + (1 - p) / 2).
+    found = operating_points([1, 1, 0, 0], [0.9, 0.8, 0.7, 0.1], {"half": 0.5}, (0.005, 0.001)).iloc[0]
+    assert found["ppv_0.5"] == pytest.approx(0.005 / 0.5025) and found["npv_0.5"] == 1
+    assert found["ppv_0.1"] == pytest.approx(0.001 / 0.5005)
+
+
 def test_decisions_about_the_others_by_hand():
     # 41 images, one normal of them with a pneumonia's score: 10 labelled ones put the cut below it either
     # way. Unless it is among them (10 of 41 draws), one of the 31 others is decided wrongly.
