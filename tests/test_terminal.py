@@ -10,8 +10,16 @@ import pytest
 from chestxray.terminal import EpochLines
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own handler, also where the tests run in the background and ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("later_line", [True, False])
-def test_a_swallowed_interruption_is_raised_again(later_line):
+def test_a_swallowed_interruption_is_raised_again(later_line, interruptible):
     lines = EpochLines()
     reached = []
     with pytest.raises(KeyboardInterrupt), lines.watch():

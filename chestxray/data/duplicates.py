@@ -73,8 +73,8 @@ def _close(signs: np.ndarray, start: int) -> np.ndarray:
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Correlation of the grey values of two pictures; 1 for two flat ones."""
+    """Correlation of the grey values of two pictures, to six digits; 1 for equal or two flat ones."""
     one, other = (np.ravel(image).astype(np.float64) for image in (one, other))
     if one.std() == 0 or other.std() == 0:
         return float(one.std() == other.std())
-    return float(np.corrcoef(one, other)[0, 1])
+    return round(float(np.corrcoef(one, other)[0, 1]), 6)

@@ -133,10 +133,14 @@ def test_without_patience_the_last_weights_are_kept(data):
 
 def test_a_loss_that_is_not_a_number_stops_the_training(data, tmp_path):
     settings = TrainSettings(epochs=3, learning_rate=1e38, optimizer="sgd")
-    with pytest.raises(ValueError, match="not a number.*Received: phase='training', epoch=2"):
-        train(build_student_cnn(tiny.SIZE), data, settings, tmp_path / "state.npz")
-    with np.load(tmp_path / "state.npz") as state:
-        assert len(json.loads(str(state["meta"]))["history"]) == 1  # that epoch is not kept
+    state = tmp_path / "state.npz"
+    with pytest.raises(ValueError, match="not a number.*Received: phase='training', epoch=[12]$") as stop:
+        train(build_student_cnn(tiny.SIZE), data, settings, state)
+    kept = 0
+    if state.exists():
+        with np.load(state) as content:
+            kept = len(json.loads(str(content["meta"]))["history"])
+    assert kept == int(str(stop.value)[-1]) - 1  # that epoch, which one depends on the processor, is not kept
 
 
 # Three classes
