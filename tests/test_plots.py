@@ -288,6 +288,24 @@ def test_roc_pr_shows_the_floor_and_the_band_of_the_first():
     assert [0.5, 0.2] in outline and [0.5, 0.9] in outline
 
 
+def test_roc_pr_enlarges_the_corner_where_all_curves_lie():
+    labels, grid = [0] * 50 + [1] * 50, np.linspace(0, 1, 100)
+    swapped = np.where(np.arange(100) == 49, grid[50], np.where(np.arange(100) == 50, grid[49], grid))
+    good, poor = (labels, swapped), (labels, grid[::-1])  # one of 2,500 pairs out of order: AUROC .9996
+    figure = plots.roc_pr({str(number): good for number in range(6)}, {"0": 0.5},
+                          floor={"sees": "border", "auroc": 0.75, "roc": [0.0, 1.0, 1.0]})
+    figure.canvas.draw()
+    for axis, recall in zip(figure.axes, ((-0.004, 0.2), (0.8, 1.004)), strict=True):
+        corner, = axis.child_axes
+        assert (corner.get_xlim(), corner.get_ylim()) == (recall, (0.8, 1.004))
+        for line, enlarged in zip(axis.lines, corner.lines, strict=True):
+            np.testing.assert_array_equal(line.get_xydata(), enlarged.get_xydata())
+        shown = axis.get_tightbbox()  # with title and legend: nothing is cut off
+        assert shown.y0 >= 0 and shown.y1 <= figure.bbox.y1
+    figure = plots.roc_pr({"good": good, "poor": poor})
+    assert not any(axis.child_axes for axis in figure.axes)
+
+
 def test_calibration_draws_bins_and_net_benefit():
     labels, p = [0, 0, 1, 0, 1, 1, 1, 1], [0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9]
     figure = plots.calibration({"a": reliability_table(labels, p, 2)},

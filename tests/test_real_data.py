@@ -1,9 +1,8 @@
 """On the real images and ImageNet weights, where CHESTXRAY_DATA and CHESTXRAY_WEIGHTS name them."""
 
+import keras
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 
 import chestxray as cx
 
@@ -27,27 +26,15 @@ def test_no_image_of_the_folder_is_lost(data):
     assert (data.images("val").reshape(878, -1).std(axis=1) > 5).all()
 
 
-def test_pretrained_vgg16_sees_the_difference_and_a_random_one_less(data, real_weights):
-    """Frozen features and a logistic regression on 300 + 300 images.
-
-    Measured .990 against .964: even random features do well on this data, so
-    only the difference tells that the weights arrived.
-    """
-    rows = data.part("train").groupby("label").sample(150, random_state=0)
-    other = data.part("val").groupby("label").sample(150, random_state=0)
-
-    def score(weights):
-        import keras
-        cx.set_seed(0)
-        model, recorded = cx.build_transfer_model("VGG16", 224, weights=weights, precision="mixed_bfloat16")
-        assert recorded == ("random" if weights is None else "vgg16_notop.weights.h5")
-        pooled = keras.Model(model.input, model.get_layer("pool").output)
-        features = [np.asarray(pooled.predict(data.store.dataset(part), verbose=0), np.float64)
-                    for part in (rows, other)]
-        scale = features[0].std(axis=0) + 1e-6
-        fit = LogisticRegression(C=0.01, max_iter=2000).fit(features[0] / scale, rows["label"])
-        return roc_auc_score(other["label"], fit.decision_function(features[1] / scale))
-
-    pretrained, random = score(str(real_weights)), score(None)
-    assert pretrained > 0.98
-    assert pretrained > random + 0.01
+def test_pretrained_vgg16_sees_real_images_as_that_of_keras_does(data, real_weights):
+    rows = data.part("val").groupby("label").sample(4, random_state=0)
+    grey = data.store.images(rows).astype(np.float32)
+    file = real_weights if real_weights.is_file() else real_weights / "vgg16_notop.weights.h5"
+    plain = keras.applications.VGG16(include_top=False, weights=str(file), input_shape=(224, 224, 3),
+                                     pooling="avg")
+    expected = plain(keras.applications.vgg16.preprocess_input(np.repeat(grey, 3, axis=-1))).numpy()
+    model, recorded = cx.build_transfer_model("VGG16", weights=str(real_weights))
+    assert recorded == file.name
+    pooled = keras.Model(model.input, model.get_layer("pool").output)
+    np.testing.assert_allclose(pooled(grey).numpy(), expected, rtol=1e-3, atol=1e-3 * expected.std())
+    assert np.corrcoef(expected)[np.triu_indices(8, 1)].max() < 0.999  # the images differ

@@ -8,6 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn import metrics as skm
 
@@ -94,6 +95,8 @@ def roc_pr(curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
            band: Sequence[np.ndarray] | None = None, floor: Mapping | None = None) -> Figure:
     """Draw ROC and precision-recall curves; the legends give AUROC and average precision.
 
+    Where every AUROC is at least 0.98, all curves lie in one corner; it is then shown enlarged, too.
+
     Args:
         curves: Name to (labels, probabilities), both (N,).
         points: Name to the threshold (decision: probability >= threshold) to mark on its curves.
@@ -104,16 +107,39 @@ def roc_pr(curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
     checked, points = {name: check_scores(*pair) for name, pair in curves.items()}, points or {}
     check(len(checked) and set(points) <= set(checked), "curves are needed, and points on them",
           points=list(points), curves=list(checked))
-    figure, (roc, pr) = panels(2, 2, 4.3, 4.2, synthetic=synthetic)
+    crowded = all(skm.roc_auc_score(*pair) >= 0.98 for pair in checked.values())
+    lines = len(checked) + 2 * bool(floor) + bool(band) + len(points) + 1  # of the legend
+    below = 0.5 + 0.19 * lines if crowded else 0
+    figure, (roc, pr) = panels(2, 2, 4.3, 4.2 + below, synthetic=synthetic)
+    _draw_roc_pr(roc, pr, checked, points, band, floor)
+    roc.set(title="ROC", xlabel="1 − specificity", ylabel="sensitivity")
+    pr.set(title="Precision–recall", xlabel="recall (sensitivity)", ylabel="precision")
+    for axis, place in ((roc, "lower right"), (pr, "lower left")):
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", anchor="N" if crowded else "C")
+        axis.legend(**{"loc": "upper center", "bbox_to_anchor": (0.5, -0.13)} if crowded else {"loc": place})
+    if crowded:
+        corners = roc.inset_axes((0.38, 0.1, 0.56, 0.56)), pr.inset_axes((0.14, 0.1, 0.56, 0.56))
+        _draw_roc_pr(*corners, checked, points, band, floor)
+        for axis, corner, recall in ((roc, corners[0], (-0.004, 0.2)), (pr, corners[1], (0.8, 1.004))):
+            corner.set(xlim=recall, ylim=(0.8, 1.004), xticks=np.round(recall, 1), yticks=(0.8, 0.9, 1))
+            corner.tick_params(labelsize=8)
+            axis.indicate_inset_zoom(corner)
+    return figure
+
+
+def _draw_roc_pr(roc: Axes, pr: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+                 points: Mapping[str, float], band: Sequence[np.ndarray] | None,
+                 floor: Mapping | None) -> None:
+    """Draw what both panels, and the enlarged corner of each, have in common."""
     roc.plot([0, 1], [0, 1], label="chance, 0.500", **GUIDE)
     if floor:
         roc.plot(np.linspace(0, 1, len(floor["roc"])), floor["roc"], color="#8C8C8C", lw=2.5, alpha=0.6,
                  label=f"hardly any lung seen, {floor['auroc']:.3f}\n({floor['sees']})")
     if band:
         roc.fill_between(*band, color=MODELS[0], alpha=0.15, lw=0, label="95 % of the first")
-    for prevalence in sorted({f"{y.mean():.3f}" for y, _ in checked.values()}):
+    for prevalence in sorted({f"{y.mean():.3f}" for y, _ in curves.values()}):
         pr.axhline(float(prevalence), label=f"prevalence, {prevalence}", **GUIDE)
-    for number, (name, (y, p)) in enumerate(checked.items()):
+    for number, (name, (y, p)) in enumerate(curves.items()):
         style = {"color": MODELS[number % 5], "ls": ("-", "--", "-.")[number // 5 % 3]}
         roc.plot(*skm.roc_curve(y, p)[:2], label=f"{name}, AUROC {skm.roc_auc_score(y, p):.3f}",
                  **style)
@@ -126,12 +152,6 @@ def roc_pr(curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
                      label=f"at threshold {points[name]:.3f}")
             precision = skm.precision_score(y, called, zero_division=np.nan)
             pr.plot(called[y == 1].mean(), precision, "o", ms=8, **dot)
-    roc.set(title="ROC", xlabel="1 − specificity", ylabel="sensitivity")
-    pr.set(title="Precision–recall", xlabel="recall (sensitivity)", ylabel="precision")
-    for axis, place in ((roc, "lower right"), (pr, "lower left")):
-        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-        axis.legend(loc=place)
-    return figure
 
 
 @mpl.rc_context(STYLE)
