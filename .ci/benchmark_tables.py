@@ -85,6 +85,18 @@ def batch_norm() -> str:
           f"{row['fused_images_per_second']:.0f}", f"{row['faster']:.2f}×"] for row in found["rows"]])
 
 
+def allocation() -> str:
+    """Training images per second and peak memory, with freed memory handed back and kept."""
+    found = read_json(RESULTS / "benchmarks" / "allocation.json")
+    return _table(
+        ["network", "side", "handed back, images/s", "kept, images/s", "faster", "peak, handed back",
+         "peak, kept"],
+        [[row["network"], f"{row['image_size']} px", f"{row['returned_images_per_second']:.0f}",
+          f"{row['kept_images_per_second']:.0f}", f"{row['faster']:.2f}×",
+          f"{row['returned_peak_megabytes']:,.0f} MB", f"{row['kept_peak_megabytes']:,.0f} MB"]
+         for row in found["rows"]])
+
+
 def input_path() -> str:
     """Images per second of every reader, and the limit."""
     found = read_json(RESULTS / "benchmarks" / "input_path.json")
