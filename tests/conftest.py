@@ -14,6 +14,7 @@ for _name in ("CHESTXRAY_DATA", "CHESTXRAY_WEIGHTS"):  # kept under another name
 _CACHE = tempfile.mkdtemp(prefix="chestxray-tests-")
 os.environ["CHESTXRAY_CACHE"] = _CACHE
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # the workers share the cores, on which waiting threads would spin
 
 import matplotlib
 
