@@ -137,7 +137,8 @@ def footprint() -> str:
 
 BLOCKS = {
     "README.md": (record_tables.minute, record_tables.results, record_tables.tried, distillation,
-                  benchmark_tables.speed, heatmaps, benchmark_tables.archive, backbone, shortcuts, footprint),
+                  benchmark_tables.speed, benchmark_tables.training, heatmaps, benchmark_tables.archive,
+                  backbone, shortcuts, footprint),
     "benchmarks/README.md": (
         benchmark_tables.speed, benchmark_tables.head_quality, benchmark_tables.input_path,
         benchmark_tables.batch_norm, benchmark_tables.allocation, benchmark_tables.gradcam,
