@@ -89,9 +89,9 @@ def training() -> str:
     """What no longer slows the training of networks from scratch down."""
     kept, fused = (sorted(row["faster"] for row in read_json(RESULTS / "benchmarks" / f"{name}.json")["rows"])
                    for name in ("allocation", "batch_norm"))
-    return ("Training on a processor is cleared of two brakes. Once a pipeline comes from a Python generator, "
-            "TensorFlow has all freed memory handed back to the system, for the whole process; kept, networks "
-            f"from scratch train {kept[0]:.1f} to {kept[-1]:.1f} times as fast "
+    return ("Training on a processor is cleared of two brakes. Once a pipeline comes from a Python "
+            "generator, TensorFlow has all freed memory handed back to the system, for the whole process; "
+            f"kept, networks from scratch train {kept[0]:.1f} to {kept[-1]:.1f} times as fast "
             "(`python benchmarks/allocation.py`). And batch normalisation runs in one kernel: "
             f"{fused[0]:.1f} to {fused[-1]:.1f} times as fast as with Keras' own, measured on another "
             "processor (`python benchmarks/batch_norm.py`). What is saved is plain Keras.\n")
