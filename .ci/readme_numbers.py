@@ -141,7 +141,7 @@ BLOCKS = {
                   backbone, shortcuts, footprint),
     "benchmarks/README.md": (
         benchmark_tables.speed, benchmark_tables.head_quality, benchmark_tables.input_path,
-        benchmark_tables.batch_norm, benchmark_tables.allocation, benchmark_tables.gradcam,
+        benchmark_tables.batch_norm, benchmark_tables.training_steps, benchmark_tables.gradcam,
         benchmark_tables.archive, benchmark_tables.test_time_views, benchmark_tables.phantom_pointing,
         benchmark_tables.floor_lungs, benchmark_tables.difficulty),
 }

@@ -39,10 +39,10 @@ SETTINGS = cx.ImageSettings(SIZE, clahe=True)
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 
 
-def make_files(folder: Path, originals: Path) -> None:
-    """Write IMAGES files of other contents each."""
+def make_files(folder: Path, originals: Path, count: int) -> None:
+    """Write ``count`` files of other contents each."""
     paths = sorted(path for path in originals.rglob("*") if path.suffix in (".jpeg", ".jpg"))
-    for number in range(IMAGES):
+    for number in range(count):
         path, shift = paths[number % len(paths)], number // len(paths)
         image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
         if max(image.shape) < 500:  # phantoms
@@ -87,7 +87,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         os.environ["CHESTXRAY_CACHE"] = str(Path(place) / "cache")
         folder = Path(place) / "files"
-        make_files(folder, given.originals or cx.phantom_dataset(120))
+        make_files(folder, given.originals or cx.phantom_dataset(120), IMAGES)
         catalog = scan(folder)
         paths = [str(folder / path) for path in catalog["path"]]
         steps = Parallel(n_jobs=cores)(delayed(alone)(paths[core::cores]) for core in range(cores))

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ import numpy as np
 
 from chestxray.data.augmentation import Augmentation, view_layer
 from chestxray.data.images import PIXELS_VERSION, ImageSettings, preprocess
+from chestxray.data.passes import pass_batches, pass_order
 from chestxray.files import cache_dir, read_json, whole_folder, write_json
 
 if TYPE_CHECKING:
@@ -134,40 +135,24 @@ class PixelStore:
         paths, labels = list(table["path"]), table["label"].to_numpy(np.float32)
         count = itertools.count()
 
-        def batches() -> Iterator[tuple]:
+        def begin() -> list[np.ndarray]:
             number = epoch() if epoch else next(count)
             view = number % views if views else number
-            drawn = augment.draw(paths, size, view, seed) if augment else None
-            for some in batch_order(len(rows), batch_size, shuffle, seed, number):
-                batch = self.pixels[rows[some]][..., np.newaxis], labels[some]
-                yield (*batch, drawn[some]) if augment else batch
+            columns = [rows, labels, *([augment.draw(paths, size, view, seed)] if augment else [])]
+            order = pass_order(len(rows), shuffle, seed, number)
+            return [column[order] for column in columns]
 
-        signature = [tf.TensorSpec((None, size, size, 1), tf.uint8), tf.TensorSpec((None,), tf.float32)]
+        signature = [tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None,), tf.float32)]
         if augment:
             signature.append(tf.TensorSpec((None, 10), tf.float32))
             layer = view_layer()
-        dataset = tf.data.Dataset.from_generator(batches, output_signature=tuple(signature))
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(-(-len(rows) // batch_size)))
 
-        def finish(images: tf.Tensor, labels: tf.Tensor, *drawn: tf.Tensor) -> tuple:
+        def read(rows: tf.Tensor, labels: tf.Tensor, *drawn: tf.Tensor) -> tuple:
+            images = tf.numpy_function(lambda some: self.pixels[some][..., np.newaxis], [rows], tf.uint8)
+            images = tf.ensure_shape(images, (None, size, size, 1))
             return layer(images, *drawn) if drawn else tf.cast(images, tf.float32), labels
 
-        return dataset.map(finish).prefetch(2)
-
-
-def batch_order(count: int, batch_size: int, shuffle: bool, seed: int, epoch: int) -> list[np.ndarray]:
-    """Say which items make up each batch of an epoch.
-
-    Args:
-        count: Number of items.
-        batch_size: Items a batch; the last batch may be smaller.
-        shuffle: Order by ``seed`` and ``epoch`` instead of the items' own.
-
-    Returns:
-        Positions of the items of each batch.
-    """
-    order = np.random.default_rng([seed, epoch]).permutation(count) if shuffle else np.arange(count)
-    return [order[start:start + batch_size] for start in range(0, count, batch_size)]
+        return pass_batches(begin, signature, len(rows), batch_size).map(read).prefetch(2)
 
 
 def _decode_all(target: Path, paths: list[str], settings: ImageSettings) -> dict[int, str]:

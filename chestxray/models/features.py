@@ -15,7 +15,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from chestxray.data.augmentation import Augmentation
 from chestxray.data.dataset import XrayData
-from chestxray.data.pixels import batch_order
+from chestxray.data.passes import pass_batches, pass_order
 from chestxray.files import cache_dir, remove_debris, whole_folder
 from chestxray.models.checkpoint import fingerprint
 from chestxray.models.frozen import frozen_graph
@@ -145,18 +145,22 @@ class Features:
         """
         labels = self.data.targets(part, self.rest.output.shape[-1])
 
-        def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            number = epoch()
-            features = self._maps[part, self._view(part, number)]
-            for some in batch_order(len(labels), batch_size, shuffle, self.data.seed, number):
-                yield features[some], labels[some]
-
         tensor = self.cuts[0].output
-        signature = (tf.TensorSpec(tensor.shape, tf.float16), tf.TensorSpec((None,), tf.float32))
-        dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(-(-len(labels) // batch_size)))
-        return dataset.map(lambda found, labels: (tf.cast(found, tensor.dtype), labels)).prefetch(2)
 
+        def begin() -> tuple[np.ndarray, ...]:
+            number = epoch()
+            order = pass_order(len(labels), shuffle, self.data.seed, number)
+            return order, labels[order], np.full(len(order), number)
+
+        def activations(some: np.ndarray, number: np.ndarray) -> np.ndarray:
+            return self._maps[part, self._view(part, int(number[0]))][some]
+
+        def read(some: tf.Tensor, labels: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            found = tf.numpy_function(activations, [some, number], tf.float16)
+            return tf.cast(tf.ensure_shape(found, tensor.shape), tensor.dtype), labels
+
+        signature = [tf.TensorSpec((None,), kind) for kind in (tf.int64, tf.float32, tf.int64)]
+        return pass_batches(begin, signature, len(labels), batch_size).map(read).prefetch(2)
 
     def make_room(self, disk_gb: float) -> None:
         """Remove the entries of others that have not been used for longest, until all views fit.

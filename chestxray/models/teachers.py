@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from chestxray.data.augmentation import Augmentation
 from chestxray.data.dataset import XrayData
-from chestxray.data.pixels import batch_order
+from chestxray.data.passes import pass_batches, pass_order
 from chestxray.evaluation.calibration import log_odds
 from chestxray.files import cache_dir, whole_file
 from chestxray.models.checkpoint import fingerprint
@@ -194,14 +194,12 @@ class Distillation:
         """
         count = len(data.part(part))
 
-        def batches() -> Iterator[np.ndarray]:
+        def begin() -> list[np.ndarray]:
             number = epoch()
-            logits = self.answers(data, part, settings, number, outputs)
-            for some in batch_order(count, settings.batch_size, part == "train", data.seed, number):
-                yield logits[some]
+            order = pass_order(count, part == "train", data.seed, number)
+            return [self.answers(data, part, settings, number, outputs)[order]]
 
-        signature = tf.TensorSpec((None, outputs), tf.float32)
-        taught = tf.data.Dataset.from_generator(batches, output_signature=signature)
-        taught = taught.apply(tf.data.experimental.assert_cardinality(images.cardinality()))
+        signature = [tf.TensorSpec((None, outputs), tf.float32)]
+        taught = pass_batches(begin, signature, count, settings.batch_size)
         joined = tf.data.Dataset.zip(images, taught)
-        return joined.map(lambda pair, logits: ({"image": pair[0], "teacher_logit": logits}, pair[1]))
+        return joined.map(lambda pair, taught: ({"image": pair[0], "teacher_logit": taught[0]}, pair[1]))

@@ -14,7 +14,6 @@ import pandas as pd
 import tensorflow as tf
 
 from chestxray.data.dataset import XrayData
-from chestxray.models.allocation import keep_freed_memory
 from chestxray.models.batch_norm import fused_batch_norm
 from chestxray.models.checkpoint import Checkpoint, fingerprint
 from chestxray.models.distillation import Distiller
@@ -135,7 +134,6 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
         distillation: Teacher of the model; see
             :class:`chestxray.models.teachers.Distillation`.
     """
-    keep_freed_memory()
     outputs = model.output_shape[-1]
     labels = data.targets("train", outputs)
     optimizer = make_optimizer(model, settings, math.ceil(len(labels) / settings.batch_size))

@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import tiny
 
 from chestxray.data import pixels
@@ -12,6 +13,7 @@ from chestxray.data.augmentation import Augmentation
 from chestxray.deployment.bundle import Classifier
 from chestxray.models import students
 from chestxray.models.builders import build_student_cnn
+from chestxray.models.features import Features
 from chestxray.models.schedules import TrainSettings
 from chestxray.models.students import Candidate, read_candidates, train_student
 from chestxray.models.teachers import Teacher
@@ -71,26 +73,38 @@ def test_arms_of_one_seed_begin_alike_and_end_apart(data, teacher):
 
 
 def test_all_arms_and_seeds_see_the_same_views_in_the_same_order(data, teacher, monkeypatch):
-    drawn, draw, ordered, order = [], Augmentation.draw, [], pixels.batch_order
+    drawn, draw, ordered, order = [], Augmentation.draw, [], pixels.pass_order
 
     def draw_spy(self, paths, size, view, seed):
         drawn.append((view, seed))
         return draw(self, paths, size, view, seed)
 
-    def order_spy(count, batch_size, shuffle, seed, epoch):
+    def order_spy(count, shuffle, seed, epoch):
         if shuffle:
             ordered.append((seed, epoch))
-        return order(count, batch_size, shuffle, seed, epoch)
+        return order(count, shuffle, seed, epoch)
 
     settings = dataclasses.replace(SETTINGS, epochs=3, views=2)
     for view in range(2):
         teacher[1].logits("train", list(data.part("train")["path"]), settings.augmentation, view)
     monkeypatch.setattr(Augmentation, "draw", draw_spy)
-    monkeypatch.setattr(pixels, "batch_order", order_spy)
+    monkeypatch.setattr(pixels, "pass_order", order_spy)
     for way, seed in ((Candidate("alone"), 0), (Candidate("taught", alpha=0.5), 0), (Candidate("alone"), 5)):
         train_student("student_cnn", data, settings, way, seed, teacher)
     assert drawn == 3 * [(0, 0), (1, 0), (0, 0)]
     assert ordered == 3 * [(0, 0), (0, 1), (0, 2)]
+
+
+def test_no_data_set_comes_from_a_generator(data, teacher, monkeypatch):
+    # It would slow down every step of the process: chestxray/data/passes.py.
+    def refuse(*args, **options):
+        raise AssertionError("from_generator")
+    monkeypatch.setattr(tf.data.Dataset, "from_generator", refuse)
+    model, trained = train_student("student_cnn", data, SETTINGS, Candidate("taught", alpha=0.3), 0, teacher)
+    assert trained.images == len(data.part("train"))
+    features = Features(model, data, [model.layers[-2]], SETTINGS.augmentation, 1)
+    features.prepare("train")
+    assert sum(len(labels) for _, labels in features.dataset("train")) == trained.images
 
 
 def test_learning_rate_of_a_candidate_counts(data, teacher, monkeypatch):
