@@ -6,8 +6,8 @@ from pathlib import Path
 import chestxray
 
 # From the bottom to the top: a room may import those before it.
-ROOMS = ["evaluation", "plots", "files", "terminal", "data", "models", "gradcam", "deployment", "results",
-         "record", "steps", "publish", "freeze", "experiments", "console", "cli"]
+ROOMS = ["evaluation", "plots", "files", "processes", "terminal", "data", "models", "gradcam", "deployment",
+         "results", "record", "steps", "publish", "freeze", "experiments", "console", "cli"]
 ALONE = ("evaluation", "plots")
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 import cv2
@@ -21,6 +22,7 @@ from chestxray.data.anatomy import Anatomy, make_anatomy
 from chestxray.data.catalog import SUBTYPES
 from chestxray.data.radiograph import SOFT, Rays, clouds, expose, line_integrals, make_pose
 from chestxray.files import cache_dir, whole_folder
+from chestxray.processes import in_processes
 
 PHANTOM_VERSION = 1
 """Part of the cache folder's name: raise it whenever the pictures change."""
@@ -127,7 +129,7 @@ def render_phantom(
     pose_rng, lesion_rng, film_rng = (
         np.random.default_rng([patient_seed, 1 + image_seed, stream]) for stream in range(3)
     )
-    anatomy = make_anatomy(patient_seed)
+    anatomy = _patient(patient_seed)
     rays = Rays.through(make_pose(pose_rng), size)
     path, air = line_integrals(anatomy, rays, pose_rng)
     added = np.zeros_like(path)
@@ -135,6 +137,9 @@ def render_phantom(
         added = draw_lesion(subtype, anatomy, rays, air, lesion_rng)
     image = expose(path + added, rays, film_rng)
     return Phantom(image, added > 0, int(subtype != "normal"), subtype)
+
+
+_patient = lru_cache(maxsize=1)(make_anatomy)  # the next film is mostly of the same child
 
 
 def _check(name: str, value: int, least: int, most: int | None = None) -> None:
@@ -165,13 +170,8 @@ def write_phantoms(folder: str | Path, images: int = 300, size: int = 224, seed:
     _check("images", images, 20)
     _check("seed", seed, 0)
     folder = Path(folder)
-    for path, subtype, patient, shot in _plan(images, seed):
-        phantom = render_phantom(subtype, size, patient, shot)
-        file = folder / "chest_xray" / path
-        for target in (file, lesion_mask_path(file)):
-            target.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(file), phantom.image, [cv2.IMWRITE_JPEG_QUALITY, 95])
-        cv2.imwrite(str(lesion_mask_path(file)), phantom.mask * np.uint8(255))
+    for _ in in_processes(partial(_write, folder, size), list(_plan(images, seed)), "making phantoms"):
+        pass
     (folder / "README.txt").write_text(
         "These radiographs are SYNTHETIC: rendered by chestxray.data.phantom, from no patient.\n"
         "They must not be used as, or mixed with, medical data.\n"
@@ -179,6 +179,16 @@ def write_phantoms(folder: str | Path, images: int = 300, size: int = 224, seed:
         f"seed={seed} version={PHANTOM_VERSION}\n",
         encoding="utf-8",
     )
+
+
+def _write(folder: Path, size: int, planned: list[tuple[str, str, int, int]]) -> None:
+    for path, subtype, patient, shot in planned:
+        phantom = render_phantom(subtype, size, patient, shot)
+        file = folder / "chest_xray" / path
+        for target in (file, lesion_mask_path(file)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(file), phantom.image, [cv2.IMWRITE_JPEG_QUALITY, 95])
+        cv2.imwrite(str(lesion_mask_path(file)), phantom.mask * np.uint8(255))
 
 
 def _plan(images: int, seed: int) -> Iterator[tuple[str, str, int, int]]:
@@ -214,8 +224,8 @@ def phantom_dataset(images: int = 300, size: int = 224, seed: int = 0) -> Path:
     """
     folder = cache_dir("phantoms") / f"v{PHANTOM_VERSION}-{images}-images-{size}px-seed{seed}"
     if not folder.exists():
-        with whole_folder(folder) as partial:
-            write_phantoms(partial, images, size, seed)
+        with whole_folder(folder) as unfinished:
+            write_phantoms(unfinished, images, size, seed)
     return folder / "chest_xray"
 
 

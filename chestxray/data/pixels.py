@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,12 +24,11 @@ from chestxray.data.augmentation import Augmentation, view_layer
 from chestxray.data.images import PIXELS_VERSION, ImageSettings, preprocess
 from chestxray.data.passes import pass_batches, pass_order
 from chestxray.files import cache_dir, read_json, whole_folder, write_json
+from chestxray.processes import in_processes
 
 if TYPE_CHECKING:
     import pandas as pd
     import tensorflow as tf
-
-_CHUNK = 64  # images a worker takes at a time
 
 
 class PixelStore:
@@ -70,9 +69,9 @@ class PixelStore:
         key = json.dumps([PIXELS_VERSION, cv2.__version__, asdict(settings), contents], sort_keys=True)
         folder = cache_dir("pixels") / hashlib.sha256(key.encode()).hexdigest()[:24]
         if not folder.is_dir():
-            with whole_folder(folder) as partial:
-                failed = _decode_all(partial / "pixels.npy", paths, settings)
-                write_json(partial / "index.json", {
+            with whole_folder(folder) as unfinished:
+                failed = _decode_all(unfinished / "pixels.npy", paths, settings)
+                write_json(unfinished / "index.json", {
                     "settings": asdict(settings), "contents": contents,
                     "failed": {contents[row]: reason for row, reason in failed.items()}})
         return cls(folder, settings)
@@ -157,34 +156,22 @@ class PixelStore:
 
 def _decode_all(target: Path, paths: list[str], settings: ImageSettings) -> dict[int, str]:
     """Fill a new memory map with the images; returns row → reason for what failed."""
-    from joblib import Parallel, delayed
-    from joblib.externals.loky import get_reusable_executor
-    from tqdm import tqdm
-
     np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8,
                               shape=(len(paths), settings.size, settings.size)).flush()
-    starts = range(0, len(paths), _CHUNK)
-    workers = min(os.cpu_count() or 1, len(starts))
     failed: dict[int, str] = {}
-    with tqdm(total=len(paths), desc="reading images", unit="image", disable=None) as bar:
-        parallel = Parallel(n_jobs=workers, return_as="generator_unordered")
-        for done, problems in parallel(delayed(_decode_chunk)(target, start, paths[start:start + _CHUNK],
-                                                              settings) for start in starts):
-            failed |= problems
-            bar.update(done)
-    if workers > 1:
-        get_reusable_executor().shutdown()
+    decode = partial(_decode, target, settings)
+    for problems in in_processes(decode, list(enumerate(paths)), "reading images"):
+        failed |= problems
     return failed
 
 
-def _decode_chunk(target: Path, start: int, paths: list[str],
-                  settings: ImageSettings) -> tuple[int, dict[int, str]]:
+def _decode(target: Path, settings: ImageSettings, rows: list[tuple[int, str]]) -> dict[int, str]:
     pixels = np.load(target, mmap_mode="r+")
     failed = {}
-    for row, path in enumerate(paths, start):
+    for row, path in rows:
         try:
             pixels[row] = preprocess(path, settings)
         except ValueError as error:
             failed[row] = str(error).split(". Received:")[0]
     pixels.flush()
-    return len(paths), failed
+    return failed
