@@ -32,7 +32,9 @@ def pass_batches(begin: Callable[[], Sequence[np.ndarray]], signature: Sequence[
     newer, that has the C library hand all freed memory back to the system,
     for the whole process, and each training step then pays for fresh pages,
     which takes as long as the computation of a small network
-    (``benchmarks/training.py``).
+    (``benchmarks/training.py``). And nothing is tuned while it runs: here is
+    nothing to tune, and the end of a pass would now and then wait for the
+    sleeping tuner, up to half a minute.
 
     Args:
         begin: Called when a pass begins; gives arrays of ``count`` rows, in
@@ -51,4 +53,6 @@ def pass_batches(begin: Callable[[], Sequence[np.ndarray]], signature: Sequence[
         return tf.data.Dataset.from_tensor_slices(tuple(arrays)).batch(batch_size)
 
     dataset = tf.data.Dataset.range(1).flat_map(rows)
-    return dataset.apply(tf.data.experimental.assert_cardinality(-(-count // batch_size)))
+    plain = tf.data.Options()
+    plain.autotune.enabled = False
+    return dataset.apply(tf.data.experimental.assert_cardinality(-(-count // batch_size))).with_options(plain)

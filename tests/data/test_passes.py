@@ -43,6 +43,11 @@ def test_each_pass_begins_anew():
         assert np.array_equal(np.concatenate(pairs)[:, 1], -np.concatenate(rows))
 
 
+def test_no_tuner_is_left_to_wait_for():
+    # Its thread holds up the end of one pass in eight or so, for seconds: not to be tested without a clock.
+    assert counted().map(lambda rows, pairs: pairs).prefetch(2).options().autotune.enabled is False
+
+
 def test_two_passes_at_once_stay_apart():
     dataset = counted()
     first, second = iter(dataset), iter(dataset)
