@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from chestxray.evaluation.arms import conclude, score_arms
 from chestxray.files import read_json
 from chestxray.results import (
     comparison_table,
@@ -183,6 +184,7 @@ def _cleared(name: str) -> pd.DataFrame:
 def tried() -> str:
     """Markdown table of the configurations that were compared on validation images, best first seed first."""
     table = pd.read_csv(ROOT / "results" / "tried.csv")
+    table = table[table["parameters"].str.contains('"backbone": "VGG16"')]
     table["words"] = [_configuration(json.loads(image), json.loads(parameters))
                      for image, parameters in table[["image", "parameters"]].to_numpy()]
     further = comparison_table(read_results(ROOT / "results"), "val").query("model == 'vgg16' and seed > 0")
@@ -205,7 +207,36 @@ def tried() -> str:
     return "\n".join([*lines, "", said(
         """Under split `patient` the mean AUROC over {count} seeds does not tell the two apart that were
         trained on all of them ({means}), though the first seed seemed to.""",
-        count=max(len(seeds) for *_, seeds in rows), means="; ".join(means))]) + "\n"
+        count=max(len(seeds) for *_, seeds in rows), means="; ".join(means)), "", _from_scratch()]) + "\n"
+
+
+def _from_scratch() -> str:
+    """What other images in training brought the compact network without a teacher."""
+    base = "compact_student_arms-patient-s0"
+    table = read_predictions(ROOT / "results", base).query("split == 'val'")
+    seeds, parameters = (read_json(ROOT / "results" / f"{base}.json")[key] for key in ("seeds", "parameters"))
+    columns = [f"alone, seed {seed}" for seed in seeds]
+    arms, settings = {"as on record": columns}, {"as on record": ""}
+    for path in sorted((ROOT / "results").glob("compact_*_arms-patient-s0.json")):
+        if path.stem == base:
+            continue
+        other = read_json(path)
+        assert other["seeds"] == seeds and list(other["arms"]) == ["val"], path.stem
+        words = "CLAHE" if other["image"]["clahe"] else "stronger changes"
+        more = [f"{kind} {value:g}" for kind, value in other["parameters"]["augmentation"].items()
+                if value != parameters["augmentation"][kind]]
+        settings[words] = f" ({', '.join(more)})" if more else ""
+        arms[words] = [f"{words}, seed {seed}" for seed in seeds]
+        table = table.merge(read_predictions(ROOT / "results", path.stem)[["path", *columns]].rename(
+            columns=dict(zip(columns, arms[words]))), on="path", validate="one_to_one")
+    scored = score_arms(table, arms, "as on record", "val")
+    means = "; ".join(f"{words}{settings[words]} {entry['mean']['auroc']:.4f} ± {entry['sd']['auroc']:.4f}"
+                      for words, entry in scored.items())
+    return said(
+        """The compact network alone, from scratch, split `patient`, {count} trainings each (for CLAHE: the
+        command of its row with `-p name compact_clahe -p clahe true -p candidates '{{"alone": [{{}}]}}' -p
+        score_test False`), AUROC on validation: {means}. {verdict}""",
+        count=len(seeds), means=means, verdict=conclude(scored, "as on record").replace("\n", " "))
 
 
 def _configuration(image: dict, parameters: dict) -> str:
