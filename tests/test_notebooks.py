@@ -56,8 +56,9 @@ def test_04_compares_ways_none_of_which_has_a_teacher(tmp_path, tiny_folder):
     papermill.execute_notebook(
         str(NOTEBOOKS / "04_distillation.ipynb"), None, cwd=str(NOTEBOOKS), progress_bar=False,
         kernel_name="python3", parameters={
-            "data_dir": str(tiny_folder), "output_dir": str(tmp_path), "image_size": 32, "epochs": 1, "views": 1,
-            "train_seeds": [0], "candidates": {"alone": [{}], "smooth": [{"label_smoothing": 0.1}]}})
+            "data_dir": str(tiny_folder), "output_dir": str(tmp_path), "image_size": 32, "epochs": 1,
+            "views": 1, "train_seeds": [0],
+            "candidates": {"alone": [{}], "smooth": [{"label_smoothing": 0.1}]}})
     found = read_json(tmp_path / "results" / "student_arms-patient-s0.json")
     assert list(found["arms"]["test"]) == ["alone", "smooth"] and found["teachers"] == []
 

@@ -47,8 +47,12 @@ def pass_batches(begin: Callable[[], Sequence[np.ndarray]], signature: Sequence[
     """
     import tensorflow as tf
 
+    def typed() -> list[np.ndarray]:
+        return [np.asarray(array, spec.dtype.as_numpy_dtype)
+                for array, spec in zip(begin(), signature, strict=True)]
+
     def rows(_: tf.Tensor) -> tf.data.Dataset:
-        arrays = tf.numpy_function(begin, [], [spec.dtype for spec in signature])
+        arrays = tf.numpy_function(typed, [], [spec.dtype for spec in signature])
         arrays = [tf.ensure_shape(array, spec.shape) for array, spec in zip(arrays, signature, strict=True)]
         return tf.data.Dataset.from_tensor_slices(tuple(arrays)).batch(batch_size)
 

@@ -43,8 +43,13 @@ def test_each_pass_begins_anew():
         assert np.array_equal(np.concatenate(pairs)[:, 1], -np.concatenate(rows))
 
 
-def test_no_tuner_is_left_to_wait_for():
-    # Its thread holds up the end of one pass in eight or so, for seconds: not to be tested without a clock.
+def test_arrays_take_the_types_of_the_signature():
+    rows, pairs = next(iter(pass_batches(lambda: [np.arange(3, dtype=np.int32), np.ones((3, 2))],
+                                         SIGNATURE, 3, 3)))
+    assert (rows.dtype, pairs.dtype) == (tf.int64, tf.float32)
+
+
+def test_tuning_stays_switched_off_in_what_is_derived():
     assert counted().map(lambda rows, pairs: pairs).prefetch(2).options().autotune.enabled is False
 
 

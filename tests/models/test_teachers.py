@@ -94,6 +94,9 @@ def test_three_logits_become_the_odds_of_pneumonia_beside_one(data):
     np.testing.assert_allclose(alone.logits("val", paths), says(three, images), atol=1e-5)
     taught = Distillation(alone).answers(data, "val", SETTINGS, 0, outputs=1)
     np.testing.assert_allclose(taught[:, 0], log_odds(says(three, images)), atol=1e-5)
+    joined = Distillation(alone).join(data.dataset("val", SETTINGS.batch_size), data, "val", SETTINGS, 1)
+    batches = [given["teacher_logit"].numpy() for given, _ in joined]
+    np.testing.assert_allclose(np.concatenate(batches), taught, rtol=1e-6)
 
 
 # Asked once
