@@ -65,11 +65,17 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
+def whole_folder(path: str | Path, replace: bool = True) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path`` when the block succeeds.
 
     Folders that a killed process left behind (their names hold the process
-    id) are removed first; an existing ``path`` is replaced.
+    id) are removed first.
+
+    Args:
+        path: The folder to be.
+        replace: Replace an existing folder. False keeps it: for folders whose
+            name says all about their content, so that the one that another
+            process finished a moment ago, and may be reading, never vanishes.
     """
     path = Path(path)
     partial = _partial(path)
@@ -79,6 +85,8 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         try:
             os.replace(partial, path)
         except OSError:  # there is one, perhaps since a moment ago
+            if not replace and path.is_dir():
+                return
             old = path.with_name(f".partial-{os.getpid()}-old-{path.name}")
             os.replace(path, old)
             os.replace(partial, path)

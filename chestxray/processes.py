@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
-_CHUNK = 64  # items a process takes at a time
+_FEW = 64  # so many items are done before processes have started
+_PIECE = 16  # items a process takes at a time
 
 
 def in_processes(work: Callable[[Sequence[Item]], Result], items: Sequence[Item],
                  saying: str) -> Iterator[Result]:
     """Give all items to a function, some at a time, and show how far it is.
 
-    The processes import what ``work`` needs and nothing else. Few items are
-    worked on in this process.
+    Up to 64 items are worked on in this process. The others are started for
+    this call alone, import what ``work`` needs and nothing else, and are gone
+    when it ends, however it ends.
 
     Args:
         work: A function of a module, or a partial of one.
@@ -26,20 +27,20 @@ def in_processes(work: Callable[[Sequence[Item]], Result], items: Sequence[Item]
     Yields:
         Its results, in the order in which they are finished.
     """
-    from joblib import Parallel, delayed
-    from joblib.externals.loky import get_reusable_executor
+    from joblib import cpu_count
+    from joblib.externals.loky import ProcessPoolExecutor, as_completed
     from tqdm import tqdm
 
-    chunks = [items[start:start + _CHUNK] for start in range(0, len(items), _CHUNK)]
-    workers = min(os.cpu_count() or 1, len(chunks))
-    with tqdm(total=len(items), desc=saying, unit="image", disable=None) as bar:
-        parallel = Parallel(n_jobs=workers, return_as="generator_unordered")
-        for count, result in parallel(delayed(_counted)(work, chunk) for chunk in chunks):
-            bar.update(count)
-            yield result
-    if workers > 1:
-        get_reusable_executor().shutdown()
-
-
-def _counted(work: Callable[[Sequence[Item]], Result], items: Sequence[Item]) -> tuple[int, Result]:
-    return len(items), work(items)
+    if len(items) <= _FEW:
+        yield work(items)
+        return
+    pieces = [items[start:start + _PIECE] for start in range(0, len(items), _PIECE)]
+    pool = ProcessPoolExecutor(min(cpu_count(), len(pieces)))
+    try:
+        sizes = {pool.submit(work, piece): len(piece) for piece in pieces}
+        with tqdm(total=len(items), desc=saying, unit="image", disable=None) as bar:
+            for done in as_completed(sizes):
+                bar.update(sizes[done])
+                yield done.result()
+    finally:
+        pool.shutdown(kill_workers=True)

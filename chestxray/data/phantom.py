@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -129,7 +129,7 @@ def render_phantom(
     pose_rng, lesion_rng, film_rng = (
         np.random.default_rng([patient_seed, 1 + image_seed, stream]) for stream in range(3)
     )
-    anatomy = _patient(patient_seed)
+    anatomy = make_anatomy(patient_seed)
     rays = Rays.through(make_pose(pose_rng), size)
     path, air = line_integrals(anatomy, rays, pose_rng)
     added = np.zeros_like(path)
@@ -137,9 +137,6 @@ def render_phantom(
         added = draw_lesion(subtype, anatomy, rays, air, lesion_rng)
     image = expose(path + added, rays, film_rng)
     return Phantom(image, added > 0, int(subtype != "normal"), subtype)
-
-
-_patient = lru_cache(maxsize=1)(make_anatomy)  # the next film is mostly of the same child
 
 
 def _check(name: str, value: int, least: int, most: int | None = None) -> None:
@@ -224,7 +221,7 @@ def phantom_dataset(images: int = 300, size: int = 224, seed: int = 0) -> Path:
     """
     folder = cache_dir("phantoms") / f"v{PHANTOM_VERSION}-{images}-images-{size}px-seed{seed}"
     if not folder.exists():
-        with whole_folder(folder) as unfinished:
+        with whole_folder(folder, replace=False) as unfinished:
             write_phantoms(unfinished, images, size, seed)
     return folder / "chest_xray"
 

@@ -69,7 +69,7 @@ class PixelStore:
         key = json.dumps([PIXELS_VERSION, cv2.__version__, asdict(settings), contents], sort_keys=True)
         folder = cache_dir("pixels") / hashlib.sha256(key.encode()).hexdigest()[:24]
         if not folder.is_dir():
-            with whole_folder(folder) as unfinished:
+            with whole_folder(folder, replace=False) as unfinished:
                 failed = _decode_all(unfinished / "pixels.npy", paths, settings)
                 write_json(unfinished / "index.json", {
                     "settings": asdict(settings), "contents": contents,
@@ -126,7 +126,9 @@ class PixelStore:
 
         Returns:
             Dataset of ``(images, labels)``: ``float32`` (B, size, size, 1) in
-            0–255 and ``float32`` (B,).
+            0–255 and ``float32`` (B,). Its option ``autotune`` is off, also
+            in what is derived from it; see
+            :func:`chestxray.data.passes.pass_batches`.
         """
         import tensorflow as tf
 

@@ -144,7 +144,6 @@ class Features:
             Dataset of ``(activations, labels)``.
         """
         labels = self.data.targets(part, self.rest.output.shape[-1])
-
         tensor = self.cuts[0].output
 
         def begin() -> tuple[np.ndarray, ...]:

@@ -193,6 +193,16 @@ def test_layout_and_shares(table, folder):
     assert "SYNTHETIC" in (folder / "README.txt").read_text(encoding="utf-8")
 
 
+def test_films_made_in_other_processes_are_those_of_their_seeds(folder):
+    assert IMAGES > 64  # up to there all are made in this process
+    for path, subtype, patient, shot in list(phantom._plan(IMAGES, 0))[::97]:
+        film = render_phantom(subtype, SIZE, patient, shot)
+        written = cv2.imencode(".jpeg", film.image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
+        assert (folder / "chest_xray" / path).read_bytes() == written.tobytes()
+        mask = cv2.imread(str(lesion_mask_path(folder / "chest_xray" / path)), cv2.IMREAD_GRAYSCALE)
+        assert np.array_equal(mask > 0, film.mask)
+
+
 def test_patients_have_one_to_four_images_in_one_split_and_class(table):
     images, places = {}, {}
     for _, split, _, subtype, patient in table:

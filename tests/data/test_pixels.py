@@ -167,7 +167,7 @@ def test_other_contents_have_a_store_of_their_own(catalog, folder, store):
     assert len(stores()) == 2
 
 
-# Processes: three chunks, so that two workers decode
+# Processes: more images than are decoded in one
 
 BUILD = """
 import os, signal, sys
@@ -257,6 +257,17 @@ def test_folder_appears_whole_or_not_at_all(tmp_path):
         with whole_folder(target) as partial:
             (partial / content).write_text(content)
     assert [path.name for path in target.iterdir()] == ["2"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_cached_folder_that_another_process_finished_first_is_kept(tmp_path):
+    target = tmp_path / "store"
+    with whole_folder(target, replace=False) as partial:
+        (partial / "late").write_text("2")
+        target.mkdir()
+        (target / "first").write_text("1")
+        first = target.stat().st_ino
+    assert [path.name for path in target.iterdir()] == ["first"] and target.stat().st_ino == first
     assert list(tmp_path.iterdir()) == [target]
 
 
