@@ -184,7 +184,7 @@ def _cleared(name: str) -> pd.DataFrame:
 def tried() -> str:
     """Markdown table of the configurations that were compared on validation images, best first seed first."""
     table = pd.read_csv(ROOT / "results" / "tried.csv")
-    table = table[table["parameters"].str.contains('"backbone": "VGG16"')]
+    table = table[[json.loads(given).get("backbone") == "VGG16" for given in table["parameters"]]]
     table["words"] = [_configuration(json.loads(image), json.loads(parameters))
                      for image, parameters in table[["image", "parameters"]].to_numpy()]
     further = comparison_table(read_results(ROOT / "results"), "val").query("model == 'vgg16' and seed > 0")
@@ -225,6 +225,7 @@ def _from_scratch() -> str:
         words = "CLAHE" if other["image"]["clahe"] else "stronger changes"
         more = [f"{kind} {value:g}" for kind, value in other["parameters"]["augmentation"].items()
                 if value != parameters["augmentation"][kind]]
+        assert words not in arms, path.stem
         settings[words] = f" ({', '.join(more)})" if more else ""
         arms[words] = [f"{words}, seed {seed}" for seed in seeds]
         table = table.merge(read_predictions(ROOT / "results", path.stem)[["path", *columns]].rename(
@@ -233,9 +234,10 @@ def _from_scratch() -> str:
     means = "; ".join(f"{words}{settings[words]} {entry['mean']['auroc']:.4f} ± {entry['sd']['auroc']:.4f}"
                       for words, entry in scored.items())
     return said(
-        """The compact network alone, from scratch, split `patient`, {count} trainings each (for CLAHE: the
-        command of its row with `-p name compact_clahe -p clahe true -p candidates '{{"alone": [{{}}]}}' -p
-        score_test False`), AUROC on validation: {means}. {verdict}""",
+        """The compact network alone, from scratch, split `patient`, {count} trainings each, AUROC on
+        validation: {means}. {verdict} Each is the command of `compact_student` above with `-p candidates
+        '{{"alone": [{{}}]}}' -p score_test False`, a `-p name` of its own, and `-p clahe true`, or `-p
+        augmentation` with the changes named.""",
         count=len(seeds), means=means, verdict=conclude(scored, "as on record").replace("\n", " "))
 
 
