@@ -12,7 +12,7 @@ import glob
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,29 @@ def cache_dir(kind: str) -> Path:
     return folder
 
 
+def cached_folder(kind: str, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder of the cache, and make it when it is wanted for the first time.
+
+    Processes that want something of the same kind meanwhile wait for it: the
+    making takes all cores, and what another has finished is not made again.
+
+    Args:
+        kind: See :func:`cache_dir`.
+        name: Says all about the content.
+        make: Fills the empty folder that it is given.
+    """
+    from filelock import FileLock  # here: predictions need no cache
+
+    place = cache_dir(kind)
+    folder = place / name
+    if not folder.is_dir():
+        with FileLock(place.with_name(f".{kind}.lock")):
+            if not folder.is_dir():
+                with whole_folder(folder) as unfinished:
+                    make(unfinished)
+    return folder
+
+
 def printable(path: str | Path) -> str:
     """A file's name for the terminal: line ends, control characters and bad bytes are escaped."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -65,17 +88,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_folder(path: str | Path, replace: bool = True) -> Iterator[Path]:
+def whole_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path`` when the block succeeds.
 
     Folders that a killed process left behind (their names hold the process
-    id) are removed first.
-
-    Args:
-        path: The folder to be.
-        replace: Replace an existing folder. False keeps it: for folders whose
-            name says all about their content, so that the one that another
-            process finished a moment ago, and may be reading, never vanishes.
+    id) are removed first; an existing ``path`` is replaced.
     """
     path = Path(path)
     partial = _partial(path)
@@ -85,8 +102,6 @@ def whole_folder(path: str | Path, replace: bool = True) -> Iterator[Path]:
         try:
             os.replace(partial, path)
         except OSError:  # there is one, perhaps since a moment ago
-            if not replace and path.is_dir():
-                return
             old = path.with_name(f".partial-{os.getpid()}-old-{path.name}")
             os.replace(path, old)
             os.replace(partial, path)

@@ -11,8 +11,8 @@ from pathlib import Path
 for _name in ("CHESTXRAY_DATA", "CHESTXRAY_WEIGHTS"):  # kept under another name: workers inherit only that
     if _name in os.environ:
         os.environ[f"TESTS_{_name}"] = os.environ.pop(_name)
-_CACHE = tempfile.mkdtemp(prefix="chestxray-tests-")
-os.environ["CHESTXRAY_CACHE"] = _CACHE
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit it: phantoms are made once
+    os.environ["CHESTXRAY_CACHE"] = tempfile.mkdtemp(prefix="chestxray-tests-")
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # the workers share the cores, on which waiting threads would spin
 
@@ -31,7 +31,8 @@ from chestxray.data.phantom import write_phantoms
 
 
 def pytest_unconfigure():
-    shutil.rmtree(_CACHE, ignore_errors=True)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["CHESTXRAY_CACHE"], ignore_errors=True)
 
 
 def _given(name: str, what: str) -> Path:

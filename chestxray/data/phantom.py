@@ -21,7 +21,7 @@ import numpy as np
 from chestxray.data.anatomy import Anatomy, make_anatomy
 from chestxray.data.catalog import SUBTYPES
 from chestxray.data.radiograph import SOFT, Rays, clouds, expose, line_integrals, make_pose
-from chestxray.files import cache_dir, whole_folder
+from chestxray.files import cached_folder
 from chestxray.processes import in_processes
 
 PHANTOM_VERSION = 1
@@ -219,11 +219,9 @@ def phantom_dataset(images: int = 300, size: int = 224, seed: int = 0) -> Path:
     The set lives in the cache, named by the arguments and `PHANTOM_VERSION`.
     See `write_phantoms` for the arguments and errors.
     """
-    folder = cache_dir("phantoms") / f"v{PHANTOM_VERSION}-{images}-images-{size}px-seed{seed}"
-    if not folder.exists():
-        with whole_folder(folder, replace=False) as unfinished:
-            write_phantoms(unfinished, images, size, seed)
-    return folder / "chest_xray"
+    name = f"v{PHANTOM_VERSION}-{images}-images-{size}px-seed{seed}"
+    write = partial(write_phantoms, images=images, size=size, seed=seed)
+    return cached_folder("phantoms", name, write) / "chest_xray"
 
 
 def lesion_mask_path(image_path: str | Path) -> Path:

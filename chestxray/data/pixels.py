@@ -23,7 +23,7 @@ import numpy as np
 from chestxray.data.augmentation import Augmentation, view_layer
 from chestxray.data.images import PIXELS_VERSION, ImageSettings, preprocess
 from chestxray.data.passes import pass_batches, pass_order
-from chestxray.files import cache_dir, read_json, whole_folder, write_json
+from chestxray.files import cached_folder, read_json, write_json
 from chestxray.processes import in_processes
 
 if TYPE_CHECKING:
@@ -67,14 +67,14 @@ class PixelStore:
         first = catalog.drop_duplicates("sha256").sort_values("sha256")
         contents, paths = list(first["sha256"]), [str(root / path) for path in first["path"]]
         key = json.dumps([PIXELS_VERSION, cv2.__version__, asdict(settings), contents], sort_keys=True)
-        folder = cache_dir("pixels") / hashlib.sha256(key.encode()).hexdigest()[:24]
-        if not folder.is_dir():
-            with whole_folder(folder, replace=False) as unfinished:
-                failed = _decode_all(unfinished / "pixels.npy", paths, settings)
-                write_json(unfinished / "index.json", {
-                    "settings": asdict(settings), "contents": contents,
-                    "failed": {contents[row]: reason for row, reason in failed.items()}})
-        return cls(folder, settings)
+
+        def decode(unfinished: Path) -> None:
+            failed = _decode_all(unfinished / "pixels.npy", paths, settings)
+            write_json(unfinished / "index.json", {
+                "settings": asdict(settings), "contents": contents,
+                "failed": {contents[row]: reason for row, reason in failed.items()}})
+
+        return cls(cached_folder("pixels", hashlib.sha256(key.encode()).hexdigest()[:24], decode), settings)
 
     def readable(self, catalog: pd.DataFrame) -> pd.DataFrame:
         """Leave out the images that could not be decoded, naming them in a warning."""

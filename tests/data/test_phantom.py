@@ -242,7 +242,7 @@ def test_dataset_is_made_once(tmp_path, monkeypatch):
     monkeypatch.setenv("CHESTXRAY_CACHE", str(tmp_path))
     path = phantom_dataset(images=20, size=32)
     assert path.name == "chest_xray" and path.is_relative_to(tmp_path / "phantoms")
-    monkeypatch.setattr(phantom, "write_phantoms", None)
+    monkeypatch.setattr(phantom, "write_phantoms", pytest.fail)
     assert phantom_dataset(images=20, size=32) == path
     assert len(list(path.rglob("*.jpeg"))) == 20
 

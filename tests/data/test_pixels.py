@@ -260,15 +260,33 @@ def test_folder_appears_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_cached_folder_that_another_process_finished_first_is_kept(tmp_path):
-    target = tmp_path / "store"
-    with whole_folder(target, replace=False) as partial:
-        (partial / "late").write_text("2")
-        target.mkdir()
-        (target / "first").write_text("1")
-        first = target.stat().st_ino
-    assert [path.name for path in target.iterdir()] == ["first"] and target.stat().st_ino == first
-    assert list(tmp_path.iterdir()) == [target]
+ONCE = """
+import os, signal, sys, time
+from pathlib import Path
+from chestxray.files import cached_folder
+
+def make(folder):
+    with open(sys.argv[1], "a") as log:
+        log.write("made ")
+    if sys.argv[2] == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(1)  # the others come meanwhile
+    (folder / "content").write_text("whole")
+
+print((cached_folder("phantoms", "some", make) / "content").read_text())
+"""
+
+
+@pytest.mark.parametrize("first", ["lives", "dies"])
+def test_processes_wait_for_a_cached_folder_and_it_is_made_once(first, tmp_path):
+    log = tmp_path / "log"
+    start = [sys.executable, "-c", ONCE, str(log)]
+    if first == "dies":
+        assert subprocess.run([*start, "dies"]).returncode == -signal.SIGKILL
+    together = [subprocess.Popen([*start, "lives"], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [one.communicate(timeout=60)[0] for one in together] == 3 * ["whole\n"]
+    assert log.read_text().split() == ["made"] * (2 if first == "dies" else 1)
+    assert [path.name for path in cache_dir("phantoms").iterdir()] == ["some"]
 
 
 def test_debris_of_dead_processes_is_removed_and_of_living_ones_is_not(tmp_path):
