@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
 from scipy.special import expit, logit
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from chestxray.evaluation.metrics import bootstrap_weights, check_scores, wilson_interval
 
@@ -71,19 +66,21 @@ def calibration_metrics(labels: ArrayLike, probabilities: ArrayLike, groups: Arr
     labels, probabilities = check_scores(labels, probabilities, both_classes=True)
     odds = logit(np.clip(probabilities, _CLIP, 1 - _CLIP))
 
-    def metrics(weights: NDArray) -> list[float]:
-        total = weights.sum()
+    def metrics(weights: NDArray) -> NDArray:
+        total = weights.sum(axis=1)
         prevalence = weights @ labels / total
         brier = weights @ (probabilities - labels) ** 2 / total
-        if not 0 < prevalence < 1:  # the draw lost a class that lies in mixed groups only
-            return [brier, np.nan, np.nan, np.nan]
-        return [brier, 1 - brier / (prevalence * (1 - prevalence)), _slope(odds, labels, weights),
-                _shift(odds, labels, weights)]
+        both = (prevalence > 0) & (prevalence < 1)  # a class that lies in mixed groups only may be lost
+        found = np.full((len(weights), 4), np.nan)
+        found[:, 0] = brier
+        found[both, 1] = 1 - brier[both] / (prevalence * (1 - prevalence))[both]
+        found[both, 2] = _slopes(odds, labels, weights[both])
+        found[both, 3] = _fit(np.ones((len(labels), 1)), odds, labels, weights[both])[:, 0]
+        return found
 
     names = ("brier", "brier_skill", "slope", "intercept")
-    values = metrics(np.ones(len(labels)))
-    drawn = np.array([metrics(row) for block in bootstrap_weights(labels, groups, draws, seed)
-                      for row in block])
+    values = metrics(np.ones((1, len(labels))))[0]
+    drawn = np.concatenate([metrics(block) for block in bootstrap_weights(labels, groups, draws, seed)])
     found = {}
     for name, value, column in zip(names, values, drawn.T, strict=True):
         usable = column[~np.isnan(column)]
@@ -93,21 +90,53 @@ def calibration_metrics(labels: ArrayLike, probabilities: ArrayLike, groups: Arr
     return found | {"ece": {"value": ece, "low": None, "high": None}}
 
 
-def _slope(odds: NDArray, labels: NDArray, weights: NDArray) -> float:
-    """Slope of the weighted logistic regression of the label on the log-odds; NaN if it has no end."""
-    drawn, drawn_labels = odds[weights > 0], labels[weights > 0]
-    negative, positive = drawn[drawn_labels == 0], drawn[drawn_labels == 1]
-    if not len(negative) or not len(positive) or negative.max() <= positive.min():
-        return np.nan
-    model = LogisticRegression(C=np.inf, solver="newton-cholesky")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # it then goes on with another solver
-        return float(model.fit(odds[:, None], labels, sample_weight=weights).coef_[0, 0])
+def _slopes(odds: NDArray, labels: NDArray, weights: NDArray) -> NDArray:
+    """Slope of the label on the log-odds for each row of weights; NaN where it has no end."""
+    (lowest, highest), (least, most) = (
+        (np.where(drawn, odds, np.inf).min(axis=1), np.where(drawn, odds, -np.inf).max(axis=1))
+        for drawn in ((weights > 0) & (labels == label) for label in (0, 1)))
+    overlap = (highest > least) & (most > lowest)
+    slopes = np.full(len(weights), np.nan)
+    if overlap.any():
+        scale = odds.std()
+        inputs = np.stack([(odds - odds.mean()) / scale, np.ones_like(odds)], axis=1)
+        slopes[overlap] = _fit(inputs, 0.0, labels, weights[overlap])[:, 0] / scale
+    return slopes
 
 
-def _shift(odds: NDArray, labels: NDArray, weights: NDArray) -> float:
-    """Intercept with the slope held at 1: what makes the mean probability the share of positives."""
-    return brentq(lambda shift: weights @ (expit(odds + shift) - labels), -50, 50, xtol=1e-6)
+def _fit(inputs: NDArray, offset: ArrayLike, labels: NDArray, weights: NDArray) -> NDArray:
+    """Logistic regressions by Newton's method, one for each row of weights, all at once.
+
+    Hundreds of such fits a model are needed, each so small that scikit-learn
+    spends most of the time on its checks.
+
+    Args:
+        inputs: Shape (N, P).
+        offset: Added to the log-odds, of shape (N,) or a number.
+        labels: Shape (N,), 0 or 1.
+        weights: Shape (D, N). No row may separate the classes.
+
+    Returns:
+        Coefficients, shape (D, P).
+    """
+    def losses(points: NDArray) -> NDArray:
+        scores = points @ inputs.T + offset
+        return (weights * (np.logaddexp(0, scores) - labels * scores)).sum(axis=1)
+
+    products = (inputs[:, :, None] * inputs[:, None, :]).reshape(len(inputs), -1)
+    found = np.zeros((len(weights), inputs.shape[1]))
+    loss = losses(found)
+    for _ in range(100):
+        p = expit(found @ inputs.T + offset)
+        slope = (weights * (p - labels)) @ inputs
+        curvature = ((weights * p * (1 - p)) @ products).reshape(*found.shape, -1)
+        step = np.linalg.solve(curvature, slope[..., None])[..., 0]
+        while (worse := (after := losses(found - step)) > loss + 1e-12 * np.abs(loss)).any():
+            step[worse] /= 2
+        found, loss = found - step, after
+        if (np.abs(step) <= 1e-5 * (1 + np.abs(found))).all():  # the error is about the square of that
+            break
+    return found
 
 
 def decision_curve(labels: ArrayLike, probabilities: ArrayLike,

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 from scipy.stats import binomtest
+from sklearn.linear_model import LogisticRegression
 
+from chestxray.evaluation import reliability
 from chestxray.evaluation.metrics import roc_band
 from chestxray.evaluation.reliability import (
     calibration_metrics,
@@ -105,3 +107,38 @@ def test_normals_in_mixed_patients_only():
         assert name == "ece" or np.isfinite(list(entry.values())).all(), name
     assert abs(found["intercept"]["high"]) < 10 and found["brier_skill"]["low"] > -20
     assert np.isfinite(roc_band(labels, p, groups, draws=100)[1]).all()
+
+
+def test_slope_is_that_of_scikit_learn():
+    labels, p = drawn(300, slope=0.7)
+    weights = np.random.default_rng(1).integers(0, 4, (20, 300)).astype(float)
+    odds = logit(p)
+    wanted = [LogisticRegression(C=np.inf, tol=1e-10, solver="newton-cholesky").fit(
+        odds[:, None], labels, sample_weight=row).coef_[0, 0] for row in weights]
+    assert reliability._slopes(odds, labels, weights) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_shift_makes_the_mean_probability_the_share_of_positives():
+    labels, p = drawn(shift=-1.5)
+    found = calibration_metrics(labels, p, np.arange(len(p)), draws=20)["intercept"]["value"]
+    assert expit(logit(p) + found).mean() == pytest.approx(labels.mean(), abs=1e-8)
+
+
+@pytest.mark.parametrize(("labels", "moment"), [
+    ([0, 0, 1, 1], None), ([1, 1, 0, 0], None),  # separated, also the wrong way round
+    ([0, 1, 0, 1], 2), ([0, 1, 1, 0], 0)])
+def test_slope_has_an_end_where_the_classes_overlap(labels, moment):
+    odds = np.array([-3.0, -1.0, 1.0, 3.0])
+    slope = calibration_metrics(labels, expit(odds), np.arange(4), draws=20)["slope"]["value"]
+    if moment is None:
+        assert slope is None
+    else:  # the sum of odds times p(odds) is that of odds times label; the intercept is 0 by symmetry
+        assert 3 * np.tanh(1.5 * slope) + np.tanh(0.5 * slope) == pytest.approx(moment, abs=1e-6)
+
+
+@pytest.mark.parametrize("gap", [1e-9, 1e-3, 1.0])
+def test_nearly_separated_classes_are_fitted(gap):
+    odds = np.concatenate([np.linspace(-5, 0, 50), [-gap], np.linspace(0.5, 5, 50)])
+    labels = np.repeat([0, 1], [50, 51])
+    slope, = reliability._slopes(odds, labels, np.ones((1, 101)))
+    assert slope > 1 and np.isfinite(slope)
