@@ -151,12 +151,14 @@ def test_three_logits_are_explained_by_their_log_odds():
     assert one == pytest.approx([4 * 1.25 / 9])
 
 
+@pytest.mark.slow
 def test_every_backbone_has_its_layer():
     for name, row in cx.BACKBONES.items():
         model, _ = cx.build_transfer_model(name, 96, [8], 0.0, None)
         assert find_layer(model).name == row.gradcam_layer
 
 
+@pytest.mark.slow
 def test_a_model_of_keras_applications_and_a_layer_beside_a_shortcut():
     model = keras.applications.ResNet50(weights=None, input_shape=(64, 64, 3), classes=7)
     images = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)

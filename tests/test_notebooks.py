@@ -31,6 +31,7 @@ def test_notebook_is_executed_top_to_bottom_and_within_its_limits(path):
     assert not [place for place in (str(NOTEBOOKS.parent), "/home/", "/Users/", "/tmp/") if place in text]
 
 
+@pytest.mark.slow
 def test_06_leaves_out_a_teacher_that_was_never_scored_on_test(tmp_path):
     """A run holds teachers with validation scores alone; the others are compared on test all the same."""
     results, names = tmp_path / "results", ("vgg16-official-s0", "compact_student-official-s0")

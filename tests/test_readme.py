@@ -62,6 +62,7 @@ def test_every_linked_file_and_heading_exists(page):
             assert heading in {re.sub(r"[^a-z0-9 -]", "", one.lower()).replace(" ", "-") for one in headings}
 
 
+@pytest.mark.slow
 def test_the_library_example_runs_as_printed_in_twelve_lines(tmp_path, plain_folder):
     code = re.search(r"```python\n(.*?)```", TEXT, re.S).group(1)
     assert len([line for line in code.splitlines() if line.strip()]) <= 12

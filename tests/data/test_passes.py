@@ -86,6 +86,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or sys.version_info < (3, 11),
                     reason="only with glibc and Python 3.11 or newer are freed pages handed back")
 @pytest.mark.parametrize(("source", "low", "high"), [("pass", 0, 3 * 512), ("generator", 8 * 512, 9 * 512)])

@@ -169,6 +169,7 @@ def test_export_from_the_command_line(compact, few_images_are_enough, tiny_folde
         "README.md", "card.json", "model.onnx", "refusal.npz"]
 
 
+@pytest.mark.slow
 def test_two_dask_workers_one_is_killed(litert, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     for number in range(4):  # large, so that the work lasts some seconds

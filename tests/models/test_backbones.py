@@ -16,7 +16,9 @@ NATIVE = {"VGG16": (224, 14), "ResNet50": (224, 7), "InceptionV3": (299, 8),
           "DenseNet121": (224, 7)}  # sides: input, Grad-CAM layer
 
 
-@pytest.fixture(scope="module", params=sorted(BACKBONES))
+@pytest.fixture(scope="module", params=[
+    name if name in ("VGG16", "ResNet50") else pytest.param(name, marks=pytest.mark.slow)
+    for name in sorted(BACKBONES)])
 def row(request):
     return BACKBONES[request.param]
 

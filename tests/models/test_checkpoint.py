@@ -95,7 +95,8 @@ def test_training_is_repeatable(data, undisturbed):
 # Interruption and continuation
 
 @pytest.mark.parametrize(("precision", "where"), [
-    ("float32", (2, 1)), ("float32", (4, 2)), ("mixed_bfloat16", (2, 1))])
+    ("float32", (2, 1)), ("float32", (4, 2)),
+    pytest.param("mixed_bfloat16", (2, 1), marks=pytest.mark.slow)])
 def test_interrupted_training_ends_with_the_same_weights(data, undisturbed, interrupt, tmp_path, capsys,
                                                          precision, where):
     path = tmp_path / "state.npz"
@@ -115,7 +116,7 @@ def test_interrupted_training_ends_with_the_same_weights(data, undisturbed, inte
     assert found.images == 5 * len(data.part("train"))
 
 
-@pytest.mark.parametrize("where", [(0, 1), (2, 1)])
+@pytest.mark.parametrize("where", [(0, 1), pytest.param((2, 1), marks=pytest.mark.slow)])
 def test_the_same_call_on_the_same_model_goes_on(data, undisturbed, interrupt, tmp_path, where):
     # Ctrl-C in a notebook, and the cell is run again: the model in memory is in the middle of an epoch.
     model = tiny.network()
@@ -133,7 +134,7 @@ def head_only():
     return model
 
 
-@pytest.mark.parametrize("again", ["new", "same"])
+@pytest.mark.parametrize("again", ["new", pytest.param("same", marks=pytest.mark.slow)])
 def test_training_from_stored_activations_goes_on(data, interrupt, tmp_path, again):
     settings = dataclasses.replace(SETTINGS, views=2)
     whole, model = head_only(), head_only()
@@ -182,6 +183,7 @@ training.train(tiny.network(), tiny.load(sys.argv[1]), SETTINGS, sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_process_killed_and_then_interrupted(data, tiny_folder, undisturbed, interrupt, tmp_path, capsys):
     here = Path(__file__).parent
     paths = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
@@ -206,7 +208,7 @@ PATIENT = dataclasses.replace(tiny.STILL, epochs=12, batch_size=16, stop_patienc
 RATES = [1, 1, 1, 0.5]  # the rate falls after two epochs without improvement; the third ends the training
 
 
-@pytest.mark.parametrize("where", [(2, 1), (3, 1)])
+@pytest.mark.parametrize("where", [(2, 1), pytest.param((3, 1), marks=pytest.mark.slow)])
 def test_patience_survives(data, interrupt, tmp_path, where):
     keras.utils.set_random_seed(0)
     interrupt(*where)

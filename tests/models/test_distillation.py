@@ -243,9 +243,10 @@ def test_learns_and_stops_early():
     x, y = pictures(48)
     student = network(seed=2)
     distiller = Distiller(student, network(seed=1))
-    distiller.compile(keras.optimizers.Adam(0.01))
+    distiller.compile(keras.optimizers.Adam(0.02))
     stop = keras.callbacks.EarlyStopping("val_loss", patience=3, mode="min", restore_best_weights=True)
-    history = distiller.fit(x, y, validation_data=(x, y), epochs=200, verbose=0, callbacks=[stop]).history
+    history = distiller.fit(x, y, validation_data=(x, y), batch_size=24, epochs=200, verbose=0,
+                            callbacks=[stop]).history
     assert min(history["val_loss"]) < 0.9 * history["val_loss"][0]
     assert len(history["val_loss"]) < 200
     assert distiller.evaluate(x, y, verbose=0, return_dict=True)["loss"] == pytest.approx(

@@ -1,5 +1,7 @@
 """Where a network is cut, and that the frozen part as a graph equals its layers."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -13,8 +15,8 @@ from chestxray.models.precision import cpu_has_bf16
 
 
 @pytest.fixture(scope="module", params=[
-    ("VGG16", 32), ("ResNet50", 32), pytest.param(("InceptionV3", 75), marks=pytest.mark.slow),
-    pytest.param(("DenseNet121", 32), marks=pytest.mark.slow)], ids=lambda pair: pair[0])
+    ("VGG16", 32), *(pytest.param(pair, marks=pytest.mark.slow) for pair in (
+        ("ResNet50", 32), ("InceptionV3", 75), ("DenseNet121", 32)))], ids=lambda pair: pair[0])
 def network(request):
     """A backbone with a head whose logits vary, batch normalisation with statistics of its own."""
     keras.utils.set_random_seed(3)
@@ -29,6 +31,11 @@ def network(request):
 
 # The cut
 
+@functools.cache
+def bare(backbone):
+    return build_transfer_model(backbone, 75, (8,), weights=None)[0]
+
+
 @pytest.mark.parametrize(("backbone", "first", "cut"), [
     ("VGG16", "block5_conv1", "block4_pool"),
     ("VGG16", "block5_conv2", "block5_conv1"),
@@ -41,7 +48,7 @@ def network(request):
     ("DenseNet121", "conv5_block2_1_conv", "conv5_block1_concat"),
 ])
 def test_cut_by_hand(backbone, first, cut):
-    model, _ = build_transfer_model(backbone, 75, (8,), weights=None)
+    model = bare(backbone)
     set_trainable_from(model, first)
     assert find_cut(model).name == cut
     set_trainable_from(model, "pool")

@@ -102,6 +102,7 @@ def test_phases_are_named_and_counted(two_phases):
     assert (record["precision"], record["device"]) == ("float32", "CPU")
 
 
+@pytest.mark.slow
 def test_looking_ahead_changes_no_weight(data64, tmp_path, monkeypatch):
     ends = []
     settings = dataclasses.replace(SETTINGS, epochs=3, augmentation=Augmentation(), views=2)
@@ -205,6 +206,7 @@ def test_no_checkpoint_is_written_without_a_path(data64, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_gradual_with_smaller_rates_for_early_stages(data64):
     # Howard and Ruder combine both. While a stage is frozen, its factor has nothing to do.
     model = network()

@@ -113,7 +113,8 @@ def test_scaling_the_gradient_would_only_do_for_sgd(optimizer, factor):
 
 
 @pytest.mark.parametrize("stored", [False, True])
-@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("optimizer", ["adam", *(
+    pytest.param(name, marks=pytest.mark.slow) for name in sorted(OPTIMIZERS) if name != "adam")])
 def test_rates_reach_training(data, optimizer, stored):
     changes = []
     for rates in ({}, {"dense1": 0.5, "logit": 0.125}):

@@ -45,7 +45,7 @@ def dicom(transfer_syntax=ExplicitVRLittleEndian, side=120):
     dataset.PatientAge, dataset.RescaleSlope, dataset.RescaleIntercept = "003Y", 1, 0
     dataset.Rows = dataset.Columns = side
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 0
-    dataset.PixelData = (picture(side).astype("<u2") * 16).tobytes()
+    dataset.PixelData = (np.resize(picture(), (side, side)).astype("<u2") * 16).tobytes()
     if transfer_syntax != ExplicitVRLittleEndian:
         dataset.compress(transfer_syntax, generate_instance_uid=False)
     file = io.BytesIO()
