@@ -68,7 +68,7 @@ def gradcam(model: keras.Model, images: ArrayLike, layer: str | None = None,
     _check_target(model, target)
     images, maps = np.asarray(images), []
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(input_signature=[tf.TensorSpec((None, *images.shape[1:]), tf.float32)])
     def explain(batch: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape(watch_accessed_variables=False) as tape, _watched(cut, tape) as seen:
             score = _score(model, batch, target)

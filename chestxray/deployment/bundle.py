@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,6 +32,7 @@ from chestxray.files import read_json, write_json
 
 if TYPE_CHECKING:
     import keras
+    import tensorflow as tf
 
 CARD_SCHEMA = "chestxray.card/1"
 _LOGIT_TOLERANCE = 0.01
@@ -101,7 +103,7 @@ class Classifier:
         """
         if isinstance(self.model, Runtime):
             return self.score(images).logits
-        return log_odds(self.model.predict(self._batch(images), batch_size=32, verbose=0))
+        return log_odds(self._run(self._batch(images))[0])
 
     def score(self, images: np.ndarray, with_maps: bool = False) -> Scores:
         """Log-odds, distances and, if asked for, maps of grey images, see :meth:`logits`."""
@@ -110,7 +112,7 @@ class Classifier:
             found = self.model.predict(images)
             maps = np.maximum(found["map"], 0) if with_maps and "map" in found else None
             return Scores(log_odds(found["logit"]), found["distance"], maps)
-        logits, features = self._scorer.predict(images, batch_size=32, verbose=0)
+        logits, features = self._run(images)
         maps = None
         if with_maps:
             from chestxray.gradcam import gradcam
@@ -125,9 +127,19 @@ class Classifier:
                              f"Received: shape={np.shape(images)}")
         return batch
 
+    def _run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The Keras model's outputs and last features, (N, C) and (N, F), of a batch of any size."""
+        batches = (images[first:first + 32].astype(np.float32) for first in range(0, len(images), 32))
+        outputs, features = (np.concatenate(parts) for parts in zip(*map(self._graph, batches), strict=True))
+        return outputs, features
+
     @functools.cached_property
-    def _scorer(self) -> keras.Model:
-        return with_features(self.model)
+    def _graph(self) -> Callable[[np.ndarray], list[tf.Tensor]]:
+        """One graph for all batches: Keras' predict prepares each call for longer than it computes."""
+        import tensorflow as tf
+        size = self.card["image"]["size"]
+        return tf.function(functools.partial(with_features(self.model), training=False),
+                           input_signature=[tf.TensorSpec((None, size, size, 1), tf.float32)])
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Calibrated probabilities of the positive class, (N,), from raw logits."""

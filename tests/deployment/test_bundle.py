@@ -84,6 +84,17 @@ def test_images_divided_by_255_are_refused(bundle):
 
 # Thresholds
 
+@pytest.mark.parametrize("count", [1, 32, 33, 70])
+def test_logits_of_any_number_of_images_are_those_of_keras(bundle, count):
+    classifier = load_classifier(bundle[0])
+    images = np.random.default_rng(0).integers(0, 256, (count, 32, 32), np.uint8)
+    wanted = classifier.model.predict(images[..., None].astype(np.float32), verbose=0)[:, 0]
+    assert count == 1 or np.ptp(wanted) > 0.01
+    np.testing.assert_allclose(classifier.logits(images), wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(classifier.score(images).logits, classifier.logits(images))
+    assert classifier._graph.experimental_get_tracing_count() == 1
+
+
 def test_images_of_another_size_are_refused(bundle):
     classifier = load_classifier(bundle[0])
     for call in (classifier.logits, classifier.score):
