@@ -60,6 +60,7 @@ def test_settings_that_are_wrong_or_would_do_nothing_are_refused(setting, text):
         Candidate("x", **setting)
 
 
+@pytest.mark.slow
 def test_arms_of_one_seed_begin_alike_and_end_apart(data, teacher):
     still = dataclasses.replace(SETTINGS, learning_rate=1e-30)
     ways = [Candidate("alone"), Candidate("smooth", label_smoothing=0.1), Candidate("taught", alpha=0.3)]

@@ -176,6 +176,7 @@ def test_three_class_student_learns_the_subtype(data):
     assert found["val_accuracy"] == pytest.approx(shares[1])
 
 
+@pytest.mark.slow
 def test_another_teacher_is_another_training(data, tmp_path, capsys):
     for seed, alpha in ((1, 0.3), (1, 0.3), (2, 0.3), (1, 0.5)):
         keras.utils.set_random_seed(0)
