@@ -127,10 +127,13 @@ def _fit(inputs: NDArray, offset: ArrayLike, labels: NDArray, weights: NDArray) 
     found = np.zeros((len(weights), inputs.shape[1]))
     loss = losses(found)
     for _ in range(100):
-        p = expit(found @ inputs.T + offset)
+        scores = found @ inputs.T + offset
+        p = expit(scores)
         slope = (weights * (p - labels)) @ inputs
         curvature = ((weights * p * (1 - p)) @ products).reshape(*found.shape, -1)
-        step = np.linalg.solve(curvature, slope[..., None])[..., 0]
+        step = (np.linalg.pinv(curvature, hermitian=True) @ slope[..., None])[..., 0]
+        reach = np.abs(step @ inputs.T).max(axis=1)  # so far that no p becomes exactly 0 or 1
+        step *= np.minimum(1, (5 + np.abs(scores).max(axis=1)) / np.maximum(reach, 1e-300))[:, None]
         while (worse := (after := losses(found - step)) > loss + 1e-12 * np.abs(loss)).any():
             step[worse] /= 2
         found, loss = found - step, after

@@ -118,10 +118,14 @@ def test_slope_is_that_of_scikit_learn():
     assert reliability._slopes(odds, labels, weights) == pytest.approx(wanted, rel=1e-6)
 
 
-def test_shift_makes_the_mean_probability_the_share_of_positives():
-    labels, p = drawn(shift=-1.5)
-    found = calibration_metrics(labels, p, np.arange(len(p)), draws=20)["intercept"]["value"]
-    assert expit(logit(p) + found).mean() == pytest.approx(labels.mean(), abs=1e-8)
+@pytest.mark.parametrize(("positives", "p"), [
+    (99, np.linspace(1e-7, 2e-7, 100)),  # a first step that is far too long
+    (1, np.linspace(1 - 2e-7, 1 - 1e-7, 100)), (90, np.tile([0.0, 1.0], 50)), (50, np.full(100, 0.3))])
+def test_shift_makes_the_mean_probability_the_share_of_positives(positives, p):
+    labels = np.arange(100) < positives
+    found = calibration_metrics(labels, p, np.arange(100), draws=20)["intercept"]["value"]
+    odds = logit(np.clip(p, 1e-7, 1 - 1e-7))
+    assert expit(odds + found).mean() == pytest.approx(positives / 100, abs=1e-8)
 
 
 @pytest.mark.parametrize(("labels", "moment"), [
