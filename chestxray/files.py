@@ -129,7 +129,10 @@ def remove_debris(folder: Path, name: str = "*") -> None:
     for debris in folder.glob(f".partial-*-{name}"):
         process = int(debris.name.split("-")[1])
         if process == os.getpid() or not _alive(process):  # containers hand out the same id again
-            shutil.rmtree(debris) if debris.is_dir() else debris.unlink(missing_ok=True)
+            if debris.is_dir():
+                shutil.rmtree(debris, ignore_errors=True)  # orphans may write there for some seconds
+            else:
+                debris.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:

@@ -1,5 +1,9 @@
 """Work shared out: nothing is lost or done twice, errors arrive, other work of the caller goes on."""
 
+import multiprocessing
+import signal
+import subprocess
+import sys
 from functools import partial
 
 import psutil
@@ -10,8 +14,8 @@ from chestxray.processes import in_processes
 
 
 def children():
-    return [one for one in psutil.Process().children(recursive=True) if "resource_tracker" not in
-            " ".join(one.cmdline()) and one.status() != psutil.STATUS_ZOMBIE]
+    return [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE
+            and "resource_tracker" not in " ".join(one.cmdline())]
 
 
 @pytest.mark.parametrize(("count", "pieces"), [(0, 1), (64, 1), (65, 5), (200, 13)])
@@ -30,6 +34,39 @@ def test_an_error_arrives_as_it_was_raised_and_leaves_no_process():
 
 def map_to_list(function, items):
     return [function(item) for item in items]
+
+
+def test_a_caller_that_breaks_off_leaves_no_process():
+    before = children()
+    results = in_processes(sum, list(range(400)), "adding")
+    assert next(results) > 0
+    results.close()
+    assert children() == before
+
+
+def add(count):
+    return sum(in_processes(sum, list(range(count)), "adding"))
+
+
+def test_a_process_that_may_have_no_children_does_the_work_itself():
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(add, (100,)) == 4950
+
+
+KILLED = """
+import os, signal
+from chestxray.processes import in_processes
+for _ in in_processes(sum, list(range(400)), "adding"):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_killed_one_end():
+    killed = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT)
+    killed.communicate(timeout=180)  # ends only when nobody holds the pipe any more
+    assert killed.returncode == -signal.SIGKILL
 
 
 def test_work_of_the_caller_goes_on():

@@ -130,7 +130,7 @@ def _fit(inputs: NDArray, offset: ArrayLike, labels: NDArray, weights: NDArray) 
         scores = found @ inputs.T + offset
         p = expit(scores)
         slope = (weights * (p - labels)) @ inputs
-        curvature = ((weights * p * (1 - p)) @ products).reshape(*found.shape, -1)
+        curvature = ((weights * p * (1 - p)) @ products).reshape(*found.shape, found.shape[1])
         step = (np.linalg.pinv(curvature, hermitian=True) @ slope[..., None])[..., 0]
         reach = np.abs(step @ inputs.T).max(axis=1)  # so far that no p becomes exactly 0 or 1
         step *= np.minimum(1, (5 + np.abs(scores).max(axis=1)) / np.maximum(reach, 1e-300))[:, None]

@@ -140,6 +140,12 @@ def test_slope_has_an_end_where_the_classes_overlap(labels, moment):
         assert 3 * np.tanh(1.5 * slope) + np.tanh(0.5 * slope) == pytest.approx(moment, abs=1e-6)
 
 
+def test_a_draw_without_a_second_class_has_no_numbers():
+    labels, p, groups = [1] * 6 + [0, 1], np.linspace(0.1, 0.9, 8), [0] * 6 + [1, 1]
+    found = calibration_metrics(labels, p, groups, draws=1, seed=2)
+    assert found["intercept"]["low"] is None and np.isfinite(found["intercept"]["value"])
+
+
 @pytest.mark.parametrize("gap", [1e-9, 1e-3, 1.0])
 def test_nearly_separated_classes_are_fitted(gap):
     odds = np.concatenate([np.linspace(-5, 0, 50), [-gap], np.linspace(0.5, 5, 50)])
