@@ -46,6 +46,7 @@ def cached_folder(kind: str, name: str, make: Callable[[Path], None]) -> Path:
 
     Processes that want something of the same kind meanwhile wait for it: the
     making takes all cores, and what another has finished is not made again.
+    Where the file system knows no locks nobody waits, and it may be made twice.
 
     Args:
         kind: See :func:`cache_dir`.
@@ -57,7 +58,9 @@ def cached_folder(kind: str, name: str, make: Callable[[Path], None]) -> Path:
     place = cache_dir(kind)
     folder = place / name
     if not folder.is_dir():
-        with FileLock(place.with_name(f".{kind}.lock")):
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError, NotImplementedError):
+                stack.enter_context(FileLock(place.with_name(f".{kind}.lock")))
             if not folder.is_dir():
                 with whole_folder(folder) as unfinished:
                     make(unfinished)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import current_process
 from typing import TypeVar
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -10,6 +11,7 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 _FEW = 64  # so many items are done before processes have started
 _PIECE = 16  # items a process takes at a time
 _IDLE = 5  # seconds without work after which a process ends: nobody ends it when this one is killed
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each: they are as many as the cores
 
 
 def in_processes(work: Callable[[Sequence[Item]], Result], items: Sequence[Item],
@@ -29,8 +31,6 @@ def in_processes(work: Callable[[Sequence[Item]], Result], items: Sequence[Item]
     Yields:
         Its results, in the order in which they are finished.
     """
-    from multiprocessing import current_process
-
     from joblib import cpu_count
     from joblib.externals.loky import ProcessPoolExecutor, as_completed
     from tqdm import tqdm
@@ -39,14 +39,13 @@ def in_processes(work: Callable[[Sequence[Item]], Result], items: Sequence[Item]
         yield work(items)
         return
     pieces = [items[start:start + _PIECE] for start in range(0, len(items), _PIECE)]
-    pool = ProcessPoolExecutor(min(cpu_count(), len(pieces)), timeout=_IDLE)
-    sizes = {pool.submit(work, piece): len(piece) for piece in pieces}
-    try:
-        with tqdm(total=len(items), desc=saying, unit="image", disable=None) as bar:
-            for done in as_completed(sizes):
-                bar.update(sizes[done])
-                yield done.result()
-    finally:
-        for one in sizes:
-            one.cancel()
-        pool.shutdown()
+    with ProcessPoolExecutor(min(cpu_count(), len(pieces)), timeout=_IDLE, env=_ONE_THREAD) as pool:
+        sizes = {pool.submit(work, piece): len(piece) for piece in pieces}
+        try:
+            with tqdm(total=len(items), desc=saying, unit="image", disable=None) as bar:
+                for done in as_completed(sizes):
+                    bar.update(sizes[done])
+                    yield done.result()
+        finally:
+            for one in sizes:
+                one.cancel()

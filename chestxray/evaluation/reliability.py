@@ -117,7 +117,8 @@ def _fit(inputs: NDArray, offset: ArrayLike, labels: NDArray, weights: NDArray) 
         weights: Shape (D, N). No row may separate the classes.
 
     Returns:
-        Coefficients, shape (D, P).
+        Coefficients, shape (D, P); NaN for a row that 100 steps were not
+        enough for.
     """
     def losses(points: NDArray) -> NDArray:
         scores = points @ inputs.T + offset
@@ -137,9 +138,10 @@ def _fit(inputs: NDArray, offset: ArrayLike, labels: NDArray, weights: NDArray) 
         while (worse := (after := losses(found - step)) > loss + 1e-12 * np.abs(loss)).any():
             step[worse] /= 2
         found, loss = found - step, after
-        if (np.abs(step) <= 1e-5 * (1 + np.abs(found))).all():  # the error is about the square of that
+        ended = (np.abs(step) <= 1e-5 * (1 + np.abs(found))).all(axis=1)  # the error is about its square
+        if ended.all():
             break
-    return found
+    return np.where(ended[:, None], found, np.nan)
 
 
 def decision_curve(labels: ArrayLike, probabilities: ArrayLike,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from chestxray.data.catalog import scan
 from chestxray.data.dataset import XrayData, data_name, load_data
 from chestxray.data.images import ImageSettings, preprocess
 from chestxray.data.pixels import PixelStore
-from chestxray.files import cache_dir, whole_file, whole_folder, write_json
+from chestxray.files import cache_dir, cached_folder, whole_file, whole_folder, write_json
 
 SETTINGS = ImageSettings(16)
 NAMES = [f"{part}/NORMAL/IM-{number:04d}-0001.png"
@@ -270,9 +271,13 @@ def make(folder):
         log.write("made ")
     if sys.argv[2] == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(1)  # the others come meanwhile
+    while len(list(Path(sys.argv[1]).parent.glob("begun-*"))) < 3:
+        time.sleep(0.05)
+    time.sleep(0.5)  # each then stands at the lock, or would be making
     (folder / "content").write_text("whole")
 
+if sys.argv[2] == "lives":
+    Path(sys.argv[1]).with_name(f"begun-{os.getpid()}").touch()
 print((cached_folder("phantoms", "some", make) / "content").read_text())
 """
 
@@ -287,6 +292,18 @@ def test_processes_wait_for_a_cached_folder_and_it_is_made_once(first, tmp_path)
     assert [one.communicate(timeout=60)[0] for one in together] == 3 * ["whole\n"]
     assert log.read_text().split() == ["made"] * (2 if first == "dies" else 1)
     assert [path.name for path in cache_dir("phantoms").iterdir()] == ["some"]
+
+
+def test_a_file_system_without_locks_has_a_cache(monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*given):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    made = cached_folder("phantoms", "some", lambda folder: (folder / "content").write_text("whole"))
+    assert (made / "content").read_text() == "whole"
+    assert cached_folder("phantoms", "some", pytest.fail) == made
 
 
 def test_debris_of_dead_processes_is_removed_and_of_living_ones_is_not(tmp_path):

@@ -82,8 +82,6 @@ def test_images_divided_by_255_are_refused(bundle):
         classifier.logits(grey / 255)
 
 
-# Thresholds
-
 @pytest.mark.parametrize("count", [1, 32, 33, 70])
 def test_logits_of_any_number_of_images_are_those_of_keras(bundle, count):
     classifier = load_classifier(bundle[0])
@@ -101,6 +99,8 @@ def test_images_of_another_size_are_refused(bundle):
         with pytest.raises(ValueError, match=r"the model's size.*Received: shape=\(1, 40, 41\)"):
             call(np.full((1, 40, 41), 128, np.uint8))
 
+
+# Thresholds
 
 def test_rule_that_validation_could_not_support_gives_its_reason(bundle):
     classifier = load_classifier(bundle[0])

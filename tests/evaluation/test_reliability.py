@@ -146,9 +146,18 @@ def test_a_draw_without_a_second_class_has_no_numbers():
     assert found["intercept"]["low"] is None and np.isfinite(found["intercept"]["value"])
 
 
+def test_weighted_slopes_by_hand():
+    # At -1 one image of a + 1 is positive, at 1 all but one of a + 1: log-odds -log a and log a.
+    odds, labels, most = np.array([-1, -1, 1, 1.0]), np.array([0, 1, 0, 1]), [1, 3, 999, 1e6]
+    found = reliability._slopes(odds, labels, np.array([[a, 1, 1, a] for a in most]))
+    assert found == pytest.approx(np.log(most), rel=1e-9, abs=1e-9)
+
+
 @pytest.mark.parametrize("gap", [1e-9, 1e-3, 1.0])
 def test_nearly_separated_classes_are_fitted(gap):
     odds = np.concatenate([np.linspace(-5, 0, 50), [-gap], np.linspace(0.5, 5, 50)])
     labels = np.repeat([0, 1], [50, 51])
-    slope, = reliability._slopes(odds, labels, np.ones((1, 101)))
-    assert slope > 1 and np.isfinite(slope)
+    inputs = np.stack([odds, np.ones(101)], axis=1)
+    point = reliability._fit(inputs, 0.0, labels, np.ones((1, 101)))[0]
+    assert point[0] > 1  # and there the likelihood is level: as many positives as expected, in the same place
+    assert (expit(inputs @ point) - labels) @ inputs == pytest.approx([0, 0], abs=1e-9)

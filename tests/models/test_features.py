@@ -107,9 +107,8 @@ def _frozen(seed=0):
     return model
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "size", "first"), [
-    ("VGG16", 32, "block5_conv1"), ("InceptionV3", 75, "mixed8")])
+    ("VGG16", 32, "block5_conv1"), pytest.param("InceptionV3", 75, "mixed8", marks=pytest.mark.slow)])
 def test_one_pass_feeds_both_phases(backbone, size, first, tiny_folder, capsys):
     data = tiny.load(tiny_folder, size)
     model, _ = build_transfer_model(backbone, size, (8,), weights=None)
