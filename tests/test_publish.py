@@ -1,5 +1,7 @@
 """What may leave a run, and what may not."""
 
+import cv2
+import numpy as np
 import pandas as pd
 import pytest
 from test_results import result
@@ -7,6 +9,8 @@ from test_results import result
 from chestxray.files import write_json
 from chestxray.publish import publish
 from chestxray.results import ARMS_SCHEMA
+
+PNG = cv2.imencode(".png", np.full((2, 2, 3), 255, np.uint8))[1].tobytes()
 
 
 def make_run(folder, *results, model_bytes=10):
@@ -20,7 +24,7 @@ def make_run(folder, *results, model_bytes=10):
     (folder / "images").mkdir()
     for figure in ("roc_pr-a-patient-s0.png", "learning_curves-a-patient-s0.png", "samples-a.png",
                    "class_means.png", "phantoms.png"):
-        (folder / "images" / figure).write_bytes(b"png")
+        (folder / "images" / figure).write_bytes(PNG)
     notebooks = folder / "results" / "notebooks"
     notebooks.mkdir()
     (notebooks / "01.ipynb").write_text("{}")
@@ -45,7 +49,7 @@ def test_only_what_is_allowed_is_copied(tmp_path):
 
 def test_curves_of_a_training_without_result_stay(tmp_path):
     make_run(tmp_path / "run", result("a"))
-    (tmp_path / "run/images/learning_curves-b-patient-s0.png").write_bytes(b"png")
+    (tmp_path / "run/images/learning_curves-b-patient-s0.png").write_bytes(PNG)
     assert "left out images/learning_curves-b-patient-s0.png" in publish(tmp_path / "run", tmp_path / "repo")
     assert files(tmp_path / "repo/images") == ["learning_curves-a-patient-s0.png", "roc_pr-a-patient-s0.png"]
 
@@ -54,7 +58,7 @@ def test_ways_of_training_are_copied_with_their_logits(tmp_path):
     make_run(tmp_path / "run", result("a"))
     write_json(tmp_path / "run/results/b_arms.json", {"schema": ARMS_SCHEMA, "name": "b_arms"})
     (tmp_path / "run/results/b_arms.predictions.csv").write_text("path\n")
-    (tmp_path / "run/images/arms-b_arms.png").write_bytes(b"png")
+    (tmp_path / "run/images/arms-b_arms.png").write_bytes(PNG)
     publish(tmp_path / "run", tmp_path / "repo")
     assert {"images/arms-b_arms.png", "results/b_arms.json", "results/b_arms.predictions.csv"} <= set(
         files(tmp_path / "repo"))
@@ -64,6 +68,22 @@ def test_of_phantoms_only_pictures_are_published(tmp_path):
     make_run(tmp_path / "run", result("a", data="synthetic"))
     publish(tmp_path / "run", tmp_path / "repo")
     assert files(tmp_path / "repo") == ["images/phantoms.png"]
+    assert (tmp_path / "repo/images/phantoms.png").read_bytes() == PNG  # grey pictures stay as they are
+
+
+def test_figures_of_curves_become_smaller_and_look_the_same(tmp_path):
+    make_run(tmp_path / "run", result("a"))
+    figure = np.full((400, 600, 3), 255, np.uint8)
+    for number, colour in enumerate([(0, 0, 0), (167, 121, 204), (115, 158, 0), (178, 114, 0), (0, 94, 213)]):
+        curve = [[x, int(390 - 380 * (x / 600) ** (0.1 * number + 0.1))] for x in range(600)]
+        cv2.polylines(figure, [np.array(curve)], False, colour, 2, cv2.LINE_AA)
+    cv2.imwrite(str(tmp_path / "run/images/roc_pr-a-patient-s0.png"), figure)
+    publish(tmp_path / "run", tmp_path / "repo")
+    before, after = (tmp_path / folder / "images/roc_pr-a-patient-s0.png" for folder in ("run", "repo"))
+    assert after.stat().st_size < before.stat().st_size / 2
+    assert len(np.unique(figure.reshape(-1, 3), axis=0)) > 256
+    difference = np.abs(cv2.imread(str(after)).astype(int) - figure)
+    assert difference.mean() < 0.2 and difference.max() < 80
 
 
 def test_a_mixed_run_is_refused(tmp_path):
@@ -105,7 +125,7 @@ def only_tried(name, auroc):
 
 def test_what_was_only_tried_on_validation_becomes_a_row(tmp_path):
     make_run(tmp_path / "run", result("a"), only_tried("b", 0.9), only_tried("c", 0.8))
-    (tmp_path / "run" / "images" / "roc_pr-b-patient-s0.png").write_bytes(b"png")
+    (tmp_path / "run" / "images" / "roc_pr-b-patient-s0.png").write_bytes(PNG)
     publish(tmp_path / "run", tmp_path / "repo")
     assert files(tmp_path / "repo") == [
         *PUBLISHED[:4], "results/test_log.csv", "results/tried.csv", PUBLISHED[4]]
@@ -123,8 +143,8 @@ def test_a_run_that_only_explains_models_is_published(tmp_path):
     content = {"schema": "chestxray.explanation/1", "data": "films"}
     write_json(tmp_path / "run/results/explain-a.json", content)
     (tmp_path / "run/images").mkdir()
-    (tmp_path / "run/images/perturbation-a.png").write_bytes(b"png")
-    (tmp_path / "run/images/heatmaps.png").write_bytes(b"png")  # pixels of real films
+    (tmp_path / "run/images/perturbation-a.png").write_bytes(PNG)
+    (tmp_path / "run/images/heatmaps.png").write_bytes(PNG)  # pixels of real films
     publish(tmp_path / "run", tmp_path / "repo")
     assert files(tmp_path / "repo") == ["images/perturbation-a.png", "results/explain-a.json"]
     with pytest.raises(FileNotFoundError, match="no result"):
