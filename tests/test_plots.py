@@ -312,8 +312,12 @@ def test_calibration_draws_bins_and_net_benefit():
                                {"a": decision_curve(labels, p, [0.5])})
     reliability, benefit = figure.axes
     assert reliability.lines[1].get_xydata().tolist() == pytest.approx(np.array([[0.25, 0.25], [0.75, 1]]))
-    lines = {line.get_label(): line.get_ydata()[0] for line in benefit.lines}
-    assert lines == {"treat all": pytest.approx(5 / 8 - 3 / 8), "treat none": 0, "a": 0.5}
+    assert [line.get_ydata()[0] for line in benefit.lines] == pytest.approx([5 / 8 - 3 / 8, 0, 0.5])
+    figure.draw_without_rendering()
+    legend, = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "predicted = observed", "a", "treat all", "treat none"]
+    assert not any(legend.get_window_extent().overlaps(axis.get_window_extent()) for axis in figure.axes)
 
 
 def test_roc_pr_with_a_threshold_that_calls_nothing():

@@ -165,7 +165,8 @@ def calibration(tables: Mapping[str, pd.DataFrame], decisions: Mapping[str, pd.D
     """
     check(len(tables) and set(tables) == set(decisions), "both are needed for each model",
           tables=list(tables), decisions=list(decisions))
-    figure, (reliability, benefit) = panels(2, 2, 4.3, 4.2, synthetic=synthetic)
+    below = 0.2 * -(-(3 + len(tables)) // 3)  # the legend's rows of three
+    figure, (reliability, benefit) = panels(2, 2, 4.3, 4.2 + below, synthetic=synthetic)
     reliability.plot([0, 1], [0, 1], label="predicted = observed", **GUIDE)
     first = next(iter(decisions.values()))
     benefit.plot(first["threshold"], first["all"], label="treat all", color="#8C8C8C")
@@ -176,14 +177,13 @@ def calibration(tables: Mapping[str, pd.DataFrame], decisions: Mapping[str, pd.D
                          label=name, **style)
         reliability.vlines(table["predicted"], table["low"], table["high"], color=style["color"], lw=1,
                            alpha=0.6)
-        benefit.plot(decisions[name]["threshold"], decisions[name]["model"], label=name, **style)
+        benefit.plot(decisions[name]["threshold"], decisions[name]["model"], **style)
     top = max(float(table["model"].max()) for table in decisions.values())
     reliability.set(title="Calibration, bins of equally many images", xlabel="predicted probability",
                     ylabel="share with pneumonia", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     benefit.set(title="Decision curve", xlabel="threshold probability", ylabel="net benefit", xlim=(0, 1),
                 ylim=(-0.25 * top, 1.05 * top))
-    reliability.legend(loc="upper left")
-    benefit.legend(loc="lower left")
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
