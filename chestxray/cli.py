@@ -249,7 +249,7 @@ def publish(run_folder: Path, repository: Path) -> None:
 
 @main.command()
 @click.option("--only", type=click.Choice(CACHES), help="Just this one.")
-@click.option("--clear", is_flag=True, help="Remove what is shown.")
+@click.option("--clear", is_flag=True, help="Remove what is shown; nothing may be using it.")
 @one_line_errors
 def cache(only: str | None, clear: bool) -> None:
     """Show the caches and their sizes; none holds anything that cannot be made again."""

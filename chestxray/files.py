@@ -12,6 +12,7 @@ import glob
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,18 +54,32 @@ def cached_folder(kind: str, name: str, make: Callable[[Path], None]) -> Path:
         name: Says all about the content.
         make: Fills the empty folder that it is given.
     """
-    from filelock import FileLock  # here: predictions need no cache
-
     place = cache_dir(kind)
     folder = place / name
     if not folder.is_dir():
-        with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError, NotImplementedError):
-                stack.enter_context(FileLock(place.with_name(f".{kind}.lock")))
+        with _alone_in(place):
             if not folder.is_dir():
                 with whole_folder(folder) as unfinished:
                     make(unfinished)
     return folder
+
+
+@contextlib.contextmanager
+def _alone_in(place: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout  # here: predictions need no cache
+
+    lock = FileLock(place.with_name(f".{place.name}.lock"))
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        print(f"waiting for another process that fills {printable(place)}", file=sys.stderr, flush=True)
+        lock.acquire()
+    except (OSError, NotImplementedError):
+        pass  # no locks here
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def printable(path: str | Path) -> str:

@@ -93,13 +93,13 @@ class Classifier:
         """Raw log-odds of the positive class.
 
         Args:
-            images: Grey pixels in 0–255, (N, size, size) or (N, size, size, 1).
+            images: Grey pixels in 0–255, (N, size, size) or (N, size, size, 1), N > 0.
 
         Returns:
             ``float64`` (N,).
 
         Raises:
-            ValueError: Another size than the card's, or no such pixels.
+            ValueError: No image, another size than the card's, or no such pixels.
         """
         if isinstance(self.model, Runtime):
             return self.score(images).logits
@@ -122,8 +122,8 @@ class Classifier:
 
     def _batch(self, images: np.ndarray) -> np.ndarray:
         batch, size = as_batch(images), self.card["image"]["size"]
-        if batch.shape[1:3] != (size, size):
-            raise ValueError(f"images must have the model's size, {size} × {size}. "
+        if not len(batch) or batch.shape[1:3] != (size, size):
+            raise ValueError(f"one image or more of the model's size, {size} × {size}, is needed. "
                              f"Received: shape={np.shape(images)}")
         return batch
 

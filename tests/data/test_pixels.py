@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from chestxray.data import pixels as module
 from chestxray.data.augmentation import Augmentation
@@ -292,6 +293,18 @@ def test_processes_wait_for_a_cached_folder_and_it_is_made_once(first, tmp_path)
     assert [one.communicate(timeout=60)[0] for one in together] == 3 * ["whole\n"]
     assert log.read_text().split() == ["made"] * (2 if first == "dies" else 1)
     assert [path.name for path in cache_dir("phantoms").iterdir()] == ["some"]
+
+
+def test_a_process_that_waits_says_for_what():
+    place = cache_dir("phantoms")
+    code = ("from chestxray.files import cached_folder\n"
+            "print(cached_folder('phantoms', 'some', lambda folder: None).name)")
+    with FileLock(place.with_name(".phantoms.lock")):
+        waiting = subprocess.Popen([sys.executable, "-c", code], text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert waiting.stderr.readline() == f"waiting for another process that fills {place}\n"
+        assert not list(place.iterdir())
+    assert waiting.communicate(timeout=60) == ("some\n", "")
 
 
 def test_a_file_system_without_locks_has_a_cache(monkeypatch):

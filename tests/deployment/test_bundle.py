@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -93,11 +94,12 @@ def test_logits_of_any_number_of_images_are_those_of_keras(bundle, count):
     assert classifier._graph.experimental_get_tracing_count() == 1
 
 
-def test_images_of_another_size_are_refused(bundle):
+@pytest.mark.parametrize("shape", [(1, 40, 41), (0, 32, 32)])
+def test_images_of_another_size_or_none_are_refused(shape, bundle):
     classifier = load_classifier(bundle[0])
     for call in (classifier.logits, classifier.score):
-        with pytest.raises(ValueError, match=r"the model's size.*Received: shape=\(1, 40, 41\)"):
-            call(np.full((1, 40, 41), 128, np.uint8))
+        with pytest.raises(ValueError, match=rf"the model's size.*Received: shape={re.escape(str(shape))}"):
+            call(np.full(shape, 128, np.uint8))
 
 
 # Thresholds
