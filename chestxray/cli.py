@@ -117,7 +117,7 @@ def evaluate(predictions: Path, model: Path, labels: Path | None, by: str, preva
     from chestxray.evaluation.report import drift_report, join_labels, report
     from chestxray.files import read_json, whole_file
     card = read_json(model / "card.json")
-    texts = {"path": str, "label": str, "group": str, "problem": str}
+    texts = dict.fromkeys(("path", "label", "group", "decision", "problem"), str)
 
     def read(path: Path) -> pd.DataFrame:
         return pd.read_csv(path, dtype=texts, encoding_errors="backslashreplace")
@@ -167,8 +167,10 @@ def predict(model: Path, sources: tuple[Path, ...], rule: str, output: Path | No
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from chestxray.deployment.session import Session
-    if report_path and (report_path.is_dir() or not report_path.absolute().parent.is_dir()):
-        raise ValueError(f"the report cannot be written there. Received: path={str(report_path)!r}")
+    if report_path and (report_path.is_dir() or not report_path.absolute().parent.is_dir()
+                        or report_path.suffix.lower() not in (".html", ".htm")):
+        raise ValueError("the report needs a folder that exists, and a name that ends in .html. "
+                         f"Received: path={str(report_path)!r}")
     session = Session(model, sources, rule, accept_all, jobs, backend)
     for row in session.rows(output):
         if not output:

@@ -154,8 +154,9 @@ def _floor(output_dir: Path, data: XrayData) -> dict[str, Any] | None:
 
 
 def _remove_checkpoints(output_dir: Path, full_name: str) -> None:
-    for checkpoint in (output_dir / "checkpoints").glob(f"{glob.escape(full_name)}*.npz"):
-        checkpoint.unlink()
+    for rest in (".npz", "-*.npz"):  # not those of seed 10 with those of seed 1
+        for checkpoint in (output_dir / "checkpoints").glob(glob.escape(full_name) + rest):
+            checkpoint.unlink()
 
 
 def _logits(model: keras.Model, data: XrayData, part: str) -> pd.DataFrame:

@@ -238,12 +238,14 @@ def test_what_a_step_records_on_its_way_does_not_finish_it(three, data, tmp_path
     monkeypatch.setenv(results.STEP_KEY, "0123")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "way-patient-s0.npz").write_bytes(b"")
+    (tmp_path / "checkpoints" / "way-patient-s0-fine.npz").write_bytes(b"")
+    (tmp_path / "checkpoints" / "way-patient-s01-fine.npz").write_bytes(b"")  # of another seed
     for final in (False, True):
         record.record_model(model, data, "way", tmp_path, parameters={}, weights="random",
                              training={"epochs": {}}, score_test=False, final=final)
         stored = read_json(tmp_path / "results" / "way-patient-s0.json")
         assert stored["step_key"] == ("0123" if final else None)
-        assert len(list((tmp_path / "checkpoints").iterdir())) == (0 if final else 1)
+        assert len(list((tmp_path / "checkpoints").iterdir())) == (1 if final else 3)
 
 
 def test_the_floor_comes_from_the_audit_of_the_same_images(recorded, tmp_path):

@@ -233,7 +233,7 @@ def _usable(root: Path, listing: pd.DataFrame,
 
 
 def _finish(catalog: pd.DataFrame) -> pd.DataFrame:
-    """Fill unknown groups, merge groups over identical files, order the columns."""
+    """Fill unknown groups, merge them over identical files and patients, order the columns."""
     catalog["group"] = catalog["group"].where(catalog["group"] != "", catalog["group_conservative"])
     unknown = catalog["group"] == ""
     if unknown.any():
@@ -244,11 +244,12 @@ def _finish(catalog: pd.DataFrame) -> pd.DataFrame:
             catalog[key] = catalog[key].where(~unknown, "image:" + catalog["path"])
     for key in ("group", "group_conservative"):
         catalog[key] = merge_groups(catalog[key], catalog["sha256"])
+    catalog["group_conservative"] = merge_groups(catalog["group_conservative"], catalog["group"])
     return catalog[[*COLUMNS, *(column for column in catalog if column not in COLUMNS)]]
 
 
-def merge_groups(groups: pd.Series, contents: pd.Series) -> pd.Series:
-    """Join groups that share a file content, under the smallest of their names."""
+def merge_groups(groups: pd.Series, shared: pd.Series) -> pd.Series:
+    """Join groups that share a value, under the smallest of their names."""
     parent = {group: group for group in groups}
 
     def find(group: str) -> str:
@@ -256,7 +257,7 @@ def merge_groups(groups: pd.Series, contents: pd.Series) -> pd.Series:
             group = parent[group]
         return group
 
-    for _, members in groups.groupby(contents):
+    for _, members in groups.groupby(shared):
         roots = {find(group) for group in members}
         for root in roots:
             parent[root] = min(roots)

@@ -76,14 +76,14 @@ def journaled(output: str | Path, identity: dict[str, Any], paths: Iterable[Path
 
 
 def _lock(file: BinaryIO, output: Path) -> None:
-    """Keep other processes out for as long as the file is open, where the system can (not on Windows)."""
+    """Keep other processes out for as long as the file is open, where system and disk can (Windows: no)."""
     try:
         import fcntl
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ModuleNotFoundError:
-        pass
     except BlockingIOError:
         raise ValueError(f"another process writes this table. Received: path={str(output)!r}") from None
+    except (ModuleNotFoundError, OSError):
+        pass
 
 
 def check_format(output: Path) -> None:

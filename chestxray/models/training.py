@@ -118,8 +118,8 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
     checkpoint of the same training (settings, data, network, starting
     weights) exists, training goes on from there and ends with the weights of
     an undisturbed run, bit for bit on the same processor. With a checkpoint,
-    a call that is interrupted gives the model its starting weights back, so
-    that the same call, with the same model or a new one, is recognised and
+    a call that is broken off, by whatever, gives the model its starting weights
+    back, so that the same call, with the same model or a new one, is recognised and
     goes on.
 
     Args:
@@ -161,25 +161,25 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
         "seed": data.seed} | ({"distillation": distillation.identity} if distillation else {}))
     state = Checkpoint(Path(checkpoint) if checkpoint else None, identity, watched)
     start = [variable.numpy() for variable in learner.variables]
-    state.restore(learner)
-    already = state.epochs_done
-    if state.finished:
-        print(f"{phase}: finished earlier, {already} epochs")
-    else:
-        if already:
-            print(f"{phase}: continued after epoch {already}")
-        number = {"epoch": already}
+    try:
+        state.restore(learner)
+        already = state.epochs_done
+        if state.finished:
+            print(f"{phase}: finished earlier, {already} epochs")
+        else:
+            if already:
+                print(f"{phase}: continued after epoch {already}")
+            number = {"epoch": already}
 
-        def begin(epoch: int, logs: dict | None = None) -> None:
-            number["epoch"] = epoch
-            if features:
-                features.prepare("val")
-                features.prepare("train", epoch)
-            if distillation:
-                distillation.answers(data, "val", settings, 0, outputs)
-                distillation.answers(data, "train", settings, epoch, outputs)
+            def begin(epoch: int, logs: dict | None = None) -> None:
+                number["epoch"] = epoch
+                if features:
+                    features.prepare("val")
+                    features.prepare("train", epoch)
+                if distillation:
+                    distillation.answers(data, "val", settings, 0, outputs)
+                    distillation.answers(data, "train", settings, epoch, outputs)
 
-        try:
             if features:
                 features.make_room(settings.disk_gb)
                 training = features.dataset("train", settings.batch_size, True, lambda: number["epoch"])
@@ -200,11 +200,11 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
                     class_weight=class_weights(labels, max(2, outputs)) if settings.class_weights else None,
                     callbacks=[keras.callbacks.LambdaCallback(on_epoch_begin=begin),
                                *watched, EpochLine(phase, settings.epochs), state])
-        except KeyboardInterrupt:
-            if state.path:
-                for variable, value in zip(learner.variables, start, strict=True):
-                    variable.assign(value)
-            raise
+    except BaseException:
+        if state.path:
+            for variable, value in zip(learner.variables, start, strict=True):
+                variable.assign(value)
+        raise
     steps = state.epochs_done * math.ceil(len(labels) / settings.batch_size)
     if left_out := steps - int(learner.optimizer.iterations):
         print(f"{phase}: {left_out} of {steps} steps left out, their gradient was not finite")

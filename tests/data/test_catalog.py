@@ -383,6 +383,12 @@ def test_a_damaged_memory_is_not_trusted(kaggle):
 # Lists
 
 
+def test_a_patient_with_two_families_holds_them_together(table, plain):
+    csv = table(group=["a", "a", "b", "c"], group_conservative=["family", "", "other", "other"])
+    listed = from_table(csv, plain)
+    assert listed["group_conservative"].tolist() == ["a", "a", "other", "other"]
+
+
 def test_list_with_columns_of_its_own(table, plain):
     csv = table(label=["healthy", "healthy", "sick", "sick"], group=None, patient=["007", "7", "8", "8"],
                 split=["train", "val", "test", None], subtype=["", "", "virus", None],

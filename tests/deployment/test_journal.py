@@ -1,6 +1,7 @@
 """A table is whole or not there, and nothing is predicted twice."""
 
 import csv
+import errno
 import json
 from pathlib import Path
 
@@ -110,6 +111,17 @@ def test_paths_that_are_no_text_survive(tmp_path):
 def test_unknown_format(tmp_path):
     with pytest.raises(ValueError, match="must end in .csv or .jsonl"):
         play(tmp_path / "out.xlsx", Predictor())
+
+
+def test_a_file_system_without_locks_has_tables(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*given):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    play(tmp_path / "out.csv", Predictor())
+    assert table(tmp_path / "out.csv") == EXPECTED
 
 
 def test_two_processes_do_not_write_one_table(tmp_path):

@@ -252,6 +252,18 @@ def test_drift_shares_and_what_to_label(told):
 
 # The command
 
+def test_classes_that_are_called_by_digits(told, tmp_path):
+    table, said = told[0], []
+    for classes in (["NORMAL", "PNEUMONIA"], ["0", "1"]):
+        write_json(tmp_path / "model" / "card.json", card_of(table) | {"classes": classes})
+        names = dict(zip(["NORMAL", "PNEUMONIA"], classes, strict=True))
+        table.assign(decision=table["decision"].map(names)).to_csv(tmp_path / "p.csv", index=False)
+        words = ["evaluate", str(tmp_path / "p.csv"), "--model", str(tmp_path / "model")]
+        lines = CliRunner().invoke(main, words).output.splitlines()
+        said.append([line.split() for line in lines if "called pneumonia" in line])
+    assert said[0] == said[1] and len(said[0]) == 1
+
+
 def test_command_with_and_without_labels(told, tmp_path):
     table, given = told
     write_json(tmp_path / "model" / "card.json", card_of(table))

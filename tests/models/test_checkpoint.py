@@ -127,6 +127,29 @@ def test_the_same_call_on_the_same_model_goes_on(data, undisturbed, interrupt, t
     assert tiny.same(tiny.state(model), undisturbed()[1])
 
 
+def test_a_full_disk_or_an_interrupted_reading_loses_nothing(data, undisturbed, interrupt, monkeypatch,
+                                                             tmp_path):
+    model, restore = tiny.network(), checkpoint.Checkpoint.restore
+
+    def full(self):
+        raise OSError(28, "No space left on device")
+
+    def broken_off(self, learner):
+        restore(self, learner)
+        raise KeyboardInterrupt
+
+    interrupt(2, 1)
+    monkeypatch.setattr(Interrupter, "strike", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(model, data, SETTINGS, tmp_path / "state.npz")
+    monkeypatch.setattr(checkpoint.Checkpoint, "restore", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, data, SETTINGS, tmp_path / "state.npz")
+    monkeypatch.setattr(checkpoint.Checkpoint, "restore", restore)
+    same_histories(train(model, data, SETTINGS, tmp_path / "state.npz").history, undisturbed()[0])
+    assert tiny.same(tiny.state(model), undisturbed()[1])
+
+
 def head_only():
     model = tiny.network()
     for layer in model.layers:
