@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from chestxray.console import one_line_errors, parse_value, show
+from chestxray.console import check_ending, one_line_errors, parse_value, show
 from chestxray.files import CACHES, cache_dir, printable
 
 
@@ -80,6 +80,8 @@ def audit(data_dir: str, classes: tuple[str, str] | None, page_path: Path | None
     from chestxray.data.audit import audit as look
     from chestxray.data.audit import describe
     from chestxray.files import whole_file, write_json
+    check_ending(page_path, ".html", ".htm")
+    check_ending(json_path, ".json")
     found, means = look(data_dir, classes)
     findings = describe(found)
     show(findings)
@@ -116,6 +118,7 @@ def evaluate(predictions: Path, model: Path, labels: Path | None, by: str, preva
 
     from chestxray.evaluation.report import drift_report, join_labels, report
     from chestxray.files import read_json, whole_file
+    check_ending(page_path, ".html", ".htm")
     card = read_json(model / "card.json")
     texts = dict.fromkeys(("path", "label", "group", "decision", "problem"), str)
 
@@ -167,10 +170,9 @@ def predict(model: Path, sources: tuple[Path, ...], rule: str, output: Path | No
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from chestxray.deployment.session import Session
-    if report_path and (report_path.is_dir() or not report_path.absolute().parent.is_dir()
-                        or report_path.suffix.lower() not in (".html", ".htm")):
-        raise ValueError("the report needs a folder that exists, and a name that ends in .html. "
-                         f"Received: path={str(report_path)!r}")
+    check_ending(report_path, ".html", ".htm")
+    if report_path and (report_path.is_dir() or not report_path.absolute().parent.is_dir()):
+        raise ValueError(f"the report cannot be written there. Received: path={str(report_path)!r}")
     session = Session(model, sources, rule, accept_all, jobs, backend)
     for row in session.rows(output):
         if not output:

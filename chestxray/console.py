@@ -6,6 +6,7 @@ import functools
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -52,6 +53,12 @@ def parse_value(text: str) -> Any:
     if isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", value):
         return float(value)
     return value
+
+
+def check_ending(path: Path | None, *endings: str) -> None:
+    """Raise ValueError where a slip would replace a file of another kind, such as an X-ray, by a page."""
+    if path and path.suffix.lower() not in endings:
+        raise ValueError(f"the name must end in {' or '.join(endings)}. Received: path={str(path)!r}")
 
 
 def show(sections: list[tuple]) -> None:

@@ -66,6 +66,7 @@ def cached_folder(kind: str, name: str, make: Callable[[Path], None]) -> Path:
 
 @contextlib.contextmanager
 def _alone_in(place: Path) -> Iterator[None]:
+    """Wait, and say so, while another process is in the block for the same folder."""
     from filelock import FileLock, Timeout  # here: predictions need no cache
 
     lock = FileLock(place.with_name(f".{place.name}.lock"))

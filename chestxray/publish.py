@@ -50,7 +50,7 @@ def publish(run: str | Path, repository: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: The run has no result, or a model on record lacks its files.
-        ValueError: The run mixes real and synthetic data.
+        ValueError: The run mixes real and synthetic data, or a figure is damaged.
     """
     run, repository = Path(run), Path(repository)
     contents = {path: read_json(path) for path in sorted((run / "results").glob("*.json"))}
@@ -78,8 +78,8 @@ def publish(run: str | Path, repository: str | Path) -> list[str]:
         kind, _, name = path.stem.partition("-")
         running = kind == "learning_curves" and name not in folders  # drawn before there is a result
         if kind in allowed and name not in tried_names and not running:
-            _copy_figure(path, repository / "images" / path.name)
-            said.append(f"images/{path.name}")
+            copy = _copy_curves if real else _copy
+            copy(path, repository / "images" / path.name, said)
         else:
             said.append(f"left out images/{path.name}")
     if not real:
@@ -117,14 +117,16 @@ def _copy(source: Path, target: Path, said: list[str]) -> None:
     said.append(f"{target.parent.name}/{target.name}")
 
 
-def _copy_figure(source: Path, target: Path) -> None:
-    """Curves on white become a PNG of 256 colours, a third as large; only smoothed edges differ."""
-    with Image.open(source) as figure, whole_file(target) as partial:
-        if source.stem.partition("-")[0] in PHANTOM_FIGURES:
-            shutil.copyfile(source, partial)
-        else:
+def _copy_curves(source: Path, target: Path, said: list[str]) -> None:
+    """Copy curves on white as a PNG of 256 colours, a third as large; only smoothed edges differ."""
+    try:
+        with Image.open(source) as figure:
             palette = figure.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-            palette.save(partial, format="PNG", optimize=True)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"the figure cannot be read ({error}). Received: path={str(source)!r}") from None
+    with whole_file(target) as partial:
+        palette.save(partial, format="PNG", optimize=True)
+    said.append(f"{target.parent.name}/{target.name}")
 
 
 def _join_tried(tried: list[dict[str, Any]], path: Path) -> None:

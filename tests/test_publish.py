@@ -86,6 +86,19 @@ def test_figures_of_curves_become_smaller_and_look_the_same(tmp_path):
     assert difference.mean() < 0.2 and difference.max() < 80
 
 
+@pytest.mark.parametrize("share", [0, 0.01, 0.5])
+def test_half_a_figure_is_named_and_replaces_nothing(share, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
+    whole = cv2.imencode(".png", noise)[1].tobytes()
+    make_run(tmp_path / "run", result("a"))
+    publish(tmp_path / "run", tmp_path / "repo")
+    (tmp_path / "run/images/roc_pr-a-patient-s0.png").write_bytes(whole[:int(share * len(whole))])
+    before = (tmp_path / "repo/images/roc_pr-a-patient-s0.png").read_bytes()
+    with pytest.raises(ValueError, match=r"cannot be read .*Received: path='.*roc_pr-a-patient-s0\.png'"):
+        publish(tmp_path / "run", tmp_path / "repo")
+    assert (tmp_path / "repo/images/roc_pr-a-patient-s0.png").read_bytes() == before
+
+
 def test_a_mixed_run_is_refused(tmp_path):
     make_run(tmp_path / "run", result("a"), result("b", data="synthetic"))
     with pytest.raises(ValueError, match="mixes"):

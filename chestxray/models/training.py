@@ -118,9 +118,9 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
     checkpoint of the same training (settings, data, network, starting
     weights) exists, training goes on from there and ends with the weights of
     an undisturbed run, bit for bit on the same processor. With a checkpoint,
-    a call that is broken off, by whatever, gives the model its starting weights
-    back, so that the same call, with the same model or a new one, is recognised and
-    goes on.
+    a call that is broken off, by whatever, gives the model its starting
+    weights back, so that the same call, with the same model or a new one, is
+    recognised and goes on.
 
     Args:
         model: Takes (N, size, size, 1) in 0–255, gives one logit, or three

@@ -104,8 +104,8 @@ def test_the_report_holds_the_most_suspicious_only(litert, films, monkeypatch):
     (["MODEL", "FILMS", "--rule", "best"], "no threshold"),
     (["MODEL", "FILMS", "--output", "out.xlsx"], "must end in .csv or .jsonl"),
     (["MODEL", "FILMS", "--backend", "abacus"], "abacus"),
-    (["MODEL", "FILMS", "--report", "/nowhere/page.html"], "the report needs a folder that exists"),
-    (["MODEL", "FILMS", "--report", "out.png"], "a name that ends in .html")])
+    (["MODEL", "FILMS", "--report", "/nowhere/page.html"], "the report cannot be written there"),
+    (["MODEL", "FILMS", "--report", "out.png"], "the name must end in .html or .htm")])
 def test_mistakes_are_told_in_one_line(litert, films, tmp_path, words, reason):
     (tmp_path / "empty").mkdir()
     places = {"MODEL": litert, "FILMS": films, "EMPTY": tmp_path / "empty", "out.xlsx": tmp_path / "out.xlsx",

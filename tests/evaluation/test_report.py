@@ -264,6 +264,16 @@ def test_classes_that_are_called_by_digits(told, tmp_path):
     assert said[0] == said[1] and len(said[0]) == 1
 
 
+def test_a_page_does_not_replace_its_table(told, tmp_path):
+    write_json(tmp_path / "model" / "card.json", card_of(told[0]))
+    told[0].to_csv(tmp_path / "p.csv", index=False)
+    before = (tmp_path / "p.csv").read_bytes()
+    found = CliRunner().invoke(main, ["evaluate", str(tmp_path / "p.csv"), "--model", str(tmp_path / "model"),
+                                      "--html", str(tmp_path / "p.csv")])
+    assert found.exit_code == 2 and "must end in .html or .htm. Received" in found.output
+    assert (tmp_path / "p.csv").read_bytes() == before
+
+
 def test_command_with_and_without_labels(told, tmp_path):
     table, given = told
     write_json(tmp_path / "model" / "card.json", card_of(table))
