@@ -50,7 +50,7 @@ if (maps) maps.addEventListener('click', () => {
 """
 
 GROUPS = {"rule_in": "suspicious", "refer": "to be looked at", "rule_out": "unsuspicious"}
-"""Triage by the two thresholds of the card, in words."""
+"""Triage in words; see :func:`_triage`."""
 
 
 def report_page(classifier: Classifier, rows: Sequence[Mapping[str, Any]],
@@ -97,9 +97,10 @@ def _operating_point(classifier: Classifier, rule: str) -> str:
     rates = ", ".join(f"{name} {found[rule][name]['value']:.2f}" for name in ("sensitivity", "specificity"))
     return (f"{html.escape(card['classes'][1])} is said from a probability of "
             f"{classifier.threshold(rule):.3f} on (threshold <code>{html.escape(rule)}</code>: {rates} on "
-            f"its own {where} images, of the same source as the training images). Between the two triage "
-            f"thresholds, {card['triage']['rule_out']:.3f} and {card['triage']['rule_in']:.3f}, a film is to "
-            "be looked at.")
+            f"its own {where} images, of the same source as the training images). By the two triage "
+            f"thresholds a film is unsuspicious below {card['triage']['rule_out']:.3f} and suspicious from "
+            f"{card['triage']['rule_in']:.3f} on. Between them, and where they contradict what is said, it "
+            "is to be looked at.")
 
 
 def _controls(with_maps: bool) -> str:
@@ -136,9 +137,7 @@ def _films(classifier: Classifier, rows: Sequence[Mapping[str, Any]]) -> tuple[l
 
 def _film(number: int, row: Mapping[str, Any], image: np.ndarray, heat: np.ndarray | None, strongest: float,
           classifier: Classifier) -> str:
-    name, triage = html.escape(printable(row["path"])), classifier.card["triage"]
-    group = ("rule_in" if row["probability"] >= triage["rule_in"] else
-             "rule_out" if row["probability"] < triage["rule_out"] else "refer")
+    name, group = html.escape(printable(row["path"])), _triage(row, classifier.card)
     image = cv2.resize(image, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     pictures = f'<img src="{image_data(image, ".jpg")}" alt="film {number}" loading="lazy">'
     strength = ""
@@ -152,6 +151,20 @@ def _film(number: int, row: Mapping[str, Any], image: np.ndarray, heat: np.ndarr
     return (f'<li data-group="{group}">{pictures}<div><h3>{number}. {name}</h3>'
             f'<p><span class="p">{row["probability"]:.3f}</span> {html.escape(row["decision"])}, '
             f"{GROUPS[group]}</p>{strength}{problem}</div></li>")
+
+
+def _triage(row: Mapping[str, Any], card: Mapping[str, Any]) -> str:
+    """Group of a film: by the two thresholds of the card, unless the decision contradicts them.
+
+    The threshold that decides is chosen independently of the two and may lie
+    outside them.
+    """
+    called = row["decision"] == card["classes"][1]
+    if row["probability"] >= card["triage"]["rule_in"] and called:
+        return "rule_in"
+    if row["probability"] < card["triage"]["rule_out"] and not called:
+        return "rule_out"
+    return "refer"
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -21,9 +21,13 @@ COUNT = {"images": 9, "ok": 6, "refused": 2, "unreadable": 1, "outside age": 4}
 
 @pytest.fixture(scope="module")
 def rows(litert, data, tiny_folder):
+    """Six films, the first three called pneumonia."""
     paths = [tiny_folder / path for path in data.part("val")["path"]][:6]
-    found = list(predict_files(load_classifier(litert), paths, accept_all=True))
-    return sorted(found, key=lambda row: -row["probability"])
+    classifier = load_classifier(litert)
+    found = list(predict_files(classifier, paths, accept_all=True))
+    found.sort(key=lambda row: -row["probability"])
+    normal, ill = classifier.card["classes"]
+    return [row | {"decision": decision} for row, decision in zip(found, [ill] * 3 + [normal] * 3)]
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +61,18 @@ def test_films_in_order_with_their_numbers(written, rows):
     assert [one[0] for one in said] == [f"{row['probability']:.3f}" for row in rows]
     assert [one[1] for one in said] == [row["decision"] for row in rows]
     assert [one[2] for one in said] == ["suspicious"] * 2 + ["to be looked at"] * 2 + ["unsuspicious"] * 2
+
+
+def test_a_film_whose_decision_contradicts_the_triage_is_to_be_looked_at(litert, rows):
+    classifier = load_classifier(litert)
+    normal, ill = classifier.card["classes"]
+    middle = (rows[2]["probability"] + rows[3]["probability"]) / 2
+    classifier.card["triage"] = {"rule_in": middle, "rule_out": middle}  # nothing lies between
+    decisions = [ill, normal, ill, ill, normal, normal]
+    page = report_page(classifier, [row | {"decision": one} for row, one in zip(rows, decisions)], [], COUNT,
+                       "youden")
+    assert re.findall(r'</span> (\w+), ([\w ]+)<', page) == list(zip(decisions, [
+        "suspicious", "to be looked at", "suspicious", "to be looked at", "unsuspicious", "unsuspicious"]))
 
 
 def test_limits_thresholds_and_problems_are_said(written, litert):
