@@ -135,11 +135,13 @@ def report(table: pd.DataFrame, card: Mapping[str, Any], by: Sequence[str] = (),
         Sections of title, text and table.
 
     Raises:
-        ValueError: One class is missing, or there is no such column.
+        ValueError: One class is missing, there is no such column, or another
+            model made the predictions.
     """
     if missing := {"probability", "logit", "label", "group"} - set(table):
         raise ValueError("predictions need the columns that chestxray predict writes; missing: "
                          f"{sorted(missing)}. Received: columns={list(table)}")
+    _check_model(table, card)
     without = table["probability"].isna()
     table = table[~without]
     if table.empty:
@@ -173,6 +175,17 @@ def report(table: pd.DataFrame, card: Mapping[str, Any], by: Sequence[str] = (),
         sections.append((f"By {column}", "At the threshold youden. Differences between groups that lie "
                          "within the intervals are no finding.", subgroup_table(table, column, threshold)))
     return sections
+
+
+def _check_model(table: pd.DataFrame, card: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the card's calibration gives the table's probabilities."""
+    rows = table.dropna(subset=["logit", "probability"])
+    expected = apply_platt(rows["logit"], card["calibration"]["slope"], card["calibration"]["intercept"])
+    wrong = rows[~((rows["probability"] - expected).abs() < 1e-4)]
+    if len(wrong):
+        raise ValueError(f"another model made {len(wrong)} of these {len(table)} predictions: the "
+                         "calibration of this one gives other probabilities. Received: "
+                         f"model={card['name']!r}, path={wrong['path'].iloc[0]!r}")
 
 
 def _threshold(table: pd.DataFrame) -> Section:
@@ -221,7 +234,8 @@ def drift_report(table: pd.DataFrame, card: Mapping[str, Any], seed: int = 0) ->
         Sections of title, text and table.
 
     Raises:
-        ValueError: A column is missing, or nothing could be read.
+        ValueError: A column is missing, nothing could be read, or another
+            model made the predictions.
     """
     if "reference" not in card:
         raise ValueError("the model's card has no reference to compare with. "
@@ -230,6 +244,7 @@ def drift_report(table: pd.DataFrame, card: Mapping[str, Any], seed: int = 0) ->
     if missing := {"path", "status", "problem", "probability", "decision", *names} - set(table):
         raise ValueError("predictions need the columns that chestxray predict writes; missing: "
                          f"{sorted(missing)}. Received: columns={list(table)}")
+    _check_model(table, card)
     read, judged = table[table["status"] != "unreadable"], table[table["status"] == "ok"]
     if judged.empty:
         raise ValueError(f"no image was classified. Received: rows={len(table)}")

@@ -32,6 +32,7 @@ def predictions_of(count=400, seed=0, slope=1.0, shift=0.0):
 
 def card_of(table):
     return {"name": "model", "classes": list(CLASSES), "limits": ["Research software, not a medical device."],
+            "calibration": {"slope": 1.0, "intercept": 0.0},
             "thresholds": {"youden": 0.5, "sensitivity_95": None, "half": 0.5},
             "triage": {"rule_out": 0.1, "rule_in": 0.9},
             "reference": describe_reference({name: table[name] for name in (*MEASURES, "logit")})}
@@ -219,6 +220,19 @@ def test_predictions_that_cannot_be_scored(told, change, message):
     joined, _ = join_labels(table, given, CLASSES)
     with pytest.raises(ValueError, match=message):
         report(change(joined), card_of(table))
+
+
+def test_predictions_of_another_model_are_noticed(told):
+    table, given = told
+    joined, _ = join_labels(table, given, CLASSES)
+    rounded = joined.round({"probability": 5, "logit": 5})
+    assert len(report(rounded, card_of(table))) == len(report(joined, card_of(table)))
+    other = card_of(table) | {"name": "other", "calibration": {"slope": 1.01, "intercept": 0.0}}
+    with pytest.raises(ValueError, match="another model made .* of these 400 .* model='other', path='/films/"):
+        report(joined, other)
+    mixed = table.assign(logit=table["logit"].where(table.index != 7, table["logit"] + 0.01))
+    with pytest.raises(ValueError, match="another model made 1 of these 400 .* path='/films/7.png'"):
+        drift_report(mixed, card_of(table))
 
 
 # Without labels
