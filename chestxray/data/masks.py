@@ -81,7 +81,7 @@ def _read_npz(path: Path) -> tuple[NDArray, Callable[[list[int]], NDArray]]:
                 masks = file["masks"]
                 return names, lambda rows: masks[rows]
             packed, (height, width) = file["packed"], file["shape"]
-    except (KeyError, ValueError, OSError) as error:
+    except Exception as error:  # a damaged file can fail in any way
         raise ValueError(f"not a file of masks ({error}). Received: path={str(path)!r}") from None
     return names, lambda rows: np.unpackbits(packed[rows], axis=1, count=height * width).reshape(
         -1, height, width)

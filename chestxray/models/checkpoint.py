@@ -8,16 +8,18 @@ on its number alone, so nothing else is needed to continue bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from chestxray.files import whole_file
+from chestxray.files import printable, whole_file
 
 _CALLBACK_STATE = ("wait", "best", "best_epoch", "stopped_epoch", "cooldown_counter")
 
@@ -47,6 +49,22 @@ def wiring(model: keras.Model) -> list[list[int]]:
     return [[] if isinstance(layer, keras.layers.InputLayer) else
             [position[id(tensor)] for tensor in keras.tree.flatten(layer.input)]
             for layer in model.operations]
+
+
+@contextlib.contextmanager
+def starting_again(model: keras.Model, wanted: bool) -> Iterator[None]:
+    """Give the model its variables back, if wanted, when the block is broken off, by whatever.
+
+    The same call with the same model is then known by its :func:`fingerprint`.
+    """
+    start = [(variable, variable.numpy()) for variable in model.variables]
+    try:
+        yield
+    except BaseException:
+        if wanted:
+            for variable, value in start:
+                variable.assign(value)
+        raise
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -79,14 +97,19 @@ class Checkpoint(keras.callbacks.Callback):
         """Load the state of the same training into a compiled model, if there is one."""
         if self.path is None or not self.path.is_file():
             return
-        with np.load(self.path, allow_pickle=False) as state:
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                state = dict(file)
             meta = json.loads(str(state["meta"]))
-            if meta["identity"] != self.identity:
-                print("an earlier training with other settings was found and is not continued")
-                return
-            for number, variable in enumerate(_variables(model)):
-                variable.assign(state[f"variable{number}"])
-            self._best_weights = [state[f"best{number}"] for number in range(meta["best_weights"])]
+        except Exception as error:  # a damaged file can fail in any way
+            print(f"{printable(self.path)} is damaged and not used ({type(error).__name__})")
+            return
+        if meta["identity"] != self.identity:
+            print("an earlier training with other settings was found and is not continued")
+            return
+        for number, variable in enumerate(_variables(model)):
+            variable.assign(state[f"variable{number}"])
+        self._best_weights = [state[f"best{number}"] for number in range(meta["best_weights"])]
         self.history, self.stopped, self.finished = meta["history"], meta["stopped"], meta["finished"]
         self.seconds, self._callback_state = meta["seconds"], meta["callbacks"]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 
 from chestxray.data.dataset import XrayData
+from chestxray.models.checkpoint import starting_again
 from chestxray.models.frozen import find_cut
 from chestxray.models.schedules import TrainSettings
 from chestxray.models.training import Training, train
@@ -88,8 +89,9 @@ def unfreeze_gradually(model: keras.Model, data: XrayData, settings: TrainSettin
     See :func:`fine_tune` for the other arguments.
     """
     place = Path(checkpoint) if checkpoint else None
-    return [fine_tune(model, data, settings, stage, place and place.with_stem(f"{place.stem}-{stage}"))
-            for stage in reversed(stages)]
+    with starting_again(model, wanted=place is not None):
+        return [fine_tune(model, data, settings, stage, place and place.with_stem(f"{place.stem}-{stage}"))
+                for stage in reversed(stages)]
 
 
 def train_whole(model: keras.Model, data: XrayData, settings: TrainSettings,

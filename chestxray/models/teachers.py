@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import keras
@@ -123,7 +124,8 @@ class Teacher:
         drawn = [asdict(augmentation), view, data.seed] if augmentation else None
         key = json.dumps([*self.identity[number], list(rows["path"]), list(rows["sha256"]), drawn])
         file = cache_dir("teachers") / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
-        if not file.is_file():
+        answers = _read_answers(file)
+        if answers is None:
             if number not in self._graphs:
                 self._graphs[number] = frozen_graph(classifier.model, self.bf16)
             shown = f"{part}, view {view + 1}" if augmentation else part
@@ -131,10 +133,19 @@ class Teacher:
             images = data.store.dataset(rows, _BATCH, augment=augmentation, seed=data.seed,
                                         epoch=lambda: view or 0)
             logits = np.concatenate([self._graphs[number](pixels)[0].numpy() for pixels, _ in images])
+            answers = dict(zip(rows["path"], logits.astype(np.float32), strict=True))
             with whole_file(file) as partial:
-                np.savez(partial, paths=rows["path"].to_numpy(str), logits=logits.astype(np.float32))
+                np.savez(partial, paths=np.array(list(answers)), logits=np.stack(list(answers.values())))
+        return answers
+
+
+def _read_answers(file: Path) -> dict[str, np.ndarray] | None:
+    """Stored logits by path; None where there is no such file, or a damaged one."""
+    try:
         with np.load(file, allow_pickle=False) as stored:
             return dict(zip(stored["paths"].tolist(), stored["logits"], strict=True))
+    except Exception:  # a damaged file can fail in any way; what it held can be asked again
+        return None
 
 
 @dataclass(frozen=True)

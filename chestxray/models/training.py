@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from chestxray.data.dataset import XrayData
 from chestxray.models.batch_norm import fused_batch_norm
-from chestxray.models.checkpoint import Checkpoint, fingerprint
+from chestxray.models.checkpoint import Checkpoint, fingerprint, starting_again
 from chestxray.models.distillation import Distiller
 from chestxray.models.features import plan_features
 from chestxray.models.frozen import find_cut
@@ -116,7 +116,7 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
     (:mod:`chestxray.models.features`). The best weights by validation loss
     are in the model at the end, or the last ones (``stop_patience``). When a
     checkpoint of the same training (settings, data, network, starting
-    weights) exists, training goes on from there and ends with the weights of
+    weights, versions of Keras and TensorFlow) exists, training goes on from there and ends with the weights of
     an undisturbed run, bit for bit on the same processor. With a checkpoint,
     a call that is broken off, by whatever, gives the model its starting
     weights back, so that the same call, with the same model or a new one, is
@@ -157,11 +157,10 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
     contents = hashlib.sha256("".join(data.table["sha256"]).encode() + labels.tobytes()).hexdigest()
     identity = fingerprint(model, {
         "settings": asdict(settings) | {"disk_gb": None}, "phase": phase, "stored": bool(features),
-        "image": asdict(data.store.settings), "split": data.split_hash, "contents": contents,
-        "seed": data.seed} | ({"distillation": distillation.identity} if distillation else {}))
+        "pixels": data.store.key, "split": data.split_hash, "contents": contents, "seed": data.seed,
+        "keras": keras.__version__, "tensorflow": tf.__version__} | ({"distillation": distillation.identity} if distillation else {}))
     state = Checkpoint(Path(checkpoint) if checkpoint else None, identity, watched)
-    start = [variable.numpy() for variable in learner.variables]
-    try:
+    with starting_again(learner, wanted=bool(state.path)):
         state.restore(learner)
         already = state.epochs_done
         if state.finished:
@@ -200,11 +199,6 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
                     class_weight=class_weights(labels, max(2, outputs)) if settings.class_weights else None,
                     callbacks=[keras.callbacks.LambdaCallback(on_epoch_begin=begin),
                                *watched, EpochLine(phase, settings.epochs), state])
-    except BaseException:
-        if state.path:
-            for variable, value in zip(learner.variables, start, strict=True):
-                variable.assign(value)
-        raise
     steps = state.epochs_done * math.ceil(len(labels) / settings.batch_size)
     if left_out := steps - int(learner.optimizer.iterations):
         print(f"{phase}: {left_out} of {steps} steps left out, their gradient was not finite")

@@ -39,6 +39,12 @@ def test_what_is_no_mask(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="not a file of masks.*Received: path="):
         read_masks(tmp_path / "bad.npz", TABLE, 20)
+    np.savez(tmp_path / "cut.npz", names=np.array(["1.png"]), masks=np.ones((1, 40, 40), bool))
+    whole = (tmp_path / "cut.npz").read_bytes()
+    for size in (0, len(whole) // 2):
+        (tmp_path / "cut.npz").write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="not a file of masks"):
+            read_masks(tmp_path / "cut.npz", TABLE, 20)
     np.savez(tmp_path / "other.npz", names=np.array(["x.png"]), masks=np.zeros((1, 4, 4), bool))
     with pytest.raises(ValueError, match="no mask has the name of an image"):
         read_masks(tmp_path / "other.npz", TABLE, 20)

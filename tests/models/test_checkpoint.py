@@ -1,5 +1,6 @@
 """A training that is interrupted anywhere ends as if it had not been."""
 
+import copy
 import dataclasses
 import os
 import signal
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 import tiny
 
 from chestxray.data.augmentation import Augmentation
@@ -362,9 +364,17 @@ def test_other_data_is_not_continued(data, finished, stored, monkeypatch):
     split.loc[split.index[0], "split"] = "test" if split["split"].iloc[0] != "test" else "train"
     pixels = data.table.copy()
     pixels.loc[pixels.index[0], "sha256"] = pixels["sha256"].iloc[1]  # same name, another picture
+    decoded_otherwise = copy.copy(data.store)
+    decoded_otherwise.key = "of another version of OpenCV"
     for other in (dataclasses.replace(data, table=split), dataclasses.replace(data, table=pixels),
-                  dataclasses.replace(data, seed=1)):
+                  dataclasses.replace(data, seed=1), dataclasses.replace(data, store=decoded_otherwise)):
         assert not taken_up(tiny.network(), other, finished[1], stored, monkeypatch)
+
+
+@pytest.mark.parametrize("package", [keras, tf])
+def test_another_version_of_a_package_is_not_continued(data, finished, stored, monkeypatch, package):
+    monkeypatch.setattr(package, "__version__", "0.1")
+    assert not taken_up(tiny.network(), data, finished[1], stored, monkeypatch)
 
 
 def test_another_phase_is_not_continued(data, finished, stored, monkeypatch):
@@ -395,6 +405,13 @@ def taken_up(model, data, settings, path, monkeypatch, **phase):
 
 
 # On disk
+
+@pytest.mark.parametrize("size", [0, 2000, -30])
+def test_a_cut_checkpoint_is_named_and_not_used(data, finished, stored, monkeypatch, capsys, size):
+    stored.write_bytes(finished[0][:size])
+    assert not taken_up(tiny.network(), data, finished[1], stored, monkeypatch)
+    assert capsys.readouterr().out.startswith(f"{stored} is damaged and not used")
+
 
 def test_a_write_that_breaks_off_leaves_the_former_state(data, undisturbed, tmp_path, monkeypatch, capsys):
     path = tmp_path / "state.npz"

@@ -200,6 +200,28 @@ def test_each_phase_has_its_own_checkpoint_and_a_second_call_goes_through_all(gr
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
 
 
+def test_broken_off_in_a_later_stage_the_same_call_goes_on(gradual, data64, tmp_path, monkeypatch, capsys):
+    _, weights, trainings, _ = gradual
+    model, started = network(), []
+
+    def broken_off(*args):
+        started.append(args[3])
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        return fine_tune(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(phases, "fine_tune", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            unfreeze_gradually(model, data64, SETTINGS, STAGES, tmp_path / "fine.npz")
+    assert not tiny.changed(weights[0], tiny.by_layer(model))
+    capsys.readouterr()
+    again = unfreeze_gradually(model, data64, SETTINGS, STAGES, tmp_path / "fine.npz")
+    assert f"from {STAGES[-1]}: finished earlier, 1 epochs" in capsys.readouterr().out
+    assert not tiny.changed(weights[-1], tiny.by_layer(model))
+    assert all(one.history.equals(other.history) for one, other in zip(again, trainings, strict=True))
+
+
 def test_no_checkpoint_is_written_without_a_path(data64, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     unfreeze_gradually(network(), data64, SETTINGS, STAGES[2:])

@@ -124,6 +124,15 @@ def test_nothing_else_is_served(data, tiny_folder, other):
     assert len(list(cache_dir("teachers").iterdir())) == 2
 
 
+def test_damaged_answers_are_asked_again(data):
+    paths = list(data.part("val")["path"])
+    first = Teacher([(classifier(data), data)]).logits("val", paths)
+    file, = cache_dir("teachers").iterdir()
+    file.write_bytes(file.read_bytes()[:-30])
+    np.testing.assert_array_equal(Teacher([(classifier(data), data)]).logits("val", paths), first)
+    np.testing.assert_array_equal(np.load(file)["logits"], first)
+
+
 def test_broken_off_while_asking_leaves_nothing(data, monkeypatch):
     def interrupted(file, **arrays):
         file.write_bytes(b"PK half of it")
