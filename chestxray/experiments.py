@@ -251,4 +251,6 @@ def _print_summary(output_dir: Path) -> None:
               "validation:")
         columns = ["name", "data", "weights", "auroc", "accuracy", "sensitivity", "specificity", "f1"]
         print(table[columns].to_string(index=False, float_format="{:.3f}".format))
+        if (table.groupby(["split_rule", "seed"])["split_hash"].nunique() > 1).any():
+            print("Not all were scored on the same images: some are left from another state of the data.")
     print(f"\nresults, figures, models: {output_dir}\nexecuted notebooks: {output_dir / 'results/notebooks'}")

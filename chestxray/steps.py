@@ -11,11 +11,15 @@ from typing import Any
 import nbformat
 
 from chestxray import __version__
+from chestxray.files import read_json
 from chestxray.models.weights import find_weights
-from chestxray.results import find_classifier, read_results
+from chestxray.results import RESULT_SCHEMA, find_classifier
 
 RUN_WIDE = ("data_dir", "split", "output_dir", "results")
 """Parameters that are set by options of the run, not by -p."""
+
+_COMPARED = (RESULT_SCHEMA, "chestxray.audit/1", "chestxray.explanation/1")
+"""What a comparison reads."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,7 @@ def _model_key(name: str, parameters: dict[str, Any]) -> str:
 
 
 def _results_key(folder: Path) -> list[str]:
-    """The models that a comparison sees."""
-    try:
-        return [f"{result['name']} {result['step_key']}" for result in read_results(folder)]
-    except FileNotFoundError:
-        return []
+    """Contents of the files that a comparison reads."""
+    found = [(path, read_json(path)) for path in sorted(folder.glob("*.json"))]
+    return [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path, content in found
+            if isinstance(content, dict) and content.get("schema") in _COMPARED]

@@ -13,6 +13,7 @@ from chestxray import TrainSettings, experiments
 from chestxray.data.phantom import write_phantoms
 from chestxray.files import read_json, write_json
 
+RESULTS = Path(__file__).parent.parent / "results"
 PARAMETERS = ('data_dir: str = "phantoms"\nsplit: str = "patient"\noutput_dir: str = "x"\n'
               'seed: int = 0\nlevel: int = 1  # how high')
 
@@ -128,6 +129,32 @@ def test_the_key_depends_on_the_teachers_card(house, tmp_path):
         write_json(card, {"logit": logit})
         keys.append(step.key())
     assert len(set(keys)) == 3
+
+
+def test_the_key_of_a_comparison_depends_on_what_it_reads(house, tmp_path):
+    folder = tmp_path / "results"
+    step = experiments.Step("06", house / "notebooks" / "01_first.ipynb", {"results": str(folder)}, "data")
+    keys = [step.key()]
+    for schema, auroc in (("result", 0.9), ("result", 0.8), ("audit", 0.6), ("explanation", 0.7)):
+        write_json(folder / f"{schema}.json", {"schema": f"chestxray.{schema}/1", "auroc": auroc})
+        keys.append(step.key())
+    assert len(set(keys)) == 5
+    write_json(folder / "comparison-all.json", {"schema": "chestxray.comparison/1"})  # its own result
+    write_json(folder / "deploy_x.json", {"schema": "chestxray.deployment/1"})
+    assert step.key() == keys[-1]
+
+
+def test_models_of_another_state_of_the_data_are_told(tmp_path, capsys):
+    results = tmp_path / "results"
+    results.mkdir()
+    for seed in (0, 1):
+        shutil.copy(RESULTS / f"custom_cnn-patient-s{seed}.json", results)
+    experiments._print_summary(tmp_path)
+    assert "another state" not in capsys.readouterr().out  # of two seeds, two splits are expected
+    older = read_json(results / "custom_cnn-patient-s0.json") | {"name": "older-patient-s0", "split_hash": "0"}
+    write_json(results / "older-patient-s0.json", older)
+    experiments._print_summary(tmp_path)
+    assert "some are left from another state of the data" in capsys.readouterr().out
 
 
 def test_an_unknown_parameter_stops_before_anything_runs(house, phantoms):
