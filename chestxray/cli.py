@@ -5,6 +5,7 @@ Each command imports what it needs, so that help and prediction start fast.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from chestxray.console import check_ending, one_line_errors, parse_value, show
+from chestxray.console import check_ending, one_line_errors, parse_value, resumable, show
 from chestxray.files import CACHES, cache_dir, printable
 
 
@@ -59,8 +60,9 @@ def run(data_dir: str | None, split: str | None, output_dir: Path | None, preset
     overrides = {name: parse_value(value) for name, value in parameters}
     if classes:
         overrides["classes"] = list(classes)
-    sys.exit(run_plan(preset, data_dir, [split] if split else None, output_dir or Path("runs") / preset,
-                      overrides, only, dry_run, force, jobs, backend))
+    with resumable():
+        sys.exit(run_plan(preset, data_dir, [split] if split else None, output_dir or Path("runs") / preset,
+                          overrides, only, dry_run, force, jobs, backend))
 
 
 @main.command()
@@ -174,17 +176,15 @@ def predict(model: Path, sources: tuple[Path, ...], rule: str, output: Path | No
     if report_path and (report_path.is_dir() or not report_path.absolute().parent.is_dir()):
         raise ValueError(f"the report cannot be written there. Received: path={str(report_path)!r}")
     session = Session(model, sources, rule, accept_all, jobs, backend)
-    for row in session.rows(output):
-        if not output:
-            found = row["status"] == "ok"
-            said = f"{row['probability']:.3f}  {row['decision']}" if found else row["status"]
-            problem = f" ({row['problem']})" if row["problem"] else ""
-            click.echo(f"{printable(row['path'])}  {said}{problem}")
-    if output:
-        click.echo(f"wrote {output}")
-    if report_path:
-        session.write_report(report_path)
-        click.echo(f"wrote {report_path}")
+    with resumable() if output else contextlib.nullcontext():
+        for row in session.rows(output, report_path):
+            if not output:
+                found = row["status"] == "ok"
+                said = f"{row['probability']:.3f}  {row['decision']}" if found else row["status"]
+                problem = f" ({row['problem']})" if row["problem"] else ""
+                click.echo(f"{printable(row['path'])}  {said}{problem}")
+    for path in filter(None, (output, report_path)):
+        click.echo(f"wrote {path}")
     click.echo(session.summary())
     sys.exit(1 if session.count["unreadable"] else 0)
 

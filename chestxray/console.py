@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,19 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except (ValueError, OSError, TypeError, RuntimeError) as error:
             raise UserError(" ".join(str(error).split())) from error
         except KeyboardInterrupt:
-            click.echo("interrupted; the same command goes on from here", err=True)
+            click.echo("interrupted", err=True)
             sys.exit(130)
     return wrapped
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Say on Ctrl-C that what is done in this block need not be done again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("interrupted; the same command goes on from here", err=True)
+        sys.exit(130)
 
 
 def parse_value(text: str) -> Any:

@@ -11,7 +11,7 @@ from chestxray import plots
 from chestxray.data.dataset import load_data
 from chestxray.data.images import ImageSettings
 from chestxray.deployment.bundle import load_model
-from chestxray.files import read_json
+from chestxray.files import read_json, whole_file
 from chestxray.record import record_model
 from chestxray.results import RESULT_SCHEMA, read_predictions
 
@@ -19,6 +19,8 @@ from chestxray.results import RESULT_SCHEMA, read_predictions
 def freeze(run: str | Path, full_name: str, name: str, data_dir: str | Path,
            output_dir: str | Path) -> dict[str, Any]:
     """Put a model of a run on record under its final name, now with test scores and its figures.
+
+    Broken off while the figures are drawn, the same call draws those that are missing.
 
     Args:
         run: Folder of the run in which it was trained with ``score_test=False``.
@@ -40,7 +42,11 @@ def freeze(run: str | Path, full_name: str, name: str, data_dir: str | Path,
     if not isinstance(result, dict) or result.get("schema") != RESULT_SCHEMA:
         raise ValueError(f"not the result of a model. Received: name={full_name!r}")
     final = f"{name}-{'-'.join(full_name.rsplit('-', 2)[1:])}"
-    if "test" in result["metrics"] or (output_dir / "results" / f"{final}.json").exists():
+    before = output_dir / "results" / f"{final}.json"
+    if before.is_file() and (found := read_json(before))["training"] == result["training"]:
+        if _draw(found, output_dir):
+            return found
+    if "test" in result["metrics"] or before.exists():
         raise ValueError("the test images were scored already, and a second model under this name would be "
                          f"chosen by them. Received: name={full_name!r}, final={final!r}")
     folder = run / "saved_models" / full_name
@@ -53,14 +59,14 @@ def freeze(run: str | Path, full_name: str, name: str, data_dir: str | Path,
     found = record_model(load_model(folder / "model.keras"), data, name, output_dir,
                          parameters=result["parameters"], weights=result["weights"],
                          training=result["training"], record=True)
-    predictions = read_predictions(output_dir / "results", found["name"]).query("split == 'test'")
-    _draw(found, predictions, data.synthetic, output_dir / "images")
+    _draw(found, output_dir)
     return found
 
 
-def _draw(result: dict[str, Any], predictions: pd.DataFrame, synthetic: bool, folder: Path) -> None:
-    """The figures that notebooks 02 and 03 draw of one model."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _draw(result: dict[str, Any], output_dir: Path) -> list[Path]:
+    """Draw the figures that notebooks 02 and 03 draw of one model, unless they are there; say which."""
+    predictions = read_predictions(output_dir / "results", result["name"]).query("split == 'test'")
+    synthetic = result["data"] == "synthetic"
     name, thresholds, classes = result["name"], result["thresholds"], result["classes"]
     labels, probabilities = predictions["label"], predictions["probability"]
     rules = [rule for rule, value in thresholds.items() if value is not None]
@@ -72,5 +78,11 @@ def _draw(result: dict[str, Any], predictions: pd.DataFrame, synthetic: bool, fo
             [f"test, {rule} ({thresholds[rule]:.3f})" for rule in rules], synthetic, classes),
         "roc_pr": plots.roc_pr({name: (labels, probabilities)}, {name: thresholds["youden"]}, synthetic),
         "scores": plots.score_distribution(labels, probabilities, thresholds, synthetic, classes)}
+    drawn = []
     for kind, figure in figures.items():
-        figure.savefig(folder / f"{kind}-{name}.png", dpi=120)
+        path = output_dir / "images" / f"{kind}-{name}.png"
+        if not path.is_file():
+            with whole_file(path) as partial:
+                figure.savefig(partial, dpi=120)
+            drawn.append(path)
+    return drawn

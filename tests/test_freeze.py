@@ -56,6 +56,22 @@ def test_a_model_whose_test_was_seen_is_refused(chosen, tiny_folder, tmp_path):
         assert result.exit_code == 2 and "test images were scored already" in result.output
 
 
+def test_broken_off_while_drawing_the_same_call_draws_the_rest(chosen, tiny_folder, tmp_path, monkeypatch):
+    drawn = cx.plots.roc_pr
+
+    def broken_off(*args, **more):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(cx.plots, "roc_pr", broken_off)
+    given = arguments(chosen, tiny_folder, tmp_path)
+    assert CliRunner().invoke(main, given).exit_code == 130
+    monkeypatch.setattr(cx.plots, "roc_pr", drawn)
+    again = CliRunner().invoke(main, given)
+    assert again.exit_code == 0, again.output
+    figures = list((tmp_path / "final" / "images").iterdir())
+    assert len(figures) == 4 and not [path for path in figures if path.name.startswith(".")]
+    assert (tmp_path / "final" / "results" / "test_log.csv").read_text(encoding="utf-8").count("best-") == 1
+
+
 def test_other_images_are_refused(chosen, tiny_folder, tmp_path):
     other = shutil.copytree(tiny_folder, tmp_path / "other")
     next(other.rglob("*.png")).unlink()

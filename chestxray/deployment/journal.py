@@ -16,11 +16,13 @@ FORMATS = (".csv", ".jsonl")
 
 def journaled(output: str | Path, identity: dict[str, Any], paths: Iterable[Path],
               predict: Callable[[Iterator[Path]], Iterable[dict[str, Any]]],
-              columns: Iterable[str]) -> Iterator[dict[str, Any]]:
+              columns: Iterable[str], finish: Callable[[], None] = lambda: None
+              ) -> Iterator[dict[str, Any]]:
     """Predict what an interrupted call with the same output has not predicted yet.
 
     Rows go to ``.partial-<name>.jsonl`` beside the output as they come. When
-    the last one is there, the output is written whole and the journal removed.
+    the last one is there, the output is written whole, what else is made of
+    the rows is finished, and the journal is removed.
     The next call reads the journal along with the paths: as long as both
     agree by name, nothing is predicted again.
 
@@ -31,6 +33,7 @@ def journaled(output: str | Path, identity: dict[str, Any], paths: Iterable[Path
         paths: Of all images, in an order that stays the same.
         predict: Turns paths into rows with the key ``path``, in order.
         columns: Of the table.
+        finish: Called after the last row, when the table is there.
 
     Yields:
         All rows, those of the journal too.
@@ -72,6 +75,7 @@ def journaled(output: str | Path, identity: dict[str, Any], paths: Iterable[Path
         file.seek(len(head))
         with whole_file(output) as partial:
             _write(partial, map(json.loads, file), list(columns))
+        finish()
         journal.unlink(missing_ok=True)
 
 

@@ -51,8 +51,13 @@ class Session:
         self._urgent: list[tuple[float, int, dict[str, Any]]] = []
         self._problems: list[dict[str, Any]] = []
 
-    def rows(self, output: str | Path | None = None) -> Iterator[dict[str, Any]]:
-        """Predict, and write the table when all is done; see :func:`predict_files` for the rows.
+    def rows(self, output: str | Path | None = None, report: str | Path | None = None
+             ) -> Iterator[dict[str, Any]]:
+        """Predict, and write table and report when all is done; see :func:`predict_files` for the rows.
+
+        Args:
+            output: Of the table.
+            report: Of the page for people (:mod:`chestxray.deployment.report`).
 
         Raises:
             ValueError: No image, an unknown backend, or an output that is
@@ -68,17 +73,24 @@ class Session:
         if output and Path(output).resolve() in {source.resolve() for source in map(Path, self.sources)}:
             raise ValueError("the table would replace what it is made from. "
                              f"Received: output={str(output)!r}")
+
+        def finish() -> None:
+            if report:
+                self._write_report(report)
+
         if output is None:
             found = predict(paths)
         else:
             card = (self.model / "card.json").read_bytes()
             identity = {"card": hashlib.sha256(card).hexdigest(), "rule": self.rule,
                         "accept_all": self.accept_all}
-            found = journaled(output, identity, paths, predict, COLUMNS)
+            found = journaled(output, identity, paths, predict, COLUMNS, finish)
             found = tqdm(found, unit=" images", disable=None)
         for row in found:
             self._remember(row)
             yield row
+        if output is None:
+            finish()
 
     def _alone(self, paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
         for some in chunks(paths):
@@ -100,8 +112,7 @@ class Session:
         if len(self._urgent) > MOST_FILMS:
             heapq.heappop(self._urgent)
 
-    def write_report(self, path: str | Path) -> None:
-        """Write the page for people; see :mod:`chestxray.deployment.report`."""
+    def _write_report(self, path: str | Path) -> None:
         rows = [row for _, _, row in sorted(self._urgent, key=lambda one: one[:2], reverse=True)]
         with whole_file(path) as partial:
             partial.write_text(report_page(self.classifier, rows, self._problems, self.count, self.rule),

@@ -64,6 +64,27 @@ def test_table_and_report_at_once(litert, films, tmp_path):
     assert again.exit_code == 1 and [row["path"] for row in told] == [row["path"] for row in rows]
 
 
+def test_broken_off_in_the_report_nothing_is_predicted_again(litert, films, tmp_path, monkeypatch):
+    given = ("predict", litert, films, "--accept-all", "--jobs", 1, "--output", tmp_path / "out.csv",
+             "--report", tmp_path / "page.html")
+    page, judge = session_module.report_page, session_module.judge
+
+    def broken_off(*args):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(session_module, "report_page", broken_off)
+    told = call(*given)
+    assert told.exit_code == 130 and told.output.endswith("interrupted; the same command goes on from here\n")
+    monkeypatch.setattr(session_module, "report_page", page)
+    monkeypatch.setattr(session_module, "judge", broken_off)
+    assert call(*given).exit_code == 1  # one film cannot be read
+    assert "39 classified" in (tmp_path / "page.html").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"films", "out.csv", "page.html"}
+    alone = call(*given[:4], "--jobs", 1)  # without a table there is nothing to go on from
+    assert alone.exit_code == 130 and alone.output == "interrupted\n"
+    monkeypatch.setattr(session_module, "judge", judge)
+    assert len(call(*given[:4], "--jobs", 1, "--report", tmp_path / "page.html").output.splitlines()) == 42
+
+
 def test_a_table_among_the_films_is_no_list_of_films(litert, films):
     (films / "labels.csv").write_text("film,label\n1,0\n")
     for jobs in (1, 2):
