@@ -118,10 +118,11 @@ def evaluate(predictions: Path, model: Path, labels: Path | None, by: str, preva
     """
     import pandas as pd
 
+    from chestxray.deployment.card import read_card
     from chestxray.evaluation.report import drift_report, join_labels, report
-    from chestxray.files import read_json, whole_file
+    from chestxray.files import whole_file
     check_ending(page_path, ".html", ".htm")
-    card = read_json(model / "card.json")
+    card = read_card(model)
     texts = dict.fromkeys(("path", "label", "group", "decision", "problem"), str)
 
     def read(path: Path) -> pd.DataFrame:
@@ -208,9 +209,9 @@ def export(model: Path, format_: str, float16: bool, data_dir: str | None, outpu
     from chestxray.data.dataset import load_data
     from chestxray.data.images import ImageSettings
     from chestxray.data.location import find_data
+    from chestxray.deployment.card import read_card
     from chestxray.deployment.export import export_model
-    from chestxray.files import read_json
-    card = read_json(model / "card.json")
+    card = read_card(model)
     trained_on = card["training_data"]
     data = load_data(data_dir or find_data(), trained_on["split_rule"], trained_on["seed"],
                      ImageSettings(**card["image"]), tuple(card["classes"]))

@@ -11,6 +11,7 @@ from chestxray import plots
 from chestxray.data.dataset import load_data
 from chestxray.data.images import ImageSettings
 from chestxray.deployment.bundle import load_model
+from chestxray.deployment.card import read_card
 from chestxray.files import read_json, whole_file
 from chestxray.record import record_model
 from chestxray.results import RESULT_SCHEMA, read_predictions
@@ -50,7 +51,7 @@ def freeze(run: str | Path, full_name: str, name: str, data_dir: str | Path,
         raise ValueError("the test images were scored already, and a second model under this name would be "
                          f"chosen by them. Received: name={full_name!r}, final={final!r}")
     folder = run / "saved_models" / full_name
-    card = read_json(folder / "card.json")
+    card = read_card(folder)
     data = load_data(data_dir, result["split_rule"], card["training_data"]["seed"],
                      ImageSettings(**result["image"]), tuple(result["classes"]))
     if data.split_hash != result["split_hash"]:

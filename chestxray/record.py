@@ -70,6 +70,7 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
             or looked at then.
     """
     from chestxray.deployment import bundle
+    from chestxray.deployment.card import CARD_SCHEMA
     from chestxray.deployment.reference import learn_reference
     from chestxray.models.builders import as_float32
 
@@ -117,7 +118,7 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
         population = {"population": bundle.POPULATION} if known and not data.synthetic else {}
         refusal, reference = learn_reference(scorer, data, *told["val"])
         bundle.write_card(folder, bundle.Classifier(reloaded, {
-            "schema": bundle.CARD_SCHEMA, **shared, **population, "limits": list(limits),
+            "schema": CARD_SCHEMA, **shared, **population, "limits": list(limits),
             "reference": reference,
             "training_data": {"name": data.name, "split_rule": data.rule, "split_hash": data.split_hash,
                               "seed": data.seed, **{part: int(counts[part]) for part in

@@ -151,8 +151,8 @@ def test_models_of_another_state_of_the_data_are_told(tmp_path, capsys):
         shutil.copy(RESULTS / f"custom_cnn-patient-s{seed}.json", results)
     experiments._print_summary(tmp_path)
     assert "another state" not in capsys.readouterr().out  # of two seeds, two splits are expected
-    older = read_json(results / "custom_cnn-patient-s0.json") | {"name": "older-patient-s0", "split_hash": "0"}
-    write_json(results / "older-patient-s0.json", older)
+    older = read_json(results / "custom_cnn-patient-s0.json")
+    write_json(results / "older-patient-s0.json", older | {"name": "older-patient-s0", "split_hash": "0"})
     experiments._print_summary(tmp_path)
     assert "some are left from another state of the data" in capsys.readouterr().out
 

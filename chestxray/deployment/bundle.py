@@ -24,17 +24,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from chestxray.data.images import ImageSettings, as_batch, fit
-from chestxray.deployment.card import model_card
+from chestxray.deployment.card import model_card, read_card
 from chestxray.deployment.refusal import Refusal
 from chestxray.deployment.runtime import MODEL_FILES, Runtime
 from chestxray.evaluation.calibration import apply_platt, log_odds
-from chestxray.files import read_json, write_json
+from chestxray.files import write_json
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-CARD_SCHEMA = "chestxray.card/1"
 _LOGIT_TOLERANCE = 0.01
 
 LIMITS = (
@@ -238,10 +237,8 @@ def load_classifier(folder: str | Path, threads: int = 1) -> Classifier:
         ModuleNotFoundError: What runs the model is not installed.
     """
     folder = Path(folder)
-    _check_there(folder, "card.json", "refusal.npz")
-    card = read_json(folder / "card.json")
-    if not isinstance(card, dict) or card.get("schema") != CARD_SCHEMA:
-        raise ValueError(f"card.json is not of schema {CARD_SCHEMA}. Received: folder={str(folder)!r}")
+    card = read_card(folder)
+    _check_there(folder, "refusal.npz")
     classifier = Classifier(_load_file(folder, card, threads), card, Refusal.load(folder / "refusal.npz"))
     try:
         found = run_self_test(classifier)
@@ -271,8 +268,7 @@ def _load_file(folder: Path, card: dict[str, Any], threads: int) -> keras.Model 
     return Runtime(folder / file, sha256, threads)
 
 
-def _check_there(folder: Path, *names: str) -> None:
-    for name in names:
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{name} is missing from the model folder. "
-                                    f"Received: folder={str(folder)!r}")
+def _check_there(folder: Path, name: str) -> None:
+    if not (folder / name).is_file():
+        raise FileNotFoundError(f"{name} is missing from the model folder. "
+                                f"Received: folder={str(folder)!r}")

@@ -1,9 +1,16 @@
-"""The model card for people, written from the numbers of ``card.json``."""
+"""What a model's folder says of it: ``card.json``, and the model card for people written from it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from chestxray.files import read_json
+
+CARD_SCHEMA = "chestxray.card/1"
+_KEYS = {"calibration", "classes", "image", "limits", "metrics", "name", "self_test", "threshold_reasons",
+         "thresholds", "training_data", "triage"}
 
 _USERS = (
     "For research and teaching: students and researchers who study classifiers and their faults, engineers "
@@ -27,6 +34,25 @@ _CHECKLIST = (
     ("Failure analysis", "worst mistakes by name in notebook 06"),
     ("External testing", "none"),
 )
+
+
+def read_card(folder: str | Path) -> dict[str, Any]:
+    """Read ``card.json`` of a model's folder.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is none, or a part is missing.
+    """
+    path = Path(folder) / "card.json"
+    if not path.is_file():
+        raise FileNotFoundError("card.json is missing from the model folder. "
+                                f"Received: folder={str(folder)!r}")
+    card = read_json(path)
+    if not isinstance(card, dict) or card.get("schema") != CARD_SCHEMA:
+        raise ValueError(f"card.json is not of schema {CARD_SCHEMA}. Received: folder={str(folder)!r}")
+    if missing := _KEYS - set(card):
+        raise ValueError(f"card.json does not say {sorted(missing)[0]}. Received: folder={str(folder)!r}")
+    return card
 
 
 def model_card(card: Mapping[str, Any]) -> str:

@@ -116,11 +116,11 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
     (:mod:`chestxray.models.features`). The best weights by validation loss
     are in the model at the end, or the last ones (``stop_patience``). When a
     checkpoint of the same training (settings, data, network, starting
-    weights, versions of Keras and TensorFlow) exists, training goes on from there and ends with the weights of
-    an undisturbed run, bit for bit on the same processor. With a checkpoint,
-    a call that is broken off, by whatever, gives the model its starting
-    weights back, so that the same call, with the same model or a new one, is
-    recognised and goes on.
+    weights, versions of Keras and TensorFlow) exists, training goes on from
+    there and ends with the weights of an undisturbed run, bit for bit on the
+    same processor. With a checkpoint, a call that is broken off, by whatever,
+    gives the model its starting weights back, so that the same call, with the
+    same model or a new one, is recognised and goes on.
 
     Args:
         model: Takes (N, size, size, 1) in 0–255, gives one logit, or three
@@ -158,7 +158,8 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
     identity = fingerprint(model, {
         "settings": asdict(settings) | {"disk_gb": None}, "phase": phase, "stored": bool(features),
         "pixels": data.store.key, "split": data.split_hash, "contents": contents, "seed": data.seed,
-        "keras": keras.__version__, "tensorflow": tf.__version__} | ({"distillation": distillation.identity} if distillation else {}))
+        "keras": keras.__version__, "tensorflow": tf.__version__,
+        "distillation": distillation.identity if distillation else None})
     state = Checkpoint(Path(checkpoint) if checkpoint else None, identity, watched)
     with starting_again(learner, wanted=bool(state.path)):
         state.restore(learner)

@@ -1,5 +1,7 @@
 """Somebody's own images: labels meet predictions, and the report says what is true of them."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,8 +11,9 @@ from scipy.special import expit, logit
 from chestxray.cli import main
 from chestxray.evaluation.drift import describe_reference
 from chestxray.evaluation.report import drift_report, join_labels, locally_calibrated, report
-from chestxray.files import write_json
+from chestxray.files import read_json, write_json
 
+PUBLISHED = read_json(Path(__file__).parents[2] / "saved_models" / "custom_cnn-patient-s0" / "card.json")
 CLASSES = ("NORMAL", "PNEUMONIA")
 MEASURES = ("brightness", "contrast", "sharpness", "likeness", "distance")
 
@@ -31,11 +34,12 @@ def predictions_of(count=400, seed=0, slope=1.0, shift=0.0):
 
 
 def card_of(table):
-    return {"name": "model", "classes": list(CLASSES), "limits": ["Research software, not a medical device."],
-            "calibration": {"slope": 1.0, "intercept": 0.0},
-            "thresholds": {"youden": 0.5, "sensitivity_95": None, "half": 0.5},
-            "triage": {"rule_out": 0.1, "rule_in": 0.9},
-            "reference": describe_reference({name: table[name] for name in (*MEASURES, "logit")})}
+    return PUBLISHED | {
+        "name": "model", "classes": list(CLASSES), "limits": ["Research software, not a medical device."],
+        "calibration": {"slope": 1.0, "intercept": 0.0},
+        "thresholds": {"youden": 0.5, "sensitivity_95": None, "half": 0.5},
+        "triage": {"rule_out": 0.1, "rule_in": 0.9},
+        "reference": describe_reference({name: table[name] for name in (*MEASURES, "logit")})}
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +232,7 @@ def test_predictions_of_another_model_are_noticed(told):
     rounded = joined.round({"probability": 5, "logit": 5})
     assert len(report(rounded, card_of(table))) == len(report(joined, card_of(table)))
     other = card_of(table) | {"name": "other", "calibration": {"slope": 1.01, "intercept": 0.0}}
-    with pytest.raises(ValueError, match="another model made .* of these 400 .* model='other', path='/films/"):
+    with pytest.raises(ValueError, match="another model made .* of these 400 .* model='other', path='/f"):
         report(joined, other)
     mixed = table.assign(logit=table["logit"].where(table.index != 7, table["logit"] + 0.01))
     with pytest.raises(ValueError, match="another model made 1 of these 400 .* path='/films/7.png'"):
@@ -265,6 +269,17 @@ def test_drift_shares_and_what_to_label(told):
 
 
 # The command
+
+@pytest.mark.parametrize("missing", ["thresholds", "limits", "schema"])
+def test_a_card_that_cannot_be_used(told, tmp_path, missing):
+    card = card_of(told[0])
+    del card[missing]
+    write_json(tmp_path / "model" / "card.json", card)
+    told[0].to_csv(tmp_path / "p.csv", index=False)
+    for words in (["evaluate", str(tmp_path / "p.csv"), "--model"], ["export", "--format", "onnx"]):
+        found = CliRunner().invoke(main, [*words, str(tmp_path / "model")])
+        assert found.exit_code == 2 and missing in found.output and "Received: folder=" in found.output
+
 
 def test_classes_that_are_called_by_digits(told, tmp_path):
     table, said = told[0], []
