@@ -6,6 +6,7 @@ Each command imports what it needs, so that help and prediction start fast.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import sys
@@ -118,18 +119,16 @@ def evaluate(predictions: Path, model: Path, labels: Path | None, by: str, preva
     """
     import pandas as pd
 
+    from chestxray.data.tables import read_table
     from chestxray.deployment.card import read_card
     from chestxray.evaluation.report import drift_report, join_labels, report
     from chestxray.files import whole_file
     check_ending(page_path, ".html", ".htm")
     card = read_card(model)
-    texts = dict.fromkeys(("path", "label", "group", "decision", "problem"), str)
-
-    def read(path: Path) -> pd.DataFrame:
-        return pd.read_csv(path, dtype=texts, encoding_errors="backslashreplace")
-
-    table = (pd.read_json(predictions, lines=True, dtype=texts) if predictions.suffix.lower() == ".jsonl"
-             else read(predictions))
+    read = functools.partial(read_table, texts=("path", "label", "group", "decision", "problem"),
+                             encoding_errors="backslashreplace")
+    table = (pd.read_json(predictions, lines=True, dtype=dict.fromkeys(("path", "decision", "problem"), str))
+             if predictions.suffix.lower() == ".jsonl" else read(predictions))
     if labels is None:
         if by or prevalence:
             raise ValueError("--by and --prevalence need --labels. "

@@ -29,6 +29,7 @@ import pandas as pd
 
 from chestxray.data.inspection import inspect_files
 from chestxray.data.location import SPLITS, find_data, split_folders
+from chestxray.data.tables import read_table
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 SUBTYPES = ("normal", "bacteria", "virus")
@@ -128,7 +129,7 @@ def from_table(csv: str | Path, image_root: str | Path, path: str = "path", labe
     for name, place in (("csv", Path(csv)), ("image_root", root)):
         if not place.exists():
             raise FileNotFoundError(f"does not exist. Received: {name}={str(place)!r}")
-    given = pd.read_csv(csv, dtype=dict.fromkeys((path, label, group, split, "group_conservative"), str))
+    given = read_table(csv, (path, label, group, split, "group_conservative", "subtype"))
     for name, column in (("path", path), ("label", label)):
         if column not in given:
             raise ValueError(f"the list has no such column, only {list(given.columns)}. "

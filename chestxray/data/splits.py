@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 
 from chestxray.data.location import SPLITS
+from chestxray.data.tables import read_table
 from chestxray.files import whole_file
 
 RULES = ("official", "image", "patient", "given")
@@ -36,7 +37,7 @@ FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}
 """Shares of the images under the rules ``image`` and ``patient``."""
 
 _OFFICIAL_VALIDATION = 0.12
-_TEXT = ("path", "subtype", "group", "group_conservative", "official_split", "split")  # "007" stays "007"
+_TEXT = ("path", "subtype", "group", "group_conservative", "official_split", "split")
 
 
 def make_split(catalog: pd.DataFrame, rule: str = "patient", seed: int = 0) -> pd.DataFrame:
@@ -191,15 +192,14 @@ def read_split(path: str | Path) -> tuple[pd.DataFrame, dict]:
     """
     with open(path, encoding="utf-8") as file:
         first = file.readline()
-        try:
-            header = json.loads(first.removeprefix("# "))
-            rule, expected = header["rule"], header["hash"]
-            if rule not in RULES:
-                raise KeyError(rule)
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"not a split file. Received: path={str(path)!r}") from None
-        table = pd.read_csv(file, dtype=dict.fromkeys(_TEXT, str))
-    table = table.fillna(dict.fromkeys(_TEXT, ""))
+    try:
+        header = json.loads(first.removeprefix("# "))
+        rule, expected = header["rule"], header["hash"]
+        if rule not in RULES:
+            raise KeyError(rule)
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"not a split file. Received: path={str(path)!r}") from None
+    table = read_table(path, _TEXT, skiprows=1).fillna(dict.fromkeys(_TEXT, ""))
     if split_hash(table) != expected:
         warnings.warn(f"split file was edited after writing: {path}", stacklevel=2)
         header["hash"] = split_hash(table)

@@ -425,6 +425,13 @@ def test_a_name_that_no_table_can_hold_is_left_out_by_name(plain):
         assert scan(plain, ("a", "b"))["path"].tolist() == PLAIN
 
 
+def test_patients_and_classes_may_be_called_none(table, plain, recwarn):
+    listed = from_table(table(group=["NA", "None", "null", "null"], label=["None", "None", "NA", "NA"]), plain,
+                        classes=("None", "NA"))
+    assert listed["group"].tolist() == ["NA", "None", "null", "null"]
+    assert listed["label"].tolist() == [0, 0, 1, 1] and not len(recwarn)
+
+
 def test_list_is_sorted_by_path_and_rows_stay_together(table, plain):
     csv = table(path=PLAIN[::-1], label=[1, 1, 0, 0], group=["z", "y", "x", "w"], age=[1, 2, 3, 4])
     listed = from_table(csv, plain)

@@ -262,13 +262,13 @@ def test_round_trip(kaggle_names, rule, tmp_path):
 
 
 def test_round_trip_of_numbered_patients_and_own_columns(small, tmp_path):
-    # "007" and "7" are two patients; read as numbers they would be one, and cross.
+    # "007" and "7" are two patients; read as numbers they would be one, and cross. So is "NA".
     names = small["group_conservative"].unique()
-    patients = small["group_conservative"].map(dict(zip(names, ["7", "1", "2", "3", "007", *"456890", "10"])))
+    patients = small["group_conservative"].map(dict(zip(names, ["7", "1", "2", "3", "007", *"45689", "NA", "10"])))
     small = small.assign(group=patients, group_conservative=patients, official_split="", subtype="",
                          age=[np.nan, *np.arange(1.5, len(small))],
                          site=["", *["“GZ”, 1"] * (len(small) - 1)])
-    assert {"7", "007"} <= set(patients) and patients.nunique() == 12
+    assert {"7", "007", "NA"} <= set(patients) and patients.nunique() == 12
     write_split(small, tmp_path / "split.csv", "patient", 0)
     again, _ = read_split(tmp_path / "split.csv")
     pd.testing.assert_frame_equal(again.fillna({"site": ""}), small, check_dtype=False)

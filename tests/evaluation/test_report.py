@@ -113,6 +113,7 @@ def test_labels_that_a_spreadsheet_wrote(told, tmp_path):
     table.to_csv(tmp_path / "p.csv", index=False)
     labels = [f"{number}.png,{number % 2}.0,{number // 2:03d}" for number in range(120)]
     labels[6:8] = ["6.png,0.0,3", "7.png,1.0,"]  # "003" and "3" are two patients; no patient; no label
+    labels[8:12] = ["8.png,0.0,NA", "9.png,1.0,NA", "10.png,0,None", "11.png,1,None"]
     (tmp_path / "l.csv").write_text("\n".join(["path,label,group", *labels, "120.png,,"]))
     said = CliRunner().invoke(main, ["evaluate", str(tmp_path / "p.csv"), "--model", str(tmp_path / "model"),
                                      "--labels", str(tmp_path / "l.csv")])
