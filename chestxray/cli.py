@@ -22,6 +22,9 @@ from chestxray.files import CACHES, cache_dir, printable
 @click.version_option(package_name="chestxray")
 def main() -> None:
     """Pneumonia classification from chest X-rays. Research software, not a medical device."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not in a notebook
+            stream.reconfigure(errors="backslashreplace")  # where the terminal is not UTF-8
 
 
 @main.command()
@@ -137,8 +140,8 @@ def evaluate(predictions: Path, model: Path, labels: Path | None, by: str, preva
     else:
         table, absent = join_labels(table, read(labels), card["classes"])
         if len(absent):
-            click.echo(f"{len(absent)} labels have no prediction, for example {absent['path'].iloc[0]}",
-                       err=True)
+            click.echo(f"{len(absent)} labels have no prediction, for example "
+                       f"{printable(absent['path'].iloc[0])}", err=True)
         sections = report(table, card, [name for name in by.split(",") if name], prevalence)
     show(sections)
     if page_path:

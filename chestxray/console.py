@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from chestxray.files import printable
+
 _EXTRAS = {"ai_edge_litert": "lite", "onnxruntime": "lite", "pydicom": "dicom", "distributed": "dask",
            "onnx": "export", "tf2onnx": "export"}
 """Which extra of the package brings what is missing; the others are in ``train``."""
@@ -78,6 +80,7 @@ def show(sections: list[tuple]) -> None:
     for title, text, table in sections:
         click.echo(f"\n{title}\n{'-' * len(title)}\n{text}".rstrip())
         if table is not None:
-            click.echo(table.head(20).to_string(index=False, float_format=number_text, na_rep=""))
+            first = table.head(20).map(lambda value: printable(value) if isinstance(value, str) else value)
+            click.echo(first.to_string(index=False, float_format=number_text, na_rep=""))
             if len(table) > 20:
                 click.echo(f"… and {len(table) - 20} more")

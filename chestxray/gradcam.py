@@ -57,11 +57,13 @@ def gradcam(model: keras.Model, images: ArrayLike, layer: str | None = None,
         one.
 
     Raises:
-        ValueError: Unknown layer, target or method, or a model that does not
-            end in a layer.
+        ValueError: Unknown layer, target or method, no picture, or a model
+            that does not end in a layer.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}. Received: method={method!r}")
+    if not len(images):
+        raise ValueError(f"one picture or more is needed. Received: shape={np.shape(images)}")
     if any(one.compute_dtype != "float32" for one in _layers(model)):
         model = as_float32(model)
     cut = find_layer(model, layer)

@@ -1,5 +1,6 @@
 """The command line: starts without TensorFlow, one line and exit code 2 for a user's mistake."""
 
+import os
 import subprocess
 import sys
 
@@ -17,6 +18,14 @@ def test_help_and_the_package_itself_need_neither_tensorflow_nor_pandas():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "not a medical device" in " ".join(done.stdout.split())
+
+
+def test_a_terminal_that_is_not_utf8(tmp_path):
+    code = "from chestxray.cli import main; main(['cache', '--only', 'files'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0",
+                                            "CHESTXRAY_CACHE": str(tmp_path / "\u03b1")})
+    assert done.returncode == 0 and "\\u03b1/files" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

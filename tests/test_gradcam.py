@@ -208,6 +208,11 @@ def test_mistakes_are_named(given, message):
         gradcam(two_channels([1.0, 0.0]), X, **given)
 
 
+def test_no_picture_is_a_mistake():
+    with pytest.raises(ValueError, match="one picture or more is needed. Received: shape=\\(0,"):
+        gradcam(two_channels([1.0, 0.0]), X[:0])
+
+
 def test_randomised_layers_forget_and_the_others_do_not(compact):
     model, images = compact
     names = [layer.name for layer in model.layers if layer.weights]

@@ -137,11 +137,14 @@ def load_data(data_dir: str | Path | None = None, split: str = "patient", seed: 
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: The folder or the split cannot be used.
+        ValueError: The folder or the split cannot be used, or a catalog comes
+            without its folder.
     """
     if catalog is None:
         root = find_data(data_dir)
         catalog = scan(root, classes)
+    elif data_dir is None:
+        raise ValueError("a catalog's paths are relative to a folder: name it. Received: data_dir=None")
     else:
         root = Path(data_dir).resolve()  # the paths are relative to it, whatever lies below
         classes = classes or catalog.attrs.get("classes")

@@ -182,10 +182,11 @@ def _write(folder: Path, size: int, planned: list[tuple[str, str, int, int]]) ->
     for path, subtype, patient, shot in planned:
         phantom = render_phantom(subtype, size, patient, shot)
         file = folder / "chest_xray" / path
-        for target in (file, lesion_mask_path(file)):
+        mask = phantom.mask * np.uint8(255)
+        for target, pixels in ((file, phantom.image), (lesion_mask_path(file), mask)):
             target.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(file), phantom.image, [cv2.IMWRITE_JPEG_QUALITY, 95])
-        cv2.imwrite(str(lesion_mask_path(file)), phantom.mask * np.uint8(255))
+            encoded = cv2.imencode(target.suffix, pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
+            target.write_bytes(encoded)  # imwrite says nothing of a full disk
 
 
 def _plan(images: int, seed: int) -> Iterator[tuple[str, str, int, int]]:

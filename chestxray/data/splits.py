@@ -52,12 +52,14 @@ def make_split(catalog: pd.DataFrame, rule: str = "patient", seed: int = 0) -> p
         A copy of the catalog with ``split`` = train, val or test.
 
     Raises:
-        ValueError: Unknown rule, ``official`` without a published test set, a
+        ValueError: Unknown rule, no such seed, ``official`` without a published test set, a
             patient group on both sides of a split, or a part without both
             classes.
     """
     if rule not in RULES:
         raise ValueError(f"rule must be one of {RULES}. Received: rule={rule!r}")
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed must be a whole number, at least 0. Received: seed={seed!r}")
     table = catalog.copy()
     rng = np.random.default_rng(seed)
     if rule == "image":

@@ -73,9 +73,11 @@ class TrainSettings:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}. Received: {name}={getattr(self, name)!r}")
         for name, right, rule in (
-                ("epochs", self.epochs >= 1, "be at least 1"),
+                ("epochs", self.epochs >= 1 and self.epochs == int(self.epochs), "be a whole number above 0"),
                 ("batch_size", self.batch_size >= 1, "be at least 1"),
                 ("learning_rate", self.learning_rate > 0, "be above 0"),
+                ("plateau_patience", self.plateau_patience >= 0, "not be negative"),
+                ("stop_patience", self.stop_patience is None or self.stop_patience >= 0, "not be negative"),
                 ("plateau_factor", 0 < self.plateau_factor < 1, "lie between 0 and 1"),
                 ("warmup_epochs", 0 <= self.warmup_epochs < self.epochs, "lie between 0 and epochs"),
                 ("warmup_epochs", not self.warmup_epochs or self.decay == "cosine",

@@ -419,6 +419,11 @@ def test_parts_and_class_names_of_a_list_reach_the_data(table, tmp_path, make_im
         load_data(folder, "patient", image=ImageSettings(32), catalog=listed)
 
 
+def test_a_list_without_its_folder(table, plain):
+    with pytest.raises(ValueError, match="name it. Received: data_dir=None"):
+        load_data(catalog=from_table(table(), plain))
+
+
 def test_a_name_that_no_table_can_hold_is_left_out_by_name(plain):
     (plain / "a" / os.fsdecode(b"caf\xe9.png")).write_bytes((plain / "a/1.png").read_bytes())
     with pytest.warns(UserWarning, match=r"1 of 5 files left out: a/caf\\xe9.png: file name is not UTF-8"):
@@ -426,8 +431,8 @@ def test_a_name_that_no_table_can_hold_is_left_out_by_name(plain):
 
 
 def test_patients_and_classes_may_be_called_none(table, plain, recwarn):
-    listed = from_table(table(group=["NA", "None", "null", "null"], label=["None", "None", "NA", "NA"]), plain,
-                        classes=("None", "NA"))
+    csv = table(group=["NA", "None", "null", "null"], label=["None", "None", "NA", "NA"])
+    listed = from_table(csv, plain, classes=("None", "NA"))
     assert listed["group"].tolist() == ["NA", "None", "null", "null"]
     assert listed["label"].tolist() == [0, 0, 1, 1] and not len(recwarn)
 

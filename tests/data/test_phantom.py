@@ -295,6 +295,12 @@ def test_wrong_arguments_of_write_leave_nothing_behind(arguments, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_picture_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "chest_xray" / "train" / "NORMAL" / "x.jpeg").mkdir(parents=True)
+    with pytest.raises(OSError, match="x.jpeg"):
+        phantom._write(tmp_path, 32, [("train/NORMAL/x.jpeg", "normal", 0, 0)])
+
+
 def test_mask_path():
     assert lesion_mask_path("/d/chest_xray/val/NORMAL/IM-0001-0002.jpeg").as_posix() == (
         "/d/masks/val/NORMAL/IM-0001-0002.png"

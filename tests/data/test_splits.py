@@ -205,6 +205,12 @@ def test_leaks_are_refused(small, rule, path, key, refused, tmp_path):
             function()
 
 
+@pytest.mark.parametrize("number", [-1, 1.5, "0", None])
+def test_impossible_seeds(small, number):
+    with pytest.raises(ValueError, match=f"seed must be a whole number.*Received: seed={number!r}"):
+        make_split(small, "patient", number)
+
+
 def test_a_published_test_that_leaks_is_refused_when_made(small):
     make_split(small, "official")
     with pytest.raises(ValueError, match="1 patient groups .*Received: rule='official'$"):
@@ -264,7 +270,8 @@ def test_round_trip(kaggle_names, rule, tmp_path):
 def test_round_trip_of_numbered_patients_and_own_columns(small, tmp_path):
     # "007" and "7" are two patients; read as numbers they would be one, and cross. So is "NA".
     names = small["group_conservative"].unique()
-    patients = small["group_conservative"].map(dict(zip(names, ["7", "1", "2", "3", "007", *"45689", "NA", "10"])))
+    called = ["7", "1", "2", "3", "007", *"45689", "NA", "10"]
+    patients = small["group_conservative"].map(dict(zip(names, called)))
     small = small.assign(group=patients, group_conservative=patients, official_split="", subtype="",
                          age=[np.nan, *np.arange(1.5, len(small))],
                          site=["", *["“GZ”, 1"] * (len(small) - 1)])

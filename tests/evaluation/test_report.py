@@ -107,6 +107,17 @@ def test_a_file_of_the_same_name_in_another_folder_is_another_file(told):
     assert joined["path"].tolist() == ["films/1.png", "films/2.png"]
 
 
+def test_names_of_files_do_not_steer_the_terminal(told, tmp_path):
+    table, _ = told
+    write_json(tmp_path / "model" / "card.json", card_of(table))
+    table.assign(path=table["path"] + "\x1b[2J").to_csv(tmp_path / "p.csv", index=False)
+    (tmp_path / "l.csv").write_text("path,label\n1.png\x1b[2J,1\nother.png\x1b[2J,1\n")
+    words = ["evaluate", str(tmp_path / "p.csv"), "--model", str(tmp_path / "model")]
+    for more in ([], ["--labels", str(tmp_path / "l.csv")]):
+        output = CliRunner().invoke(main, [*words, *more]).output
+        assert ".png\\x1b[2J" in output and "\x1b" not in output
+
+
 def test_labels_that_a_spreadsheet_wrote(told, tmp_path):
     table, _ = told
     write_json(tmp_path / "model" / "card.json", card_of(table))

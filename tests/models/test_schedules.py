@@ -23,7 +23,8 @@ from chestxray.models.training import train
 
 @pytest.mark.parametrize(("field", "value"), [
     ("optimizer", "adamw"), ("decay", "linear"), ("epochs", 0), ("batch_size", 0), ("learning_rate", -1.0),
-    ("plateau_factor", 1.0), ("views", -1), ("disk_gb", -0.1)])
+    ("plateau_factor", 1.0), ("views", -1), ("disk_gb", -0.1), ("epochs", 2.5), ("stop_patience", -1),
+    ("plateau_patience", -1)])
 def test_impossible_settings_are_refused_at_once(field, value):
     with pytest.raises(ValueError, match=f"{field} must.*Received: {field}={value!r}"):
         TrainSettings(**{field: value})
