@@ -183,9 +183,10 @@ def _write(folder: Path, size: int, planned: list[tuple[str, str, int, int]]) ->
         phantom = render_phantom(subtype, size, patient, shot)
         file = folder / "chest_xray" / path
         mask = phantom.mask * np.uint8(255)
-        for target, pixels in ((file, phantom.image), (lesion_mask_path(file), mask)):
+        for target, pixels, options in ((file, phantom.image, [cv2.IMWRITE_JPEG_QUALITY, 95]),
+                                        (lesion_mask_path(file), mask, [])):
             target.parent.mkdir(parents=True, exist_ok=True)
-            encoded = cv2.imencode(target.suffix, pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
+            encoded = cv2.imencode(target.suffix, pixels, options)[1]
             target.write_bytes(encoded)  # imwrite says nothing of a full disk
 
 

@@ -295,6 +295,12 @@ def test_wrong_arguments_of_write_leave_nothing_behind(arguments, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_pictures_are_written_without_a_word_of_opencv(tmp_path, capfd):
+    phantom._write(tmp_path, 32, [("train/NORMAL/x.jpeg", "normal", 0, 0)])
+    assert {path.name for path in tmp_path.rglob("x.*")} == {"x.jpeg", "x.png"}
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_picture_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "chest_xray" / "train" / "NORMAL" / "x.jpeg").mkdir(parents=True)
     with pytest.raises(OSError, match="x.jpeg"):
