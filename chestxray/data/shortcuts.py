@@ -59,13 +59,17 @@ def without_centre(images: np.ndarray) -> np.ndarray:
 
 
 def high_frequencies(images: np.ndarray) -> np.ndarray:
-    """Mean logarithm of the power in rings of 4 from 56 cycles per image to the corner, (N, 26)."""
+    """Mean logarithm of the power in rings of 4 from 56 cycles per image to the corner, (N, 26).
+
+    In float64: in float32 the rounding of the mean grey is as large as what
+    high frequencies hold, and differs from processor to processor.
+    """
     side = images.shape[1]
     radius = np.hypot(*(np.mgrid[:side, :side] - side // 2))
     ring, high = ((radius - _HIGH) // 4).astype(int), radius >= _HIGH
     found = []
     for image in images:
-        power = np.log(np.abs(fftshift(fft2(image.astype(np.float32)))) ** 2 + 1)
+        power = np.log(np.abs(fftshift(fft2(image.astype(np.float64)))) ** 2 + 1)
         found.append(np.bincount(ring[high], power[high]) / np.bincount(ring[high]))
     return np.array(found)
 
