@@ -248,6 +248,8 @@ def _configuration(image: dict, parameters: dict) -> str:
     """What distinguishes a configuration of VGG16 from others that were tried."""
     fine = parameters["fine"]
     words = [f"`{parameters['unfreeze_from']}`, {fine['epochs']} epochs at {fine['learning_rate']:g}"]
+    if fine["views"] != 4:
+        words.append(f"{fine['views']} stored views instead of 4")
     if image["size"] != 224:
         words.append(f"{image['size']} px")
     if image["clahe"]:
