@@ -24,7 +24,7 @@ from chestxray.data.radiograph import SOFT, Rays, clouds, expose, line_integrals
 from chestxray.files import cached_folder
 from chestxray.processes import in_processes
 
-PHANTOM_VERSION = 1
+PHANTOM_VERSION = 2
 """Part of the cache folder's name: raise it whenever the pictures change."""
 
 VISIBLE = 0.06  # what adds less than this to the line integral is no lesion

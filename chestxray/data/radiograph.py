@@ -4,6 +4,10 @@ A parallel beam runs along z; its path through each organ is computed in
 closed form for every pixel, and Beer-Lambert's law turns the paths into
 photons on a detector. Units and axes are those of
 :mod:`chestxray.data.anatomy`.
+
+Whatever needs powers, exponentials or logarithms is computed in float64:
+processors round these differently in the last place, which in float32 would
+move a grey value now and then. So a film has the same pixels on all of them.
 """
 
 from __future__ import annotations
@@ -64,7 +68,7 @@ class Rays:
 
     @classmethod
     def through(cls, pose: Pose, size: int) -> Rays:
-        film = ((np.arange(size, dtype=np.float32) + 0.5) / size - 0.5) * FIELD
+        film = ((np.arange(size) + 0.5) / size - 0.5) * FIELD
         dx, dy = np.meshgrid(film - pose.shift[0], film - pose.shift[1])
         cos, sin = math.cos(pose.rotation) / pose.scale, math.sin(pose.rotation) / pose.scale
         return cls(cos * dx + sin * dy, cos * dy - sin * dx, FIELD / size / pose.scale, pose)
@@ -211,7 +215,7 @@ def clouds(rng: np.random.Generator, rays: Rays, grain: float) -> np.ndarray:
     knots = round(FIELD / grain)
     noise = np.zeros_like(rays.x)
     for octave in (1, 2, 4):
-        coarse = rng.standard_normal((knots * octave, knots * octave)).astype(np.float32) / octave
+        coarse = rng.standard_normal((knots * octave, knots * octave)) / octave
         noise += 1.2 * cv2.resize(coarse, rays.x.shape, interpolation=cv2.INTER_CUBIC)
     return noise
 
@@ -246,7 +250,7 @@ def expose(path: np.ndarray, rays: Rays, rng: np.random.Generator) -> np.ndarray
     size = len(path)
     field = (rays.x / FIELD, rays.y / FIELD)
     heel = 1 + rng.normal(0, 0.06) * field[0] + rng.normal(0, 0.1) * field[1]
-    primary = (np.exp(-path) * heel).astype(np.float32)
+    primary = np.exp(-path) * heel
     signal = primary + rng.uniform(0.03, 0.10) * _blurred(primary, 3.0)
     signal = cv2.GaussianBlur(signal, (0, 0), rng.uniform(0.05, 0.09) / rays.pixel)
 
