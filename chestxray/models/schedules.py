@@ -44,6 +44,7 @@ class TrainSettings:
         class_weights: Weigh all classes equally in the training loss.
         label_smoothing: What the labels 0 and 1 are moved towards 0.5 by,
             times two (Szegedy 2016); for one logit.
+        mixup: α of :class:`chestxray.models.mixup.Mixup`; 0 mixes nothing.
         augmentation: Random views of the training images, or None.
         views: How many augmented views of each image there are; the epochs
             take them in turn, and what is frozen is computed once for each.
@@ -64,6 +65,7 @@ class TrainSettings:
     rates: Mapping[str, float] = field(default_factory=dict)
     class_weights: bool = True
     label_smoothing: float = 0.0
+    mixup: float = 0.0
     augmentation: Augmentation | None = None
     views: int = 0
     disk_gb: float = 20.0
@@ -84,6 +86,7 @@ class TrainSettings:
                  "be 0 unless decay is cosine"),
                 ("rates", all(rate > 0 for rate in self.rates.values()), "all be above 0"),
                 ("label_smoothing", 0 <= self.label_smoothing < 1, "lie between 0 and 1"),
+                ("mixup", self.mixup >= 0, "not be negative"),
                 ("views", self.views >= 0, "not be negative"),
                 ("disk_gb", self.disk_gb >= 0, "not be negative")):
             if not right:

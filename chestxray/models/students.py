@@ -26,6 +26,7 @@ class Candidate:
         alpha: Share of the labels in the loss; 1 needs no teacher.
         temperature: Of the distillation, with ``alpha`` below 1.
         label_smoothing: See :class:`TrainSettings`; with one logit and no teacher.
+        mixup: See :class:`TrainSettings`; with no teacher.
         learning_rate: See :class:`TrainSettings`; None for that of the experiment.
     """
 
@@ -34,6 +35,7 @@ class Candidate:
     alpha: float = 1.0
     temperature: float = 1.0
     label_smoothing: float = 0.0
+    mixup: float = 0.0
     learning_rate: float | None = None
 
     def __post_init__(self) -> None:
@@ -45,6 +47,8 @@ class Candidate:
                 ("label_smoothing", 0 <= self.label_smoothing < 1, "must lie in 0–1"),
                 ("label_smoothing", not self.label_smoothing or self.outputs == self.alpha == 1,
                  "needs one logit and alpha 1"),
+                ("mixup", self.mixup >= 0, "must not be negative"),
+                ("mixup", not self.mixup or self.alpha == 1, "needs alpha 1"),
                 ("learning_rate", self.learning_rate is None or self.learning_rate > 0, "must be above 0")):
             if not right:
                 raise ValueError(f"{name} {rule}. Received: arm={self.arm!r}, {name}={getattr(self, name)!r}")
@@ -85,7 +89,7 @@ def train_student(architecture: str, data: XrayData, settings: TrainSettings, ca
         architecture: Name in :data:`chestxray.models.builders.CNNS`.
         data: Its pixels; order and views of the images follow from the
             data's own seed, so all students of an experiment see the same.
-        settings: Of the experiment; learning rate and label smoothing are the candidate's.
+        settings: Of the experiment; learning rate, label smoothing and mixup are the candidate's.
         candidate: The way of training.
         seed: Of the first weights and the dropout.
         teachers: By number of logits.
@@ -103,7 +107,7 @@ def train_student(architecture: str, data: XrayData, settings: TrainSettings, ca
         distillation = Distillation(teachers[candidate.outputs], candidate.alpha, candidate.temperature)
     set_seed(seed)
     student = CNNS[architecture](data.store.settings.size, dropout, outputs=candidate.outputs)
-    settings = dataclasses.replace(settings, label_smoothing=candidate.label_smoothing,
+    settings = dataclasses.replace(settings, label_smoothing=candidate.label_smoothing, mixup=candidate.mixup,
                                    learning_rate=candidate.learning_rate or settings.learning_rate)
     return student, train(student, data, settings, checkpoint, f"{candidate.text}, seed {seed}",
                           distillation=distillation)

@@ -19,6 +19,7 @@ from chestxray.models.checkpoint import Checkpoint, fingerprint, starting_again
 from chestxray.models.distillation import Distiller
 from chestxray.models.features import plan_features
 from chestxray.models.frozen import find_cut
+from chestxray.models.mixup import Mixup
 from chestxray.models.schedules import TrainSettings, make_optimizer
 from chestxray.models.teachers import Distillation
 
@@ -133,7 +134,13 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
             activations are stored in the same pass.
         distillation: Teacher of the model; see
             :class:`chestxray.models.teachers.Distillation`.
+
+    Raises:
+        ValueError: Mixtures are wanted of a teacher, whose answers are to whole pictures.
     """
+    if distillation and settings.mixup:
+        raise ValueError("mixup must be 0 with a teacher, whose answers are to whole pictures. "
+                         f"Received: mixup={settings.mixup!r}")
     outputs = model.output_shape[-1]
     labels = data.targets("train", outputs)
     optimizer = make_optimizer(model, settings, math.ceil(len(labels) / settings.batch_size))
@@ -144,6 +151,8 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
         features = plan_features(model, data, [find_cut(model), keep], settings.augmentation,
                                  settings.views, settings.disk_gb)
         learner = features.rest if features else model
+        if settings.mixup:
+            learner = Mixup(learner, settings.mixup, data.seed)
         compile_model(learner, optimizer, settings.label_smoothing)
     learner.optimizer.build(learner.trainable_variables)
     watched = []
