@@ -20,7 +20,7 @@ import papermill
 import yaml
 from joblib import Parallel, delayed
 
-from chestxray.data.catalog import scan
+from chestxray.data.catalog import SUBTYPES, scan
 from chestxray.data.location import find_data
 from chestxray.data.splits import make_split, split_hash
 from chestxray.deployment.workers import workers
@@ -109,6 +109,9 @@ def make_plan(preset: str, data_dir: str, rules: list[str], output_dir: Path,
                         "split": rule, "output_dir": str(output_dir), "results": str(output_dir / "results")}
             given |= {key: value for key, value in {**run_wide, **overrides}.items() if key in defaults}
             known |= set(defaults)
+            if given.get("outputs") == 3 and not catalog["subtype"].isin(SUBTYPES).all():
+                print(f"{name} is left out: not every image is known to be {', '.join(SUBTYPES)}")
+                continue
             if given.get("weights") and Path(given["weights"]).exists():
                 given["weights"] = str(Path(given["weights"]).resolve())  # kernels run elsewhere
             steps.append(Step(name, source, given, f"{split_hash(table)} {content}"))

@@ -203,6 +203,17 @@ def test_a_split_rule_may_have_a_recipe_of_its_own(house, phantoms):
     assert levels == {"03_third-high-patient": 5, "03_third-high-image": 7}
 
 
+def test_three_classes_are_left_out_where_the_kind_of_pneumonia_is_not_known(plain_folder, phantoms, tmp_path,
+                                                                              capsys):
+    def names(folder, **overrides):
+        return [step.name for step in experiments.make_plan("full", folder, ["patient"], tmp_path, overrides)]
+    three = "03_transfer_learning-vgg16_three-patient"
+    assert three in names(phantoms) and not capsys.readouterr().out
+    folder = str(plain_folder(tmp_path, 30))
+    assert set(names(phantoms)) - set(names(folder, classes=["healthy", "sick"])) == {three}
+    assert f"{three} is left out: not every image is known to be normal" in capsys.readouterr().out
+
+
 def test_a_notebook_without_parameters_is_refused(house, phantoms):
     notebook = new_notebook(cells=[new_code_cell("level = 3")])
     nbformat.write(notebook, house / "notebooks" / "01_first.ipynb")
