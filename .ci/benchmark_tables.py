@@ -46,6 +46,32 @@ def speed() -> str:
         f"{rates['PixelStore, every epoch']:,.0f} afterwards (`python benchmarks/input_path.py`)."]) + "\n"
 
 
+def speed_in_short() -> str:
+    """Minutes of a whole training in the common notebook, in its fast form, and here."""
+    rows = []
+    for path in sorted((RESULTS / "benchmarks").glob("two_phase-*.json"), reverse=True):
+        minutes = {arm: row["seconds"]["total"] / 60 for arm, row in read_json(path)["arms"].items()}
+        common, fast, own = (minutes[arm] for arm in ("common, float32", "common, bf16 and cache", "ours, bf16"))
+        rows.append([path.stem.split("-")[1], f"{common:.0f} min", f"{fast:.0f} min", f"{own:.0f} min",
+                     f"{common / own:.1f}×", f"{fast / own:.1f}×"])
+    faster, fused = (sorted(row["faster"] for row in read_json(RESULTS / "benchmarks" / f"{name}.json")["rows"])
+                     for name in ("training", "batch_norm"))
+    return _table(["network", "common notebook", "the same in bfloat16, cached", "here, bfloat16",
+                   "faster than the first", "than the second"], rows) + (
+        f"\nNetworks from scratch train {faster[0]:.1f} to {faster[-1]:.1f} times as fast as in the common "
+        f"notebook, {fused[0]:.1f} to {fused[-1]:.1f} times of it by a fused batch normalisation.\n")
+
+
+def archive_in_short() -> str:
+    """What one core decides in a second, from the file on."""
+    rows = {(row["model"], row["files"]): row for row in read_json(
+        RESULTS / "benchmarks" / "predict.json")["rows"]}
+    cells = [[f"`{model}`", *(f"{rows[(model, files)]['decision']:,.0f}" for files in ("originals", "224 px")),
+              f"{1e7 / rows[(model, 'originals')]['decision'] / 3600:,.0f} core hours"]
+             for model in ("compact_student-litert", "compact_student-keras", "vgg16-keras")]
+    return _table(["model", "originals, images/s", "files of 224 px, images/s", "ten million originals"], cells)
+
+
 def archive() -> str:
     """Images per second and core, and what ten million images cost."""
     rows = read_json(RESULTS / "benchmarks" / "predict.json")["rows"]
@@ -83,21 +109,6 @@ def batch_norm() -> str:
         ["network", "side", "Keras' own, images/s", "fused, images/s", "faster"],
         [[row["network"], f"{row['image_size']} px", f"{row['keras_images_per_second']:.0f}",
           f"{row['fused_images_per_second']:.0f}", f"{row['faster']:.2f}×"] for row in found["rows"]])
-
-
-def training() -> str:
-    """How much faster networks from scratch train than in the common notebook, and why."""
-    benchmarks = [read_json(RESULTS / "benchmarks" / f"{name}.json") for name in ("training", "batch_norm")]
-    faster, fused = (sorted(row["faster"] for row in benchmark["rows"]) for benchmark in benchmarks)
-    before = max(row["chestxray"]["seconds_before"] for row in benchmarks[0]["rows"])
-    return (f"Networks from scratch train {faster[0]:.1f} to {faster[-1]:.1f} times as fast as in the common "
-            "notebook with ImageDataGenerator (`python benchmarks/training.py`, on synthetic films; steps "
-            "after the first epoch). Files are decoded once, which is not counted: "
-            f"at most {before:.0f} s for {benchmarks[0]['images']} films of original size. "
-            "Batch normalisation runs in one kernel, which makes steps "
-            f"{fused[0]:.1f} to {fused[-1]:.1f} times as fast as Keras' own (measured on another processor, "
-            "`python benchmarks/batch_norm.py`). And no Python generator feeds TensorFlow, which would then "
-            "have all freed memory handed back to the system. What is saved is plain Keras.\n")
 
 
 def training_steps() -> str:

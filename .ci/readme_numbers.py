@@ -1,4 +1,4 @@
-"""Write the tables of README.md and benchmarks/README.md from results/; with --check, fail if out of date."""
+"""Write the tables of the README files from results/; with --check, fail if one is out of date."""
 
 import re
 import sys
@@ -6,12 +6,12 @@ import textwrap
 from pathlib import Path
 
 import benchmark_tables
+import record_details
 import record_tables
 from record_tables import said
 
-from chestxray.evaluation.arms import conclude
 from chestxray.files import read_json
-from chestxray.results import comparison_table, read_results, seed_table
+from chestxray.results import read_results
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,34 +27,7 @@ def shortcuts() -> str:
         *lines, "", f"The {audit['images']:,} real images at 224 px, by `chestxray audit FOLDER --json "
         "results/audit.json`; facts are those of the re-encoded files, not of the originals. The floor under "
         f"every score on other patients is the best row that sees hardly any lung, {audit['floor']['sees']}: "
-        f"{audit['floor']['auroc']:.2f}, cross-validated over all images. A split by image has a film of the "
-        f"same patient in training for {audit['leak_by_image']['group']:.0%} of its test images, by "
-        "expectation, where a patient is a number and a kind of pneumonia (`person17_virus`), and "
-        f"{audit['leak_by_image']['group_conservative']:.0%} where it is the number alone."]) + "\n"
-
-
-def _other_arms() -> str:
-    """What the teacher was worth on the two other splits."""
-    found = {rule: read_json(ROOT / "results" / f"compact_student_arms-{rule}-s0.json")
-             for rule in ("official", "image")}
-    alone, gain = {}, {}
-    for rule, one in found.items():
-        assert list(one["arms"]["test"]) == ["alone", "distilled"], rule
-        alone[rule] = one["arms"]["test"]["alone"]["mean"]
-        gain[rule] = {metric: "{value:+.3f} ({low:+.3f} to {high:+.3f})".format(**difference) for
-                      metric, difference in one["arms"]["test"]["distilled"]["difference"].items()}
-    spread = seed_table(comparison_table(read_results(ROOT / "results"))).set_index(["model", "split_rule"])
-    return said(
-        """The two other splits have the settings that were chosen on split `patient`, whose validation images
-        hold some of their test images. On the published test set (one training of each, teacher
-        `{teacher[official]}`): AUROC {alone[official][auroc]:.3f} alone, {gain[official][auroc]} distilled;
-        specificity {alone[official][specificity]:.3f} alone, {gain[official][specificity]} distilled. These
-        intervals are over patients, not over trainings: the specificity of VGG16 has a standard deviation
-        of {sd:.3f} over its seeds here. On split `image` ({trainings} trainings of each, teacher
-        `{teacher[image]}`): AUROC {alone[image][auroc]:.3f} alone, {gain[image][auroc]} distilled;
-        specificity {alone[image][specificity]:.3f} alone, {gain[image][specificity]} distilled.""",
-        teacher={rule: one["teacher_names"]["1"][0] for rule, one in found.items()}, alone=alone, gain=gain,
-        trainings=len(found["image"]["seeds"]), sd=spread.loc[("vgg16", "official"), "specificity_sd"])
+        f"{audit['floor']['auroc']:.2f}, cross-validated over all images."]) + "\n"
 
 
 def heatmaps() -> str:
@@ -91,6 +64,22 @@ def heatmaps() -> str:
         chance=pointing["chance"], peaks=peaks, bell=pointing["rows"][0]["peak"])]) + "\n"
 
 
+def distillation_elsewhere() -> str:
+    """What the teacher was worth on the two other splits."""
+    lines = ["| split | trainings | AUROC alone | distilled minus alone | specificity alone "
+             "| distilled minus alone |", "|---|---|---|---|---|---|"]
+    for rule in ("official", "image"):
+        arms = read_json(ROOT / "results" / f"compact_student_arms-{rule}-s0.json")["arms"]["test"]
+        assert list(arms) == ["alone", "distilled"], rule
+        cells = [f"{len(arms['alone']['seeds']['auroc'])}"]
+        for metric in ("auroc", "specificity"):
+            mean, sd = (arms["alone"][what][metric] for what in ("mean", "sd"))
+            cells += [f"{mean:.3f}" + ("" if sd is None else f" ± {sd:.3f}"),
+                      "{value:+.3f} ({low:+.3f} to {high:+.3f})".format(**arms["distilled"]["difference"][metric])]
+        lines.append(f"| {rule} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def distillation() -> str:
     """Markdown table of the students' arms on real images, and what the numbers say."""
     found = read_json(ROOT / "results" / "compact_student_arms-patient-s0.json")
@@ -108,13 +97,20 @@ def distillation() -> str:
     small, *large = costs.values()
     parameters = found["parameters"]
     return "\n".join([
-        *lines, "", f"Test images of split `{found['split_rule']}`, mean ± standard deviation over "
-        f"{len(found['seeds'])} seeds, {parameters['epochs']} epochs, {parameters['views']} stored views, "
-        f"{found['image']['size']} px; settings of each arm chosen on validation. Teachers, with their AUROC "
-        f"on validation: {teachers}. The student has {small['parameters']:,} parameters, 1/"
+        said("""**{gain}** on split `patient` ({teachers} trainings of each arm); on the other splits it
+             is another matter ([there](results/README.md#students-on-the-other-splits)).""",
+             gain=_gain(arms["distilled"]), teachers=len(found["seeds"])), "", *lines, "",
+        f"Test images, mean ± standard deviation, {parameters['epochs']} epochs, {parameters['views']} stored "
+        f"views, {found['image']['size']} px; settings of each arm chosen on validation. Teachers, with their "
+        f"AUROC on validation: {teachers}. The student has {small['parameters']:,} parameters, 1/"
         f"{large[0]['parameters'] / small['parameters']:.0f} of its teacher's, and "
-        f"{small['mflops']:.0f} million operations an image against {large[0]['mflops']:,.0f}.", "",
-        conclude(arms, found["baseline"]).replace("\n", " "), "", _other_arms()]) + "\n"
+        f"{small['mflops']:.0f} million operations an image against {large[0]['mflops']:,.0f}."]) + "\n"
+
+
+def _gain(arm: dict) -> str:
+    difference = arm["difference"]["auroc"]
+    assert difference["low"] > 0, "the teacher is not shown to help"
+    return "A teacher helps: AUROC {value:+.4f} ({low:+.4f} to {high:+.4f})".format(**difference)
 
 
 def backbone() -> str:
@@ -134,19 +130,21 @@ def footprint() -> str:
              f"| `chestxray run` on synthetic images | {found['run_seconds'] / 60:.0f} min on "
              f"{found['cores']} cores, {(found['run'] + found['cache']) / 1e6:.0f} MB |",
              f"| decoded pixels of the real images, 224 px | {images * 224**2 / 1e9:.1f} GB of cache |"]
-    lines += [f"| training `{result['name']}` | {result['training']['seconds'] / 60:.0f} min |"
-              for result in read_results(ROOT / "results")
-              if result["name"].endswith("-s0") and "_scratch" not in result["name"]]
-    return "\n".join([*lines, "", record_tables.said(
+    trained = sorted(result["training"]["seconds"] / 60 for result in read_results(ROOT / "results")
+                     if result["name"].endswith("-s0") and "_scratch" not in result["name"])
+    lines.append(f"| training one model of the table above | {trained[0]:.0f} to {trained[-1]:.0f} min |")
+    return "\n".join([*lines, "", said(
         """Download, environment and first run: `python benchmarks/footprint.py`; trainings from `results/`,
-        some with features already cached, some with other work beside them: they tell the order of
-        magnitude.""")]) + "\n"
+        some with features already cached, some with other work beside them: the order of magnitude."""
+    )]) + "\n"
 
 
 BLOCKS = {
-    "README.md": (record_tables.minute, record_tables.results, record_tables.tried, distillation,
-                  benchmark_tables.speed, benchmark_tables.training, heatmaps, benchmark_tables.archive,
-                  backbone, shortcuts, footprint),
+    "README.md": (record_tables.minute, record_tables.results, record_tables.official_in_short, distillation,
+                  benchmark_tables.speed_in_short, heatmaps, benchmark_tables.archive_in_short, backbone,
+                  shortcuts, footprint),
+    "results/README.md": (record_details.official, record_details.from_random_weights, record_details.tried,
+                          record_details.goals, distillation_elsewhere),
     "benchmarks/README.md": (
         benchmark_tables.speed, benchmark_tables.head_quality, benchmark_tables.input_path,
         benchmark_tables.batch_norm, benchmark_tables.training_steps, benchmark_tables.gradcam,
