@@ -74,8 +74,9 @@ def distillation_elsewhere() -> str:
         cells = [f"{len(arms['alone']['seeds']['auroc'])}"]
         for metric in ("auroc", "specificity"):
             mean, sd = (arms["alone"][what][metric] for what in ("mean", "sd"))
+            gain = arms["distilled"]["difference"][metric]
             cells += [f"{mean:.3f}" + ("" if sd is None else f" ± {sd:.3f}"),
-                      "{value:+.3f} ({low:+.3f} to {high:+.3f})".format(**arms["distilled"]["difference"][metric])]
+                      "{value:+.3f} ({low:+.3f} to {high:+.3f})".format(**gain)]
         lines.append(f"| {rule} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

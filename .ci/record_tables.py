@@ -1,16 +1,13 @@
 """README.md: what was reached on the real data, beside what others report."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from chestxray.evaluation.arms import conclude, score_arms
 from chestxray.files import read_json
 from chestxray.results import (
     comparison_table,
-    read_predictions,
     read_results,
     seed_table,
 )
@@ -57,8 +54,9 @@ def results() -> str:
         if rule in floors:
             lines.append(f"| {rule} | *linear model that sees hardly any lung* | {floors[rule]:.3f} "
                          "| – | – | – |")
-    counts = ", ".join(f"`{model}` {rows['parameter_count'].iloc[0]:,}" for model, rows in table.groupby("model"))
-    return "\n".join([*lines, "", f"Parameters: {counts}."]) + "\n"
+    counts = table.groupby("model")["parameter_count"].first()
+    told = ", ".join(f"`{model}` {count:,}" for model, count in counts.items())
+    return "\n".join([*lines, "", f"Parameters: {told}."]) + "\n"
 
 
 def official_in_short() -> str:
@@ -68,8 +66,8 @@ def official_in_short() -> str:
     elsewhere = read_json(ROOT / "results" / "comparison-all.json")["elsewhere"]
     moved = elsewhere["vgg16-official-s0"]["moved"][1]
     return said(
-        """**The `official` test set differs from its training folder, and validation gives no warning of it.**
-        The specificity of VGG16 falls from {before[specificity][value]:.3f} on validation to {specificity},
+        """**The `official` test set differs from its training folder, and validation gives no warning of
+        it.** The specificity of VGG16 falls from {before[specificity][value]:.3f} on validation to {specificity},
         that of the small network from scratch to {small}. The ranking suffers less (AUROC in the table): a
         threshold chosen on {moved[labelled]} labelled films of that folder would decide
         {moved[accuracy]:.3f} of its others rightly instead of {after[accuracy][value]:.3f}, which explains

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from chestxray import __version__
+from chestxray.data.tables import read_table
 from chestxray.files import project_path, read_json, write_json
 
 RESULT_SCHEMA = "chestxray.result/1"
@@ -72,8 +73,8 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
 
 def read_predictions(folder: str | Path, name: str) -> pd.DataFrame:
     """Read the predictions of one model (contract 5)."""
-    return pd.read_csv(Path(folder) / f"{name}.predictions.csv", keep_default_na=False,
-                       dtype={"path": str, "group": str})
+    table = read_table(Path(folder) / f"{name}.predictions.csv", ("path", "group", "subtype", "split"))
+    return table.fillna({"subtype": ""})
 
 
 def comparison_table(results: list[dict[str, Any]], part: str = "test",

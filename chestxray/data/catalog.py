@@ -36,6 +36,9 @@ SUBTYPES = ("normal", "bacteria", "virus")
 COLUMNS = ("path", "label", "subtype", "group", "group_conservative", "official_split",
            "width", "height", "mode", "bytes", "sha256")
 
+SPLIT_HEADER = "# {"
+"""Begins the first line of a split file, which says how the split was made."""
+
 _DEBRIS = ("__MACOSX", ".")
 
 _PERSON = re.compile(r"(?P<person>person\d+)_(?P<subtype>bacteria|virus)_\d+(?:_\d+)?$")
@@ -106,7 +109,8 @@ def from_table(csv: str | Path, image_root: str | Path, path: str = "path", labe
     """Make a catalog from a list that the user keeps.
 
     Args:
-        csv: CSV file with a header; one row an image.
+        csv: CSV file with a header; one row an image. Or a split file of
+            :func:`chestxray.data.splits.write_split`, to be used under ``given``.
         image_root: Folder to which the paths are relative.
         path: Column with the paths.
         label: Column with 0 and 1, or with the names in ``classes``.
@@ -122,14 +126,18 @@ def from_table(csv: str | Path, image_root: str | Path, path: str = "path", labe
 
     Raises:
         FileNotFoundError: The list or the folder does not exist.
-        ValueError: A column is missing, a label or split is unknown, a path
-            is missing or listed twice, or a class is empty.
+        ValueError: A column is missing, a label or split is unknown, a
+            subtype contradicts the label, a path is missing or listed twice,
+            or a class is empty.
     """
     root = Path(image_root)
     for name, place in (("csv", Path(csv)), ("image_root", root)):
         if not place.exists():
             raise FileNotFoundError(f"does not exist. Received: {name}={str(place)!r}")
-    given = read_table(csv, (path, label, group, split, "group_conservative", "subtype"))
+    with open(csv, encoding="utf-8") as file:
+        header = file.readline().startswith(SPLIT_HEADER)
+    names = (path, label, group, split, "group_conservative", "subtype")
+    given = read_table(csv, names, skiprows=int(header))
     for name, column in (("path", path), ("label", label)):
         if column not in given:
             raise ValueError(f"the list has no such column, only {list(given.columns)}. "
@@ -153,6 +161,11 @@ def from_table(csv: str | Path, image_root: str | Path, path: str = "path", labe
         raise ValueError(f"a split must be one of {SPLITS}. "
                          f"Received: {split}={listing['official_split'][wrong].iloc[0]!r}")
     listing["subtype"] = given["subtype"].fillna("") if "subtype" in given else ""
+    wrong = listing["subtype"].isin(SUBTYPES) & ((listing["subtype"] != SUBTYPES[0]) != listing["label"])
+    if wrong.any():
+        one = listing[wrong].iloc[0]
+        raise ValueError("a subtype contradicts the label. "
+                         f"Received: path={one['path']!r}, label={one['label']}, subtype={one['subtype']!r}")
     listing["group"] = given[group].fillna("") if group in given else ""
     listing["group_conservative"] = given.get("group_conservative", listing["group"]).fillna(listing["group"])
     own = [name for name in given if name not in (path, label, group, split, *COLUMNS)]
@@ -175,8 +188,9 @@ def verify(data_dir: str | Path | None = None, classes: tuple[str, str] | None =
 
     Returns:
         Table with ``path``, ``problem`` (unreadable, empty file, not an image,
-        truncated, truncated or damaged header, too small, too large, unknown
-        name, byte-identical, byte-identical with other label), ``detail``, and
+        truncated, truncated or damaged header, too small, too large, file name
+        is not UTF-8, unknown name, name contradicts class, byte-identical,
+        byte-identical with other label), ``detail``, and
         ``kept``: False for the files that :func:`scan` leaves out.
     """
     root = find_data(data_dir)
@@ -200,8 +214,11 @@ def _list_files(root: Path, classes: tuple[str, str] | None) -> pd.DataFrame:
     """List every file below the class folders, with its label and official split."""
     any_case = classes is None or tuple(classes) == CLASSES
     wanted = {name.lower() if any_case else name: label for label, name in enumerate(classes or CLASSES)}
-    rows = []
-    for folder in split_folders(root) or [root]:
+    rows, parts = [], split_folders(root)
+    for entry in sorted(root.iterdir()) if parts else ():
+        if entry.is_dir() and entry not in parts and not entry.name.startswith((*_DEBRIS, "chest_xray")):
+            warnings.warn(f"folder ignored, it is none of {', '.join(SPLITS)}: {entry}", stacklevel=3)
+    for folder in parts or [root]:
         split = "" if folder == root else folder.name
         found = sorted(entry for entry in folder.iterdir()
                        if entry.is_dir() and not entry.name.startswith(_DEBRIS))

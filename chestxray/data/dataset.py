@@ -21,6 +21,9 @@ from chestxray.data.splits import make_split, overlap, split_hash
 if TYPE_CHECKING:
     import tensorflow as tf
 
+PREDICTED = ("sharpness", "logit", "probability", *(f"logit_{name}" for name in SUBTYPES))
+"""Columns of predictions that no list can bring along."""
+
 
 @dataclass(frozen=True)
 class XrayData:
@@ -151,6 +154,10 @@ def load_data(data_dir: str | Path | None = None, split: str = "patient", seed: 
         if split not in ("given", "official") and (catalog["official_split"] != "").any():
             warnings.warn(f"split '{split}' cuts anew: the parts that the list names are not used. "
                           "split='given' keeps them", stacklevel=2)
+    if taken := [name for name in PREDICTED if name in catalog]:
+        warnings.warn(f"columns that predictions have themselves are left out: {', '.join(taken)}",
+                      stacklevel=2)
+        catalog = catalog.drop(columns=taken)
     store = PixelStore.build(catalog, root, image)
     table = make_split(store.readable(catalog), split, seed)
     if split != "patient":

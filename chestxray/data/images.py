@@ -1,7 +1,8 @@
 """One image file in, grey ``uint8`` pixels out.
 
-The only way from a file to pixels in this package: training, prediction and
-audit call :func:`preprocess`, so they cannot differ.
+The only way from a file to pixels in this package: whatever decodes it,
+training, prediction and audit bring it to size by :func:`fit`, so they cannot
+differ. DICOM files are for prediction; to train on some, convert them before.
 """
 
 from __future__ import annotations

@@ -56,9 +56,11 @@ def export_model(folder: str | Path, output: str | Path, format: str, data: Xray
         The gate's findings, see :func:`compare`.
 
     Raises:
-        ValueError: Other data than the model's, an output folder that holds
+        ValueError: Unknown format, other data or pixels than the model's, an output folder that holds
             something else, or an export that failed the gate (nothing is written).
     """
+    if format not in _CONVERTERS:
+        raise ValueError(f"format must be one of {list(_CONVERTERS)}. Received: format={format!r}")
     original = load_classifier(folder)
     if isinstance(original.model, Runtime):
         raise ValueError(f"already exported. Received: folder={str(folder)!r}")
@@ -70,6 +72,9 @@ def export_model(folder: str | Path, output: str | Path, format: str, data: Xray
     if not own_split and not (data.synthetic and trained_on["name"] == data.name):
         raise ValueError(f"the model was trained on another split (hash {trained_on['split_hash']}). "
                          f"Received: data={data.name!r}, hash {data.split_hash}")
+    if data.store.settings != original.image_settings:
+        raise ValueError(f"the model sees other pixels: {original.image_settings}. "
+                         f"Received: data with {data.store.settings}")
     compared = pd.concat([data.part("val"), data.part("train")])
     compared = compared[:max(LEAST_IMAGES, len(data.part("val")))]
     with whole_folder(output) as partial:

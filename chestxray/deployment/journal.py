@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any, BinaryIO
 from chestxray.files import whole_file
 
 FORMATS = (".csv", ".jsonl")
+
+_FILE = "file"  # key of a journal's line, beside the columns
 
 
 def journaled(output: str | Path, identity: dict[str, Any], paths: Iterable[Path],
@@ -24,7 +28,7 @@ def journaled(output: str | Path, identity: dict[str, Any], paths: Iterable[Path
     the last one is there, the output is written whole, what else is made of
     the rows is finished, and the journal is removed.
     The next call reads the journal along with the paths: as long as both
-    agree by name, nothing is predicted again.
+    agree by name, place, size and time of change, nothing is predicted again.
 
     Args:
         output: ``.csv`` or ``.jsonl`` (JSON Lines).
@@ -59,17 +63,19 @@ def journaled(output: str | Path, identity: dict[str, Any], paths: Iterable[Path
         pending: list[Path] = []
         while not pending and (line := file.readline()):
             kept, row = file.tell(), _row(line)
+            file_then = row.pop(_FILE, None)
             if not (path := next(paths, None)):
                 file.truncate(kept - len(line))
                 break
-            if row.get("path") == str(path):
+            if row.get("path") == str(path) and file_then == _facts(path):
                 yield row
             else:  # cut short by the interruption, or there are other files now
                 file.truncate(kept - len(line))
                 pending = [path]
         file.seek(0, 2)
-        for row in predict(chain(pending, paths)):
-            file.write((json.dumps(row) + "\n").encode())
+        facts: deque[list] = deque()
+        for row in predict(_noting(chain(pending, paths), facts)):
+            file.write((json.dumps(row | {_FILE: facts.popleft()}) + "\n").encode())
             file.flush()
             yield row
         file.seek(len(head))
@@ -77,6 +83,22 @@ def journaled(output: str | Path, identity: dict[str, Any], paths: Iterable[Path
             _write(partial, map(json.loads, file), list(columns))
         finish()
         journal.unlink(missing_ok=True)
+
+
+def _facts(path: Path) -> list:
+    """What tells a file from another that has its name: the place, and size and time of change if there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return [os.path.abspath(path)]
+    return [os.path.abspath(path), found.st_size, found.st_mtime_ns]
+
+
+def _noting(paths: Iterable[Path], facts: deque[list]) -> Iterator[Path]:
+    """Pass the paths on, and note the facts of each before it is read."""
+    for path in paths:
+        facts.append(_facts(path))
+        yield path
 
 
 def _lock(file: BinaryIO, output: Path) -> None:
@@ -110,6 +132,6 @@ def _write(path: Path, rows: Iterable[dict[str, Any]], columns: list[str]) -> No
         if path.suffix.lower() == ".jsonl":
             file.writelines(json.dumps({name: row[name] for name in columns}) + "\n" for row in rows)
             return
-        writer = csv.DictWriter(file, columns)
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")  # facts of files
         writer.writeheader()
         writer.writerows(rows)

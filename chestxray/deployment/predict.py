@@ -43,7 +43,8 @@ def list_images(sources: Iterable[str | Path]) -> Iterator[Path]:
             ``path``, relative to the CSV's folder.
 
     Yields:
-        Paths. One that does not exist is listed too, so that it is reported by name.
+        Paths. One that does not exist, or a pattern that nothing fits, is
+        listed too, so that it is reported by name.
 
     Raises:
         ValueError: A CSV file without a column ``path``, or a damaged one.
@@ -54,7 +55,7 @@ def list_images(sources: Iterable[str | Path]) -> Iterator[Path]:
         elif source.suffix.lower() == ".csv":
             yield from _paths_of_table(source)
         elif not os.path.lexists(source) and glob.has_magic(str(source)):
-            yield from _files_like(source)
+            yield from _files_like(source) or [source]
         else:
             yield source
 

@@ -6,6 +6,7 @@ import collections
 import hashlib
 import heapq
 import itertools
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ class Session:
             ValueError: No image, an unknown backend, or an output that is
                 one of the sources or a folder.
         """
-        paths = list_images(self.sources)
+        made = {os.path.abspath(path) for path in (output, report) if path}  # by this call, or the last one
+        paths = (path for path in list_images(self.sources) if os.path.abspath(path) not in made)
         first = list(itertools.islice(paths, BATCH + 1))
         if not first:
             raise ValueError(f"no image found. Received: sources={[str(one) for one in self.sources]}")

@@ -73,7 +73,7 @@ def join_labels(predictions: pd.DataFrame, labels: pd.DataFrame,
         if path in paths:
             return path
         same_name = by_name.get(path.rsplit("/", 1)[-1], [])
-        ends = [one for one in same_name if f"/{one}".endswith(f"/{path}") or f"/{path}".endswith(f"/{one}")]
+        ends = [one for one in same_name if f"/{one}".endswith(f"/{path}")]
         if len(ends) > 1:
             raise ValueError(f"several predictions end like this: give whole paths. Received: path={path!r}")
         return ends[0] if ends else None
@@ -89,7 +89,8 @@ def join_labels(predictions: pd.DataFrame, labels: pd.DataFrame,
     told = [column for column in predictions if column not in ("label", "group")]
     known_elsewhere = [column for column in found if column not in told or column == "path"]
     joined = predictions[told].merge(found[known_elsewhere], on="path", validate="one_to_one")
-    joined["group"] = joined["group"].fillna(joined["path"]) if "group" in joined else joined["path"]
+    known = joined.get("group", pd.Series(index=joined.index, dtype=object))
+    joined["group"] = known.astype(object).where(known.isna(), known.astype(str)).fillna(joined["path"])
     return joined, labels[placed["path"].isna()]
 
 

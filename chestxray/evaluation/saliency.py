@@ -66,7 +66,7 @@ def occlusion(score: Score, images: NDArray, window: int = 32, step: int = 16) -
         score: The model.
         images: ``uint8`` (N, H, W).
         window: Side of the square, set to the picture's mean, in pixels.
-        step: Distance of neighbouring squares.
+        step: Largest distance of neighbouring squares; they reach all edges.
 
     Returns:
         (N, h, w): score of the picture minus that without the square, one
@@ -75,7 +75,7 @@ def occlusion(score: Score, images: NDArray, window: int = 32, step: int = 16) -
     images = np.asarray(images)
     height, width = images.shape[1:]
     whole = np.asarray(score(images), np.float64)
-    rows, columns = (range(0, max(1, side - window + 1), step) for side in (height, width))
+    rows, columns = (_starts(side, window, step) for side in (height, width))
     found = np.empty((len(images), len(rows), len(columns)))
     grey = images.mean(axis=(1, 2)).round().astype(np.uint8)[:, None, None]
     for i, top in enumerate(rows):
@@ -84,6 +84,12 @@ def occlusion(score: Score, images: NDArray, window: int = 32, step: int = 16) -
             hidden[:, top:top + window, left:left + window] = grey
             found[:, i, j] = whole - score(hidden)
     return found
+
+
+def _starts(side: int, window: int, step: int) -> list[int]:
+    """Where squares begin so that they reach both edges, evenly and at most ``step`` apart."""
+    last = max(0, side - window)
+    return np.linspace(0, last, 1 + -(-last // step)).round().astype(int).tolist()
 
 
 def perturbation_curves(score: Score, images: NDArray, maps: NDArray, insert: bool = False,

@@ -61,8 +61,8 @@ class Mixup(keras.Model):
         variables = self.trainable_variables
         with tf.GradientTape() as tape:
             logits = self.network(mixed, training=True)
-            loss = (share * self.compute_loss(y=y, y_pred=logits, sample_weight=weight)
-                    + (1 - share) * self.compute_loss(y=partners[0], y_pred=logits, sample_weight=partners[1]))
+            loss = share * self.compute_loss(y=y, y_pred=logits, sample_weight=weight)
+            loss += (1 - share) * self.compute_loss(y=partners[0], y_pred=logits, sample_weight=partners[1])
             scaled = self.optimizer.scale_loss(loss)
         self.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables))
         self._loss_tracker.update_state(loss, sample_weight=ops.shape(logits)[0])

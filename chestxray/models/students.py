@@ -97,8 +97,11 @@ def train_student(architecture: str, data: XrayData, settings: TrainSettings, ca
         checkpoint: See :func:`chestxray.models.training.train`.
 
     Raises:
-        ValueError: There is no teacher with so many logits.
+        ValueError: Unknown architecture, or there is no teacher with so many logits.
     """
+    if architecture not in CNNS:
+        raise ValueError(f"architecture must be one of {sorted(CNNS)}. "
+                         f"Received: architecture={architecture!r}")
     distillation = None
     if candidate.alpha < 1:
         if candidate.outputs not in teachers:

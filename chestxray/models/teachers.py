@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from chestxray.data.augmentation import Augmentation
 from chestxray.data.dataset import XrayData
+from chestxray.data.images import ImageSettings
 from chestxray.data.passes import pass_batches, pass_order
 from chestxray.evaluation.calibration import log_odds
 from chestxray.files import cache_dir, whole_file
@@ -33,6 +34,7 @@ class SavedClassifier(Protocol):
 
     model: keras.Model
     card: dict[str, Any]
+    image_settings: ImageSettings
 
 
 class Teacher:
@@ -55,18 +57,25 @@ class Teacher:
                 1 % off.
 
         Raises:
+            TypeError: A classifier is no Keras model, but an exported one.
             ValueError: A classifier was trained on another split than that
-                of its data: it may have seen what the student is validated
-                on.
+                of its data (it may have seen what the student is validated
+                on), or on other pixels.
         """
         if not members:
             raise ValueError("a teacher needs at least one classifier. Received: members=[]")
         for classifier, data in members:
+            if not isinstance(classifier.model, keras.Model):
+                raise TypeError("a teacher must be a Keras model, not an exported one. "
+                                f"Received: teacher={classifier.card['name']!r}")
             trained = classifier.card["training_data"]["split_hash"]
             if trained != data.split_hash:
                 raise ValueError("this teacher was trained on another split: it may know validation and test "
                                  f"images of this one. Received: teacher={classifier.card['name']!r} "
                                  f"({trained}), split={data.split_hash!r}")
+            if classifier.image_settings != data.store.settings:
+                raise ValueError(f"this teacher sees other pixels: {classifier.image_settings}. Received: "
+                                 f"teacher={classifier.card['name']!r}, data with {data.store.settings}")
         self.members, self.bf16 = list(members), bf16
         self.names = [classifier.card["name"] for classifier, _ in members]
         self.outputs = min(classifier.model.output_shape[-1] for classifier, _ in members)

@@ -136,12 +136,16 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
             :class:`chestxray.models.teachers.Distillation`.
 
     Raises:
-        ValueError: Mixtures are wanted of a teacher, whose answers are to whole pictures.
+        ValueError: Mixtures are wanted of a teacher, whose answers are to
+            whole pictures, or smoothed labels with one, or with three logits.
     """
+    outputs = model.output_shape[-1]
     if distillation and settings.mixup:
         raise ValueError("mixup must be 0 with a teacher, whose answers are to whole pictures. "
                          f"Received: mixup={settings.mixup!r}")
-    outputs = model.output_shape[-1]
+    if settings.label_smoothing and (distillation or outputs > 1):
+        raise ValueError("label_smoothing must be 0 with a teacher or three logits. "
+                         f"Received: label_smoothing={settings.label_smoothing!r}")
     labels = data.targets("train", outputs)
     optimizer = make_optimizer(model, settings, math.ceil(len(labels) / settings.batch_size))
     if distillation:

@@ -20,6 +20,7 @@ from chestxray.data.catalog import from_table, merge_groups, parse_name, scan, v
 from chestxray.data.dataset import load_data
 from chestxray.data.images import ImageSettings
 from chestxray.data.location import find_data
+from chestxray.data.splits import make_split, split_hash, write_split
 
 KAGGLE = [
     "train/NORMAL/IM-0115-0001.jpeg",
@@ -435,6 +436,43 @@ def test_patients_and_classes_may_be_called_none(table, plain, recwarn):
     listed = from_table(csv, plain, classes=("None", "NA"))
     assert listed["group"].tolist() == ["NA", "None", "null", "null"]
     assert listed["label"].tolist() == [0, 0, 1, 1] and not len(recwarn)
+
+
+def test_a_split_file_is_a_list(tmp_path, make_images):
+    folder = make_images(tmp_path / "x", [f"{kind}/{number}.png" for kind in "ab" for number in range(9)])
+    table = make_split(scan(folder, ("a", "b")), "patient", 5)
+    write_split(table, tmp_path / "split.csv", "patient", 5)
+    listed = from_table(tmp_path / "split.csv", folder, classes=("a", "b"))
+    data = load_data(folder, "given", image=ImageSettings(32), catalog=listed)
+    assert data.split_hash == split_hash(table)
+    pd.testing.assert_frame_equal(data.table[[*table]], table.assign(official_split=table["split"]))
+
+
+def test_a_subtype_that_contradicts_the_label(table, plain):
+    csv = table(subtype=["normal", "virus", "bacteria", ""])
+    with pytest.raises(ValueError, match="contradicts.*path='a/2.png', label=0, subtype='virus'"):
+        from_table(csv, plain)
+    with pytest.raises(ValueError, match="path='b/1.png', label=1, subtype='normal'"):
+        from_table(table(subtype=["normal", "", "normal", "virus"]), plain)
+
+
+def test_columns_that_predictions_have_themselves_are_left_out(tmp_path, make_images):
+    folder = make_images(tmp_path / "x", [f"{kind}/{number}.png" for kind in "ab" for number in range(9)])
+    catalog = scan(folder, ("a", "b")).assign(sharpness=1.0, logit=2.0, age=3)
+    with pytest.warns(UserWarning, match="left out: sharpness, logit"):
+        data = load_data(folder, classes=("a", "b"), image=ImageSettings(32), catalog=catalog)
+    assert data.table["age"].eq(3).all() and not {"sharpness", "logit"} & set(data.table)
+
+
+def test_folders_beside_the_parts_are_named(tmp_path, make_images):
+    folder = make_images(tmp_path / "x", [f"{part}/{kind}/1.png" for part in ("train", "valid", "test")
+                                          for kind in ("NORMAL", "PNEUMONIA")])
+    for debris in ("__MACOSX", ".git", "chest_xray"):
+        (folder / debris).mkdir()
+    with pytest.warns(UserWarning) as told:
+        assert len(scan(folder)) == 4
+    assert [str(one.message) for one in told if "ignored" in str(one.message)] == [
+        f"folder ignored, it is none of train, val, test: {folder / 'valid'}"]
 
 
 def test_list_is_sorted_by_path_and_rows_stay_together(table, plain):

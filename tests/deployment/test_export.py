@@ -174,11 +174,16 @@ def test_half_precision_may_change_two_decisions_in_four_hundred():
     assert gate(GOOD | {"decisions_changed": 2 / 400, "logit_difference": 0.05}, True) == []
 
 
-def test_another_split_and_too_few_images_are_refused(few_images_are_enough, compact, data, tmp_path,
-                                                      monkeypatch):
+def test_other_data_and_too_few_images_are_refused(few_images_are_enough, compact, data, tiny_folder,
+                                                   tmp_path, monkeypatch):
     other = replace(data, table=data.table[1:])
     with pytest.raises(ValueError, match="another split"):
         export_model(compact, tmp_path / "model", "onnx", other)
+    pixels = data.store.build(data.table, tiny_folder, replace(data.store.settings, clahe=True))
+    with pytest.raises(ValueError, match="other pixels.*clahe=False.*Received: data with.*clahe=True"):
+        export_model(compact, tmp_path / "model", "onnx", replace(data, store=pixels))
+    with pytest.raises(ValueError, match="format must be one of .*litert.*Received: format='tflite'"):
+        export_model(compact, tmp_path / "model", "tflite", data)
     monkeypatch.setattr(export, "LEAST_IMAGES", 1000)
     with pytest.raises(ValueError, match="only .* images could be compared, 1000 are needed"):
         export_model(compact, tmp_path / "model", "onnx", data)

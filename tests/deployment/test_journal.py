@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,35 @@ def test_files_that_came_or_went_since(tmp_path):
         play(output, Predictor(PATHS[4]))
     play(output, third := Predictor(), PATHS[:2])
     assert third.asked == [] and len(table(output)) == 2
+
+
+def test_other_files_of_the_same_name_are_predicted(tmp_path, monkeypatch):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        for path in PATHS:
+            path.write_text(folder)
+    monkeypatch.chdir(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        play(tmp_path / "out.csv", Predictor(PATHS[4]))
+    monkeypatch.chdir(tmp_path / "b")
+    second = Predictor()
+    play(tmp_path / "out.csv", second)
+    assert second.asked == PATHS and table(tmp_path / "out.csv") == EXPECTED
+
+
+@pytest.mark.parametrize("change", [lambda path: path.write_text("longer than before"), Path.unlink,
+                                    lambda path: os.utime(path, ns=(0, 1))])
+def test_a_file_that_has_changed_since_is_predicted_again(tmp_path, change):
+    paths = [tmp_path / path for path in PATHS]
+    for path in paths:
+        path.write_text("half")
+    with pytest.raises(KeyboardInterrupt):
+        play(tmp_path / "out.csv", Predictor(paths[4]), paths)
+    change(paths[2])
+    second = Predictor()
+    play(tmp_path / "out.csv", second, paths)
+    assert second.asked == paths[2:] and len(table(tmp_path / "out.csv")) == 6
 
 
 def test_the_former_table_stays_until_the_new_one_is_whole(tmp_path):

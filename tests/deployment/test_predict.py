@@ -196,6 +196,7 @@ def test_patterns_tables_and_links(tmp_path):
     assert found("a/**/*.png") == ["a/1.png", "a/b/2.png"]
     (tmp_path / "a" / ".hidden.png").write_bytes(b"")
     assert found("a/*") == ["a/1.png"]
+    assert found("a", "*.jpg") == ["a/1.png", "a/b/2.png", "*.jpg"]  # which is then told to be no file
     assert found("list.csv") == ["a/1.png", "missing.png"]
     assert found("a", "c") == ["a/1.png", "a/b/2.png", "c/3.jpeg", "c/one.png"]
     assert found("with [brackets].png") == ["with [brackets].png"]

@@ -64,6 +64,13 @@ def test_table_and_report_at_once(litert, films, tmp_path):
     assert again.exit_code == 1 and [row["path"] for row in told] == [row["path"] for row in rows]
 
 
+def test_table_and_page_are_no_films(litert, films):
+    given = ("predict", litert, films, "--accept-all", "--jobs", 1, "--output", films / "out.csv",
+             "--report", films / "page.html")
+    told = [call(*given).output.splitlines()[-1] for _ in range(2)]
+    assert told[0] == told[1] and told[0].startswith("40 images, 0 refused, 1 unreadable")
+
+
 def test_broken_off_in_the_report_nothing_is_predicted_again(litert, films, tmp_path, monkeypatch):
     given = ("predict", litert, films, "--accept-all", "--jobs", 1, "--output", tmp_path / "out.csv",
              "--report", tmp_path / "page.html")

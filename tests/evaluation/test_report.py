@@ -60,7 +60,7 @@ def test_labels_meet_predictions_by_path_or_by_name(told):
         assert absent.empty
         joined = joined.set_index("path").loc[table["path"]]
         assert joined["label"].tolist() == given["label"].tolist()
-        assert joined["group"].tolist() == given["group"].tolist()
+        assert joined["group"].tolist() == given["group"].astype(str).tolist()
 
 
 def test_labels_without_prediction_are_told(told):
@@ -68,6 +68,13 @@ def test_labels_without_prediction_are_told(told):
     more = pd.concat([given, pd.DataFrame({"path": ["elsewhere.png"], "label": [1]})])
     joined, absent = join_labels(table, more, CLASSES)
     assert len(joined) == 400 and absent["path"].tolist() == ["elsewhere.png"]
+
+
+def test_patients_that_are_numbers_may_be_missing(told):
+    table, given = told
+    joined, _ = join_labels(table, given.assign(group=given["group"].where(given.index > 1)), CLASSES)
+    assert joined["group"].nunique() == 201  # two images without a patient, and 199 patients
+    assert "400 images of 201 patients" in report(joined, card_of(table))[0][1]
 
 
 def test_without_groups_each_image_is_a_patient(told):
@@ -103,8 +110,12 @@ def test_a_file_of_the_same_name_in_another_folder_is_another_file(told):
     joined, absent = join_labels(table, labels, CLASSES)
     assert joined["path"].tolist() == ["/films/2.png"]
     assert absent["path"].tolist() == ["siteB/0.png", "far/films/1.png"]
-    joined, _ = join_labels(table.assign(path=table["path"].str[1:]), labels, CLASSES)
-    assert joined["path"].tolist() == ["films/1.png", "films/2.png"]
+    # A prediction of "1.png" says not of which folder: whole paths of the labels do not match its end.
+    joined, absent = join_labels(table.assign(path=table["path"].str[1:]), labels, CLASSES)
+    assert joined["path"].tolist() == ["films/2.png"] and len(absent) == 2
+    inside = table.assign(path=table["path"].str.removeprefix("/films/"))
+    with pytest.raises(ValueError, match="no path of the labels"):
+        join_labels(inside, labels, CLASSES)
 
 
 def test_names_of_files_do_not_steer_the_terminal(told, tmp_path):

@@ -66,6 +66,16 @@ def test_occlusion_finds_what_the_model_looks_at(pictures):
     assert np.abs(rest).max() < 1e-6 and found[:, 1, 2].min() > 0.9
 
 
+@pytest.mark.parametrize("side", [29, 32, 35])
+def test_occlusion_reaches_every_pixel(side):
+    # A model that adds all pixels up loses something wherever a square is, whichever pixel is bright.
+    for row, column in ((0, 0), (side - 1, side - 1), (0, side - 1), (side // 2, side - 2)):
+        picture = np.zeros((1, side, side), np.uint8)
+        picture[0, row, column] = 255
+        found = occlusion(lambda images: images.reshape(len(images), -1).max(axis=1), picture, 8, 8)
+        assert found.max() >= 250, (row, column)
+
+
 def true_map(pictures):
     maps = np.zeros(pictures.shape)
     maps[:, 8:16, 16:24] = 1

@@ -79,7 +79,8 @@ def test_nothing_is_mixed_when_scores_are_computed():
     np.testing.assert_array_equal(learner.predict(x, verbose=0), network.predict(x, verbose=0))
 
 
-@pytest.mark.parametrize(("frozen", "precision"), [(False, "float32"), (True, "float32"), (True, "mixed_bfloat16")])
+@pytest.mark.parametrize(("frozen", "precision"), [
+    (False, "float32"), (True, "float32"), (True, "mixed_bfloat16")])
 def test_a_share_of_one_is_plain_training(data, monkeypatch, frozen, precision):
     monkeypatch.setattr(Mixup, "share", lambda self, step: tf.constant(1.0))
     states, losses = [], []

@@ -16,7 +16,7 @@ from chestxray.models.builders import build_student_cnn
 from chestxray.models.features import Features
 from chestxray.models.schedules import TrainSettings
 from chestxray.models.students import Candidate, read_candidates, train_student
-from chestxray.models.teachers import Teacher
+from chestxray.models.teachers import Distillation, Teacher
 from chestxray.models.training import train
 
 SETTINGS = TrainSettings(epochs=1, learning_rate=0.01, batch_size=16, augmentation=Augmentation())
@@ -26,7 +26,8 @@ SETTINGS = TrainSettings(epochs=1, learning_rate=0.01, batch_size=16, augmentati
 def teacher(data, tmp_path, monkeypatch):
     monkeypatch.setenv("CHESTXRAY_CACHE", str(tmp_path / "cache"))
     model = build_student_cnn(tiny.SIZE)
-    card = {"name": "teacher", "training_data": {"split_hash": data.split_hash}}
+    card = {"name": "teacher", "image": dataclasses.asdict(data.store.settings),
+            "training_data": {"split_hash": data.split_hash}}
     return {1: Teacher([(Classifier(model, card, None), data)])}
 
 
@@ -128,6 +129,18 @@ def test_smoothed_labels_by_hand(data):
     found = train(model, data, dataclasses.replace(still, label_smoothing=0.1)).history["loss"][0]
     soft = 0.9 * data.targets("train") + 0.05
     assert found == pytest.approx(np.mean(np.logaddexp(0, 0.7) - 0.7 * soft), rel=1e-5)
+
+
+def test_labels_are_smoothed_only_where_that_does_something(data, teacher):
+    smooth = dataclasses.replace(SETTINGS, label_smoothing=0.1)
+    for outputs, distillation in ((3, None), (1, Distillation(teacher[1], 0.3, 2.0))):
+        with pytest.raises(ValueError, match="teacher or three logits. Received: label_smoothing=0.1"):
+            train(build_student_cnn(tiny.SIZE, outputs=outputs), data, smooth, distillation=distillation)
+
+
+def test_an_unknown_architecture_is_named(data):
+    with pytest.raises(ValueError, match="one of .*'student_cnn'.*Received: architecture='vgg'"):
+        train_student("vgg", data, SETTINGS, Candidate("alone"), 0, {})
 
 
 def test_a_missing_teacher_is_named(data, teacher):

@@ -33,8 +33,14 @@ def classifier(data, outputs=1, seed=1, split_hash=None):
     model = build_student_cnn(tiny.SIZE, outputs=outputs)
     kernel = np.random.default_rng(seed).normal(0, 1, (64, outputs))
     model.get_layer("logit").set_weights([kernel, np.zeros(outputs)])
-    return Classifier(model, {"name": f"teacher{seed}",
+    return Classifier(model, {"name": f"teacher{seed}", "image": dataclasses.asdict(data.store.settings),
                               "training_data": {"split_hash": split_hash or data.split_hash}}, None)
+
+
+def equalised(data, folder):
+    """The same data through CLAHE."""
+    settings = dataclasses.replace(data.store.settings, clahe=True)
+    return dataclasses.replace(data, store=data.store.build(data.table, folder, settings))
 
 
 def says(one, pixels):
@@ -70,7 +76,8 @@ def test_members_see_their_own_pixels(tiny_folder, data):
     keras.utils.set_random_seed(1)
     model = build_student_cnn(48)
     model.get_layer("logit").set_weights([np.linspace(-1, 1, 64).reshape(64, 1), np.zeros(1)])
-    one = Classifier(model, {"name": "large", "training_data": {"split_hash": data.split_hash}}, None)
+    one = Classifier(model, {"name": "large", "image": dataclasses.asdict(large.store.settings),
+                             "training_data": {"split_hash": data.split_hash}}, None)
     found = Teacher([(one, large)]).logits("val", list(data.part("val")["path"]))
     np.testing.assert_allclose(found, says(one, large.images("val")), atol=1e-5)
 
@@ -114,10 +121,9 @@ def test_a_second_teacher_reads_what_the_first_was_asked(data, monkeypatch, caps
 def test_nothing_else_is_served(data, tiny_folder, other):
     paths = list(data.part("train")["path"])
     Teacher([(classifier(data), data)]).logits("train", paths, VIEWS, 0)
-    elsewhere = data if other != "pixels" else dataclasses.replace(
-        data, store=data.store.build(data.table, tiny_folder, dataclasses.replace(data.store.settings,
-                                                                                  clahe=True)))
-    asked = Teacher([(classifier(data, seed=2 if other == "weights" else 1), elsewhere)], other == "bf16")
+    elsewhere = equalised(data, tiny_folder) if other == "pixels" else data
+    one = classifier(elsewhere, seed=2 if other == "weights" else 1)
+    asked = Teacher([(one, elsewhere)], other == "bf16")
     part = "val" if other == "part" else "train"
     asked.logits(part, list(data.part(part)["path"]),
                  Augmentation(zoom=0.2) if other == "augmentation" else VIEWS, 1 if other == "view" else 0)
@@ -201,6 +207,14 @@ def test_another_teacher_is_another_training(data, tmp_path, capsys):
 def test_a_teacher_of_another_split_is_refused(data):
     with pytest.raises(ValueError, match="trained on another split.*teacher1.*0000"):
         Teacher([(classifier(data, split_hash="0000"), data)])
+
+
+def test_a_teacher_of_other_pixels_or_an_exported_one_is_refused(data, tiny_folder):
+    one = classifier(data)
+    with pytest.raises(ValueError, match="other pixels.*teacher='teacher1', data with.*clahe=True"):
+        Teacher([(one, equalised(data, tiny_folder))])
+    with pytest.raises(TypeError, match="not an exported one. Received: teacher='teacher1'"):
+        Teacher([(dataclasses.replace(one, model=object()), data)])
 
 
 def test_no_member(data):
