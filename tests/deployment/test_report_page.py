@@ -154,6 +154,8 @@ def test_what_happens_on_clicks(written, tmp_path):
 
 
 def test_pictures_can_be_decoded(written):
-    for data in re.findall(r'src="data:image/jpeg;base64,([^"]+)"', written):
+    found = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', written)
+    assert len(found) >= 6
+    for data in found:
         pixels = np.frombuffer(base64.b64decode(data), np.uint8)
         assert cv2.imdecode(pixels, cv2.IMREAD_COLOR).shape == (224, 224, 3)

@@ -139,6 +139,8 @@ def test_delong_variance_is_that_of_the_placements():
     found = delong([1, 1, 1, 0, 0, 0, 0], np.concatenate([positive, negative]), [0.5] * 7)
     assert found["difference"] == pytest.approx(above.mean() - 0.5)
     assert found["standard_error"] == pytest.approx(np.sqrt(wanted))
+    assert found["high"] - found["difference"] == pytest.approx(1.959964 * np.sqrt(wanted), rel=1e-6)
+    assert found["difference"] - found["low"] == pytest.approx(1.959964 * np.sqrt(wanted), rel=1e-6)
     assert found["p"] == pytest.approx(2 * norm.sf(found["difference"] / np.sqrt(wanted)))
 
 
@@ -169,17 +171,22 @@ def test_holm_by_hand():
 
 
 def test_pairs_are_adjusted_together():
+    # c decides as a does, but for seven films on which a is right.
     labels, first = scores(6, count=200)
-    told = {"a": first, "b": first, "c": -first}
-    told = {name: 1 / (1 + np.exp(-one)) for name, one in told.items()}
+    a = 1 / (1 + np.exp(-first))
+    right = np.flatnonzero((a >= 0.5) == labels)[:7]
+    c = a.copy()
+    c[right] = 1 - a[right]
+    told = {"a": a, "b": a, "c": c}
     table = pair_table(labels, np.arange(200), told, dict.fromkeys(told, 0.5)).set_index(["first", "second"])
     assert list(table.index) == [("a", "b"), ("a", "c"), ("b", "c")]
     same, other = table.loc["a", "b"], table.loc["a", "c"]
     assert (same["difference"], same["agree"], same["p_delong"], same["p_mcnemar"]) == (0, 1, 1, 1)
     assert same["both_wrong"] == ((told["a"] >= 0.5) != labels).sum()
-    assert other["agree"] == 0 and other["both_wrong"] == 0
-    single = mcnemar(labels, (told["a"] >= 0.5).astype(int), (told["c"] >= 0.5).astype(int))["p"]
-    assert other["p_mcnemar"] == pytest.approx(min(1, 3 * single))  # the smallest of three, times three
+    assert other["agree"] == 193 / 200 and other["both_wrong"] == same["both_wrong"]
+    # Seven coins, two-sided: 2 / 128. The smallest of three, times three; the next, as small, not below it.
+    assert other["p_mcnemar"] == table.loc["b", "c"]["p_mcnemar"] == pytest.approx(6 / 128)
+    assert other["p_delong"] == pytest.approx(3 * delong(labels, a, c)["p"]) and other["p_delong"] < 1
     assert pair_table(labels, np.arange(200), {"a": told["a"]}, {"a": 0.5}).empty
 
 

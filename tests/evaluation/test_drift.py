@@ -65,6 +65,17 @@ def test_a_planted_change_is_named():
                                     "contrast": generator.normal(50, 5, 300)}).set_index("what")
     assert table["verdict"].to_dict() == {"brightness": "large change", "contrast": "no change seen"}
     assert table.loc["brightness", "now"] == pytest.approx(115, abs=2)
+    assert table.loc["brightness", "before"] == pytest.approx(100, abs=1)
+
+
+def test_what_chance_alone_gives_is_no_large_change():
+    # 40 films in the upper seven bins of ten, none in the lower three: PSI is large, but with so few films
+    # 9 (1/40 + 1/1000) = 0.23 of it is chance.
+    reference = describe_reference({"x": np.arange(1000.0)})
+    now = 50 + 100 * np.repeat([1, 2, 3, 4, 5, 6, 7, 8, 9], [2, 3, 3, 4, 5, 5, 6, 6, 6])
+    row = drift_table(reference, {"x": now}).iloc[0]
+    assert 0.25 < row["psi"] < 0.25 + row["psi_by_chance"] and row["p"] < 0.05
+    assert row["verdict"] == "changed"
 
 
 def test_psi_by_chance_is_what_chance_gives():

@@ -330,6 +330,30 @@ def test_mistakes_name_what_was_received(call, end):
         call()
 
 
+def test_roc_band_by_hand():
+    # All normals score the same, half of 200 pneumonias above them: sensitivity is 0.5 at specificity 1, and
+    # rises along a straight line to 1. There it is a binomial share: 0.5 ± 1.96 · sqrt(0.25 / 200).
+    labels = np.repeat([0, 1], 200)
+    scores = np.where(labels == 0, 0.5, np.where(np.arange(400) % 2, 0.9, 0.1))
+    grid, low, high = metrics.roc_band(labels, scores, np.arange(400), draws=1000)
+    half = 1.96 * (0.25 / 200) ** 0.5
+    assert (low[1], high[1]) == pytest.approx((0.5 - half, 0.5 + half), abs=0.01)
+    assert (low[-1], high[-1]) == (1, 1)
+
+
+def test_bounds_need_half_of_the_draws():
+    # The one call is made in some draws only; where it is not, there is no precision.
+    labels, scores, groups = [0, 0, 1, 1], [0.1, 0.2, 0.3, 0.9], [0, 1, 2, 3]
+    seen = set()
+    for seed in range(30):
+        weights = np.concatenate(list(metrics.bootstrap_weights(labels, groups, 3, seed)))
+        defined = int((weights[:, 3] > 0).sum())
+        found = metrics.evaluate(labels, scores, groups, {"cut": 0.5}, draws=3, seed=seed)[0]["cut"]["precision"]
+        assert (found["low"] is None) == (defined < 2) and found["value"] == 1
+        seen.add(defined)
+    assert seen >= {1, 2, 3}
+
+
 def test_roc_band_holds_the_curve_and_narrows_with_more_patients():
     widths = []
     for count in (100, 1600):

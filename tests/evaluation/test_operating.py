@@ -116,6 +116,8 @@ def test_rates_and_predictive_values_by_hand():
     assert (row["sensitivity"], row["specificity"]) == (0.9, 0.9)
     wanted = binomtest(9, 10).proportion_ci(method="wilson")
     assert (row["sensitivity_low"], row["sensitivity_high"]) == pytest.approx((wanted.low, wanted.high))
+    wanted = binomtest(18, 20).proportion_ci(method="wilson")
+    assert (row["specificity_low"], row["specificity_high"]) == pytest.approx((wanted.low, wanted.high))
     assert row["lr_positive"] == pytest.approx(9) and row["lr_negative"] == pytest.approx(1 / 9)
     assert row["ppv_10"] == pytest.approx(0.09 / (0.09 + 0.09))
     assert row["npv_25"] == pytest.approx(0.9 * 0.75 / (0.9 * 0.75 + 0.1 * 0.25))
@@ -149,6 +151,14 @@ def test_triage_by_hand():
     assert table.loc["rule out", "error"] == 0.5 and table.loc["rule in", "error"] == 0
     assert np.isnan(table.loc["refer", "error"])
     assert table["share"].sum() == 1
+    wanted = binomtest(1, 2).proportion_ci(method="wilson")
+    assert (table.loc["rule out", "low"], table.loc["rule out", "high"]) == pytest.approx(
+        (wanted.low, wanted.high))
+
+
+def test_scores_on_the_line_are_referred_and_ruled_in():
+    table = triage_table([0, 1], [0.2, 0.8], 0.2, 0.8).set_index("decision")
+    assert table["images"].to_dict() == {"rule out": 0, "refer": 1, "rule in": 1}
 
 
 def test_thresholds_in_the_wrong_order():

@@ -66,6 +66,18 @@ def test_brier_and_skill_by_hand():
     assert found["brier_skill"]["value"] == pytest.approx(1 - 0.125 / 0.1875)
 
 
+def test_interval_of_a_mean_is_as_wide_as_it_must_be():
+    # The Brier score is a mean over films: ± 1.96 standard errors, of each class apart (stratified draws).
+    labels, p = drawn(400)
+    errors = (p - labels) ** 2
+    share = labels.mean()
+    wanted = 1.96 * np.sqrt(sum(part**2 * errors[labels == label].var() / (labels == label).sum()
+                                for label, part in ((1, share), (0, 1 - share))))
+    found = calibration_metrics(labels, p, np.arange(400), draws=1500)["brier"]
+    assert found["high"] - found["value"] == pytest.approx(wanted, rel=0.12)
+    assert found["value"] - found["low"] == pytest.approx(wanted, rel=0.12)
+
+
 def test_saying_the_prevalence_has_no_skill():
     labels = np.repeat([0, 1], [30, 70])
     p = np.full(100, 0.7) + np.linspace(0, 1e-6, 100)

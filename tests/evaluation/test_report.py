@@ -172,6 +172,15 @@ def test_predictive_values_at_the_prevalence_asked_for(told):
     assert {"ppv_10", "npv_10"} == {name for name in points[""] if name[:3] in ("ppv", "npv")}
 
 
+def test_a_class_of_few_images_is_told(told):
+    table, given = told
+    joined, _ = join_labels(table, given, CLASSES)
+    sick, well = joined[joined["label"] == 1], joined[joined["label"] == 0]
+    for count, few in ((29, True), (30, False)):
+        text = section(report(pd.concat([sick, well[:count]]), card_of(table)), "Images")[1]
+        assert ("fewer than 30 images: read the intervals" in text) == few
+
+
 def test_local_recalibration_mends_what_is_wrong():
     table, labels = predictions_of(2000, slope=0.5, shift=1.0)
     rows = table.assign(label=labels, group=table.index)

@@ -76,6 +76,16 @@ def test_occlusion_reaches_every_pixel(side):
         assert found.max() >= 250, (row, column)
 
 
+def test_what_is_hidden_is_grey_and_what_is_gone_is_blurred():
+    even = np.full((1, 24, 24), 100, np.uint8)
+    assert np.abs(occlusion(lambda images: images.mean(axis=(1, 2)), even, 8, 8)).max() == 0
+    # A bright pixel of 150 more, blurred by 24 / 12 = 2 pixels: 150 / (2 pi 2²) of it stays.
+    even[0, 12, 12] = 250
+    start = perturbation_curves(lambda images: images[:, 12, 12].astype(float), even, np.zeros((1, 24, 24)),
+                                insert=True)[0, 0]
+    assert start == pytest.approx(100 + 150 / (8 * np.pi), abs=1)
+
+
 def true_map(pictures):
     maps = np.zeros(pictures.shape)
     maps[:, 8:16, 16:24] = 1

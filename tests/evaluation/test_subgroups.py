@@ -40,8 +40,16 @@ def test_many_numbers_are_cut_into_thirds_and_missing_ones_are_a_group():
 
 
 def test_few_different_numbers_stay_as_they_are():
-    found = subgroup_table(table_of(age=[1, 2, 5] * 4), "age", 0.5, draws=20)
-    assert found["value"].tolist() == ["1", "2", "5"]
+    found = subgroup_table(table_of(age=[1, 2, 5, 6, 7, 9] * 2), "age", 0.5, draws=20)
+    assert found["value"].tolist() == ["1", "2", "5", "6", "7", "9"]
+    found = subgroup_table(table_of(age=[1, 2, 3, 4, 5, 6, 7, 1, 2, 3, 4, 5]), "age", 0.5, draws=20)
+    assert len(found) == 3
+
+
+def test_many_images_of_one_class_do_not_make_up_for_few_of_the_other():
+    rows = pd.DataFrame({"label": [1] * 29 + [0] * 100, "probability": np.linspace(0.1, 0.9, 129),
+                         "group": np.arange(129), "site": "a"})
+    assert subgroup_table(rows, "site", 0.5, draws=20)["note"].tolist() == ["few images (under 30) of a class"]
 
 
 def test_a_group_of_one_class_has_no_auroc():
