@@ -101,9 +101,9 @@ def distillation() -> str:
         said("""**{gain}** on split `patient` ({teachers} trainings of each arm); on the other splits it
              is another matter ([there](results/README.md#students-on-the-other-splits)).""",
              gain=_gain(arms["distilled"]), teachers=len(found["seeds"])), "", *lines, "",
-        f"Test images, mean ± standard deviation, {parameters['epochs']} epochs, {parameters['views']} stored "
-        f"views, {found['image']['size']} px; settings of each arm chosen on validation. Teachers, with their "
-        f"AUROC on validation: {teachers}. The student has {small['parameters']:,} parameters, 1/"
+        f"Test images, mean ± standard deviation, {parameters['epochs']} epochs, {parameters['views']} "
+        f"stored views, {found['image']['size']} px; settings of each arm chosen on validation. Teachers, "
+        f"with their AUROC on validation: {teachers}. The student has {small['parameters']:,} parameters, 1/"
         f"{large[0]['parameters'] / small['parameters']:.0f} of its teacher's, and "
         f"{small['mflops']:.0f} million operations an image against {large[0]['mflops']:,.0f}."]) + "\n"
 

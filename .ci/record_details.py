@@ -46,8 +46,8 @@ def official() -> str:
         validation part of its own ({least:.4f} to {most:.4f}). The one that was best there falls to a
         specificity of {specificity}; the small network from scratch to {small}. Published models that say
         that they decided on validation have {careful}.""",
-        """- Threshold and ranking both got worse. VGG16 decides {before:.3f} of the validation images rightly,
-        and {stored[accuracy][value]:.3f} here; the best threshold, chosen on the test images themselves,
+        """- Threshold and ranking both got worse. VGG16 decides {before:.3f} of the validation images
+        rightly, and {stored[accuracy][value]:.3f} here; the best threshold, chosen on the test images themselves,
         would reach {best[accuracy]:.3f}. A threshold chosen on {moved[labelled]} labelled films of that
         folder gives, on its others, accuracy {moved[accuracy]:.3f} (middle 95 % of {moved[draws]} draws:
         {moved[accuracy_low]:.3f} to {moved[accuracy_high]:.3f}), with specificity {moved[specificity]:.3f}

@@ -124,7 +124,8 @@ def evaluate(predictions: Path, model: Path, labels: Path | None, by: str, preva
 
     from chestxray.data.tables import read_table
     from chestxray.deployment.card import read_card
-    from chestxray.evaluation.report import drift_report, join_labels, report
+    from chestxray.deployment.evaluate import drift_report, report
+    from chestxray.evaluation.labels import join_labels
     from chestxray.files import whole_file
     check_ending(page_path, ".html", ".htm")
     card = read_card(model)

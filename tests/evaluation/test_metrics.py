@@ -348,7 +348,8 @@ def test_bounds_need_half_of_the_draws():
     for seed in range(30):
         weights = np.concatenate(list(metrics.bootstrap_weights(labels, groups, 3, seed)))
         defined = int((weights[:, 3] > 0).sum())
-        found = metrics.evaluate(labels, scores, groups, {"cut": 0.5}, draws=3, seed=seed)[0]["cut"]["precision"]
+        found = metrics.evaluate(labels, scores, groups, {"cut": 0.5}, draws=3, seed=seed)[0]
+        found = found["cut"]["precision"]
         assert (found["low"] is None) == (defined < 2) and found["value"] == 1
         seen.add(defined)
     assert seen >= {1, 2, 3}

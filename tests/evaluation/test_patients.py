@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
-from chestxray.evaluation import report as report_module
+from chestxray.deployment import evaluate as evaluate_module
+from chestxray.deployment.evaluate import report
 from chestxray.evaluation.arms import score_arms
 from chestxray.evaluation.ensemble import score_ensemble
-from chestxray.evaluation.report import report
 from chestxray.evaluation.saliency import faithfulness_table
 from chestxray.evaluation.stress import stress_table
 from chestxray.evaluation.subgroups import subgroup_table
@@ -87,8 +87,8 @@ def test_copies_change_no_interval(rows, found):
 
 def test_the_report_draws_and_refits_by_patient(rows, monkeypatch):
     seen = []
-    choose = report_module.threshold_elsewhere
-    monkeypatch.setattr(report_module, "threshold_elsewhere",
+    choose = evaluate_module.threshold_elsewhere
+    monkeypatch.setattr(evaluate_module, "threshold_elsewhere",
                         lambda labels, scores, groups, counts: seen.append(groups) or choose(
                             labels, scores, groups, counts))
     report(copied(rows), CARD)
