@@ -47,8 +47,8 @@ def official() -> str:
         specificity of {specificity}; the small network from scratch to {small}. Published models that say
         that they decided on validation have {careful}.""",
         """- Threshold and ranking both got worse. VGG16 decides {before:.3f} of the validation images
-        rightly, and {stored[accuracy][value]:.3f} here; the best threshold, chosen on the test images themselves,
-        would reach {best[accuracy]:.3f}. A threshold chosen on {moved[labelled]} labelled films of that
+        rightly, and {stored[accuracy][value]:.3f} here; the best threshold, chosen on the test images
+        themselves, would reach {best[accuracy]:.3f}. A threshold chosen on {moved[labelled]} labelled films of that
         folder gives, on its others, accuracy {moved[accuracy]:.3f} (middle 95 % of {moved[draws]} draws:
         {moved[accuracy_low]:.3f} to {moved[accuracy_high]:.3f}), with specificity {moved[specificity]:.3f}
         instead of {stored[specificity][value]:.3f} and sensitivity {moved[sensitivity]:.3f} instead of

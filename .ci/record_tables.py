@@ -68,8 +68,8 @@ def official_in_short() -> str:
     return said(
         """**The `official` test set differs from its training folder, and validation gives no warning of
         it.** The specificity of VGG16 falls from {before[specificity][value]:.3f} on validation to
-        {specificity}, that of the small network from scratch to {small}. The ranking suffers less (AUROC in the table): a
-        threshold chosen on {moved[labelled]} labelled films of that folder would decide
+        {specificity}, that of the small network from scratch to {small}. The ranking suffers less (AUROC in
+        the table): a threshold chosen on {moved[labelled]} labelled films of that folder would decide
         {moved[accuracy]:.3f} of its others rightly instead of {after[accuracy][value]:.3f}, which explains
         the fall and is no score. [What is known of it](results/README.md#the-published-test-set).""",
         before=before, after=after, moved=moved, specificity=specificities("vgg16", "{:.3f}"),
