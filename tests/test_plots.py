@@ -168,6 +168,14 @@ def test_learning_curves_mark_phase_and_best_epoch(history):
         "train", "validation", "lowest validation loss (epoch 3)"]
 
 
+def test_one_epoch_of_a_huge_loss_does_not_flatten_the_others(history):
+    # Training losses up to 0.9: the axis ends at 4.5.
+    for value, title in ((4.4, "Loss"), (29.17, "Loss (cut; highest 29.2)")):
+        axis = plots.learning_curves(history.assign(val_loss=[value, 0.6, 0.4, 0.5])).axes[0]
+        assert axis.get_title("left") == title
+        assert (axis.get_ylim()[1] == pytest.approx(4.5)) == ("cut" in title)
+
+
 def test_learning_curves_of_one_epoch_and_of_losses_only(history):
     one = plots.learning_curves(history.iloc[2:3])  # an index that does not start at 0
     assert len(one.axes) == 3 and vertical(one.axes[0]) == []

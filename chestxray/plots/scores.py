@@ -29,6 +29,10 @@ from chestxray.plots.style import (
 def learning_curves(history: pd.DataFrame, synthetic: bool = False) -> Figure:
     """Draw loss, accuracy and AUROC by epoch, for training and validation.
 
+    A validation loss of more than five times the highest training loss, as an
+    early epoch with batch normalisation may have, would flatten all others:
+    the axis is then cut there, and its title says so.
+
     Args:
         history: One row an epoch: ``epoch`` (increasing through all phases), ``loss``,
             ``val_loss``; ``phase``, ``accuracy``, ``auroc`` and their ``val_`` may be missing.
@@ -53,7 +57,11 @@ def learning_curves(history: pd.DataFrame, synthetic: bool = False) -> Figure:
             x = (epoch[row - 1] + epoch[row]) / 2
             axis.axvline(x, **GUIDE)
             axis.text(x, 1.02, phase[row], transform=axis.get_xaxis_transform(), fontsize=8)
-        axis.set_title("AUROC" if key == "auroc" else key.capitalize(), pad=16 if changes else 6)
+        title = "AUROC" if key == "auroc" else key.capitalize()
+        if key == "loss" and (highest := np.fmax.reduce(loss)) > (most := 5 * history["loss"].max()):
+            axis.set_ylim(0, most)
+            title += f" (cut; highest {highest:.3g})"
+        axis.set_title(title, pad=16 if changes else 6)
         axis.set(xlabel="epoch", xlim=(epoch[0] - 0.5, epoch[-1] + 0.5))
         axis.locator_params(axis="x", nbins=8, integer=True, min_n_ticks=1)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
