@@ -59,7 +59,8 @@ def speed_in_short() -> str:
     return _table(["network", "common notebook", "the same in bfloat16, cached", "here, bfloat16",
                    "faster than the first", "than the second"], rows) + (
         f"\nNetworks from scratch train {faster[0]:.1f} to {faster[-1]:.1f} times as fast as in the common "
-        f"notebook, {fused[0]:.1f} to {fused[-1]:.1f} times of it by a fused batch normalisation.\n")
+        f"notebook; a factor of {fused[0]:.1f} to {fused[-1]:.1f} of that is batch normalisation in one "
+        "kernel ([both measured](benchmarks/README.md#training-from-scratch)).\n")
 
 
 def archive_in_short() -> str:
