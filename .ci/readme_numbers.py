@@ -75,6 +75,7 @@ def distillation_elsewhere() -> str:
         for metric in ("auroc", "specificity"):
             mean, sd = (arms["alone"][what][metric] for what in ("mean", "sd"))
             gain = arms["distilled"]["difference"][metric]
+            assert gain["low"] < 0 < gain["high"], "README says that no difference is shown"
             cells += [f"{mean:.3f}" + ("" if sd is None else f" ± {sd:.3f}"),
                       "{value:+.3f} ({low:+.3f} to {high:+.3f})".format(**gain)]
         lines.append(f"| {rule} | {' | '.join(cells)} |")
@@ -98,8 +99,8 @@ def distillation() -> str:
     small, *large = costs.values()
     parameters = found["parameters"]
     return "\n".join([
-        said("""**{gain}** on split `patient` ({teachers} trainings of each arm); on the other splits it
-             is another matter ([there](results/README.md#students-on-the-other-splits)).""",
+        said("""**{gain}** on split `patient` ({teachers} trainings of each arm). On the two other splits that
+             is [not shown](results/README.md#students-on-the-other-splits).""",
              gain=_gain(arms["distilled"]), teachers=len(found["seeds"])), "", *lines, "",
         f"Test images, mean ± standard deviation, {parameters['epochs']} epochs, {parameters['views']} "
         f"stored views, {found['image']['size']} px; settings of each arm chosen on validation. Teachers, "
