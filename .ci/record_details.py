@@ -159,9 +159,9 @@ def _from_scratch() -> str:
         assert words not in arms, path.stem
         settings[words] = f" (α {mixup:g})" if mixup else f" ({', '.join(more)})" if more else ""
         arms[words] = [f"{words}, seed {seed}" for seed in seeds]
-        made = [f"{arm}, seed {seed}" for seed in seeds]
-        table = table.merge(read_predictions(ROOT / "results", path.stem)[["path", *made]].rename(
-            columns=dict(zip(made, arms[words]))), on="path", validate="one_to_one")
+        found = read_predictions(ROOT / "results", path.stem)
+        names = {name: f"{words}, seed {name.rsplit(' ', 1)[1]}" for name in found if ", seed " in name}
+        table = table.merge(found[["path", *names]].rename(columns=names), on="path", validate="one_to_one")
     scored = score_arms(table, arms, "as on record", "val")
     means = "; ".join(f"{words}{settings[words]} {entry['mean']['auroc']:.4f} ± {entry['sd']['auroc']:.4f}"
                       for words, entry in scored.items())
