@@ -48,9 +48,10 @@ def official() -> str:
         that they decided on validation have {careful}.""",
         """- Threshold and ranking both got worse. VGG16 decides {before:.3f} of the validation images
         rightly, and {stored[accuracy][value]:.3f} here; the best threshold, chosen on the test images
-        themselves, would reach {best[accuracy]:.3f}. A threshold chosen on {moved[labelled]} labelled films of that
-        folder gives, on its others, accuracy {moved[accuracy]:.3f} (middle 95 % of {moved[draws]} draws:
-        {moved[accuracy_low]:.3f} to {moved[accuracy_high]:.3f}), with specificity {moved[specificity]:.3f}
+        themselves, would reach {best[accuracy]:.3f}. A threshold chosen on {moved[labelled]} labelled
+        films of that folder gives, on its others, accuracy {moved[accuracy]:.3f} (middle 95 % of
+        {moved[draws]} draws: {moved[accuracy_low]:.3f} to {moved[accuracy_high]:.3f}), with specificity
+        {moved[specificity]:.3f}
         instead of {stored[specificity][value]:.3f} and sensitivity {moved[sensitivity]:.3f} instead of
         {stored[sensitivity][value]:.3f}: an explanation, not a score, because test labels were used.
         Under split `patient`, where nothing had moved, the same makes it worse
