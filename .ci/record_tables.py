@@ -70,10 +70,9 @@ def official_in_short() -> str:
         """**The `official` test set differs from its training folder, and validation gives no warning of
         it.** The specificity of VGG16 falls from {before[vgg16]} on validation to {after[vgg16]} (seeds 0 to
         2), that of `custom_cnn` from {before[custom_cnn]} to {after[custom_cnn]}. The ranking suffers less
-        (AUROC in
-        the table): a threshold chosen on {moved[labelled]} labelled films of that folder would decide
-        {moved[accuracy]:.3f} of its others rightly instead of {stored:.3f}, which explains
-        the fall and is no score. [What is known of it](results/README.md#the-published-test-set).""",
+        (AUROC in the table): a threshold chosen on {moved[labelled]} labelled films of that folder would
+        decide {moved[accuracy]:.3f} of its others rightly instead of {stored:.3f}, which explains the fall
+        and is no score. [What is known of it](results/README.md#the-published-test-set).""",
         before=before, after=after, moved=moved, stored=stored["value"]) + "\n"
 
 
