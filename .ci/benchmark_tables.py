@@ -63,6 +63,16 @@ def speed_in_short() -> str:
         "kernel ([both measured](benchmarks/README.md#training-from-scratch)).\n")
 
 
+def exports() -> str:
+    """Caption of the figure of latencies: what was timed, and whether the exports decide as Keras does."""
+    found = read_json(RESULTS / "deploy_student-patient-s0.json")
+    images, = {row["images"] for row in found["parity"]}
+    assert not any(row["decisions_changed"] for row in found["parity"]), "an export decides otherwise"
+    return ("*The network alone, median time of an image, one at a time. (Made by notebook 07 with the "
+            f"recipe `deploy_student`; each of the {len(found['parity'])} exports decides all {images} validation "
+            "images as Keras does: [results](results/deploy_student-patient-s0.json).)*\n")
+
+
 def archive_in_short() -> str:
     """What one core decides in a second, from the file on."""
     rows = {(row["model"], row["files"]): row for row in read_json(

@@ -106,7 +106,8 @@ def distillation() -> str:
         f"stored views, {found['image']['size']} px; settings of each arm chosen on validation. Teachers, "
         f"with their AUROC on validation: {teachers}. The student has {small['parameters']:,} parameters, 1/"
         f"{large[0]['parameters'] / small['parameters']:.0f} of its teacher's, and "
-        f"{small['mflops']:.0f} million operations an image against {large[0]['mflops']:,.0f}."]) + "\n"
+        f"{small['mflops']:.0f} million operations an image against {large[0]['mflops']:,.0f}. "
+        f"{len(arms) - 1} comparisons, each with its own 95 % interval."]) + "\n"
 
 
 def _gain(arm: dict) -> str:
@@ -134,7 +135,8 @@ def footprint() -> str:
              f"| decoded pixels of the real images, 224 px | {images * 224**2 / 1e9:.1f} GB of cache |"]
     trained = sorted(result["training"]["seconds"] / 60 for result in read_results(ROOT / "results")
                      if result["name"].endswith("-s0") and "_scratch" not in result["name"])
-    lines.append(f"| training one model of the table above | {trained[0]:.0f} to {trained[-1]:.0f} min |")
+    lines.append("| training one model of the [results](#results) | "
+                 f"{trained[0]:.0f} to {trained[-1]:.0f} min |")
     return "\n".join([*lines, "", said(
         """Download, environment and first run: `python benchmarks/footprint.py`; trainings from `results/`,
         some with features already cached, some with other work beside them: the order of magnitude."""
@@ -143,8 +145,8 @@ def footprint() -> str:
 
 BLOCKS = {
     "README.md": (record_tables.minute, record_tables.results, record_tables.official_in_short, distillation,
-                  benchmark_tables.speed_in_short, heatmaps, benchmark_tables.archive_in_short, backbone,
-                  shortcuts, footprint),
+                  benchmark_tables.speed_in_short, heatmaps, benchmark_tables.exports,
+                  benchmark_tables.archive_in_short, backbone, shortcuts, footprint),
     "results/README.md": (record_details.official, record_details.from_random_weights, record_details.tried,
                           record_details.goals, distillation_elsewhere),
     "benchmarks/README.md": (

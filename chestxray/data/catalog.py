@@ -216,7 +216,8 @@ def _list_files(root: Path, classes: tuple[str, str] | None) -> pd.DataFrame:
     wanted = {name.lower() if any_case else name: label for label, name in enumerate(classes or CLASSES)}
     rows, parts = [], split_folders(root)
     for entry in sorted(root.iterdir()) if parts else ():
-        if entry.is_dir() and entry not in parts and not entry.name.startswith((*_DEBRIS, "chest_xray")):
+        known = entry in parts or entry.name == "chest_xray" or entry.name.startswith(_DEBRIS)
+        if entry.is_dir() and not known:
             warnings.warn(f"folder ignored, it is none of {', '.join(SPLITS)}: {entry}", stacklevel=3)
     for folder in parts or [root]:
         split = "" if folder == root else folder.name

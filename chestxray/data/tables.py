@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pandas.api.types import is_bool_dtype, is_numeric_dtype
+from pandas.api.types import is_numeric_dtype
 
 _LEADING_ZERO = r"^\s*[+-]?0\d"
 
@@ -25,9 +25,12 @@ def read_table(path: str | Path, texts: Collection[str], **options: Any) -> pd.D
         options: Of :func:`pandas.read_csv`.
     """
     table = pd.read_csv(path, **options)
-    written = pd.read_csv(path, dtype=str, keep_default_na=False, **options)
-    for name in table:
-        if (name in texts or not (is_numeric_dtype(table[name]) or is_bool_dtype(table[name]))
-                or written[name].str.contains(_LEADING_ZERO).any()):
+    numbers = {name for name in table if name not in texts and is_numeric_dtype(table[name])}
+    # Fractions are no names: in a large table of predictions they are most of the columns.
+    names = [name for name in table if name not in numbers or not (table[name] % 1).any()]
+    written = pd.read_csv(path, dtype=str, keep_default_na=False, **options,
+                          usecols=[table.columns.get_loc(name) for name in names]).set_axis(names, axis=1)
+    for name in names:
+        if name not in numbers or written[name].str.contains(_LEADING_ZERO).any():
             table[name] = written[name].where(written[name] != "")
     return table

@@ -69,6 +69,6 @@ def join_labels(predictions: pd.DataFrame, labels: pd.DataFrame,
     told = [column for column in predictions if column not in ("label", "group")]
     known_elsewhere = [column for column in found if column not in told or column == "path"]
     joined = predictions[told].merge(found[known_elsewhere], on="path", validate="one_to_one")
-    known = joined.get("group", pd.Series(index=joined.index, dtype=object))
-    joined["group"] = known.astype(object).where(known.isna(), known.astype(str)).fillna(joined["path"])
+    patients = joined.get("group", pd.Series(index=joined.index, dtype=object))
+    joined["group"] = patients.astype(str).where(patients.notna(), joined["path"])
     return joined, labels[placed["path"].isna()]

@@ -467,12 +467,14 @@ def test_columns_that_predictions_have_themselves_are_left_out(tmp_path, make_im
 def test_folders_beside_the_parts_are_named(tmp_path, make_images):
     folder = make_images(tmp_path / "x", [f"{part}/{kind}/1.png" for part in ("train", "valid", "test")
                                           for kind in ("NORMAL", "PNEUMONIA")])
+    (folder / "chest_xray_more").mkdir()
     for debris in ("__MACOSX", ".git", "chest_xray"):
         (folder / debris).mkdir()
     with pytest.warns(UserWarning) as told:
         assert len(scan(folder)) == 4
     assert [str(one.message) for one in told if "ignored" in str(one.message)] == [
-        f"folder ignored, it is none of train, val, test: {folder / 'valid'}"]
+        f"folder ignored, it is none of train, val, test: {folder / name}"
+        for name in ("chest_xray_more", "valid")]
 
 
 def test_list_is_sorted_by_path_and_rows_stay_together(table, plain):

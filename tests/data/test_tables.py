@@ -22,6 +22,12 @@ def test_columns_of_numbers_and_of_names(tmp_path, cells, expected):
     assert table["x"].tolist() == [0, 1, 2]
 
 
+def test_two_columns_of_one_name_stay_apart(tmp_path):
+    (tmp_path / "list.csv").write_text("ward,logit,ward\n01,0.25,02\n1,0.5,2\n")
+    table = read_table(tmp_path / "list.csv", ())
+    assert table.to_dict("list") == {"ward": ["01", "1"], "logit": [0.25, 0.5], "ward.1": ["02", "2"]}
+
+
 def test_named_columns_are_names_also_where_they_look_like_numbers(tmp_path):
     (tmp_path / "list.csv").write_text("group,age\n7,7\n,8\n12,9\n")
     table = read_table(tmp_path / "list.csv", ("group", "absent"))
