@@ -69,8 +69,8 @@ def exports() -> str:
     images, = {row["images"] for row in found["parity"]}
     assert not any(row["decisions_changed"] for row in found["parity"]), "an export decides otherwise"
     return ("*The network alone, median time of an image, one at a time. (Made by notebook 07 with the "
-            f"recipe `deploy_student`; each of the {len(found['parity'])} exports decides all {images} validation "
-            "images as Keras does: [results](results/deploy_student-patient-s0.json).)*\n")
+            f"recipe `deploy_student`; each of the {len(found['parity'])} exports decides all {images} "
+            "validation images as Keras does: [results](results/deploy_student-patient-s0.json).)*\n")
 
 
 def archive_in_short() -> str:
