@@ -20,7 +20,8 @@ def official() -> str:
     audit = read_json(ROOT / "results" / "audit.json")
     metrics = read_json(ROOT / "results" / "vgg16-official-s0.json")["metrics"]
     seeds = comparison_table(read_results(ROOT / "results"), "val").query(
-        "model == 'vgg16' and split_rule == 'official'")
+        "model == 'vgg16' and split_rule == 'official'"
+    )
     by_patient = read_json(ROOT / "results" / "vgg16-patient-s0.json")["metrics"]["test"]
     test, overlap = metrics["test"], {row["key"]: row for row in audit["overlap"]}
     assert abs(choices["auroc"].max() - metrics["val"]["auroc"]["value"]) < 1e-6, "not the best of them"
@@ -29,8 +30,10 @@ def official() -> str:
     rows = read_predictions(ROOT / "results", "vgg16-official-s0").query("label == 0")
     trained = sorted(path.stem for path in (ROOT / "results").glob("vgg16-patient-s*.json"))
     cleared = [_cleared(name) for name in trained]
-    folders = {folder: said_list([f"{one['sum'][folder]} of {one['size'][folder]}" for one in cleared])
-               for folder in ("test", "train")}
+    folders = {
+        folder: said_list([f"{one['sum'][folder]} of {one['size'][folder]}" for one in cleared])
+        for folder in ("test", "train")
+    }
     here, calm = elsewhere["vgg16-official-s0"], elsewhere["vgg16-patient-s0"]
     careful = published_rows("official").query("decided_on == 'validation'")["specificity"].sort_values()
     texts = (
@@ -63,19 +66,33 @@ def official() -> str:
         until 40 % of its films are some: it does not tell other films from other patients.""",
         """- The set is not surely clean either: if a person's number means the same child in both folders,
         {crossing[groups_crossing]} children are on both sides, with {crossing[test_images_affected]} of
-        the test images; by the strict key, which tells kinds of pneumonia apart, none.""")
+        the test images; by the strict key, which tells kinds of pneumonia apart, none.""",
+    )
     values = {
-        "shift": audit["shift"], "middle": rows.groupby("split")["logit"].median(),
-        "folders": folders, "last": len(trained) - 1, "tries": len(choices), "low": choices["auroc"].min(),
-        "high": choices["auroc"].max(), "seeds": len(seeds), "least": seeds["auroc"].min(),
-        "most": seeds["auroc"].max(), "specificity": specificities("vgg16", "{:.3f}"),
+        "shift": audit["shift"],
+        "middle": rows.groupby("split")["logit"].median(),
+        "folders": folders,
+        "last": len(trained) - 1,
+        "tries": len(choices),
+        "low": choices["auroc"].min(),
+        "high": choices["auroc"].max(),
+        "seeds": len(seeds),
+        "least": seeds["auroc"].min(),
+        "most": seeds["auroc"].max(),
+        "specificity": specificities("vgg16", "{:.3f}"),
         "small": specificities("custom_cnn", "{:.3f}"),
         "careful": said_list([f"{value:.3f}" for value in careful]),
-        "before": metrics["val"]["youden"]["accuracy"]["value"], "stored": test["youden"],
-        "best": here["best"], "moved": here["moved"][1], "unmoved": calm["moved"][1],
+        "before": metrics["val"]["youden"]["accuracy"]["value"],
+        "stored": test["youden"],
+        "best": here["best"],
+        "moved": here["moved"][1],
+        "unmoved": calm["moved"][1],
         "calm": by_patient["youden"]["accuracy"]["value"],
-        "drift": here["drift"][0], "quiet": calm["drift"][0], "fewer": calm["fewer"][0],
-        "crossing": overlap["group_conservative"]}
+        "drift": here["drift"][0],
+        "quiet": calm["drift"][0],
+        "fewer": calm["fewer"][0],
+        "crossing": overlap["group_conservative"],
+    }
     return "\n".join(said(text, **values) for text in texts) + "\n"
 
 
@@ -84,8 +101,12 @@ def from_random_weights() -> str:
     table = comparison_table(read_results(ROOT / "results")).set_index(["model", "split_rule"])
     lines = ["| from random weights | patient | official | image |", "|---|---|---|---|"]
     for model in ("resnet50_scratch", "inceptionv3_scratch"):
-        cells = ["{auroc:.3f} ({auroc_low:.3f}–{auroc_high:.3f}), {accuracy:.3f}".format(
-            **table.loc[(model, rule)]) for rule in ("patient", "official", "image")]
+        cells = [
+            "{auroc:.3f} ({auroc_low:.3f}–{auroc_high:.3f}), {accuracy:.3f}".format(
+                **table.loc[(model, rule)]
+            )
+            for rule in ("patient", "official", "image")
+        ]
         lines.append(f"| `{model}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -106,10 +127,13 @@ def goals() -> str:
             continue
         assert members[0] == f"vgg16-{rule}-s0", members
         alone = read_json(ROOT / "results" / f"{members[0]}.json")["metrics"]["val"]
-        _, scored = score_ensemble([read_predictions(ROOT / "results", name).query("split == 'val'")
-                                    for name in members])
-        cells = [f"{scores['youden']['accuracy']['value']:.4f}, {scores['auroc']['value']:.4f}"
-                 for scores in (alone, scored["metrics"]["val"])]
+        _, scored = score_ensemble(
+            [read_predictions(ROOT / "results", name).query("split == 'val'") for name in members]
+        )
+        cells = [
+            f"{scores['youden']['accuracy']['value']:.4f}, {scores['auroc']['value']:.4f}"
+            for scores in (alone, scored["metrics"]["val"])
+        ]
         lines.append(f"| {rule} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -118,29 +142,53 @@ def tried() -> str:
     """Markdown table of the configurations that were compared on validation images, best first seed first."""
     table = pd.read_csv(ROOT / "results" / "tried.csv")
     table = table[[json.loads(given).get("backbone") == "VGG16" for given in table["parameters"]]]
-    table["words"] = [_configuration(json.loads(image), json.loads(parameters))
-                     for image, parameters in table[["image", "parameters"]].to_numpy()]
+    table["words"] = [
+        _configuration(json.loads(image), json.loads(parameters))
+        for image, parameters in table[["image", "parameters"]].to_numpy()
+    ]
     further = comparison_table(read_results(ROOT / "results"), "val").query("model == 'vgg16' and seed > 0")
     settings = further["name"].map(lambda name: read_json(ROOT / "results" / f"{name}.json"))
     further["words"] = [_configuration(one["image"], one["parameters"]) for one in settings]
     table = pd.concat([table, further])
     table["seed"] = table["name"].str.extract(r"-s(\d+)$")[0].astype(int)
-    rows = [(rule, words, seeds.sort_values("seed")) for (rule, words), seeds in
-            table.groupby(["split_rule", "words"])]
-    lines = ["| split | VGG16, weights from ImageNet, learning from | AUROC | accuracy | specificity |",
-             "|---|---|---|---|---|"]
+    rows = [
+        (rule, words, seeds.sort_values("seed"))
+        for (rule, words), seeds in table.groupby(["split_rule", "words"])
+    ]
+    lines = [
+        "| split | VGG16, weights from ImageNet, learning from | AUROC | accuracy | specificity |",
+        "|---|---|---|---|---|",
+    ]
     for rule, words, seeds in sorted(rows, key=lambda row: (row[0], -row[2]["auroc"].iloc[0])):
         assert list(seeds["seed"]) == list(range(len(seeds))), f"{rule}, {words}: seeds {list(seeds['seed'])}"
-        cells = [", ".join(f"{value:.{digits}f}" for value in seeds[metric])
-                 for metric, digits in (("auroc", 4), ("accuracy", 4), ("specificity", 3))]
+        cells = [
+            ", ".join(f"{value:.{digits}f}" for value in seeds[metric])
+            for metric, digits in (("auroc", 4), ("accuracy", 4), ("specificity", 3))
+        ]
         lines.append(f"| {rule} | {words} | {' | '.join(cells)} |")
-    means = [f"{words}: {seeds['auroc'].mean():.4f}" for rule, words, seeds in rows
-             if rule == "patient" and len(seeds) > 1]
+    means = [
+        f"{words}: {seeds['auroc'].mean():.4f}"
+        for rule, words, seeds in rows
+        if rule == "patient" and len(seeds) > 1
+    ]
     assert len(means) == 2, means
-    return "\n".join([*lines, "", said(
-        """Under split `patient` the mean AUROC over {count} seeds does not tell the two apart that were
+    return (
+        "\n".join(
+            [
+                *lines,
+                "",
+                said(
+                    """Under split `patient` the mean AUROC over {count} seeds does not tell the two apart that were
         trained on all of them ({means}), though the first seed seemed to.""",
-        count=max(len(seeds) for *_, seeds in rows), means="; ".join(means)), "", _from_scratch()]) + "\n"
+                    count=max(len(seeds) for *_, seeds in rows),
+                    means="; ".join(means),
+                ),
+                "",
+                _from_scratch(),
+            ]
+        )
+        + "\n"
+    )
 
 
 def _from_scratch() -> str:
@@ -154,12 +202,15 @@ def _from_scratch() -> str:
         if path.stem == base:
             continue
         other = read_json(path)
-        arm, = other["chosen"]
+        (arm,) = other["chosen"]
         assert other["seeds"] == seeds and list(other["arms"]) == ["val"], path.stem
         mixup = other["chosen"][arm].get("mixup")
         words = "CLAHE" if other["image"]["clahe"] else "mixup" if mixup else "stronger changes"
-        more = [f"{kind} {value:g}" for kind, value in other["parameters"]["augmentation"].items()
-                if value != parameters["augmentation"][kind]]
+        more = [
+            f"{kind} {value:g}"
+            for kind, value in other["parameters"]["augmentation"].items()
+            if value != parameters["augmentation"][kind]
+        ]
         assert words not in arms, path.stem
         settings[words] = f" (α {mixup:g})" if mixup else f" ({', '.join(more)})" if more else ""
         arms[words] = [f"{words}, seed {seed}" for seed in seeds]
@@ -167,14 +218,19 @@ def _from_scratch() -> str:
         names = {name: f"{words}, seed {name.rsplit(' ', 1)[1]}" for name in found if ", seed " in name}
         table = table.merge(found[["path", *names]].rename(columns=names), on="path", validate="one_to_one")
     scored = score_arms(table, arms, "as on record", "val")
-    means = "; ".join(f"{words}{settings[words]} {entry['mean']['auroc']:.4f} ± {entry['sd']['auroc']:.4f}"
-                      for words, entry in scored.items())
+    means = "; ".join(
+        f"{words}{settings[words]} {entry['mean']['auroc']:.4f} ± {entry['sd']['auroc']:.4f}"
+        for words, entry in scored.items()
+    )
     return said(
         """The compact network alone, from scratch, split `patient`, {count} trainings each, AUROC on
         validation: {means}. {verdict} Each is the command of `compact_student` above with `-p candidates
         '{{"alone": [{{}}]}}' -p score_test False`, a `-p name` of its own, and `-p clahe true`, or `-p
         augmentation` with the changes named; for mixup `-p candidates '{{"mixup": [{{"mixup": 0.2}}]}}'`.""",
-        count=len(seeds), means=means, verdict=conclude(scored, "as on record").replace("\n", " "))
+        count=len(seeds),
+        means=means,
+        verdict=conclude(scored, "as on record").replace("\n", " "),
+    )
 
 
 def _configuration(image: dict, parameters: dict) -> str:

@@ -13,9 +13,14 @@ NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 def refresh(path: Path) -> None:
     """Execute one notebook; native messages of TensorFlow on stderr are not kept."""
     notebook = nbformat.read(path, as_version=4)
-    client = nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False,
-                                     coalesce_streams=True,
-                                     resources={"metadata": {"path": str(NOTEBOOKS)}})
+    client = nbclient.NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(NOTEBOOKS)}},
+    )
     client.execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":

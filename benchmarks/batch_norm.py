@@ -43,14 +43,29 @@ def main() -> None:
                 start = time.perf_counter()
                 model.train_on_batch(images, labels)
                 seconds[kind] = min(seconds[kind], time.perf_counter() - start)
-        rows.append({"network": name, "image_size": size,
-                     **{f"{kind}_images_per_second": BATCH / value for kind, value in seconds.items()},
-                     "faster": seconds["keras"] / seconds["fused"]})
-        print("{network}, {image_size} px: {fused_images_per_second:.0f} images/s, Keras "
-              "{keras_images_per_second:.0f}, {faster:.2f} x".format(**rows[-1]), flush=True)
-    write_json(project_path("results/benchmarks/batch_norm.json"), {
-        "schema": "chestxray.benchmark/1", "name": "batch_norm", "batch": BATCH, "rows": rows,
-        "versions": versions()})
+        rows.append(
+            {
+                "network": name,
+                "image_size": size,
+                **{f"{kind}_images_per_second": BATCH / value for kind, value in seconds.items()},
+                "faster": seconds["keras"] / seconds["fused"],
+            }
+        )
+        print(
+            "{network}, {image_size} px: {fused_images_per_second:.0f} images/s, Keras "
+            "{keras_images_per_second:.0f}, {faster:.2f} x".format(**rows[-1]),
+            flush=True,
+        )
+    write_json(
+        project_path("results/benchmarks/batch_norm.json"),
+        {
+            "schema": "chestxray.benchmark/1",
+            "name": "batch_norm",
+            "batch": BATCH,
+            "rows": rows,
+            "versions": versions(),
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -34,13 +34,21 @@ def main() -> None:
     fields = 255 * masks[..., np.newaxis].astype(np.uint8)
     shown = without_centre(fields).sum(axis=1) * (SIDE / 28) ** 2 / 255
     hidden = 1 - shown / masks.sum(axis=(1, 2))
-    found = {"masks": len(masks), "mean": float(hidden.mean()),
-             "percentiles": {str(q): float(np.percentile(hidden, q)) for q in (5, 50, 95)}}
-    outlines = cross_validated(thumbnail(fields, 28).reshape(len(masks), -1), table["label"].to_numpy(),
-                               table["group_conservative"].to_numpy())
+    found = {
+        "masks": len(masks),
+        "mean": float(hidden.mean()),
+        "percentiles": {str(q): float(np.percentile(hidden, q)) for q in (5, 50, 95)},
+    }
+    outlines = cross_validated(
+        thumbnail(fields, 28).reshape(len(masks), -1),
+        table["label"].to_numpy(),
+        table["group_conservative"].to_numpy(),
+    )
     found["outlines_auroc"] = float(roc_auc_score(table["label"], outlines))
-    write_json(project_path("results/benchmarks/floor_lungs.json"),
-               {"schema": "chestxray.benchmark/1", "name": "floor_lungs", **found})
+    write_json(
+        project_path("results/benchmarks/floor_lungs.json"),
+        {"schema": "chestxray.benchmark/1", "name": "floor_lungs", **found},
+    )
     print(found)
 
 

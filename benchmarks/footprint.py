@@ -24,8 +24,23 @@ from chestxray.results import versions
 def download_bytes() -> int:
     """Bytes of all files that pip would fetch."""
     report = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report",
-         "-", "-e", f"{project_path('.')}[train]"], check=True, capture_output=True, text=True).stdout
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--dry-run",
+            "--ignore-installed",
+            "--quiet",
+            "--report",
+            "-",
+            "-e",
+            f"{project_path('.')}[train]",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     sizes = []
     for package in json.loads(report)["install"]:
         url = package["download_info"]["url"]
@@ -44,13 +59,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cache, output = Path(folder) / "cache", Path(folder) / "run"
         began = time.monotonic()
-        subprocess.run([sys.executable, "-c", "from chestxray.cli import main; main()", "run", "--output-dir",
-                        output], check=True, env=os.environ | {"CHESTXRAY_CACHE": str(cache)})
-        found |= {"run_seconds": round(time.monotonic() - began), "run": disk_bytes(output),
-                  "cache": disk_bytes(cache)}
-    write_json(project_path("results/benchmarks/footprint.json"), {
-        "schema": "chestxray.benchmark/1", "name": "footprint", "cores": os.cpu_count(), **found,
-        "versions": versions()})
+        subprocess.run(
+            [sys.executable, "-c", "from chestxray.cli import main; main()", "run", "--output-dir", output],
+            check=True,
+            env=os.environ | {"CHESTXRAY_CACHE": str(cache)},
+        )
+        found |= {
+            "run_seconds": round(time.monotonic() - began),
+            "run": disk_bytes(output),
+            "cache": disk_bytes(cache),
+        }
+    write_json(
+        project_path("results/benchmarks/footprint.json"),
+        {
+            "schema": "chestxray.benchmark/1",
+            "name": "footprint",
+            "cores": os.cpu_count(),
+            **found,
+            "versions": versions(),
+        },
+    )
     print(found)
 
 

@@ -34,6 +34,7 @@ def fastest(work, repeats: int = 3) -> float:
 def main() -> None:
     from tf_keras_vis.gradcam import Gradcam
     from tf_keras_vis.utils.scores import CategoricalScore
+
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--backbone", default="VGG16")
     parser.add_argument("--images", type=int, default=64)
@@ -47,25 +48,54 @@ def main() -> None:
     theirs = Gradcam(model, clone=False)
 
     def peer(batch: int) -> np.ndarray:
-        return np.concatenate([theirs(CategoricalScore([0] * len(some)), some, penultimate_layer=layer,
-                                      expand_cam=False, normalize_cam=True)
-                               for some in np.split(films, range(batch, len(films), batch))])
+        return np.concatenate(
+            [
+                theirs(
+                    CategoricalScore([0] * len(some)),
+                    some,
+                    penultimate_layer=layer,
+                    expand_cam=False,
+                    normalize_cam=True,
+                )
+                for some in np.split(films, range(batch, len(films), batch))
+            ]
+        )
 
     rows = []
     for batch in BATCHES:
         ours, others = gradcam(model, films, layer, batch_size=batch)[0], np.asarray(peer(batch))
         told = [one for one in range(len(ours)) if ours[one].any()]
         correlation = min(np.corrcoef(ours[one].ravel(), others[one].ravel())[0, 1] for one in told)
-        seconds = {"chestxray": fastest(lambda b=batch: gradcam(model, films, layer, batch_size=b)),
-                   "tf-keras-vis": fastest(lambda b=batch: peer(b))}
-        rows.append({"batch": batch, **{name: len(films) / value for name, value in seconds.items()},
-                     "faster": seconds["tf-keras-vis"] / seconds["chestxray"],
-                     "lowest_correlation": float(correlation), "maps_compared": len(told)})
-        print("batch {batch}: {chestxray:.1f} maps/s, tf-keras-vis {tf-keras-vis:.1f}, {faster:.1f} x; "
-              "lowest correlation {lowest_correlation:.6f}".format(**rows[-1]), flush=True)
-    write_json(project_path(f"results/benchmarks/gradcam-{given.backbone}.json"), {
-        "schema": "chestxray.benchmark/1", "name": f"gradcam-{given.backbone}", "layer": layer,
-        "image_size": size, "images": given.images, "rows": rows, "versions": versions()})
+        seconds = {
+            "chestxray": fastest(lambda b=batch: gradcam(model, films, layer, batch_size=b)),
+            "tf-keras-vis": fastest(lambda b=batch: peer(b)),
+        }
+        rows.append(
+            {
+                "batch": batch,
+                **{name: len(films) / value for name, value in seconds.items()},
+                "faster": seconds["tf-keras-vis"] / seconds["chestxray"],
+                "lowest_correlation": float(correlation),
+                "maps_compared": len(told),
+            }
+        )
+        print(
+            "batch {batch}: {chestxray:.1f} maps/s, tf-keras-vis {tf-keras-vis:.1f}, {faster:.1f} x; "
+            "lowest correlation {lowest_correlation:.6f}".format(**rows[-1]),
+            flush=True,
+        )
+    write_json(
+        project_path(f"results/benchmarks/gradcam-{given.backbone}.json"),
+        {
+            "schema": "chestxray.benchmark/1",
+            "name": f"gradcam-{given.backbone}",
+            "layer": layer,
+            "image_size": size,
+            "images": given.images,
+            "rows": rows,
+            "versions": versions(),
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -31,8 +31,9 @@ def auroc(data: cx.XrayData, weights: str, views: int) -> float:
     cx.set_seed(data.seed)
     policy, _ = cx.choose_precision()
     model, _ = cx.build_transfer_model("VGG16", 224, (256,), 0.5, weights, policy)
-    settings = cx.TrainSettings(epochs=EPOCHS, learning_rate=1e-3, decay="cosine",
-                                augmentation=cx.Augmentation(), views=views)
+    settings = cx.TrainSettings(
+        epochs=EPOCHS, learning_rate=1e-3, decay="cosine", augmentation=cx.Augmentation(), views=views
+    )
     cx.train_head(model, data, settings)
     features = Features(model, data, [find_cut(model)], settings.augmentation, views)
     features.prepare("val")
@@ -46,23 +47,45 @@ def main() -> None:
     parser.add_argument("--weights", default="imagenet")
     given = parser.parse_args()
     data = cx.load_data(given.data_dir, "patient", 0, cx.ImageSettings(224))
-    found = {views: [auroc(dataclasses.replace(data, seed=seed), given.weights, views) for seed in SEEDS]
-             for views in VIEWS}
+    found = {
+        views: [auroc(dataclasses.replace(data, seed=seed), given.weights, views) for seed in SEEDS]
+        for views in VIEWS
+    }
     fresh = np.array(found[EPOCHS])
-    table = {str(views): {
-        "auroc": values, "mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)),
-        "difference": float(np.mean(values - fresh)), "difference_sd": float(np.std(values - fresh, ddof=1)),
-        "within": bool(abs(np.mean(values - fresh)) <= WITHIN)} for views, values in found.items()}
+    table = {
+        str(views): {
+            "auroc": values,
+            "mean": float(np.mean(values)),
+            "sd": float(np.std(values, ddof=1)),
+            "difference": float(np.mean(values - fresh)),
+            "difference_sd": float(np.std(values - fresh, ddof=1)),
+            "within": bool(abs(np.mean(values - fresh)) <= WITHIN),
+        }
+        for views, values in found.items()
+    }
     print(f"\n{'views':>6s}{'AUROC':>9s}{'sd':>9s}{'difference':>12s}  seeds")
     for views, row in table.items():
         name = "fresh" if int(views) == EPOCHS else views
-        print(f"{name:>6s}{row['mean']:>9.4f}{row['sd']:>9.4f}{row['difference']:>+12.4f} ± "
-              f"{row['difference_sd']:.4f}  " + " ".join(f"{value:.4f}" for value in row["auroc"])
-              + ("" if row["within"] else f"  not within {WITHIN}"))
-    write_json(RESULTS / "head_quality.json", {
-        "schema": "chestxray.benchmark/1", "name": "head_quality", "data": data.name,
-        "split": data.split_hash, "backbone": "VGG16", "epochs": EPOCHS,
-        "fresh": str(EPOCHS), "bound": WITHIN, "views": table})
+        print(
+            f"{name:>6s}{row['mean']:>9.4f}{row['sd']:>9.4f}{row['difference']:>+12.4f} ± "
+            f"{row['difference_sd']:.4f}  "
+            + " ".join(f"{value:.4f}" for value in row["auroc"])
+            + ("" if row["within"] else f"  not within {WITHIN}")
+        )
+    write_json(
+        RESULTS / "head_quality.json",
+        {
+            "schema": "chestxray.benchmark/1",
+            "name": "head_quality",
+            "data": data.name,
+            "split": data.split_hash,
+            "backbone": "VGG16",
+            "epochs": EPOCHS,
+            "fresh": str(EPOCHS),
+            "bound": WITHIN,
+            "views": table,
+        },
+    )
 
 
 if __name__ == "__main__":

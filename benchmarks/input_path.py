@@ -102,29 +102,44 @@ def main() -> None:
 
         epoch(cx.Augmentation())  # traces the views once
         keras_set = keras.utils.image_dataset_from_directory(
-            folder, color_mode="grayscale", image_size=(SIZE, SIZE), batch_size=BATCH, verbose=False)
+            folder, color_mode="grayscale", image_size=(SIZE, SIZE), batch_size=BATCH, verbose=False
+        )
         generator = ImageDataGenerator(rescale=1 / 255, rotation_range=7, zoom_range=0.1).flow_from_directory(
-            folder, (SIZE, SIZE), "grayscale", batch_size=BATCH)
+            folder, (SIZE, SIZE), "grayscale", batch_size=BATCH
+        )
         seconds = {
             "PixelStore, first reading": build,
             "PixelStore, every epoch": timed(epoch),
             "PixelStore, every epoch with augmentation": timed(lambda: epoch(cx.Augmentation())),
             "image_dataset_from_directory, every epoch": timed(lambda: [0 for _ in keras_set]),
             "ImageDataGenerator with augmentation, every epoch": timed(
-                lambda: [generator[number] for number in range(len(generator))])}
+                lambda: [generator[number] for number in range(len(generator))]
+            ),
+        }
     rates = {name: IMAGES / value for name, value in seconds.items()}
     share = rates["PixelStore, first reading"] / limit
-    print("alone, milliseconds an image on one core: "
-          + ", ".join(f"{name} {1e3 * value:.2f}" for name, value in steps.items()))
+    print(
+        "alone, milliseconds an image on one core: "
+        + ", ".join(f"{name} {1e3 * value:.2f}" for name, value in steps.items())
+    )
     print(f"limit of {cores} cores: {limit:,.0f} images/s; first reading reaches {share:.0%} of it\n")
     slow = rates["ImageDataGenerator with augmentation, every epoch"]
     for name, rate in rates.items():
         print(f"{name:52s}{rate:>9,.0f} images/s{rate / slow:>8.1f}x")
-    write_json(RESULTS / "input_path.json", {
-        "schema": "chestxray.benchmark/1", "name": "input_path", "images": IMAGES, "cores": cores,
-        "originals": "real" if given.originals else "phantoms", "milliseconds_alone":
-            {name: 1e3 * value for name, value in steps.items()},
-        "limit": limit, "share_of_limit": share, "images_per_second": rates})
+    write_json(
+        RESULTS / "input_path.json",
+        {
+            "schema": "chestxray.benchmark/1",
+            "name": "input_path",
+            "images": IMAGES,
+            "cores": cores,
+            "originals": "real" if given.originals else "phantoms",
+            "milliseconds_alone": {name: 1e3 * value for name, value in steps.items()},
+            "limit": limit,
+            "share_of_limit": share,
+            "images_per_second": rates,
+        },
+    )
 
 
 if __name__ == "__main__":

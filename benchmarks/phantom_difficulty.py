@@ -24,23 +24,47 @@ def main() -> None:
     data = cx.load_data(cx.phantom_dataset(IMAGES, SIDE, seed=10), "patient", 0, cx.ImageSettings(SIDE))
     cx.set_seed(0)
     model = cx.build_compact_cnn(SIDE)
-    settings = cx.TrainSettings(epochs=EPOCHS, learning_rate=0.003, decay="cosine", warmup_epochs=1,
-                                stop_patience=None, augmentation=cx.Augmentation())
+    settings = cx.TrainSettings(
+        epochs=EPOCHS,
+        learning_rate=0.003,
+        decay="cosine",
+        warmup_epochs=1,
+        stop_patience=None,
+        augmentation=cx.Augmentation(),
+    )
     training = cx.train(model, data, settings)
     with tempfile.TemporaryDirectory() as folder:
-        found = cx.record_model(model, data, "phantom_cnn", folder, weights="random",
-                                parameters={"architecture": "compact_cnn", **asdict(settings)},
-                                training=cx.summarise([training], "float32", "CPU"))
+        found = cx.record_model(
+            model,
+            data,
+            "phantom_cnn",
+            folder,
+            weights="random",
+            parameters={"architecture": "compact_cnn", **asdict(settings)},
+            training=cx.summarise([training], "float32", "CPU"),
+        )
         with whole_folder(REPOSITORY / "saved_models" / "phantom_cnn") as target:
             shutil.copytree(Path(folder) / "saved_models" / found["name"], target, dirs_exist_ok=True)
     auroc = found["metrics"]["test"]["auroc"]
-    write_json(REPOSITORY / "results" / "phantom_difficulty.json", {
-        "schema": "chestxray.benchmark/1", "name": "phantom_difficulty", "data": "synthetic",
-        "phantom_version": PHANTOM_VERSION, "training_images": len(data.part("train")),
-        "test_images": len(data.part("test")), "image_size": SIDE, "architecture": "compact_cnn",
-        "epochs": len(training.history), "auroc": auroc})
-    print(f"{len(data.part('train'))} training images, {len(data.part('test'))} test images of other "
-          "patients: AUROC {value:.3f} ({low:.3f} to {high:.3f})".format(**auroc))
+    write_json(
+        REPOSITORY / "results" / "phantom_difficulty.json",
+        {
+            "schema": "chestxray.benchmark/1",
+            "name": "phantom_difficulty",
+            "data": "synthetic",
+            "phantom_version": PHANTOM_VERSION,
+            "training_images": len(data.part("train")),
+            "test_images": len(data.part("test")),
+            "image_size": SIDE,
+            "architecture": "compact_cnn",
+            "epochs": len(training.history),
+            "auroc": auroc,
+        },
+    )
+    print(
+        f"{len(data.part('train'))} training images, {len(data.part('test'))} test images of other "
+        "patients: AUROC {value:.3f} ({low:.3f} to {high:.3f})".format(**auroc)
+    )
 
 
 if __name__ == "__main__":

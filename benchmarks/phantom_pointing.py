@@ -27,8 +27,18 @@ INNER = {"custom_cnn": "block4_conv2", "VGG16": "block4_conv3"}
 
 def custom_cnn(data: cx.XrayData, weights: str) -> keras.Model:
     model = cx.build_custom_cnn(SIDE)
-    cx.train(model, data, cx.TrainSettings(epochs=15, learning_rate=0.002, decay="cosine", warmup_epochs=1,
-                                           stop_patience=None, augmentation=cx.Augmentation()))
+    cx.train(
+        model,
+        data,
+        cx.TrainSettings(
+            epochs=15,
+            learning_rate=0.002,
+            decay="cosine",
+            warmup_epochs=1,
+            stop_patience=None,
+            augmentation=cx.Augmentation(),
+        ),
+    )
     return model
 
 
@@ -36,8 +46,12 @@ def vgg16(data: cx.XrayData, weights: str) -> keras.Model:
     model, _ = cx.build_transfer_model("VGG16", SIDE, [64], 0.3, weights, "mixed_bfloat16")
     settings = {"augmentation": cx.Augmentation(), "views": 2}
     cx.train_head(model, data, cx.TrainSettings(epochs=3, **settings), unfreeze_next="block5_conv1")
-    cx.fine_tune(model, data, cx.TrainSettings(epochs=6, learning_rate=1e-4, decay="cosine", warmup_epochs=1,
-                                               **settings), "block5_conv1")
+    cx.fine_tune(
+        model,
+        data,
+        cx.TrainSettings(epochs=6, learning_rate=1e-4, decay="cosine", warmup_epochs=1, **settings),
+        "block5_conv1",
+    )
     return model
 
 
@@ -62,8 +76,13 @@ def main() -> None:
             found |= {name: float(np.nanmean(values)), f"{name}_low": low, f"{name}_high": high}
         return found
 
-    rows = [{"network": "none", "maps": "a bell over the middle",
-             **score(control_maps(films[..., 0])["centred Gaussian"])}]
+    rows = [
+        {
+            "network": "none",
+            "maps": "a bell over the middle",
+            **score(control_maps(films[..., 0])["centred Gaussian"]),
+        }
+    ]
     for name, build in NETWORKS.items():
         cx.set_seed(0)
         model = build(data, given.weights)
@@ -72,10 +91,18 @@ def main() -> None:
                 maps = enlarge(gradcam(model, films, layer, method=method)[0], (SIDE, SIDE))
                 rows.append({"network": name, "maps": f"{method} at {layer}", **score(maps)})
                 print(rows[-1], flush=True)
-    write_json(project_path("results/benchmarks/phantom_pointing.json"), {
-        "schema": "chestxray.benchmark/1", "name": "phantom_pointing", "data": "synthetic",
-        "images": len(test), "patients": int(groups.nunique()), "chance": float(chance.mean()),
-        "rows": rows})
+    write_json(
+        project_path("results/benchmarks/phantom_pointing.json"),
+        {
+            "schema": "chestxray.benchmark/1",
+            "name": "phantom_pointing",
+            "data": "synthetic",
+            "images": len(test),
+            "patients": int(groups.nunique()),
+            "chance": float(chance.mean()),
+            "rows": rows,
+        },
+    )
 
 
 if __name__ == "__main__":

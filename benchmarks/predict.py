@@ -32,6 +32,7 @@ def measure(model: str, paths: list[str]) -> dict[str, float]:
     from chestxray.data.images import fit
     from chestxray.deployment.bundle import load_classifier
     from chestxray.deployment.predict import predict_files, read_film
+
     cv2.setNumThreads(1)
     classifier = load_classifier(model)
     settings, best = classifier.image_settings, {"decision": float("inf"), "reading": float("inf")}
@@ -53,14 +54,18 @@ def make_files(folder: Path, side: int, count: int) -> list[str]:
 
     from chestxray.data.catalog import scan
     from chestxray.data.phantom import write_phantoms
+
     write_phantoms(folder / "made", 24, 224, 0)
     root = folder / "made" / "chest_xray"
     paths = []
     for number, path in enumerate(scan(root)["path"].tolist() * (count // 24 + 1)):
         film = cv2.imread(str(root / path), cv2.IMREAD_GRAYSCALE)
         paths.append(str(folder / f"{side}-{number}.jpeg"))
-        cv2.imwrite(paths[-1], cv2.resize(film, (side, side), interpolation=cv2.INTER_CUBIC),
-                    [cv2.IMWRITE_JPEG_QUALITY, 92])
+        cv2.imwrite(
+            paths[-1],
+            cv2.resize(film, (side, side), interpolation=cv2.INTER_CUBIC),
+            [cv2.IMWRITE_JPEG_QUALITY, 92],
+        )
     return paths[:count]
 
 
@@ -71,6 +76,7 @@ def files_of(folder: Path, count: int) -> list[str]:
 
 def main() -> None:
     from chestxray.results import versions
+
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("models", nargs="+")
     parser.add_argument("--originals", type=Path)
@@ -78,23 +84,44 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200)
     given, rows = parser.parse_args(), []
     with tempfile.TemporaryDirectory() as folder:
-        sizes = {"originals": files_of(given.originals, given.images) if given.originals
-                 else make_files(Path(folder), 1300, given.images),
-                 "224 px": files_of(given.small, given.images) if given.small
-                 else make_files(Path(folder), 224, given.images)}
+        sizes = {
+            "originals": files_of(given.originals, given.images)
+            if given.originals
+            else make_files(Path(folder), 1300, given.images),
+            "224 px": files_of(given.small, given.images)
+            if given.small
+            else make_files(Path(folder), 224, given.images),
+        }
         for model in given.models:
             for size, paths in sizes.items():
-                told = subprocess.run([sys.executable, __file__, "--child", model, json.dumps(paths)],
-                                      capture_output=True, text=True, check=True)
+                told = subprocess.run(
+                    [sys.executable, __file__, "--child", model, json.dumps(paths)],
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
                 speeds = json.loads(told.stdout.splitlines()[-1])
                 rows.append({"model": Path(model).name, "files": size, **speeds})
-                print(f"{rows[-1]['model']}, {size}: {speeds['decision']:.0f} images/s and core "
-                      f"({1e3 / speeds['decision']:.2f} ms), {speeds['decision'] / speeds['reading']:.0%} of "
-                      f"reading and resizing alone ({speeds['reading']:.0f})", flush=True)
-    write_json(project_path("results/benchmarks/predict.json"), {
-        "schema": "chestxray.benchmark/1", "name": "predict", "images": given.images, "rows": rows,
-        "files": {"originals": "given" if given.originals else "phantoms, 1,300 px",
-                  "224 px": "given" if given.small else "phantoms"}, "versions": versions()})
+                print(
+                    f"{rows[-1]['model']}, {size}: {speeds['decision']:.0f} images/s and core "
+                    f"({1e3 / speeds['decision']:.2f} ms), {speeds['decision'] / speeds['reading']:.0%} of "
+                    f"reading and resizing alone ({speeds['reading']:.0f})",
+                    flush=True,
+                )
+    write_json(
+        project_path("results/benchmarks/predict.json"),
+        {
+            "schema": "chestxray.benchmark/1",
+            "name": "predict",
+            "images": given.images,
+            "rows": rows,
+            "files": {
+                "originals": "given" if given.originals else "phantoms, 1,300 px",
+                "224 px": "given" if given.small else "phantoms",
+            },
+            "versions": versions(),
+        },
+    )
 
 
 if __name__ == "__main__":

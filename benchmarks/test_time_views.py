@@ -41,14 +41,26 @@ def main() -> None:
     views = [logits(view) for view in (None, *range(max(VIEWS)))]
     table = {}
     for count in VIEWS:
-        mean = np.mean(views[:count + 1], axis=0)
-        table[str(count)] = {"auroc": float(roc_auc_score(labels, mean)),
-                             "accuracy": float(np.mean((mean > 0) == labels))}
-        print(f"image and {count} views: " + "  ".join(f"{key} {value:.4f}"
-                                                       for key, value in table[str(count)].items()))
-    write_json(RESULTS / f"test_time_views-{given.model.name}.json", {
-        "schema": "chestxray.benchmark/1", "name": f"test_time_views-{given.model.name}",
-        "data": data.name, "split_hash": data.split_hash, "images": len(rows), "views": table})
+        mean = np.mean(views[: count + 1], axis=0)
+        table[str(count)] = {
+            "auroc": float(roc_auc_score(labels, mean)),
+            "accuracy": float(np.mean((mean > 0) == labels)),
+        }
+        print(
+            f"image and {count} views: "
+            + "  ".join(f"{key} {value:.4f}" for key, value in table[str(count)].items())
+        )
+    write_json(
+        RESULTS / f"test_time_views-{given.model.name}.json",
+        {
+            "schema": "chestxray.benchmark/1",
+            "name": f"test_time_views-{given.model.name}",
+            "data": data.name,
+            "split_hash": data.split_hash,
+            "images": len(rows),
+            "views": table,
+        },
+    )
 
 
 if __name__ == "__main__":

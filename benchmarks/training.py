@@ -68,10 +68,17 @@ def measure(kind: str, name: str, folder: Path, epochs: int) -> dict[str, float]
     model.compile("adam", keras.losses.BinaryCrossentropy(from_logits=True), jit_compile=False)
     start = time.perf_counter()
     if kind == "common":
-        generator = ImageDataGenerator(rotation_range=7, width_shift_range=0.05, height_shift_range=0.05,
-                                       shear_range=5, zoom_range=0.1, brightness_range=(0.85, 1.15))
-        images = generator.flow_from_directory(folder, (size, size), "grayscale", class_mode="binary",
-                                               batch_size=BATCH)
+        generator = ImageDataGenerator(
+            rotation_range=7,
+            width_shift_range=0.05,
+            height_shift_range=0.05,
+            shear_range=5,
+            zoom_range=0.1,
+            brightness_range=(0.85, 1.15),
+        )
+        images = generator.flow_from_directory(
+            folder, (size, size), "grayscale", class_mode="binary", batch_size=BATCH
+        )
     else:
         catalog = scan(folder)
         store = cx.PixelStore.build(catalog, folder, cx.ImageSettings(size))
@@ -79,8 +86,12 @@ def measure(kind: str, name: str, folder: Path, epochs: int) -> dict[str, float]
     before = time.perf_counter() - start
     with fused_batch_norm(model) if kind == "chestxray" else nullcontext():
         model.fit(images, epochs=epochs, verbose=0, shuffle=False, callbacks=[found])
-    return {"images_per_second": BATCH * found.steps / found.seconds, "pages": found.pages / found.steps,
-            "seconds_before": before, "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
+    return {
+        "images_per_second": BATCH * found.steps / found.seconds,
+        "pages": found.pages / found.steps,
+        "seconds_before": before,
+        "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+    }
 
 
 def main() -> None:
@@ -106,18 +117,52 @@ def main() -> None:
                 cache = os.environ | {"CHESTXRAY_CACHE": str(Path(place) / f"cache-{name}-{number}")}
                 for kind, runs in found.items():
                     done = subprocess.run(
-                        [sys.executable, __file__, "--epochs", str(given.epochs), "--measure", kind, name,
-                         str(folder)], check=True, stdout=subprocess.PIPE, text=True, env=cache)
+                        [
+                            sys.executable,
+                            __file__,
+                            "--epochs",
+                            str(given.epochs),
+                            "--measure",
+                            kind,
+                            name,
+                            str(folder),
+                        ],
+                        check=True,
+                        stdout=subprocess.PIPE,
+                        text=True,
+                        env=cache,
+                    )
                     runs.append(json.loads(done.stdout.splitlines()[-1]))
             best = {kind: max(runs, key=lambda run: run["images_per_second"]) for kind, runs in found.items()}
-            rows.append({"network": name, "image_size": size, **best, "faster":
-                         best["chestxray"]["images_per_second"] / best["common"]["images_per_second"]})
-            print(f"{name}, {size} px: {rows[-1]['faster']:.2f} x; " + "; ".join(
-                f"{kind}: {run['images_per_second']:.0f} images/s, {run['pages']:,.0f} pages a step, "
-                f"{run['megabytes']:,.0f} MB" for kind, run in best.items()), flush=True)
-    write_json(project_path("results/benchmarks/training.json"), {
-        "schema": "chestxray.benchmark/1", "name": "training", "batch": BATCH, "images": given.images,
-        "epochs": given.epochs, "rows": rows, "versions": versions()})
+            rows.append(
+                {
+                    "network": name,
+                    "image_size": size,
+                    **best,
+                    "faster": best["chestxray"]["images_per_second"] / best["common"]["images_per_second"],
+                }
+            )
+            print(
+                f"{name}, {size} px: {rows[-1]['faster']:.2f} x; "
+                + "; ".join(
+                    f"{kind}: {run['images_per_second']:.0f} images/s, {run['pages']:,.0f} pages a step, "
+                    f"{run['megabytes']:,.0f} MB"
+                    for kind, run in best.items()
+                ),
+                flush=True,
+            )
+    write_json(
+        project_path("results/benchmarks/training.json"),
+        {
+            "schema": "chestxray.benchmark/1",
+            "name": "training",
+            "batch": BATCH,
+            "images": given.images,
+            "epochs": given.epochs,
+            "rows": rows,
+            "versions": versions(),
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -47,8 +47,12 @@ from chestxray.results import versions
 
 IMAGES, BATCH, REPEATS = 256, 32, 3  # measured training images; half as many for validation
 TRAIN, VAL, HEAD_EPOCHS, FINE_EPOCHS, VIEWS = 4_098, 879, 5, 16, 4
-FROM = {"VGG16": "block5_conv1", "ResNet50": "conv4_block5_1_conv", "InceptionV3": "mixed8",
-        "DenseNet121": "conv5_block1_0_bn"}
+FROM = {
+    "VGG16": "block5_conv1",
+    "ResNet50": "conv4_block5_1_conv",
+    "InceptionV3": "mixed8",
+    "DenseNet121": "conv5_block1_0_bn",
+}
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 
 
@@ -83,21 +87,43 @@ def common(backbone: str, folder: Path, bf16: bool) -> dict:
     counts = [len(list((folder / part).rglob("*.*"))) for part in ("train", "val")]
     if bf16:
         keras.config.set_dtype_policy("mixed_bfloat16")
-        sets = [keras.utils.image_dataset_from_directory(
-            folder / part, label_mode="binary", image_size=(size, size), batch_size=BATCH,
-            shuffle=part == "train", verbose=False).cache().prefetch(2) for part in ("train", "val")]
-        augment = [keras.layers.RandomRotation(0.02), keras.layers.RandomZoom(0.1),
-                   keras.layers.RandomTranslation(0.05, 0.05), keras.layers.Rescaling(1 / 255)]
+        sets = [
+            keras.utils.image_dataset_from_directory(
+                folder / part,
+                label_mode="binary",
+                image_size=(size, size),
+                batch_size=BATCH,
+                shuffle=part == "train",
+                verbose=False,
+            )
+            .cache()
+            .prefetch(2)
+            for part in ("train", "val")
+        ]
+        augment = [
+            keras.layers.RandomRotation(0.02),
+            keras.layers.RandomZoom(0.1),
+            keras.layers.RandomTranslation(0.05, 0.05),
+            keras.layers.Rescaling(1 / 255),
+        ]
     else:
-        generators = (ImageDataGenerator(rescale=1 / 255, rotation_range=7, zoom_range=0.1, shear_range=5,
-                                         width_shift_range=0.05, height_shift_range=0.05),
-                      ImageDataGenerator(rescale=1 / 255))
-        sets = [generator.flow_from_directory(folder / part, (size, size), batch_size=BATCH,
-                                              class_mode="binary")
-                for generator, part in zip(generators, ("train", "val"), strict=True)]
+        generators = (
+            ImageDataGenerator(
+                rescale=1 / 255,
+                rotation_range=7,
+                zoom_range=0.1,
+                shear_range=5,
+                width_shift_range=0.05,
+                height_shift_range=0.05,
+            ),
+            ImageDataGenerator(rescale=1 / 255),
+        )
+        sets = [
+            generator.flow_from_directory(folder / part, (size, size), batch_size=BATCH, class_mode="binary")
+            for generator, part in zip(generators, ("train", "val"), strict=True)
+        ]
         augment = []
-    base = getattr(keras.applications, backbone)(weights=None, include_top=False,
-                                                 input_shape=(size, size, 3))
+    base = getattr(keras.applications, backbone)(weights=None, include_top=False, input_shape=(size, size, 3))
     base.trainable = False
     inputs = x = keras.Input((size, size, 3))
     for layer in augment:
@@ -109,7 +135,7 @@ def common(backbone: str, folder: Path, bf16: bool) -> dict:
     speeds = {"head": fit(model, *sets, counts)}
     base.trainable = True
     names = [layer.name for layer in base.layers]
-    for layer in base.layers[:names.index(FROM[backbone]) + (backbone == "InceptionV3")]:
+    for layer in base.layers[: names.index(FROM[backbone]) + (backbone == "InceptionV3")]:
         layer.trainable = False
     model.compile(keras.optimizers.Adam(1e-5), "binary_crossentropy", metrics=["accuracy"])
     speeds["fine"] = fit(model, *sets, counts)
@@ -123,8 +149,9 @@ def ours(backbone: str, folder: Path, bf16: bool) -> dict:
     data = cx.load_data(folder, "image", 0, cx.ImageSettings(row.image_size))
     decoding = time.perf_counter() - began
     data.table["split"] = data.table["path"].str.split("/").str[0]  # as the folders say
-    model, _ = cx.build_transfer_model(backbone, None, (256,), 0.5, None,
-                                       "mixed_bfloat16" if bf16 else "float32")
+    model, _ = cx.build_transfer_model(
+        backbone, None, (256,), 0.5, None, "mixed_bfloat16" if bf16 else "float32"
+    )
     augmentation = cx.Augmentation()
     counts = [len(data.part(part)) for part in ("train", "val")]
     cx.set_trainable_from(model, FROM[backbone])
@@ -145,8 +172,9 @@ def ours(backbone: str, folder: Path, bf16: bool) -> dict:
         for name_, view in (("val", 0), *(("train", view) for view in range(VIEWS))):
             part.prepare(name_, view)
         compile_model(part.rest, keras.optimizers.Adam(1e-4))
-        speeds[name] = fit(part.rest, part.dataset("train", BATCH, shuffle=True), part.dataset("val", BATCH),
-                           counts)
+        speeds[name] = fit(
+            part.rest, part.dataset("train", BATCH, shuffle=True), part.dataset("val", BATCH), counts
+        )
     sample = VIEWS * counts[0] + counts[1]
     speeds["gigabytes"] = features.bytes / sample * (VIEWS * TRAIN + VAL) / 1e9
     speeds["work"] = work(model, cuts[1].name)
@@ -175,7 +203,7 @@ def peak(dtype: str) -> float:
         began = time.perf_counter()
         convolve()
         seconds.append(time.perf_counter() - began)
-    return 2e-9 * BATCH * side ** 2 * 9 * channels ** 2 / min(seconds)
+    return 2e-9 * BATCH * side**2 * 9 * channels**2 / min(seconds)
 
 
 def totals(speeds: dict) -> dict[str, float]:
@@ -190,8 +218,12 @@ def totals(speeds: dict) -> dict[str, float]:
     return found | {"total": sum(found.values())}
 
 
-ARMS = {"common, float32": (common, False), "common, bf16 and cache": (common, True),
-        "ours, float32": (ours, False), "ours, bf16": (ours, True)}
+ARMS = {
+    "common, float32": (common, False),
+    "common, bf16 and cache": (common, True),
+    "ours, float32": (ours, False),
+    "ours, bf16": (ours, True),
+}
 
 
 def links(folder: Path, data_dir: str) -> str:
@@ -221,7 +253,7 @@ def main() -> None:
         speeds["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         if function is common and bf16:  # the cache of the whole training set
             side = cx.get_backbone(given.backbone).image_size
-            speeds["peak_gb"] += (TRAIN + VAL - 1.5 * IMAGES) * 3 * 4 * side ** 2 / 1e9
+            speeds["peak_gb"] += (TRAIN + VAL - 1.5 * IMAGES) * 3 * 4 * side**2 / 1e9
         print("\n" + json.dumps(speeds))
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -230,13 +262,28 @@ def main() -> None:
         name = links(Path(place) / "chest_xray", given.data_dir)
         os.environ["CHESTXRAY_CACHE"] = str(Path(place) / "cache")
         for arm in ARMS if cpu_has_bf16() else list(ARMS)[::2]:
-            done = subprocess.run([sys.executable, __file__, "--backbone", given.backbone, "--arm", arm,
-                                   "--folder", str(Path(place) / "chest_xray")],
-                                  stdout=subprocess.PIPE, check=True, text=True)
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    __file__,
+                    "--backbone",
+                    given.backbone,
+                    "--arm",
+                    arm,
+                    "--folder",
+                    str(Path(place) / "chest_xray"),
+                ],
+                stdout=subprocess.PIPE,
+                check=True,
+                text=True,
+            )
             measured[arm] = json.loads(done.stdout.splitlines()[-1])
             measured[arm]["seconds"] = totals(measured[arm])
-            print(f"{arm}: " + ", ".join(f"{key} {value:,.0f} s" for key, value
-                                         in measured[arm]["seconds"].items()), flush=True)
+            print(
+                f"{arm}: "
+                + ", ".join(f"{key} {value:,.0f} s" for key, value in measured[arm]["seconds"].items()),
+                flush=True,
+            )
     slow = measured["common, float32"]["seconds"]["total"]
     print(f"\n{given.backbone}: {HEAD_EPOCHS} + {FINE_EPOCHS} epochs, {TRAIN} + {VAL} images, K = {VIEWS}")
     print(f"{'':24s}{'total':>10s}{'faster':>9s}{'memory':>10s}{'disk':>9s}{'limit':>9s}")
@@ -246,21 +293,35 @@ def main() -> None:
         if "work" in speeds:
             # In training the rest costs three times its forward pass: activations, their gradients and the
             # weights' gradients, but for the gradients of its input. The head's work does not count.
-            operations = (speeds["work"]["frozen"] + speeds["work"]["rest"]) * (VIEWS * TRAIN + VAL) \
-                + speeds["work"]["rest"] * FINE_EPOCHS * (3 * TRAIN + VAL)
+            operations = (speeds["work"]["frozen"] + speeds["work"]["rest"]) * (VIEWS * TRAIN + VAL) + speeds[
+                "work"
+            ]["rest"] * FINE_EPOCHS * (3 * TRAIN + VAL)
             speeds["limit_seconds"] = operations / speeds["gflops"]
             limit = f"{speeds['limit_seconds']:,.0f} s"
         speeds["times_faster"] = slow / speeds["seconds"]["total"]
-        print(f"{arm:24s}{speeds['seconds']['total']:>8,.0f} s{speeds['times_faster']:>8.1f}x"
-              f"{speeds['peak_gb']:>7.1f} GB{disk:>9s}{limit:>9s}")
+        print(
+            f"{arm:24s}{speeds['seconds']['total']:>8,.0f} s{speeds['times_faster']:>8.1f}x"
+            f"{speeds['peak_gb']:>7.1f} GB{disk:>9s}{limit:>9s}"
+        )
     if name == "synthetic":
         return
-    write_json(RESULTS / f"two_phase-{given.backbone}.json", {
-        "schema": "chestxray.benchmark/1", "name": f"two_phase-{given.backbone}", "data": name,
-        "cores": os.cpu_count(), "versions": versions(),
-        "measured_images": IMAGES, "training_images": TRAIN, "validation_images": VAL,
-        "epochs": [HEAD_EPOCHS, FINE_EPOCHS], "views": VIEWS, "unfreeze_from": FROM[given.backbone],
-        "arms": measured})
+    write_json(
+        RESULTS / f"two_phase-{given.backbone}.json",
+        {
+            "schema": "chestxray.benchmark/1",
+            "name": f"two_phase-{given.backbone}",
+            "data": name,
+            "cores": os.cpu_count(),
+            "versions": versions(),
+            "measured_images": IMAGES,
+            "training_images": TRAIN,
+            "validation_images": VAL,
+            "epochs": [HEAD_EPOCHS, FINE_EPOCHS],
+            "views": VIEWS,
+            "unfreeze_from": FROM[given.backbone],
+            "arms": measured,
+        },
+    )
 
 
 if __name__ == "__main__":

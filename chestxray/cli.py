@@ -28,30 +28,60 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--data-dir", help="Folder of X-rays, \"kaggle\" to download, or \"phantoms\" (synthetic). "
-              "[default: CHESTXRAY_DATA, Kaggle's input folder, or phantoms]")
-@click.option("--split", type=click.Choice(["official", "image", "patient", "given"]),
-              help="Split rule; given keeps the folders train, val and test. [default: patient; the first "
-              "three for full]")
+@click.option(
+    "--data-dir",
+    help='Folder of X-rays, "kaggle" to download, or "phantoms" (synthetic). '
+    "[default: CHESTXRAY_DATA, Kaggle's input folder, or phantoms]",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["official", "image", "patient", "given"]),
+    help="Split rule; given keeps the folders train, val and test. [default: patient; the first "
+    "three for full]",
+)
 @click.option("--output-dir", type=click.Path(path_type=Path), help="[default: runs/<preset>]")
-@click.option("--preset", type=click.Choice(["demo", "standard", "full"]),
-              help="[default: demo on phantoms, standard on your data]")
+@click.option(
+    "--preset",
+    type=click.Choice(["demo", "standard", "full"]),
+    help="[default: demo on phantoms, standard on your data]",
+)
 @click.option("--only", metavar="STEP", help="Play only steps whose name begins with this, e.g. 03.")
-@click.option("--classes", nargs=2, metavar="NEGATIVE POSITIVE",
-              help="Names of the class folders. [default: NORMAL PNEUMONIA]")
-@click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE",
-              help="Set a parameter in every notebook that has it.")
+@click.option(
+    "--classes",
+    nargs=2,
+    metavar="NEGATIVE POSITIVE",
+    help="Names of the class folders. [default: NORMAL PNEUMONIA]",
+)
+@click.option(
+    "-p",
+    "parameters",
+    nargs=2,
+    multiple=True,
+    metavar="NAME VALUE",
+    help="Set a parameter in every notebook that has it.",
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would run.")
 @click.option("--force", is_flag=True, help="Run finished steps again.")
 @click.option("--jobs", type=int, default=1, show_default=True, help="Steps at a time.")
 @click.option("--backend", metavar="NAME", help="joblib backend that plays them: loky, dask, …")
 @one_line_errors
-def run(data_dir: str | None, split: str | None, output_dir: Path | None, preset: str | None,
-        only: str | None, classes: tuple[str, str] | None, parameters: tuple[tuple[str, str], ...],
-        dry_run: bool, force: bool, jobs: int, backend: str | None) -> None:
+def run(
+    data_dir: str | None,
+    split: str | None,
+    output_dir: Path | None,
+    preset: str | None,
+    only: str | None,
+    classes: tuple[str, str] | None,
+    parameters: tuple[tuple[str, str], ...],
+    dry_run: bool,
+    force: bool,
+    jobs: int,
+    backend: str | None,
+) -> None:
     """Play the notebooks from raw images to compared models."""
     from chestxray.data.location import find_data
     from chestxray.experiments import run_plan
+
     if data_dir is None:
         try:
             data_dir = str(find_data())
@@ -65,20 +95,41 @@ def run(data_dir: str | None, split: str | None, output_dir: Path | None, preset
     if classes:
         overrides["classes"] = list(classes)
     with resumable():
-        sys.exit(run_plan(preset, data_dir, [split] if split else None, output_dir or Path("runs") / preset,
-                          overrides, only, dry_run, force, jobs, backend))
+        sys.exit(
+            run_plan(
+                preset,
+                data_dir,
+                [split] if split else None,
+                output_dir or Path("runs") / preset,
+                overrides,
+                only,
+                dry_run,
+                force,
+                jobs,
+                backend,
+            )
+        )
 
 
 @main.command()
 @click.argument("data_dir")
-@click.option("--classes", nargs=2, metavar="NEGATIVE POSITIVE",
-              help="Names of the class folders. [default: NORMAL PNEUMONIA]")
+@click.option(
+    "--classes",
+    nargs=2,
+    metavar="NEGATIVE POSITIVE",
+    help="Names of the class folders. [default: NORMAL PNEUMONIA]",
+)
 @click.option("--html", "page_path", type=click.Path(path_type=Path), help="Write the report as a page, too.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the findings, too.")
 @click.option("--strict", is_flag=True, help="Exit with 1 when there is a red flag.")
 @one_line_errors
-def audit(data_dir: str, classes: tuple[str, str] | None, page_path: Path | None, json_path: Path | None,
-          strict: bool) -> None:
+def audit(
+    data_dir: str,
+    classes: tuple[str, str] | None,
+    page_path: Path | None,
+    json_path: Path | None,
+    strict: bool,
+) -> None:
     """Look in DATA_DIR for leaks, copies and shortcuts, before any model.
 
     DATA_DIR is a folder of X-rays, "kaggle" or "phantoms".
@@ -86,6 +137,7 @@ def audit(data_dir: str, classes: tuple[str, str] | None, page_path: Path | None
     from chestxray.data.audit import audit as look
     from chestxray.data.audit import describe
     from chestxray.files import whole_file, write_json
+
     check_ending(page_path, ".html", ".htm")
     check_ending(json_path, ".json")
     found, means = look(data_dir, classes)
@@ -95,6 +147,7 @@ def audit(data_dir: str, classes: tuple[str, str] | None, page_path: Path | None
         write_json(json_path, found)
     if page_path:
         from chestxray.deployment.page import audit_page
+
         with whole_file(page_path) as partial:
             partial.write_text(audit_page(findings, means), encoding="utf-8")
         click.echo(f"\nwrote {page_path}")
@@ -103,18 +156,34 @@ def audit(data_dir: str, classes: tuple[str, str] | None, page_path: Path | None
 
 @main.command()
 @click.argument("predictions", type=click.Path(path_type=Path))
-@click.option("--model", type=click.Path(path_type=Path), required=True,
-              help="Folder of the model that made them: its card holds thresholds and reference.")
-@click.option("--labels", type=click.Path(path_type=Path),
-              help="CSV with path and label (0, 1 or a class name), and what else is known: group (the "
-              "patient), age, sex, site, …")
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of the model that made them: its card holds thresholds and reference.",
+)
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    help="CSV with path and label (0, 1 or a class name), and what else is known: group (the "
+    "patient), age, sex, site, …",
+)
 @click.option("--by", default="", metavar="COLUMN,…", help="Columns of the labels to score apart.")
-@click.option("--prevalence", type=click.FloatRange(0, 1, min_open=True, max_open=True),
-              help="Share of pneumonia where the model is to be used.")
+@click.option(
+    "--prevalence",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share of pneumonia where the model is to be used.",
+)
 @click.option("--html", "page_path", type=click.Path(path_type=Path), help="Write the report as a page, too.")
 @one_line_errors
-def evaluate(predictions: Path, model: Path, labels: Path | None, by: str, prevalence: float | None,
-             page_path: Path | None) -> None:
+def evaluate(
+    predictions: Path,
+    model: Path,
+    labels: Path | None,
+    by: str,
+    prevalence: float | None,
+    page_path: Path | None,
+) -> None:
     """Say what PREDICTIONS of `chestxray predict --output` are worth.
 
     With labels: discrimination, decisions, calibration and subgroups.
@@ -127,26 +196,37 @@ def evaluate(predictions: Path, model: Path, labels: Path | None, by: str, preva
     from chestxray.deployment.evaluate import drift_report, report
     from chestxray.evaluation.labels import join_labels
     from chestxray.files import whole_file
+
     check_ending(page_path, ".html", ".htm")
     card = read_card(model)
-    read = functools.partial(read_table, texts=("path", "label", "group", "decision", "problem"),
-                             encoding_errors="backslashreplace")
-    table = (pd.read_json(predictions, lines=True, dtype=dict.fromkeys(("path", "decision", "problem"), str))
-             if predictions.suffix.lower() == ".jsonl" else read(predictions))
+    read = functools.partial(
+        read_table,
+        texts=("path", "label", "group", "decision", "problem"),
+        encoding_errors="backslashreplace",
+    )
+    table = (
+        pd.read_json(predictions, lines=True, dtype=dict.fromkeys(("path", "decision", "problem"), str))
+        if predictions.suffix.lower() == ".jsonl"
+        else read(predictions)
+    )
     if labels is None:
         if by or prevalence:
-            raise ValueError("--by and --prevalence need --labels. "
-                             f"Received: by={by!r}, prevalence={prevalence}")
+            raise ValueError(
+                f"--by and --prevalence need --labels. Received: by={by!r}, prevalence={prevalence}"
+            )
         sections = drift_report(table, card)
     else:
         table, absent = join_labels(table, read(labels), card["classes"])
         if len(absent):
-            click.echo(f"{len(absent)} labels have no prediction, for example "
-                       f"{printable(absent['path'].iloc[0])}", err=True)
+            click.echo(
+                f"{len(absent)} labels have no prediction, for example {printable(absent['path'].iloc[0])}",
+                err=True,
+            )
         sections = report(table, card, [name for name in by.split(",") if name], prevalence)
     show(sections)
     if page_path:
         from chestxray.deployment.page import page, section
+
         body = "\n".join(section(*one) for one in sections)
         with whole_file(page_path) as partial:
             partial.write_text(page(f"{card['name']} on {predictions.name}", body), encoding="utf-8")
@@ -158,16 +238,33 @@ def evaluate(predictions: Path, model: Path, labels: Path | None, by: str, preva
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--rule", default="youden", show_default=True, help="Which stored threshold decides.")
-@click.option("--output", type=click.Path(path_type=Path), metavar="FILE",
-              help="Write a table (.csv or .jsonl) instead of lines; interrupted, the same command goes on.")
-@click.option("--report", "report_path", type=click.Path(path_type=Path), metavar="FILE",
-              help="Write a page for people, too: the most urgent films with overlays.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a table (.csv or .jsonl) instead of lines; interrupted, the same command goes on.",
+)
+@click.option(
+    "--report",
+    "report_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a page for people, too: the most urgent films with overlays.",
+)
 @click.option("--accept-all", is_flag=True, help="Classify also what does not look like the training images.")
 @click.option("--jobs", type=int, help="Processes. [default: one a core with an exported model, else 1]")
 @click.option("--backend", metavar="NAME", help="joblib backend that runs them: loky, dask, …")
 @one_line_errors
-def predict(model: Path, sources: tuple[Path, ...], rule: str, output: Path | None, report_path: Path | None,
-            accept_all: bool, jobs: int | None, backend: str | None) -> None:
+def predict(
+    model: Path,
+    sources: tuple[Path, ...],
+    rule: str,
+    output: Path | None,
+    report_path: Path | None,
+    accept_all: bool,
+    jobs: int | None,
+    backend: str | None,
+) -> None:
     """Classify images with a saved or exported MODEL.
 
     SOURCES are files (JPEG, PNG, DICOM), folders, patterns, and CSV files with
@@ -176,6 +273,7 @@ def predict(model: Path, sources: tuple[Path, ...], rule: str, output: Path | No
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from chestxray.deployment.session import Session
+
     check_ending(report_path, ".html", ".htm")
     if report_path and (report_path.is_dir() or not report_path.absolute().parent.is_dir()):
         raise ValueError(f"the report cannot be written there. Received: path={str(report_path)!r}")
@@ -197,13 +295,17 @@ def predict(model: Path, sources: tuple[Path, ...], rule: str, output: Path | No
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--format", "format_", type=click.Choice(["litert", "onnx"]), required=True)
 @click.option("--float16", is_flag=True, help="Weights in half precision: half the size.")
-@click.option("--data-dir", help="The images it was trained on, for the comparison. "
-              "[default: CHESTXRAY_DATA, or Kaggle's input folder]")
+@click.option(
+    "--data-dir",
+    help="The images it was trained on, for the comparison. "
+    "[default: CHESTXRAY_DATA, or Kaggle's input folder]",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="[default: beside MODEL, <MODEL>-<format>]")
 @click.option("--force", is_flag=True, help="Keep an export that fails the comparison.")
 @one_line_errors
-def export(model: Path, format_: str, float16: bool, data_dir: str | None, output: Path | None,
-           force: bool) -> None:
+def export(
+    model: Path, format_: str, float16: bool, data_dir: str | None, output: Path | None, force: bool
+) -> None:
     """Write a saved MODEL as a file that runs without TensorFlow.
 
     Both score the validation images; an export that decides otherwise is removed.
@@ -214,15 +316,23 @@ def export(model: Path, format_: str, float16: bool, data_dir: str | None, outpu
     from chestxray.data.location import find_data
     from chestxray.deployment.card import read_card
     from chestxray.deployment.export import export_model
+
     card = read_card(model)
     trained_on = card["training_data"]
-    data = load_data(data_dir or find_data(), trained_on["split_rule"], trained_on["seed"],
-                     ImageSettings(**card["image"]), tuple(card["classes"]))
+    data = load_data(
+        data_dir or find_data(),
+        trained_on["split_rule"],
+        trained_on["seed"],
+        ImageSettings(**card["image"]),
+        tuple(card["classes"]),
+    )
     output = output or model.with_name(f"{model.name}-{format_}{'-float16' if float16 else ''}")
     found = export_model(model, output, format_, data, float16, force)
-    click.echo(f"wrote {output}: on {found['images']} images logits differ by up to "
-               f"{found['logit_difference']:.2g}, {found['decisions_changed']:.2%} of the decisions and "
-               f"{found['refusals_changed']:.2%} of the refusals change")
+    click.echo(
+        f"wrote {output}: on {found['images']} images logits differ by up to "
+        f"{found['logit_difference']:.2g}, {found['decisions_changed']:.2%} of the decisions and "
+        f"{found['refusals_changed']:.2%} of the refusals change"
+    )
 
 
 @main.command()
@@ -238,10 +348,13 @@ def freeze(run_folder: Path, full_name: str, name: str, data_dir: str, output_di
     For models that were trained with `-p score_test False`. The look is logged.
     """
     from chestxray.freeze import freeze as score
+
     found = score(run_folder, full_name, name, data_dir, output_dir)
     test = found["metrics"]["test"]
-    click.echo(f"{found['name']} on test: AUROC {test['auroc']['value']:.3f}, accuracy "
-               f"{test['youden']['accuracy']['value']:.3f}")
+    click.echo(
+        f"{found['name']} on test: AUROC {test['auroc']['value']:.3f}, accuracy "
+        f"{test['youden']['accuracy']['value']:.3f}"
+    )
 
 
 @main.command()
@@ -251,6 +364,7 @@ def freeze(run_folder: Path, full_name: str, name: str, data_dir: str, output_di
 def publish(run_folder: Path, repository: Path) -> None:
     """Copy results, curve figures and small models of RUN into the repository."""
     from chestxray.publish import publish as copy
+
     for line in copy(run_folder, repository):
         click.echo(line)
 

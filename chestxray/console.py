@@ -14,8 +14,14 @@ import click
 
 from chestxray.files import printable
 
-_EXTRAS = {"ai_edge_litert": "lite", "onnxruntime": "lite", "pydicom": "dicom", "distributed": "dask",
-           "onnx": "export", "tf2onnx": "export"}
+_EXTRAS = {
+    "ai_edge_litert": "lite",
+    "onnxruntime": "lite",
+    "pydicom": "dicom",
+    "distributed": "dask",
+    "onnx": "export",
+    "tf2onnx": "export",
+}
 """Which extra of the package brings what is missing; the others are in ``train``."""
 
 
@@ -27,6 +33,7 @@ class UserError(click.ClickException):
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     """Turn the mistakes that the package reports into one line and exit code 2."""
+
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -39,6 +46,7 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             sys.exit(130)
+
     return wrapped
 
 
@@ -59,6 +67,7 @@ def parse_value(text: str) -> Any:
         ValueError: The text is not YAML.
     """
     import yaml
+
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -77,6 +86,7 @@ def check_ending(path: Path | None, *endings: str) -> None:
 def show(sections: list[tuple]) -> None:
     """Print sections of title, text and table; of long tables the first 20 rows."""
     from chestxray.deployment.page import number_text
+
     for title, text, table in sections:
         click.echo(f"\n{title}\n{'-' * len(title)}\n{text}".rstrip())
         if table is not None:

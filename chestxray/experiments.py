@@ -46,13 +46,23 @@ _STANDARD = [
 ]
 PLANS: dict[str, list[tuple[str, str | None]]] = {
     "demo": [
-        ("01_explore_data", None), ("02_custom_cnn", None), ("03_transfer_learning", None),
-        ("04_distillation", None), ("05_explain", "explain_custom_cnn"), ("06_compare", None),
-        ("07_deploy", "deploy_custom_cnn")],
+        ("01_explore_data", None),
+        ("02_custom_cnn", None),
+        ("03_transfer_learning", None),
+        ("04_distillation", None),
+        ("05_explain", "explain_custom_cnn"),
+        ("06_compare", None),
+        ("07_deploy", "deploy_custom_cnn"),
+    ],
     "standard": _STANDARD,
-    "full": [*_STANDARD[:-2], ("03_transfer_learning", "vgg16_three"),
-             ("04_distillation", "compact_student"), ("05_explain", "explain_compact_student"),
-             ("06_compare", None), ("07_deploy", "deploy_student")],
+    "full": [
+        *_STANDARD[:-2],
+        ("03_transfer_learning", "vgg16_three"),
+        ("04_distillation", "compact_student"),
+        ("05_explain", "explain_compact_student"),
+        ("06_compare", None),
+        ("07_deploy", "deploy_student"),
+    ],
 }
 """Pairs of notebook and recipe (of which a split rule may have one of its own, see :func:`_read_recipe`);
 ``full`` plays them for every split rule, and distils students."""
@@ -61,8 +71,15 @@ PLANS: dict[str, list[tuple[str, str | None]]] = {
 _WAVES = {"01": 0, "02": 1, "03": 1, "04": 2, "05": 3, "06": 3, "07": 3}
 """By number of the notebook: those of a later wave use what earlier ones put on record."""
 
-def make_plan(preset: str, data_dir: str, rules: list[str], output_dir: Path,
-              overrides: dict[str, Any], only: str | None = None) -> list[Step]:
+
+def make_plan(
+    preset: str,
+    data_dir: str,
+    rules: list[str],
+    output_dir: Path,
+    overrides: dict[str, Any],
+    only: str | None = None,
+) -> list[Step]:
     """Turn a preset into steps, and check everything that can be checked before the first one runs.
 
     Args:
@@ -81,11 +98,15 @@ def make_plan(preset: str, data_dir: str, rules: list[str], output_dir: Path,
     if preset not in PLANS:
         raise ValueError(f"preset must be one of {list(PLANS)}. Received: preset={preset!r}")
     if not NOTEBOOKS.is_dir():
-        raise FileNotFoundError("the notebooks are not part of the installed package; clone "
-                                f"{_SOURCE_URL} and run it there. Received: notebooks={str(NOTEBOOKS)!r}")
+        raise FileNotFoundError(
+            "the notebooks are not part of the installed package; clone "
+            f"{_SOURCE_URL} and run it there. Received: notebooks={str(NOTEBOOKS)!r}"
+        )
     if set(overrides) & set(RUN_WIDE):
-        raise ValueError("data, split and folders are set by the options of the run. "
-                         f"Received: parameter={sorted(set(overrides) & set(RUN_WIDE))[0]!r}")
+        raise ValueError(
+            "data, split and folders are set by the options of the run. "
+            f"Received: parameter={sorted(set(overrides) & set(RUN_WIDE))[0]!r}"
+        )
     root = find_data(data_dir)
     catalog = scan(root, tuple(overrides["classes"]) if overrides.get("classes") else None)
     content = hashlib.sha256("".join(catalog["sha256"]).encode()).hexdigest()[:16]
@@ -103,10 +124,15 @@ def make_plan(preset: str, data_dir: str, rules: list[str], output_dir: Path,
             given = _read_recipe(recipe, rule) if recipe else {}
             unknown = set(given) - set(defaults)
             if unknown:
-                raise ValueError(f"{notebook} has no parameter {sorted(unknown)}. "
-                                 f"Received: recipe={recipe!r}")
-            run_wide = {"data_dir": str(data_dir) if data_dir == "phantoms" else str(root),
-                        "split": rule, "output_dir": str(output_dir), "results": str(output_dir / "results")}
+                raise ValueError(
+                    f"{notebook} has no parameter {sorted(unknown)}. Received: recipe={recipe!r}"
+                )
+            run_wide = {
+                "data_dir": str(data_dir) if data_dir == "phantoms" else str(root),
+                "split": rule,
+                "output_dir": str(output_dir),
+                "results": str(output_dir / "results"),
+            }
             given |= {key: value for key, value in {**run_wide, **overrides}.items() if key in defaults}
             known |= set(defaults)
             if given.get("outputs") == 3 and not catalog["subtype"].isin(SUBTYPES).all():
@@ -119,11 +145,15 @@ def make_plan(preset: str, data_dir: str, rules: list[str], output_dir: Path,
         raise ValueError(f"no step of the plan begins like this. Received: only={only!r}")
     names = [step.name for step in steps if step.parameters.get("name") == overrides.get("name", "")]
     if "name" in overrides and len(names) > 1:
-        raise ValueError(f"{len(names)} steps would write the same result; choose one by --only. "
-                         f"Received: name={overrides['name']!r}")
+        raise ValueError(
+            f"{len(names)} steps would write the same result; choose one by --only. "
+            f"Received: name={overrides['name']!r}"
+        )
     if unknown := sorted(set(overrides) - known - {"classes"}):  # those have served to scan the folder
-        raise ValueError(f"no notebook of this run has this parameter; there are {sorted(known)}. "
-                         f"Received: parameter={unknown[0]!r}")
+        raise ValueError(
+            f"no notebook of this run has this parameter; there are {sorted(known)}. "
+            f"Received: parameter={unknown[0]!r}"
+        )
     return steps
 
 
@@ -140,8 +170,11 @@ def is_done(key: str, output_dir: Path) -> bool:
 
 def _results_of(key: str, output_dir: Path) -> list[Path]:
     found = {path: read_json(path) for path in (output_dir / "results").glob("*.json")}
-    return [path for path, content in found.items()
-            if isinstance(content, dict) and content.get("step_key") == key]
+    return [
+        path
+        for path, content in found.items()
+        if isinstance(content, dict) and content.get("step_key") == key
+    ]
 
 
 def play(step: Step, output_dir: Path) -> None:
@@ -163,19 +196,34 @@ def play(step: Step, output_dir: Path) -> None:
     try:
         with native_messages_to(target.with_suffix(".log")), lines.watch():
             papermill.execute_notebook(
-                str(step.notebook), str(target), parameters=step.parameters, cwd=str(NOTEBOOKS),
-                kernel_name="python3", progress_bar=False, stdout_file=lines,
-                execution_timeout=_CELL_TIMEOUT, extra_arguments=["--log-level=40"])
+                str(step.notebook),
+                str(target),
+                parameters=step.parameters,
+                cwd=str(NOTEBOOKS),
+                kernel_name="python3",
+                progress_bar=False,
+                stdout_file=lines,
+                execution_timeout=_CELL_TIMEOUT,
+                extra_arguments=["--log-level=40"],
+            )
     finally:
         del os.environ[STEP_KEY]
     if not is_done(key, output_dir):
         raise RuntimeError("the notebook ended without writing its result")
 
 
-def run_plan(preset: str = "demo", data_dir: str = "phantoms", rules: list[str] | None = None,
-             output_dir: str | Path = "runs/demo", overrides: dict[str, Any] | None = None,
-             only: str | None = None, dry_run: bool = False, force: bool = False,
-             jobs: int = 1, backend: str | None = None) -> int:
+def run_plan(
+    preset: str = "demo",
+    data_dir: str = "phantoms",
+    rules: list[str] | None = None,
+    output_dir: str | Path = "runs/demo",
+    overrides: dict[str, Any] | None = None,
+    only: str | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+    jobs: int = 1,
+    backend: str | None = None,
+) -> int:
     """Play a plan; a failing step is named and the others go on.
 
     Steps that do not need each other's models can be played at the same time,
@@ -250,8 +298,10 @@ def _print_summary(output_dir: Path) -> None:
         return
     table = comparison_table(results)
     if not table.empty:
-        print(f"\nTest images ({', '.join(sorted(set(table['data'])))} data), threshold by Youden on "
-              "validation:")
+        print(
+            f"\nTest images ({', '.join(sorted(set(table['data'])))} data), threshold by Youden on "
+            "validation:"
+        )
         columns = ["name", "data", "weights", "auroc", "accuracy", "sensitivity", "specificity", "f1"]
         print(table[columns].to_string(index=False, float_format="{:.3f}".format))
         if (table.groupby(["split_rule", "seed"])["split_hash"].nunique() > 1).any():

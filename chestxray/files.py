@@ -86,8 +86,9 @@ def _alone_in(place: Path) -> Iterator[None]:
 def printable(path: str | Path) -> str:
     """A file's name for the terminal: line ends, control characters and bad bytes are escaped."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-                   for letter in text)
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
+    )
 
 
 @contextlib.contextmanager

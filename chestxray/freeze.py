@@ -17,8 +17,9 @@ from chestxray.record import record_model
 from chestxray.results import RESULT_SCHEMA, read_predictions
 
 
-def freeze(run: str | Path, full_name: str, name: str, data_dir: str | Path,
-           output_dir: str | Path) -> dict[str, Any]:
+def freeze(
+    run: str | Path, full_name: str, name: str, data_dir: str | Path, output_dir: str | Path
+) -> dict[str, Any]:
     """Put a model of a run on record under its final name, now with test scores and its figures.
 
     Broken off while the figures are drawn, the same call draws those that are missing.
@@ -48,18 +49,34 @@ def freeze(run: str | Path, full_name: str, name: str, data_dir: str | Path,
         if _draw(found, output_dir):
             return found
     if "test" in result["metrics"] or before.exists():
-        raise ValueError("the test images were scored already, and a second model under this name would be "
-                         f"chosen by them. Received: name={full_name!r}, final={final!r}")
+        raise ValueError(
+            "the test images were scored already, and a second model under this name would be "
+            f"chosen by them. Received: name={full_name!r}, final={final!r}"
+        )
     folder = run / "saved_models" / full_name
     card = read_card(folder)
-    data = load_data(data_dir, result["split_rule"], card["training_data"]["seed"],
-                     ImageSettings(**result["image"]), tuple(result["classes"]))
+    data = load_data(
+        data_dir,
+        result["split_rule"],
+        card["training_data"]["seed"],
+        ImageSettings(**result["image"]),
+        tuple(result["classes"]),
+    )
     if data.split_hash != result["split_hash"]:
-        raise ValueError("these are not the images and the split it was trained on. "
-                         f"Received: split_hash={data.split_hash!r}, expected {result['split_hash']!r}")
-    found = record_model(load_model(folder / "model.keras"), data, name, output_dir,
-                         parameters=result["parameters"], weights=result["weights"],
-                         training=result["training"], record=True)
+        raise ValueError(
+            "these are not the images and the split it was trained on. "
+            f"Received: split_hash={data.split_hash!r}, expected {result['split_hash']!r}"
+        )
+    found = record_model(
+        load_model(folder / "model.keras"),
+        data,
+        name,
+        output_dir,
+        parameters=result["parameters"],
+        weights=result["weights"],
+        training=result["training"],
+        record=True,
+    )
     _draw(found, output_dir)
     return found
 
@@ -76,9 +93,13 @@ def _draw(result: dict[str, Any], output_dir: Path) -> list[Path]:
         "learning_curves": plots.learning_curves(history.assign(epoch=history.index + 1), synthetic),
         "confusion": plots.confusion_matrices(
             [result["confusion"]["test"][rule] for rule in rules],
-            [f"test, {rule} ({thresholds[rule]:.3f})" for rule in rules], synthetic, classes),
+            [f"test, {rule} ({thresholds[rule]:.3f})" for rule in rules],
+            synthetic,
+            classes,
+        ),
         "roc_pr": plots.roc_pr({name: (labels, probabilities)}, {name: thresholds["youden"]}, synthetic),
-        "scores": plots.score_distribution(labels, probabilities, thresholds, synthetic, classes)}
+        "scores": plots.score_distribution(labels, probabilities, thresholds, synthetic, classes),
+    }
     drawn = []
     for kind, figure in figures.items():
         path = output_dir / "images" / f"{kind}-{name}.png"

@@ -22,9 +22,14 @@ METHODS = ("gradcam", "hirescam")
 TARGETS = ("pneumonia", "normal")
 
 
-def gradcam(model: keras.Model, images: ArrayLike, layer: str | None = None,
-            target: str | int = "pneumonia", method: str = "gradcam",
-            batch_size: int = 32) -> tuple[NDArray, NDArray]:
+def gradcam(
+    model: keras.Model,
+    images: ArrayLike,
+    layer: str | None = None,
+    target: str | int = "pneumonia",
+    method: str = "gradcam",
+    batch_size: int = 32,
+) -> tuple[NDArray, NDArray]:
     """Weigh the feature maps of a layer by how much they raise the score.
 
     Grad-CAM (Selvaraju 2017, arXiv:1610.02391) weighs each channel by the mean
@@ -81,7 +86,7 @@ def gradcam(model: keras.Model, images: ArrayLike, layer: str | None = None,
         return tf.nn.relu(tf.reduce_sum(gradient * features, axis=-1))
 
     for start in range(0, len(images), batch_size):
-        batch = tf.convert_to_tensor(images[start:start + batch_size], tf.float32)
+        batch = tf.convert_to_tensor(images[start : start + batch_size], tf.float32)
         maps.append(explain(batch).numpy())
     found = np.concatenate(maps)
     largest = found.max(axis=(1, 2))
@@ -104,8 +109,11 @@ def find_layer(model: keras.Model, name: str | None = None) -> keras.Layer:
         ValueError: No such layer, or it has no feature maps; the message
             lists those that have.
     """
-    usable = {layer.name: layer for layer in _layers(model)
-              if len(_shape(layer)) == 4 and not isinstance(layer, keras.layers.InputLayer)}
+    usable = {
+        layer.name: layer
+        for layer in _layers(model)
+        if len(_shape(layer)) == 4 and not isinstance(layer, keras.layers.InputLayer)
+    }
     if name is None:
         large = [layer for layer in usable.values() if max(_shape(layer)[1] or 2, _shape(layer)[2] or 2) > 1]
         convolutions = [layer for layer in large if any(len(weight.shape) == 4 for weight in layer.weights)]
@@ -117,8 +125,9 @@ def find_layer(model: keras.Model, name: str | None = None) -> keras.Layer:
         if large:
             return large[-1]
     if name not in usable:
-        raise ValueError(f"no such layer with feature maps; there are {list(usable)}. "
-                         f"Received: layer={name!r}")
+        raise ValueError(
+            f"no such layer with feature maps; there are {list(usable)}. Received: layer={name!r}"
+        )
     return usable[name]
 
 
@@ -145,8 +154,10 @@ def _check_target(model: keras.Model, target: str | int) -> None:
         return
     if isinstance(target, Integral) and 0 <= target < classes and classes > 1:
         return
-    raise ValueError(f"target must be one of {TARGETS} for models with 1 or 3 outputs, or the number of one "
-                     f"of {classes} classes. Received: target={target!r}")
+    raise ValueError(
+        f"target must be one of {TARGETS} for models with 1 or 3 outputs, or the number of one "
+        f"of {classes} classes. Received: target={target!r}"
+    )
 
 
 def _score(model: keras.Model, batch: tf.Tensor, target: str | int) -> tf.Tensor:
@@ -171,14 +182,17 @@ def _logits(model: keras.Model, batch: tf.Tensor) -> tf.Tensor:
             entering.append(inputs)
             leaving.append(original(inputs, *args, **kwargs))
             return leaving[-1]
+
         return call
 
     with _replaced(last, noting):
         outputs = model(batch, training=False)
     if outputs is not leaving[-1]:
-        raise ValueError("something that is no layer follows the last layer, perhaps a sigmoid, whose "
-                         "gradient vanishes where the model is sure: end in a layer. "
-                         f"Received: last layer={last.name!r}")
+        raise ValueError(
+            "something that is no layer follows the last layer, perhaps a sigmoid, whose "
+            "gradient vanishes where the model is sure: end in a layer. "
+            f"Received: last layer={last.name!r}"
+        )
     if isinstance(last, (keras.layers.Activation, keras.layers.Softmax)):
         return entering[-1]
     if isinstance(last, keras.layers.Dense) and last.activation is not keras.activations.linear:
@@ -202,6 +216,7 @@ def _watched(layer: keras.Layer, tape: tf.GradientTape) -> Iterator[list[tf.Tens
             tape.watch(features)
             seen.append(features)
             return features
+
         return call
 
     with _replaced(layer, watching):

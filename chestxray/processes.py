@@ -14,8 +14,9 @@ _IDLE = 5  # seconds without work after which a process ends: nobody ends it whe
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each: they are as many as the cores
 
 
-def in_processes(work: Callable[[Sequence[Item]], Result], items: Sequence[Item],
-                 saying: str) -> Iterator[Result]:
+def in_processes(
+    work: Callable[[Sequence[Item]], Result], items: Sequence[Item], saying: str
+) -> Iterator[Result]:
     """Give all items to a function, some at a time, and show how far it is.
 
     Up to 64 items are worked on in this process, and all where it may start no
@@ -38,7 +39,7 @@ def in_processes(work: Callable[[Sequence[Item]], Result], items: Sequence[Item]
     if len(items) <= _FEW or current_process().daemon:
         yield work(items)
         return
-    pieces = [items[start:start + _PIECE] for start in range(0, len(items), _PIECE)]
+    pieces = [items[start : start + _PIECE] for start in range(0, len(items), _PIECE)]
     with ProcessPoolExecutor(min(cpu_count(), len(pieces)), timeout=_IDLE, env=_ONE_THREAD) as pool:
         sizes = {pool.submit(work, piece): len(piece) for piece in pieces}
         try:

@@ -18,16 +18,35 @@ from chestxray.data.audit import AUDIT_SCHEMA
 from chestxray.files import read_json, whole_file, whole_folder
 from chestxray.results import ARMS_SCHEMA, RESULT_SCHEMA, comparison_table
 
-PUBLIC_FIGURES = ("class_balance", "learning_curves", "confusion", "roc_pr", "scores", "comparison",
-                  "calibration", "arms", "perturbation", "cascade", "latency", "overview")
+PUBLIC_FIGURES = (
+    "class_balance",
+    "learning_curves",
+    "confusion",
+    "roc_pr",
+    "scores",
+    "comparison",
+    "calibration",
+    "arms",
+    "perturbation",
+    "cascade",
+    "latency",
+    "overview",
+)
 """First words of the figures that show curves and counts only."""
 
 PHANTOM_FIGURES = ("phantoms", "heatmaps", "heatmaps_fine")
 """First words of the figures that are only ever made from phantoms."""
 
 _LARGEST_MODEL = 20_000_000  # bytes
-_PUBLIC_SCHEMAS = (RESULT_SCHEMA, ARMS_SCHEMA, AUDIT_SCHEMA, "chestxray.dataset/1", "chestxray.comparison/1",
-                   "chestxray.explanation/1", "chestxray.deployment/1")
+_PUBLIC_SCHEMAS = (
+    RESULT_SCHEMA,
+    ARMS_SCHEMA,
+    AUDIT_SCHEMA,
+    "chestxray.dataset/1",
+    "chestxray.comparison/1",
+    "chestxray.explanation/1",
+    "chestxray.deployment/1",
+)
 
 
 def publish(run: str | Path, repository: str | Path) -> list[str]:
@@ -54,8 +73,11 @@ def publish(run: str | Path, repository: str | Path) -> list[str]:
     """
     run, repository = Path(run), Path(repository)
     contents = {path: read_json(path) for path in sorted((run / "results").glob("*.json"))}
-    public = {path: content for path, content in contents.items()
-              if isinstance(content, dict) and content.get("schema") in _PUBLIC_SCHEMAS}
+    public = {
+        path: content
+        for path, content in contents.items()
+        if isinstance(content, dict) and content.get("schema") in _PUBLIC_SCHEMAS
+    }
     if not public:
         raise FileNotFoundError(f"the run has no result. Received: run={str(run)!r}")
     results = [content for content in public.values() if content["schema"] == RESULT_SCHEMA]
@@ -65,8 +87,11 @@ def publish(run: str | Path, repository: str | Path) -> list[str]:
     real = synthetic != {True}
     tried = [result for result in results if "test" not in result["metrics"]]
     tried_names = [result["name"] for result in tried]
-    folders = {result["name"]: run / "saved_models" / result["name"] for result in results
-               if real and result not in tried}
+    folders = {
+        result["name"]: run / "saved_models" / result["name"]
+        for result in results
+        if real and result not in tried
+    }
     tables = [run / "results" / f"{name}.predictions.csv" for name in folders]
     for path in (*tables, *folders.values()):
         if not path.exists():
@@ -87,8 +112,13 @@ def publish(run: str | Path, repository: str | Path) -> list[str]:
     for name, folder in folders.items():
         target = repository / "saved_models" / name
         size = sum(path.stat().st_size for path in folder.iterdir())
-        reason = ("a further seed" if not name.endswith("-s0") else
-                  f"{size / 1e6:.0f} MB" if size > _LARGEST_MODEL else None)
+        reason = (
+            "a further seed"
+            if not name.endswith("-s0")
+            else f"{size / 1e6:.0f} MB"
+            if size > _LARGEST_MODEL
+            else None
+        )
         if reason:
             shutil.rmtree(target, ignore_errors=True)  # an older one would stand beside newer results
             said.append(f"left out saved_models/{name}: {reason}")
@@ -132,13 +162,19 @@ def _copy_curves(source: Path, target: Path, said: list[str]) -> None:
 def _join_tried(tried: list[dict[str, Any]], path: Path) -> None:
     """Add one row for each configuration; a former row of the same name is replaced."""
     rows = comparison_table(tried, "val")
-    rows = rows[[column for column in rows if not column.endswith(("_low", "_high"))
-                 and column not in ("record", "model", "seed")]]
+    rows = rows[
+        [
+            column
+            for column in rows
+            if not column.endswith(("_low", "_high")) and column not in ("record", "model", "seed")
+        ]
+    ]
     rows = rows.assign(
         epochs=[json.dumps(result["training"]["epochs"]) for result in tried],
         seconds=[result["training"]["seconds"] for result in tried],
         image=[json.dumps(result["image"]) for result in tried],
-        parameters=[json.dumps(result["parameters"]) for result in tried])
+        parameters=[json.dumps(result["parameters"]) for result in tried],
+    )
     if path.is_file():
         former = pd.read_csv(path)
         rows = pd.concat([former[~former["name"].isin(rows["name"])], rows])

@@ -34,9 +34,19 @@ if TYPE_CHECKING:
 _LOG_COLUMNS = ("time", "name", "split_hash", "images", "configuration")
 
 
-def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str | Path, *,
-                 parameters: dict[str, Any], weights: str, training: dict[str, Any],
-                 score_test: bool = True, final: bool = True, record: bool = False) -> dict[str, Any]:
+def record_model(
+    model: keras.Model,
+    data: XrayData,
+    name: str,
+    output_dir: str | Path,
+    *,
+    parameters: dict[str, Any],
+    weights: str,
+    training: dict[str, Any],
+    score_test: bool = True,
+    final: bool = True,
+    record: bool = False,
+) -> dict[str, Any]:
     """Save a trained model, score its reloaded file, and put everything on record.
 
     Calibration and thresholds come from the validation images alone. Test is
@@ -90,8 +100,11 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
         for part in parts:
             told[part] = scorer.predict(data.dataset(part), verbose=0)
         predictions = pd.concat([_table(data, part, told[part][0]) for part in parts], ignore_index=True)
-        predictions.insert(predictions.columns.get_loc("height") + 1, "sharpness",
-                           np.concatenate([_sharpness(data, part) for part in parts]))
+        predictions.insert(
+            predictions.columns.get_loc("height") + 1,
+            "sharpness",
+            np.concatenate([_sharpness(data, part) for part in parts]),
+        )
         val = predictions[predictions["split"] == "val"]
         slope, intercept = calibrate(val["logit"], val["label"])
         if (slope, intercept) == (1.0, 0.0):
@@ -102,35 +115,67 @@ def record_model(model: keras.Model, data: XrayData, name: str, output_dir: str 
         metrics, confusion = {}, {}
         for part, rows in predictions.groupby("split", sort=False):
             metrics[part], confusion[part] = evaluate(
-                rows["label"], rows["probability"], rows["group"], thresholds, rows["subtype"])
+                rows["label"], rows["probability"], rows["group"], thresholds, rows["subtype"]
+            )
             metrics[part] |= calibration_metrics(rows["label"], rows["probability"], rows["group"], draws=200)
         shared = {
-            "name": full_name, "classes": list(data.classes), "image": asdict(data.store.settings),
+            "name": full_name,
+            "classes": list(data.classes),
+            "image": asdict(data.store.settings),
             "calibration": {"slope": slope, "intercept": intercept},
-            "thresholds": thresholds, "threshold_reasons": reasons,
-            "triage": choose_triage(val["label"], val["probability"]), "metrics": metrics,
-            "floor": _floor(output_dir, data), "parameters": parameters, "weights": weights,
-            "versions": versions()}
+            "thresholds": thresholds,
+            "threshold_reasons": reasons,
+            "triage": choose_triage(val["label"], val["probability"]),
+            "metrics": metrics,
+            "floor": _floor(output_dir, data),
+            "parameters": parameters,
+            "weights": weights,
+            "versions": versions(),
+        }
         counts = data.table["split"].value_counts()
         named = [parse_name(Path(path).stem) is not None for path in data.table["path"]]
         known = np.mean(named) > 0.5  # file names of the children's data set
         limits = bundle.SYNTHETIC_LIMITS if data.synthetic else bundle.LIMITS if known else bundle.LIMITS[:1]
         population = {"population": bundle.POPULATION} if known and not data.synthetic else {}
         refusal, reference = learn_reference(scorer, data, *told["val"])
-        bundle.write_card(folder, bundle.Classifier(reloaded, {
-            "schema": CARD_SCHEMA, **shared, **population, "limits": list(limits),
-            "reference": reference,
-            "training_data": {"name": data.name, "split_rule": data.rule, "split_hash": data.split_hash,
-                              "seed": data.seed, **{part: int(counts[part]) for part in
-                                                    ("train", "val", "test")}}}, refusal))
+        bundle.write_card(
+            folder,
+            bundle.Classifier(
+                reloaded,
+                {
+                    "schema": CARD_SCHEMA,
+                    **shared,
+                    **population,
+                    "limits": list(limits),
+                    "reference": reference,
+                    "training_data": {
+                        "name": data.name,
+                        "split_rule": data.rule,
+                        "split_hash": data.split_hash,
+                        "seed": data.seed,
+                        **{part: int(counts[part]) for part in ("train", "val", "test")},
+                    },
+                },
+                refusal,
+            ),
+        )
     with whole_file(output_dir / "results" / f"{full_name}.predictions.csv") as partial:
         predictions.to_csv(partial, index=False)
-    result = {"schema": RESULT_SCHEMA, **shared, "record": record, "data": data.name,
-              "split_rule": data.rule, "split_hash": data.split_hash, "training": training,
-              "parameter_count": int(model.count_params()), "confusion": confusion}
+    result = {
+        "schema": RESULT_SCHEMA,
+        **shared,
+        "record": record,
+        "data": data.name,
+        "split_rule": data.rule,
+        "split_hash": data.split_hash,
+        "training": training,
+        "parameter_count": int(model.count_params()),
+        "confusion": confusion,
+    }
     if model.output_shape[-1] > 1:
-        result["subtype_confusion"] = {part: _subtype_confusion(rows)
-                                       for part, rows in predictions.groupby("split", sort=False)}
+        result["subtype_confusion"] = {
+            part: _subtype_confusion(rows) for part, rows in predictions.groupby("split", sort=False)
+        }
     write_result(output_dir, result, final)
     if final:
         _remove_checkpoints(output_dir, full_name)
@@ -141,8 +186,10 @@ def _check_logits(model: keras.Model) -> None:
     outputs, activation = model.output_shape[-1], getattr(model.layers[-1], "activation", None)
     name = getattr(activation, "__name__", "linear")
     if outputs not in (1, 3) or name != "linear":
-        raise ValueError("a model must end in raw logits, one (pneumonia) or three (normal, bacteria, "
-                         f"virus). Received: outputs={outputs}, activation={name!r}")
+        raise ValueError(
+            "a model must end in raw logits, one (pneumonia) or three (normal, bacteria, "
+            f"virus). Received: outputs={outputs}, activation={name!r}"
+        )
 
 
 def _floor(output_dir: Path, data: XrayData) -> dict[str, Any] | None:
@@ -167,9 +214,25 @@ def _logits(model: keras.Model, data: XrayData, part: str) -> pd.DataFrame:
 def _table(data: XrayData, part: str, logits: np.ndarray) -> pd.DataFrame:
     """Predictions of one part, in the table's order (contract 5), without probability."""
     rows = data.part(part)
-    own = [column for column in rows if column not in (
-        "path", "group", "subtype", "label", "split", "group_conservative", "official_split",
-        "width", "height", "mode", "bytes", "sha256")]
+    own = [
+        column
+        for column in rows
+        if column
+        not in (
+            "path",
+            "group",
+            "subtype",
+            "label",
+            "split",
+            "group_conservative",
+            "official_split",
+            "width",
+            "height",
+            "mode",
+            "bytes",
+            "sha256",
+        )
+    ]
     table = rows[["path", "group", "subtype", "label", "split", "width", "height", *own]]
     table = table.reset_index(drop=True)
     if logits.shape[1] > 1:
@@ -191,12 +254,20 @@ def subtype_confusion(model: keras.Model, data: XrayData, part: str) -> list[lis
 
 def _subtype_confusion(rows: pd.DataFrame) -> list[list[int]]:
     likeliest = rows[[f"logit_{name}" for name in SUBTYPES]].to_numpy().argmax(axis=1)
-    return [[int(((rows["subtype"] == name) & (likeliest == number)).sum()) for number in range(3)]
-            for name in SUBTYPES]
+    return [
+        [int(((rows["subtype"] == name) & (likeliest == number)).sum()) for number in range(3)]
+        for name in SUBTYPES
+    ]
 
 
-def record_arms(name: str, output_dir: str | Path, data: XrayData, table: pd.DataFrame,
-                scored: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+def record_arms(
+    name: str,
+    output_dir: str | Path,
+    data: XrayData,
+    table: pd.DataFrame,
+    scored: dict[str, Any],
+    content: dict[str, Any],
+) -> dict[str, Any]:
     """Put several ways of training the same model on record, each with several seeds.
 
     Args:
@@ -215,9 +286,16 @@ def record_arms(name: str, output_dir: str | Path, data: XrayData, table: pd.Dat
     output_dir, full_name = Path(output_dir), f"{name}-{data.rule}-s{data.seed}"
     (output_dir / "results" / f"{full_name}.json").unlink(missing_ok=True)  # no longer true from here on
     result = {
-        "schema": ARMS_SCHEMA, "name": full_name, "record": False, "data": data.name,
-        "split_rule": data.rule, "split_hash": data.split_hash, **content, "arms": scored,
-        "versions": versions()}
+        "schema": ARMS_SCHEMA,
+        "name": full_name,
+        "record": False,
+        "data": data.name,
+        "split_rule": data.rule,
+        "split_hash": data.split_hash,
+        **content,
+        "arms": scored,
+        "versions": versions(),
+    }
     with whole_file(output_dir / "results" / f"{full_name}.predictions.csv") as partial:
         table.to_csv(partial, index=False, float_format="%.6g")
     write_result(output_dir, result)

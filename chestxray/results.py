@@ -23,8 +23,11 @@ STEP_KEY = "CHESTXRAY_STEP_KEY"
 def versions() -> dict[str, str]:
     """Versions of everything that can change a number."""
     packages = ("tensorflow", "keras", "numpy", "opencv-python", "scikit-learn")
-    return {"chestxray": __version__, "python": platform.python_version(),
-            **{name: version(name) for name in packages}}
+    return {
+        "chestxray": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
 
 
 def write_result(output_dir: str | Path, content: dict[str, Any], final: bool = True) -> Path:
@@ -63,12 +66,19 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
     """
     folder = Path(folder)
     found = [read_json(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
-    results = [result for result in found
-               if isinstance(result, dict) and result.get("schema") == RESULT_SCHEMA]
+    results = [
+        result for result in found if isinstance(result, dict) and result.get("schema") == RESULT_SCHEMA
+    ]
     if not results:
         raise FileNotFoundError(f"no result of a model here. Received: folder={str(folder)!r}")
-    return sorted(results, key=lambda result: (
-        result["split_rule"], -result["metrics"]["val"]["auroc"]["value"], result["name"]))
+    return sorted(
+        results,
+        key=lambda result: (
+            result["split_rule"],
+            -result["metrics"]["val"]["auroc"]["value"],
+            result["name"],
+        ),
+    )
 
 
 def read_predictions(folder: str | Path, name: str) -> pd.DataFrame:
@@ -77,8 +87,7 @@ def read_predictions(folder: str | Path, name: str) -> pd.DataFrame:
     return table.fillna({"subtype": ""})
 
 
-def comparison_table(results: list[dict[str, Any]], part: str = "test",
-                     rule: str = "youden") -> pd.DataFrame:
+def comparison_table(results: list[dict[str, Any]], part: str = "test", rule: str = "youden") -> pd.DataFrame:
     """Put the metrics of several models side by side.
 
     Args:
@@ -96,14 +105,19 @@ def comparison_table(results: list[dict[str, Any]], part: str = "test",
         if part not in result["metrics"]:
             continue
         metrics = result["metrics"][part]
-        row = {key: result[key] for key in ("name", "data", "split_rule", "split_hash", "record", "weights",
-                                            "parameter_count")}
+        row = {
+            key: result[key]
+            for key in ("name", "data", "split_rule", "split_hash", "record", "weights", "parameter_count")
+        }
         model, _, seed = result["name"].rsplit("-", 2)
         row |= {"model": model, "seed": int(seed.removeprefix("s"))}
         for metric, entry in {**metrics, **metrics[rule]}.items():
             if "value" in entry:
-                row |= {metric: entry["value"], f"{metric}_low": entry["low"],
-                        f"{metric}_high": entry["high"]}
+                row |= {
+                    metric: entry["value"],
+                    f"{metric}_low": entry["low"],
+                    f"{metric}_high": entry["high"],
+                }
         rows.append(row)
     return pd.DataFrame(rows)
 

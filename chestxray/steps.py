@@ -42,9 +42,13 @@ class Step:
         """Identify the step by everything that its result depends on."""
         source = [cell.source for cell in nbformat.read(self.notebook, as_version=4).cells]
         parts = {
-            "parameters": {name: value for name, value in self.parameters.items()
-                           if name not in (*RUN_WIDE, "weights")},
-            "data": self.data_key, "source": source, "version": __version__}
+            "parameters": {
+                name: value for name, value in self.parameters.items() if name not in (*RUN_WIDE, "weights")
+            },
+            "data": self.data_key,
+            "source": source,
+            "version": __version__,
+        }
         if "weights" in self.parameters and "backbone" in self.parameters:
             parts["weights"] = _weights_key(self.parameters["weights"], self.parameters["backbone"])
         models = [self.parameters.get(role) for role in ("model", "other")]
@@ -70,13 +74,18 @@ def _weights_key(weights: str, backbone: str) -> str:
 
 def _model_key(name: str, parameters: dict[str, Any]) -> str:
     """Contents of the card of a model that a notebook loads."""
-    card = find_classifier(name, Path(parameters["output_dir"]), parameters["split"],
-                           parameters.get("seed", 0)) / "card.json"
+    card = (
+        find_classifier(name, Path(parameters["output_dir"]), parameters["split"], parameters.get("seed", 0))
+        / "card.json"
+    )
     return hashlib.sha256(card.read_bytes()).hexdigest() if card.is_file() else "missing"
 
 
 def _results_key(folder: Path) -> list[str]:
     """Contents of the files that a comparison reads."""
     found = [(path, read_json(path)) for path in sorted(folder.glob("*.json"))]
-    return [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path, content in found
-            if isinstance(content, dict) and content.get("schema") in _COMPARED]
+    return [
+        f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}"
+        for path, content in found
+        if isinstance(content, dict) and content.get("schema") in _COMPARED
+    ]

@@ -55,16 +55,24 @@ def real_weights() -> Path:
 
 @pytest.fixture(scope="session")
 def _kaggle_names() -> pd.DataFrame:
-    listed = pd.read_csv(Path(__file__).parent / "fixtures" / "kaggle_files.csv", dtype=str,
-                         keep_default_na=False)
+    listed = pd.read_csv(
+        Path(__file__).parent / "fixtures" / "kaggle_files.csv", dtype=str, keep_default_na=False
+    )
     folders = listed["path"].str.split("/", expand=True)
-    return group_by_names(pd.DataFrame({
-        "path": listed["path"],
-        "label": (folders[1] == "PNEUMONIA").astype(int),
-        "official_split": folders[0],
-        "width": 224, "height": 224, "mode": "L", "bytes": 1,
-        "sha256": listed["path"].where(listed["copies"] == "", "copies " + listed["copies"]),
-    }))
+    return group_by_names(
+        pd.DataFrame(
+            {
+                "path": listed["path"],
+                "label": (folders[1] == "PNEUMONIA").astype(int),
+                "official_split": folders[0],
+                "width": 224,
+                "height": 224,
+                "mode": "L",
+                "bytes": 1,
+                "sha256": listed["path"].where(listed["copies"] == "", "copies " + listed["copies"]),
+            }
+        )
+    )
 
 
 @pytest.fixture

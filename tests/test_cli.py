@@ -12,9 +12,11 @@ from chestxray.console import parse_value
 
 
 def test_help_and_the_package_itself_need_neither_tensorflow_nor_pandas():
-    code = ("import sys, chestxray\nfrom chestxray.cli import main\n"
-            "main(['--help'], standalone_mode=False)\n"
-            "assert not {'tensorflow', 'keras', 'pandas', 'papermill'} & set(sys.modules)")
+    code = (
+        "import sys, chestxray\nfrom chestxray.cli import main\n"
+        "main(['--help'], standalone_mode=False)\n"
+        "assert not {'tensorflow', 'keras', 'pandas', 'papermill'} & set(sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "not a medical device" in " ".join(done.stdout.split())
@@ -22,27 +24,47 @@ def test_help_and_the_package_itself_need_neither_tensorflow_nor_pandas():
 
 def test_a_terminal_that_is_not_utf8(tmp_path):
     code = "from chestxray.cli import main; main(['cache', '--only', 'files'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                          env=os.environ | {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0",
-                                            "CHESTXRAY_CACHE": str(tmp_path / "\u03b1")})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0", "CHESTXRAY_CACHE": str(tmp_path / "\u03b1")},
+    )
     assert done.returncode == 0 and "\\u03b1/files" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["run", "--data-dir", "/nowhere"], "no such data folder. Received: data_dir='/nowhere'"),
-    (["predict", "/nowhere", "x.png"],
-     "card.json is missing from the model folder. Received: folder='/nowhere'"),
-    (["publish", "/nowhere"], "the run has no result. Received: run='/nowhere'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--data-dir", "/nowhere"], "no such data folder. Received: data_dir='/nowhere'"),
+        (
+            ["predict", "/nowhere", "x.png"],
+            "card.json is missing from the model folder. Received: folder='/nowhere'",
+        ),
+        (["publish", "/nowhere"], "the run has no result. Received: run='/nowhere'"),
+    ],
+)
 def test_mistakes_are_one_line_and_exit_code_two(arguments, message):
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert result.output.strip().splitlines()[-1] == f"Error: {message}"
 
 
-@pytest.mark.parametrize(("text", "value"), [
-    ("3", 3), ("1e-4", 1e-4), ("0.5", 0.5), ("true", True), ("[64, 32]", [64, 32]), ("null", None),
-    ("VGG16", "VGG16"), ("{}", {}), ("nan", "nan")])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("1e-4", 1e-4),
+        ("0.5", 0.5),
+        ("true", True),
+        ("[64, 32]", [64, 32]),
+        ("null", None),
+        ("VGG16", "VGG16"),
+        ("{}", {}),
+        ("nan", "nan"),
+    ],
+)
 def test_parameters_are_read_as_what_they_mean(text, value):
     parsed = parse_value(text)
     assert parsed == value and type(parsed) is type(value)
@@ -50,6 +72,7 @@ def test_parameters_are_read_as_what_they_mean(text, value):
 
 def test_every_exported_name_exists_and_a_wrong_one_does_not():
     import chestxray
+
     for name in chestxray.__all__:
         assert getattr(chestxray, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
@@ -80,11 +103,13 @@ def test_a_broken_parameter_is_one_line():
 
 
 def test_reading_and_calibrating_need_the_small_core_only():
-    code = ("import sys\nfor name in ('scipy', 'sklearn', 'pandas', 'papermill', 'tensorflow', 'keras'):\n"
-            "    sys.modules[name] = None\n"
-            "import chestxray.deployment.predict, chestxray.deployment.bundle as b\n"
-            "c = b.Classifier(None, {'calibration': {'slope': 2.0, 'intercept': -1.0}}, None)\n"
-            "import numpy as np\n"
-            "assert abs(c.probabilities(np.array([0.5]))[0] - 0.5) < 1e-15")
+    code = (
+        "import sys\nfor name in ('scipy', 'sklearn', 'pandas', 'papermill', 'tensorflow', 'keras'):\n"
+        "    sys.modules[name] = None\n"
+        "import chestxray.deployment.predict, chestxray.deployment.bundle as b\n"
+        "c = b.Classifier(None, {'calibration': {'slope': 2.0, 'intercept': -1.0}}, None)\n"
+        "import numpy as np\n"
+        "assert abs(c.probabilities(np.array([0.5]))[0] - 0.5) < 1e-15"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

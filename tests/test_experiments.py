@@ -14,8 +14,10 @@ from chestxray.data.phantom import write_phantoms
 from chestxray.files import read_json, write_json
 
 RESULTS = Path(__file__).parent.parent / "results"
-PARAMETERS = ('data_dir: str = "phantoms"\nsplit: str = "patient"\noutput_dir: str = "x"\n'
-              'seed: int = 0\nlevel: int = 1  # how high')
+PARAMETERS = (
+    'data_dir: str = "phantoms"\nsplit: str = "patient"\noutput_dir: str = "x"\n'
+    "seed: int = 0\nlevel: int = 1  # how high"
+)
 
 
 def write_notebook(folder, name, body, parameters=PARAMETERS):
@@ -38,17 +40,23 @@ def house(tmp_path, monkeypatch):
     """A plan of three notebooks; the second one fails unless level is 2."""
     notebooks = tmp_path / "notebooks"
     (notebooks / "recipes").mkdir(parents=True)
-    write = ('import chestxray as cx, pathlib\n'
-             'pathlib.Path(output_dir, "log.txt").open("a").write("{name} ")\n'
-             'cx.write_result(output_dir, {{"schema": "test", "name": "{name}", "level": level}})')
+    write = (
+        "import chestxray as cx, pathlib\n"
+        'pathlib.Path(output_dir, "log.txt").open("a").write("{name} ")\n'
+        'cx.write_result(output_dir, {{"schema": "test", "name": "{name}", "level": level}})'
+    )
     write_notebook(notebooks, "01_first", write.format(name="first"))
-    write_notebook(notebooks, "02_second", 'if level != 2:\n    raise OSError("level is too low")\n'
-                   + write.format(name="second"))
+    write_notebook(
+        notebooks,
+        "02_second",
+        'if level != 2:\n    raise OSError("level is too low")\n' + write.format(name="second"),
+    )
     write_notebook(notebooks, "03_third", write.format(name="third"))
     (notebooks / "recipes" / "high.yaml").write_text("level: 5\n")
     monkeypatch.setattr(experiments, "NOTEBOOKS", notebooks)
-    monkeypatch.setattr(experiments, "PLANS", {
-        "demo": [("01_first", None), ("02_second", None), ("03_third", "high")]})
+    monkeypatch.setattr(
+        experiments, "PLANS", {"demo": [("01_first", None), ("02_second", None), ("03_third", "high")]}
+    )
     return tmp_path
 
 
@@ -69,9 +77,13 @@ def test_finished_steps_are_skipped_and_changed_ones_run_again(house, phantoms):
     assert play(overrides={"level": 2}) == 0
     assert play(overrides={"level": 2}) == 0
     assert log(house) == ["first", "second", "third"]
-    write_notebook(house / "notebooks", "01_first", 'import chestxray as cx, pathlib\n'
-                   'pathlib.Path(output_dir, "log.txt").open("a").write("changed ")\n'
-                   'cx.write_result(output_dir, {"name": "first"})')
+    write_notebook(
+        house / "notebooks",
+        "01_first",
+        "import chestxray as cx, pathlib\n"
+        'pathlib.Path(output_dir, "log.txt").open("a").write("changed ")\n'
+        'cx.write_result(output_dir, {"name": "first"})',
+    )
     assert play(overrides={"level": 2}) == 0
     assert log(house) == ["first", "second", "third", "changed"]
     assert play(overrides={"level": 2}, rules=["image"], only="03") == 0
@@ -82,8 +94,9 @@ def test_finished_steps_are_skipped_and_changed_ones_run_again(house, phantoms):
 
 def test_the_key_depends_on_all_that_the_result_depends_on(house, phantoms, monkeypatch):
     def keys(seed=0, **overrides):
-        steps = experiments.make_plan("demo", phantoms, ["patient"], house / "out",
-                                      {"seed": seed, **overrides})
+        steps = experiments.make_plan(
+            "demo", phantoms, ["patient"], house / "out", {"seed": seed, **overrides}
+        )
         return [step.key() for step in steps]
 
     first = keys()
@@ -113,16 +126,24 @@ def test_the_key_depends_on_the_weights_file_and_not_on_its_place(house, tmp_pat
         (tmp_path / folder).mkdir(exist_ok=True)
         path = tmp_path / folder / "vgg16_notop.weights.h5"
         path.write_bytes(content)
-        return experiments.Step("04", house / "notebooks" / "04.ipynb",
-                                {"backbone": "VGG16", "weights": str(tmp_path / folder)}, "d").key()
+        return experiments.Step(
+            "04",
+            house / "notebooks" / "04.ipynb",
+            {"backbone": "VGG16", "weights": str(tmp_path / folder)},
+            "d",
+        ).key()
 
     assert key("a", b"1") != key("a", b"2")
     assert key("a", b"1") == key("b", b"1")
 
 
 def test_the_key_depends_on_the_teachers_card(house, tmp_path):
-    step = experiments.Step("04", house / "notebooks" / "01_first.ipynb", {
-        "teachers": ["big"], "output_dir": str(tmp_path), "split": "patient", "seed": 0}, "data")
+    step = experiments.Step(
+        "04",
+        house / "notebooks" / "01_first.ipynb",
+        {"teachers": ["big"], "output_dir": str(tmp_path), "split": "patient", "seed": 0},
+        "data",
+    )
     keys = [step.key()]
     card = tmp_path / "saved_models" / "big-patient-s0" / "card.json"
     for logit in (1, 2):
@@ -198,15 +219,21 @@ def test_a_recipe_with_an_unknown_parameter_stops_before_anything_runs(house, ph
 
 def test_a_split_rule_may_have_a_recipe_of_its_own(house, phantoms):
     (house / "notebooks" / "recipes" / "high_image.yaml").write_text("level: 7\n")
-    levels = {step.name: step.parameters["level"] for step in experiments.make_plan(
-        "demo", phantoms, ["patient", "image"], house / "out", {}, only="03")}
+    levels = {
+        step.name: step.parameters["level"]
+        for step in experiments.make_plan(
+            "demo", phantoms, ["patient", "image"], house / "out", {}, only="03"
+        )
+    }
     assert levels == {"03_third-high-patient": 5, "03_third-high-image": 7}
 
 
-def test_three_classes_are_left_out_where_the_kind_of_pneumonia_is_not_known(plain_folder, phantoms, tmp_path,
-                                                                              capsys):
+def test_three_classes_are_left_out_where_the_kind_of_pneumonia_is_not_known(
+    plain_folder, phantoms, tmp_path, capsys
+):
     def names(folder, **overrides):
         return [step.name for step in experiments.make_plan("full", folder, ["patient"], tmp_path, overrides)]
+
     three = "03_transfer_learning-vgg16_three-patient"
     assert three in names(phantoms) and not capsys.readouterr().out
     folder = str(plain_folder(tmp_path, 30))
@@ -249,19 +276,29 @@ def test_every_recipe_fits_a_notebook_of_the_plan_it_names():
     """Each recipe says in its first line what it is, and holds only parameters of its notebook."""
     import papermill
     import yaml
-    known = {name: set(papermill.inspect_notebook(str(experiments.NOTEBOOKS / f"{name}.ipynb")))
-             for name in ("02_custom_cnn", "03_transfer_learning", "04_distillation", "05_explain",
-                          "07_deploy")}
+
+    known = {
+        name: set(papermill.inspect_notebook(str(experiments.NOTEBOOKS / f"{name}.ipynb")))
+        for name in ("02_custom_cnn", "03_transfer_learning", "04_distillation", "05_explain", "07_deploy")
+    }
     recipes = sorted((experiments.NOTEBOOKS / "recipes").glob("*.yaml"))
     assert {recipe for plan in experiments.PLANS.values() for _, recipe in plan if recipe} <= {
-        path.stem for path in recipes}
+        path.stem for path in recipes
+    }
     for path in recipes:
         text = path.read_text(encoding="utf-8")
         given = yaml.safe_load(text)
-        notebook = ("03_transfer_learning" if "backbone" in given else
-                    "04_distillation" if "student" in given else
-                    "05_explain" if "model" in given else "07_deploy" if "models" in given else
-                    "02_custom_cnn")
+        notebook = (
+            "03_transfer_learning"
+            if "backbone" in given
+            else "04_distillation"
+            if "student" in given
+            else "05_explain"
+            if "model" in given
+            else "07_deploy"
+            if "models" in given
+            else "02_custom_cnn"
+        )
         assert text.startswith("# ")
         assert path.stem.removesuffix("_official") in (given.get("name"), f"explain_{given.get('model')}")
         assert set(given) <= known[notebook], path.name

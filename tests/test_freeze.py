@@ -18,14 +18,31 @@ def chosen(data, tmp_path):
     model = cx.build_student_cnn(32)
     model.get_layer("logit").set_weights([np.random.default_rng(0).normal(size=(64, 1)), np.zeros(1)])
     history = {"epoch": [1, 2], "loss": [0.7, 0.6], "val_loss": [0.7, 0.65]}
-    cx.record_model(model, data, "try_3", tmp_path / "run", parameters={"a": 1}, weights="random",
-                    training={"epochs": {"train": 2}, "history": history}, score_test=False)
+    cx.record_model(
+        model,
+        data,
+        "try_3",
+        tmp_path / "run",
+        parameters={"a": 1},
+        weights="random",
+        training={"epochs": {"train": 2}, "history": history},
+        score_test=False,
+    )
     return tmp_path / "run"
 
 
 def arguments(run, folder, tmp_path):
-    return ["freeze", str(run), "try_3-patient-s0", "--as", "best", "--data-dir", str(folder),
-            "--output-dir", str(tmp_path / "final")]
+    return [
+        "freeze",
+        str(run),
+        "try_3-patient-s0",
+        "--as",
+        "best",
+        "--data-dir",
+        str(folder),
+        "--output-dir",
+        str(tmp_path / "final"),
+    ]
 
 
 def test_the_frozen_model_says_what_the_chosen_one_said(chosen, data, tiny_folder, tmp_path):
@@ -41,7 +58,11 @@ def test_the_frozen_model_says_what_the_chosen_one_said(chosen, data, tiny_folde
     rows = cx.read_predictions(final / "results", "best-patient-s0").query("split == 'test'")
     assert list(rows["path"]) == list(data.part("test")["path"])
     assert {path.stem.split("-")[0] for path in (final / "images").glob("*-best-patient-s0.png")} == {
-        "learning_curves", "confusion", "roc_pr", "scores"}
+        "learning_curves",
+        "confusion",
+        "roc_pr",
+        "scores",
+    }
     log = (final / "results" / "test_log.csv").read_text(encoding="utf-8")
     assert log.count("best-patient-s0") == 1
 
@@ -61,6 +82,7 @@ def test_broken_off_while_drawing_the_same_call_draws_the_rest(chosen, tiny_fold
 
     def broken_off(*args, **more):
         raise KeyboardInterrupt
+
     monkeypatch.setattr(cx.plots, "roc_pr", broken_off)
     given = arguments(chosen, tiny_folder, tmp_path)
     assert CliRunner().invoke(main, given).exit_code == 130

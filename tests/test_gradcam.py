@@ -89,8 +89,9 @@ def test_identities_on_pooling_and_one_dense_layer(compact):
     for method in ("gradcam", "hirescam"):
         maps, largest = gradcam(model, images, method=method)
         height, width = maps.shape[1:]
-        np.testing.assert_allclose(maps * largest[:, None, None] * height * width, np.maximum(cam, 0),
-                                   atol=1e-4)
+        np.testing.assert_allclose(
+            maps * largest[:, None, None] * height * width, np.maximum(cam, 0), atol=1e-4
+        )
 
 
 def test_flat_nested_sequential_reloaded_and_mixed_precision_say_the_same(compact, tmp_path):
@@ -102,8 +103,12 @@ def test_flat_nested_sequential_reloaded_and_mixed_precision_say_the_same(compac
     model.save(tmp_path / "model.keras")
     half = cx.build_compact_cnn(64, precision="mixed_bfloat16")
     half.set_weights(model.get_weights())
-    for name, other in (("nested", nested), ("sequential", sequential), ("half", half),
-                        ("reloaded", keras.models.load_model(tmp_path / "model.keras"))):
+    for name, other in (
+        ("nested", nested),
+        ("sequential", sequential),
+        ("half", half),
+        ("reloaded", keras.models.load_model(tmp_path / "model.keras")),
+    ):
         maps, largest = gradcam(other, images)
         np.testing.assert_allclose(maps, wanted, atol=2e-4, err_msg=name)
         np.testing.assert_allclose(largest, height, rtol=1e-3, err_msg=name)
@@ -114,8 +119,11 @@ def test_a_probability_is_explained_by_its_logit():
     wanted = gradcam(two_channels([2.0, 1.0], bias=200.0), X)
     inner = two_channels([2.0, 1.0], bias=200.0)
     sure = two_channels([2.0, 1.0], bias=200.0, activation="sigmoid")
-    for model in (sure, keras.Model(inner.input, layers.Activation("sigmoid")(inner.output)),
-                  keras.Model(sure.input, layers.Activation("linear", dtype="float32")(sure.output))):
+    for model in (
+        sure,
+        keras.Model(inner.input, layers.Activation("sigmoid")(inner.output)),
+        keras.Model(sure.input, layers.Activation("linear", dtype="float32")(sure.output)),
+    ):
         assert model.predict(X, verbose=0) == 1
         found = gradcam(model, X)
         np.testing.assert_allclose(found[0], wanted[0], atol=1e-6)
@@ -140,8 +148,9 @@ def test_three_logits_are_explained_by_their_log_odds():
     """Bacteria and virus alike: the log-odds are their logit minus that of normal, plus ln 2."""
     inputs = keras.Input((3, 3, 1))
     maps = layers.Conv2D(2, 1, use_bias=False, name="maps")(inputs)
-    model = keras.Model(inputs, layers.Dense(3, use_bias=False, name="logit")(
-        layers.GlobalAveragePooling2D()(maps)))
+    model = keras.Model(
+        inputs, layers.Dense(3, use_bias=False, name="logit")(layers.GlobalAveragePooling2D()(maps))
+    )
     model.get_layer("maps").set_weights([np.array([1.0, -1.0]).reshape(1, 1, 1, 2)])
     model.get_layer("logit").set_weights([np.array([[0.5, 2.5, 2.5], [0.25, 1.25, 1.25]])])
     found, wanted = gradcam(model, X), gradcam(two_channels([2.0, 1.0]), X)
@@ -197,12 +206,16 @@ def test_enlarging_keeps_place_and_range():
     assert 0 <= large.min() and large.max() == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.parametrize(("given", "message"), [
-    ({"layer": "mapz"}, r"there are \['maps'\]. Received: layer='mapz'"),
-    ({"layer": "logit"}, "Received: layer='logit'"),
-    ({"method": "cam"}, "Received: method='cam'"),
-    ({"target": "virus"}, "Received: target='virus'"),
-    ({"target": 1}, "Received: target=1")])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"layer": "mapz"}, r"there are \['maps'\]. Received: layer='mapz'"),
+        ({"layer": "logit"}, "Received: layer='logit'"),
+        ({"method": "cam"}, "Received: method='cam'"),
+        ({"target": "virus"}, "Received: target='virus'"),
+        ({"target": 1}, "Received: target=1"),
+    ],
+)
 def test_mistakes_are_named(given, message):
     with pytest.raises(ValueError, match=message):
         gradcam(two_channels([1.0, 0.0]), X, **given)
@@ -219,8 +232,12 @@ def test_randomised_layers_forget_and_the_others_do_not(compact):
     half = names[len(names) // 2]
     copy = randomised(model, half)
     for name in names:
-        same = all(np.array_equal(one, other) for one, other in zip(
-            model.get_layer(name).get_weights(), copy.get_layer(name).get_weights(), strict=True))
+        same = all(
+            np.array_equal(one, other)
+            for one, other in zip(
+                model.get_layer(name).get_weights(), copy.get_layer(name).get_weights(), strict=True
+            )
+        )
         assert same == (names.index(name) < names.index(half) or name.endswith("bn")), name  # bn: all equal
     assert np.abs(copy.predict(images, verbose=0) - model.predict(images, verbose=0)).min() > 0
     again = randomised(model, half)

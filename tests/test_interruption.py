@@ -12,15 +12,36 @@ import pytest
 
 from chestxray.data.phantom import write_phantoms
 
-RUN = [sys.executable, "-c", "from chestxray.cli import main; main()", "run", "--preset", "demo",
-       "--only", "02", "-p", "image_size", "64", "-p", "epochs", "8", "-p", "learning_rate", "0.001"]
+RUN = [
+    sys.executable,
+    "-c",
+    "from chestxray.cli import main; main()",
+    "run",
+    "--preset",
+    "demo",
+    "--only",
+    "02",
+    "-p",
+    "image_size",
+    "64",
+    "-p",
+    "epochs",
+    "8",
+    "-p",
+    "learning_rate",
+    "0.001",
+]
 
 
 def start(data, output, cache):
     return subprocess.Popen(
-        [*RUN, "--data-dir", str(data), "--output-dir", str(output)], start_new_session=True,
-        env=os.environ | {"CHESTXRAY_CACHE": str(cache)}, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True)
+        [*RUN, "--data-dir", str(data), "--output-dir", str(output)],
+        start_new_session=True,
+        env=os.environ | {"CHESTXRAY_CACHE": str(cache)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def epochs_done(checkpoint):

@@ -8,8 +8,25 @@ import pytest
 import chestxray
 
 # From the bottom to the top: a room may import those before it.
-ROOMS = ["evaluation", "plots", "files", "processes", "terminal", "data", "models", "gradcam", "deployment",
-         "results", "record", "steps", "publish", "freeze", "experiments", "console", "cli"]
+ROOMS = [
+    "evaluation",
+    "plots",
+    "files",
+    "processes",
+    "terminal",
+    "data",
+    "models",
+    "gradcam",
+    "deployment",
+    "results",
+    "record",
+    "steps",
+    "publish",
+    "freeze",
+    "experiments",
+    "console",
+    "cli",
+]
 ALONE = ("evaluation", "plots")
 
 
@@ -25,9 +42,14 @@ def imported(source):
 
 
 def test_every_form_of_import_is_seen():
-    forms = {"import chestxray.cli": ["cli"], "import chestxray.data.images as i, os": ["data"],
-             "from chestxray import plots, cli": ["plots", "cli"], "from chestxray.cli import main": ["cli"],
-             "def f():\n    from chestxray.deployment.export import gate": ["deployment"], "import os": []}
+    forms = {
+        "import chestxray.cli": ["cli"],
+        "import chestxray.data.images as i, os": ["data"],
+        "from chestxray import plots, cli": ["plots", "cli"],
+        "from chestxray.cli import main": ["cli"],
+        "def f():\n    from chestxray.deployment.export import gate": ["deployment"],
+        "import os": [],
+    }
     for form, rooms in forms.items():
         assert list(imported(form)) == rooms, form
     with pytest.raises(AssertionError):
@@ -41,7 +63,7 @@ def test_imports_run_downwards():
         room = path.relative_to(root).parts[0].removesuffix(".py")
         if room == "__init__":
             continue
-        below = ROOMS[:ROOMS.index(room)] if room not in ALONE else []
+        below = ROOMS[: ROOMS.index(room)] if room not in ALONE else []
         for other in imported(path.read_text(encoding="utf-8")):
             assert other in (room, "__version__", *below), f"{path.name} imports {other}"
             seen.add((room, other))

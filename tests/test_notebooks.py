@@ -48,8 +48,13 @@ def test_06_compares_what_can_be_compared(tmp_path):
     write_json(results / "older-official-s0.json", older)
     shutil.copy(results / f"{names[1]}.predictions.csv", results / "older-official-s0.predictions.csv")
     papermill.execute_notebook(
-        str(NOTEBOOKS / "06_compare.ipynb"), None, cwd=str(NOTEBOOKS), progress_bar=False,
-        kernel_name="python3", parameters={"results": str(results), "output_dir": str(tmp_path / "out")})
+        str(NOTEBOOKS / "06_compare.ipynb"),
+        None,
+        cwd=str(NOTEBOOKS),
+        progress_bar=False,
+        kernel_name="python3",
+        parameters={"results": str(results), "output_dir": str(tmp_path / "out")},
+    )
     found = read_json(tmp_path / "out" / "results" / "comparison-all.json")
     assert found["part"] == "test"
     assert {row["name"] for row in found["models"]} == {*names, "older-official-s0"}
@@ -61,11 +66,21 @@ def test_06_compares_what_can_be_compared(tmp_path):
 @pytest.mark.slow
 def test_04_compares_ways_none_of_which_has_a_teacher(tmp_path, tiny_folder):
     papermill.execute_notebook(
-        str(NOTEBOOKS / "04_distillation.ipynb"), None, cwd=str(NOTEBOOKS), progress_bar=False,
-        kernel_name="python3", parameters={
-            "data_dir": str(tiny_folder), "output_dir": str(tmp_path), "image_size": 32, "epochs": 1,
-            "views": 1, "train_seeds": [0],
-            "candidates": {"alone": [{}], "smooth": [{"label_smoothing": 0.1}]}})
+        str(NOTEBOOKS / "04_distillation.ipynb"),
+        None,
+        cwd=str(NOTEBOOKS),
+        progress_bar=False,
+        kernel_name="python3",
+        parameters={
+            "data_dir": str(tiny_folder),
+            "output_dir": str(tmp_path),
+            "image_size": 32,
+            "epochs": 1,
+            "views": 1,
+            "train_seeds": [0],
+            "candidates": {"alone": [{}], "smooth": [{"label_smoothing": 0.1}]},
+        },
+    )
     found = read_json(tmp_path / "results" / "student_arms-patient-s0.json")
     assert list(found["arms"]["test"]) == ["alone", "smooth"] and found["teachers"] == []
 
@@ -77,20 +92,38 @@ def test_a_planted_change_in_a_checked_cell_fails(tmp_path):
     folder.mkdir()
     shutil.copy(NOTEBOOKS / "conftest.py", folder)
     source = NOTEBOOKS / "06_compare.ipynb"
-    text = source.read_text(encoding="utf-8").replace('results: str = \\"results\\"',
-                                                      f'results: str = \\"{NOTEBOOKS.parent / "results"}\\"')
+    text = source.read_text(encoding="utf-8").replace(
+        'results: str = \\"results\\"', f'results: str = \\"{NOTEBOOKS.parent / "results"}\\"'
+    )
     (folder / "as_committed.ipynb").write_text(text, encoding="utf-8")
     notebook = nbformat.reads(text, as_version=4)
-    checked = next(cell for cell in notebook.cells
-                   if cell.cell_type == "code" and "NBVAL_CHECK_OUTPUT" in cell.source)
+    checked = next(
+        cell for cell in notebook.cells if cell.cell_type == "code" and "NBVAL_CHECK_OUTPUT" in cell.source
+    )
     checked.outputs[0].text = checked.outputs[0].text.replace("data", "date")
     nbformat.write(notebook, folder / "changed.ipynb")
 
     def check(name):
         return subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--nbval-current-env",
-             "-p", "no:cacheprovider", "--rootdir", str(folder), "-c", "/dev/null", str(folder / name)],
-            capture_output=True, text=True, cwd=folder)
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "--nbval-lax",
+                "--nbval-current-env",
+                "-p",
+                "no:cacheprovider",
+                "--rootdir",
+                str(folder),
+                "-c",
+                "/dev/null",
+                str(folder / name),
+            ],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+        )
 
     assert check("as_committed.ipynb").returncode == 0
     failed = check("changed.ipynb")

@@ -49,19 +49,31 @@ def bars(axis) -> dict[str, list[tuple[float, float]]]:
 
 @pytest.fixture
 def catalog():
-    rows = [("test", 0, "normal", 3), ("test", 1, "virus", 1), ("train", 0, "normal", 6),
-            ("train", 1, "bacteria", 10), ("train", 1, "virus", 8)]
-    return pd.concat([pd.DataFrame({"split": [split] * n, "label": label, "subtype": subtype})
-                      for split, label, subtype, n in rows], ignore_index=True)
+    rows = [
+        ("test", 0, "normal", 3),
+        ("test", 1, "virus", 1),
+        ("train", 0, "normal", 6),
+        ("train", 1, "bacteria", 10),
+        ("train", 1, "virus", 8),
+    ]
+    return pd.concat(
+        [
+            pd.DataFrame({"split": [split] * n, "label": label, "subtype": subtype})
+            for split, label, subtype, n in rows
+        ],
+        ignore_index=True,
+    )
 
 
 def test_class_balance_counts_by_hand(catalog):
     figure = plots.class_balance(catalog)
-    axis, = figure.axes
-    assert [tick.get_text() for tick in axis.get_xticklabels()] == [
-        "train\n24 images", "test\n4 images"]
-    assert bars(axis) == {"NORMAL": [(0, 6), (0, 3)], "PNEUMONIA, bacterial": [(0, 10), (0, 0)],
-                          "PNEUMONIA, viral": [(10, 8), (0, 1)]}
+    (axis,) = figure.axes
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["train\n24 images", "test\n4 images"]
+    assert bars(axis) == {
+        "NORMAL": [(0, 6), (0, 3)],
+        "PNEUMONIA, bacterial": [(0, 10), (0, 0)],
+        "PNEUMONIA, viral": [(10, 8), (0, 1)],
+    }
     found = texts(figure)
     for text in ("6\n25 %", "18\n75 %", "3\n75 %", "1\n25 %", "10", "8"):
         assert text in found
@@ -75,8 +87,9 @@ def test_class_balance_without_subtypes_uses_the_class_colour(catalog):
 
 
 def test_image_sizes_draws_each_image_and_the_median_aspect():
-    table = pd.DataFrame({"width": [200, 300, 400, 600], "height": [200, 200, 200, 200],
-                          "label": [0, 0, 1, 1]})
+    table = pd.DataFrame(
+        {"width": [200, 300, 400, 600], "height": [200, 200, 200, 200], "label": [0, 0, 1, 1]}
+    )
     scatter, histogram = plots.image_sizes(table).axes
     points = np.concatenate([c.get_offsets() for c in scatter.collections])
     assert sorted(points[:, 0]) == [200, 300, 400, 600] and set(points[:, 1]) == {200}
@@ -104,7 +117,7 @@ def test_sample_grid_shows_the_pixels(channel):
     figure = plots.sample_grid(images, list("abcde"), columns=3, suptitle="Five")
     assert len(figure.axes) == 5 and figure.get_suptitle() == "Five"
     for axis, image, title in zip(figure.axes, images, "abcde", strict=True):
-        shown, = axis.images
+        (shown,) = axis.images
         np.testing.assert_array_equal(shown.get_array(), image.reshape(6, 4))
         assert shown.get_clim() == (0, 255) and axis.get_title() == title and not axis.axison
     assert [axis.get_subplotspec().rowspan.start for axis in figure.axes] == [0, 0, 0, 1, 1]
@@ -123,18 +136,20 @@ def test_preprocessing_histogram_is_in_per_cent_of_the_pixels():
 def test_augmentation_preview_puts_the_original_first():
     original = np.full((4, 4, 1), 9, np.uint8)
     figure = plots.augmentation_preview(original, [np.full((4, 4, 1), 40.0 + n) for n in range(7)])
-    assert [axis.get_title() for axis in figure.axes] == ["original"] + [
-        f"view {n}" for n in range(1, 8)]
+    assert [axis.get_title() for axis in figure.axes] == ["original"] + [f"view {n}" for n in range(1, 8)]
     assert [axis.images[0].get_array()[0, 0] for axis in figure.axes] == [9, *range(40, 47)]
 
 
 def synthetic_figures(catalog, synthetic):
     picture = np.full((4, 4), 7, np.uint8)
     sized = catalog.assign(width=32, height=32)
-    return [plots.class_balance(catalog, synthetic), plots.image_sizes(sized, synthetic),
-            plots.sample_grid([picture], ["a"], synthetic=synthetic),
-            plots.preprocessing_steps([picture], ["a"], synthetic),
-            plots.augmentation_preview(picture, [picture], synthetic)]
+    return [
+        plots.class_balance(catalog, synthetic),
+        plots.image_sizes(sized, synthetic),
+        plots.sample_grid([picture], ["a"], synthetic=synthetic),
+        plots.preprocessing_steps([picture], ["a"], synthetic),
+        plots.augmentation_preview(picture, [picture], synthetic),
+    ]
 
 
 @pytest.mark.parametrize("synthetic", [True, False])
@@ -145,11 +160,18 @@ def test_synthetic_is_written_when_asked_only(catalog, synthetic):
 
 @pytest.fixture
 def history():
-    return pd.DataFrame({
-        "epoch": [1, 2, 3, 4], "phase": ["head", "head", "fine", "fine"],
-        "loss": [0.9, 0.7, 0.5, 0.3], "val_loss": [0.8, 0.6, 0.4, 0.5],
-        "accuracy": [0.5, 0.6, 0.7, 0.8], "val_accuracy": [0.5, 0.6, 0.9, 0.8],
-        "val_auroc": [0.6, 0.7, 0.8, 0.9], "learning_rate": 1e-3})
+    return pd.DataFrame(
+        {
+            "epoch": [1, 2, 3, 4],
+            "phase": ["head", "head", "fine", "fine"],
+            "loss": [0.9, 0.7, 0.5, 0.3],
+            "val_loss": [0.8, 0.6, 0.4, 0.5],
+            "accuracy": [0.5, 0.6, 0.7, 0.8],
+            "val_accuracy": [0.5, 0.6, 0.9, 0.8],
+            "val_auroc": [0.6, 0.7, 0.8, 0.9],
+            "learning_rate": 1e-3,
+        }
+    )
 
 
 def test_learning_curves_mark_phase_and_best_epoch(history):
@@ -157,15 +179,18 @@ def test_learning_curves_mark_phase_and_best_epoch(history):
     assert [axis.get_title("left") for axis in figure.axes] == ["Loss", "Accuracy", "AUROC"]
     for axis, best in zip(figure.axes, (0.4, 0.9, 0.8), strict=True):
         assert vertical(axis) == [2.5]
-        note, = axis.texts
+        (note,) = axis.texts
         assert note.get_text() == "fine" and note.get_position()[0] == 2.5
-        ring, = [line for line in axis.lines if line.get_label().startswith("lowest")]
+        (ring,) = [line for line in axis.lines if line.get_label().startswith("lowest")]
         assert list(ring.get_xdata()) == [3] and list(ring.get_ydata()) == [best]
     train, validation = figure.axes[0].lines[:2]
     assert list(train.get_ydata()) == [0.9, 0.7, 0.5, 0.3]
     assert list(validation.get_ydata()) == [0.8, 0.6, 0.4, 0.5]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "train", "validation", "lowest validation loss (epoch 3)"]
+        "train",
+        "validation",
+        "lowest validation loss (epoch 3)",
+    ]
 
 
 def test_one_epoch_of_a_huge_loss_does_not_flatten_the_others(history):
@@ -184,69 +209,94 @@ def test_learning_curves_of_one_epoch_and_of_losses_only(history):
 
 
 def test_learning_curves_without_a_finite_loss_mark_nothing(history):
-    assert not any("lowest" in text for text in texts(
-        plots.learning_curves(history.assign(val_loss=np.nan))))
+    assert not any("lowest" in text for text in texts(plots.learning_curves(history.assign(val_loss=np.nan))))
 
 
 def test_confusion_matrix_orientation_and_percentages():
-    figure = plots.confusion_matrices([{"tp": 1388, "fp": 1, "tn": 3, "fn": 12},
-                                       {"tp": 0, "fp": 0, "tn": 5, "fn": 0}], ["one", "empty row"])
+    figure = plots.confusion_matrices(
+        [{"tp": 1388, "fp": 1, "tn": 3, "fn": 12}, {"tp": 0, "fp": 0, "tn": 5, "fn": 0}], ["one", "empty row"]
+    )
     first, second = figure.axes
     cells = {text.get_position(): text.get_text() for text in first.texts}
-    assert cells == {(0.5, 0.5): "3\n75.0 %", (1.5, 0.5): "1\n25.0 %",  # (column, row)
-                     (0.5, 1.5): "12\n0.9 %", (1.5, 1.5): "1,388\n99.1 %"}
+    assert cells == {
+        (0.5, 0.5): "3\n75.0 %",
+        (1.5, 0.5): "1\n25.0 %",  # (column, row)
+        (0.5, 1.5): "12\n0.9 %",
+        (1.5, 1.5): "1,388\n99.1 %",
+    }
     assert first.yaxis_inverted()  # row 0, NORMAL, is on top
     assert [t.get_text() for t in first.get_xticklabels()] == ["NORMAL", "PNEUMONIA"]
-    assert [t.get_text() for t in first.get_yticklabels()] == ["NORMAL\nn = 4",
-                                                               "PNEUMONIA\nn = 1,400"]
+    assert [t.get_text() for t in first.get_yticklabels()] == ["NORMAL\nn = 4", "PNEUMONIA\nn = 1,400"]
     assert (first.get_xlabel(), first.get_ylabel()) == ("decision", "reference standard")
-    np.testing.assert_allclose(first.collections[0].get_array().ravel(),
-                               [75, 25, 100 * 12 / 1400, 100 * 1388 / 1400])
-    assert [text.get_text() for text in second.texts] == ["5\n100.0 %", "0\n0.0 %",
-                                                          "0\n0.0 %", "0\n0.0 %"]
+    np.testing.assert_allclose(
+        first.collections[0].get_array().ravel(), [75, 25, 100 * 12 / 1400, 100 * 1388 / 1400]
+    )
+    assert [text.get_text() for text in second.texts] == ["5\n100.0 %", "0\n0.0 %", "0\n0.0 %", "0\n0.0 %"]
 
 
 def test_confusion_of_three_classes():
     counts = [[8, 1, 1], [0, 6, 4], [2, 2, 1]]
     (axis,) = plots.confusion_matrices([counts], ["three"], classes=["normal", "bacteria", "virus"]).axes
     cells = {text.get_position(): text.get_text().split("\n")[0] for text in axis.texts}
-    assert cells == {(column + 0.5, row + 0.5): str(counts[row][column])
-                     for row in range(3) for column in range(3)}
+    assert cells == {
+        (column + 0.5, row + 0.5): str(counts[row][column]) for row in range(3) for column in range(3)
+    }
     assert [text.get_text() for text in axis.get_yticklabels()] == [
-        "normal\nn = 10", "bacteria\nn = 10", "virus\nn = 5"]
+        "normal\nn = 10",
+        "bacteria\nn = 10",
+        "virus\nn = 5",
+    ]
 
 
 def test_arms_show_every_seed_and_the_mean():
-    scored = {name: {"seeds": {"auroc": seeds, "brier": [0.1, 0.2]}, "mean": {"auroc": mean, "brier": 0.15}}
-              for name, seeds, mean in (("alone", [0.9, 0.94], 0.92), ("taught", [0.95, 0.97], 0.96))}
+    scored = {
+        name: {"seeds": {"auroc": seeds, "brier": [0.1, 0.2]}, "mean": {"auroc": mean, "brier": 0.15}}
+        for name, seeds, mean in (("alone", [0.9, 0.94], 0.92), ("taught", [0.95, 0.97], 0.96))
+    }
     auroc, brier = plots.arms(scored).axes
     dots = [line for line in auroc.lines if line.get_marker() == "o"]
     assert [(list(line.get_xdata()), list(line.get_ydata())) for line in dots] == [
-        ([0.9, 0.94], [0, 0]), ([0.95, 0.97], [1, 1])]
+        ([0.9, 0.94], [0, 0]),
+        ([0.95, 0.97], [1, 1]),
+    ]
     bars = [line for line in auroc.lines if line.get_marker() == "|"]
     assert [(list(line.get_xdata()), list(line.get_ydata())) for line in bars] == [
-        ([0.92], [0]), ([0.96], [1])]
+        ([0.92], [0]),
+        ([0.96], [1]),
+    ]
     assert [text.get_text() for text in auroc.get_yticklabels()] == ["alone", "taught"]
     assert auroc.yaxis_inverted() and brier.get_title(loc="left") == "Brier (lower is better)"
 
 
 def test_latency_has_a_row_for_each_runtime_and_a_dot_for_each_number_of_cores():
-    costs = pd.DataFrame({
-        "model": "net", "runtime": ["keras", "keras", "litert"], "weights": "float32", "threads": [1, 2, 1],
-        "megabytes": [1.0, 1.0, 0.5], "milliseconds": [4.0, 3.0, 0.5]})
+    costs = pd.DataFrame(
+        {
+            "model": "net",
+            "runtime": ["keras", "keras", "litert"],
+            "weights": "float32",
+            "threads": [1, 2, 1],
+            "megabytes": [1.0, 1.0, 0.5],
+            "milliseconds": [4.0, 3.0, 0.5],
+        }
+    )
     (axis,) = plots.latency(costs).axes
     dots = [line for line in axis.lines if line.get_marker() == "o"]
     assert [(*line.get_xdata(), *line.get_ydata()) for line in dots] == [(4.0, 0), (3.0, 0), (0.5, 1)]
     assert [text.get_text() for text in axis.get_yticklabels()] == [
-        "net, keras float32 (1.0 MB)", "net, litert float32 (0.5 MB)"]
+        "net, keras float32 (1.0 MB)",
+        "net, litert float32 (0.5 MB)",
+    ]
     assert [text.get_text() for text in axis.figure.legends[0].texts] == ["1 core", "2 cores"]
     assert axis.get_xscale() == "log"
 
 
 def test_spread_shows_every_known_value_and_the_mean():
     figure = plots.spread({"share": {"map": np.array([0.2, np.nan, 0.4]), "chance": np.array([0.1])}})
-    dots = {line.get_ydata()[0]: line.get_xdata().tolist() for line in figure.axes[0].lines
-            if line.get_marker() == "o"}
+    dots = {
+        line.get_ydata()[0]: line.get_xdata().tolist()
+        for line in figure.axes[0].lines
+        if line.get_marker() == "o"
+    }
     means = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "|"]
     assert dots == {0: [0.2, 0.4], 1: [0.1]} and means == pytest.approx([0.3, 0.1])
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["map", "chance"]
@@ -254,14 +304,37 @@ def test_spread_shows_every_known_value_and_the_mean():
 
 def test_long_names_are_not_cut_off():
     name = "a_rather_long_name_of_a_model-patient-s0"
-    costs = pd.DataFrame({"model": [name] * 2, "runtime": "litert", "weights": "float32", "threads": [1, 2],
-                          "megabytes": 0.5, "milliseconds": [0.4, 300.0]})
-    scores = pd.DataFrame([{"name": name, "model": name, "split_rule": "patient", "seed": 0, **{
-        key: 0.9 for metric in ("auroc", "accuracy", "specificity")
-        for key in (metric, f"{metric}_low", f"{metric}_high")}}])
+    costs = pd.DataFrame(
+        {
+            "model": [name] * 2,
+            "runtime": "litert",
+            "weights": "float32",
+            "threads": [1, 2],
+            "megabytes": 0.5,
+            "milliseconds": [0.4, 300.0],
+        }
+    )
+    scores = pd.DataFrame(
+        [
+            {
+                "name": name,
+                "model": name,
+                "split_rule": "patient",
+                "seed": 0,
+                **{
+                    key: 0.9
+                    for metric in ("auroc", "accuracy", "specificity")
+                    for key in (metric, f"{metric}_low", f"{metric}_high")
+                },
+            }
+        ]
+    )
     nobody = pd.DataFrame(columns=["split", "model", "who", "held_out", "accuracy", "specificity", "auroc"])
-    for figure in (plots.latency(costs), plots.comparison(scores, ["auroc"]),
-                   plots.overview(scores, nobody, {"patient": "By patient"})):
+    for figure in (
+        plots.latency(costs),
+        plots.comparison(scores, ["auroc"]),
+        plots.overview(scores, nobody, {"patient": "By patient"}),
+    ):
         figure.canvas.draw()
         for label in figure.axes[0].get_yticklabels():
             assert label.get_window_extent().x0 >= 0
@@ -273,12 +346,11 @@ def test_roc_pr_values_by_hand():
     curve = ([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
     figure = plots.roc_pr({"a": curve, "b": ([0, 1, 1, 1], [0.1, 0.5, 0.6, 0.9])}, {"a": 0.4})
     roc, pr = figure.axes
-    assert legend(roc) == ["chance, 0.500", "a, AUROC 0.750", "at threshold 0.400",
-                           "b, AUROC 1.000"]
+    assert legend(roc) == ["chance, 0.500", "a, AUROC 0.750", "at threshold 0.400", "b, AUROC 1.000"]
     assert legend(pr) == ["prevalence, 0.500", "prevalence, 0.750", "a, AP 0.833", "b, AP 1.000"]
-    point, = [line for line in roc.lines if line.get_marker() == "o"]
+    (point,) = [line for line in roc.lines if line.get_marker() == "o"]
     assert (point.get_xdata()[0], point.get_ydata()[0]) == (0.5, 0.5)  # 0.4 itself is called
-    point, = [line for line in pr.lines if line.get_marker() == "o"]
+    (point,) = [line for line in pr.lines if line.get_marker() == "o"]
     assert (point.get_xdata()[0], point.get_ydata()[0]) == (0.5, 0.5)
     assert list(roc.lines[1].get_xdata()) == [0, 0, 0.5, 0.5, 1]
     assert list(roc.lines[1].get_ydata()) == [0, 0.5, 0.5, 1, 1]
@@ -286,9 +358,11 @@ def test_roc_pr_values_by_hand():
 
 def test_roc_pr_shows_the_floor_and_the_band_of_the_first():
     grid = np.array([0.0, 0.5, 1.0])
-    figure = plots.roc_pr({"a": ([0, 1, 0, 1], [0.1, 0.4, 0.5, 0.9])},
-                          band=(grid, [0, 0.2, 1], [0.5, 0.9, 1]),
-                          floor={"sees": "border", "auroc": 0.75, "roc": [0.0, 1.0, 1.0]})
+    figure = plots.roc_pr(
+        {"a": ([0, 1, 0, 1], [0.1, 0.4, 0.5, 0.9])},
+        band=(grid, [0, 0.2, 1], [0.5, 0.9, 1]),
+        floor={"sees": "border", "auroc": 0.75, "roc": [0.0, 1.0, 1.0]},
+    )
     roc = figure.axes[0]
     lines = {line.get_label(): line for line in roc.lines}
     assert lines["hardly any lung seen, 0.750\n(border)"].get_xydata().tolist() == [[0, 0], [0.5, 1], [1, 1]]
@@ -300,11 +374,14 @@ def test_roc_pr_enlarges_the_corner_where_all_curves_lie():
     labels, grid = [0] * 50 + [1] * 50, np.linspace(0, 1, 100)
     swapped = np.where(np.arange(100) == 49, grid[50], np.where(np.arange(100) == 50, grid[49], grid))
     good, poor = (labels, swapped), (labels, grid[::-1])  # one of 2,500 pairs out of order: AUROC .9996
-    figure = plots.roc_pr({str(number): good for number in range(6)}, {"0": 0.5},
-                          floor={"sees": "border", "auroc": 0.75, "roc": [0.0, 1.0, 1.0]})
+    figure = plots.roc_pr(
+        {str(number): good for number in range(6)},
+        {"0": 0.5},
+        floor={"sees": "border", "auroc": 0.75, "roc": [0.0, 1.0, 1.0]},
+    )
     figure.canvas.draw()
     for axis, recall in zip(figure.axes, ((-0.004, 0.2), (0.8, 1.004)), strict=True):
-        corner, = axis.child_axes
+        (corner,) = axis.child_axes
         assert (corner.get_xlim(), corner.get_ylim()) == (recall, (0.8, 1.004))
         for line, enlarged in zip(axis.lines, corner.lines, strict=True):
             np.testing.assert_array_equal(line.get_xydata(), enlarged.get_xydata())
@@ -316,15 +393,20 @@ def test_roc_pr_enlarges_the_corner_where_all_curves_lie():
 
 def test_calibration_draws_bins_and_net_benefit():
     labels, p = [0, 0, 1, 0, 1, 1, 1, 1], [0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9]
-    figure = plots.calibration({"a": reliability_table(labels, p, 2)},
-                               {"a": decision_curve(labels, p, [0.5])})
+    figure = plots.calibration(
+        {"a": reliability_table(labels, p, 2)}, {"a": decision_curve(labels, p, [0.5])}
+    )
     reliability, benefit = figure.axes
     assert reliability.lines[1].get_xydata().tolist() == pytest.approx(np.array([[0.25, 0.25], [0.75, 1]]))
     assert [line.get_ydata()[0] for line in benefit.lines] == pytest.approx([5 / 8 - 3 / 8, 0, 0.5])
     figure.draw_without_rendering()
-    legend, = figure.legends
+    (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
-        "predicted = observed", "a", "treat all", "treat none"]
+        "predicted = observed",
+        "a",
+        "treat all",
+        "treat none",
+    ]
     assert not any(legend.get_window_extent().overlaps(axis.get_window_extent()) for axis in figure.axes)
 
 
@@ -333,8 +415,11 @@ def test_roc_pr_with_a_threshold_that_calls_nothing():
 
 
 def test_score_distribution_bars_and_thresholds():
-    figure = plots.score_distribution([0, 0, 0, 0, 1, 1], [0.0, 0.01, 0.5, 0.99, 0.99, 1.0],
-                                      {"Youden": 0.5, "sensitivity": 0.2, "impossible": None})
+    figure = plots.score_distribution(
+        [0, 0, 0, 0, 1, 1],
+        [0.0, 0.01, 0.5, 0.99, 0.99, 1.0],
+        {"Youden": 0.5, "sensitivity": 0.2, "impossible": None},
+    )
     pneumonia, normal = figure.axes
     heights = [bar.get_height() for bar in normal.patches]
     assert len(heights) == 25 and sum(heights) == pytest.approx(100)
@@ -342,42 +427,71 @@ def test_score_distribution_bars_and_thresholds():
     assert [bar.get_height() for bar in pneumonia.patches][24] == pytest.approx(100)
     assert vertical(pneumonia) == vertical(normal) == [0.5, 0.2]
     assert [(t.get_text(), t.get_position()[0]) for t in pneumonia.texts] == [
-        (" Youden: 0.500", 0.5), (" sensitivity: 0.200", 0.2)]
+        (" Youden: 0.500", 0.5),
+        (" sensitivity: 0.200", 0.2),
+    ]
     assert pneumonia.get_ylabel().startswith("PNEUMONIA (n = 2)")
     assert normal.get_ylabel().startswith("NORMAL (n = 4)")
 
 
 def test_overview_shows_seeds_published_numbers_and_floors_under_their_split():
     metrics = ("accuracy", "specificity", "auroc")
-    ours = pd.DataFrame([{"model": "net", "split_rule": rule, **{
-        key: value + change for metric in metrics
-        for key, change in ((metric, 0), (f"{metric}_low", -0.1), (f"{metric}_high", 0.1))}}
-        for rule, value in (("patient", 0.7), ("patient", 0.8), ("official", 0.6), ("image", 0.5))])
+    ours = pd.DataFrame(
+        [
+            {
+                "model": "net",
+                "split_rule": rule,
+                **{
+                    key: value + change
+                    for metric in metrics
+                    for key, change in ((metric, 0), (f"{metric}_low", -0.1), (f"{metric}_high", 0.1))
+                },
+            }
+            for rule, value in (("patient", 0.7), ("patient", 0.8), ("official", 0.6), ("image", 0.5))
+        ]
+    )
     ours["seed"] = [1, 0, 0, 0]  # the better one on validation comes first
-    published = pd.DataFrame({"model": ["theirs", "left out"], "who": ["A 2020", "B"],
-                              "split": ["official", "image"], "held_out": [False, True],
-                              "accuracy": [0.9, 0.1], "specificity": [np.nan, 0.1], "auroc": [0.95, 0.1]})
-    figure = plots.overview(ours, published, {"patient": "By patient", "official": "Theirs"},
-                            {"official": 0.55, "image": 0.2})
+    published = pd.DataFrame(
+        {
+            "model": ["theirs", "left out"],
+            "who": ["A 2020", "B"],
+            "split": ["official", "image"],
+            "held_out": [False, True],
+            "accuracy": [0.9, 0.1],
+            "specificity": [np.nan, 0.1],
+            "auroc": [0.95, 0.1],
+        }
+    )
+    figure = plots.overview(
+        ours, published, {"patient": "By patient", "official": "Theirs"}, {"official": 0.55, "image": 0.2}
+    )
     accuracy, _, auroc = figure.axes
     assert [text.get_text() for text in accuracy.get_yticklabels()] == ["net", "net", "theirs (A 2020) *"]
     first, second, theirs = accuracy.get_yticks()
     drawn = {(round(x, 3), y) for line in auroc.lines for x, y in line.get_xydata() if np.isfinite(x)}
     assert drawn == {(0.8, first), (0.7, first), (0.6, second), (0.95, theirs)}
     assert [text.get_text() for text in accuracy.texts] == ["By patient", "Theirs"]
-    interval, = [lines.get_segments()[0] for lines in accuracy.collections
-                 if lines.get_segments()[0][0][1] == first]
+    (interval,) = [
+        lines.get_segments()[0] for lines in accuracy.collections if lines.get_segments()[0][0][1] == first
+    ]
     assert interval[:, 0].tolist() == pytest.approx([0.7, 0.9])  # of seed 0
-    floor, = [lines for lines in auroc.collections if lines.get_linestyle()[0][1]]
+    (floor,) = [lines for lines in auroc.collections if lines.get_linestyle()[0][1]]
     (x, top), (_, bottom) = floor.get_segments()[0]
     assert x == 0.55 and first < top < second and bottom > theirs
 
 
 def test_comparison_points_intervals_and_order():
-    table = pd.DataFrame({"name": ["first", "second", "third"],
-                          "auroc": [0.9, 0.8, np.nan], "auroc_low": [0.85, np.nan, np.nan],
-                          "auroc_high": [0.95, np.nan, np.nan],
-                          "brier": [0.1, 0.2, 0.3], "brier_low": 0.05, "brier_high": 0.4})
+    table = pd.DataFrame(
+        {
+            "name": ["first", "second", "third"],
+            "auroc": [0.9, 0.8, np.nan],
+            "auroc_low": [0.85, np.nan, np.nan],
+            "auroc_high": [0.95, np.nan, np.nan],
+            "brier": [0.1, 0.2, 0.3],
+            "brier_low": 0.05,
+            "brier_high": 0.4,
+        }
+    )
     figure = plots.comparison(table, ["auroc", "brier"])
     auroc, brier = figure.axes
     assert [t.get_text() for t in auroc.get_yticklabels()] == ["first", "second", "third"]
@@ -398,12 +512,18 @@ WRONG = {
     "unit range": (lambda: plots.sample_grid([SMALL / 255], ["a"]), "images=(4, 4)"),
     "views": (lambda: plots.augmentation_preview(SMALL, [SMALL] * 8), "views=8"),
     "no columns": (lambda: plots.image_sizes(pd.DataFrame({"width": [1]})), "columns=['width']"),
-    "no rows": (lambda: plots.learning_curves(pd.DataFrame(columns=["epoch", "loss", "val_loss"])),
-                "rows=0, columns=['epoch', 'loss', 'val_loss']"),
-    "split": (lambda: plots.class_balance(pd.DataFrame(
-        {"split": ["dev"], "label": [0], "subtype": [""]})), "split=['dev']"),
-    "epochs": (lambda: plots.learning_curves(pd.DataFrame(
-        {"epoch": [1, 1], "loss": 1.0, "val_loss": 1.0})), "epoch=[1, 1]"),
+    "no rows": (
+        lambda: plots.learning_curves(pd.DataFrame(columns=["epoch", "loss", "val_loss"])),
+        "rows=0, columns=['epoch', 'loss', 'val_loss']",
+    ),
+    "split": (
+        lambda: plots.class_balance(pd.DataFrame({"split": ["dev"], "label": [0], "subtype": [""]})),
+        "split=['dev']",
+    ),
+    "epochs": (
+        lambda: plots.learning_curves(pd.DataFrame({"epoch": [1, 1], "loss": 1.0, "val_loss": 1.0})),
+        "epoch=[1, 1]",
+    ),
     "cells": (lambda: plots.confusion_matrices([{"tp": 1}], ["a"]), "confusions=[{'tp': 1}]"),
     "one class": (lambda: plots.roc_pr({"a": ([1, 1], [0.1, 0.2])}), "probabilities=(2,)"),
     "NaN": (lambda: plots.score_distribution(LABELS, [0.1, np.nan], {}), "probabilities=(2,)"),

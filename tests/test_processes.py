@@ -15,8 +15,11 @@ from chestxray.processes import in_processes
 
 
 def children():
-    return [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE
-            and "resource_tracker" not in " ".join(one.cmdline())]
+    return [
+        one
+        for one in psutil.Process().children(recursive=True)
+        if one.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in " ".join(one.cmdline())
+    ]
 
 
 @pytest.mark.parametrize(("count", "pieces"), [(0, 1), (64, 1), (65, 5), (200, 13)])
@@ -75,8 +78,9 @@ for _ in in_processes(sum, list(range(400)), "adding"):
 
 @pytest.mark.slow
 def test_the_processes_of_a_killed_one_end():
-    killed = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT)
+    killed = subprocess.Popen(
+        [sys.executable, "-c", KILLED], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     killed.communicate(timeout=180)  # ends only when nobody holds the pipe any more
     assert killed.returncode == -signal.SIGKILL
 

@@ -22,8 +22,13 @@ def make_run(folder, *results, model_bytes=10):
         model.mkdir(parents=True)
         (model / "model.keras").write_bytes(b"0" * model_bytes)
     (folder / "images").mkdir()
-    for figure in ("roc_pr-a-patient-s0.png", "learning_curves-a-patient-s0.png", "samples-a.png",
-                   "class_means.png", "phantoms.png"):
+    for figure in (
+        "roc_pr-a-patient-s0.png",
+        "learning_curves-a-patient-s0.png",
+        "samples-a.png",
+        "class_means.png",
+        "phantoms.png",
+    ):
         (folder / "images" / figure).write_bytes(PNG)
     notebooks = folder / "results" / "notebooks"
     notebooks.mkdir()
@@ -31,9 +36,13 @@ def make_run(folder, *results, model_bytes=10):
     (folder / "results" / "test_log.csv").write_text("time,name\n1,a\n")
 
 
-PUBLISHED = ["images/learning_curves-a-patient-s0.png", "images/roc_pr-a-patient-s0.png",
-             "results/a-patient-s0.json", "results/a-patient-s0.predictions.csv",
-             "saved_models/a-patient-s0/model.keras"]
+PUBLISHED = [
+    "images/learning_curves-a-patient-s0.png",
+    "images/roc_pr-a-patient-s0.png",
+    "results/a-patient-s0.json",
+    "results/a-patient-s0.predictions.csv",
+    "saved_models/a-patient-s0/model.keras",
+]
 
 
 def files(folder):
@@ -43,8 +52,7 @@ def files(folder):
 def test_only_what_is_allowed_is_copied(tmp_path):
     make_run(tmp_path / "run", result("a"))
     publish(tmp_path / "run", tmp_path / "repo")
-    assert files(tmp_path / "repo") == [
-        *PUBLISHED[:4], "results/test_log.csv", PUBLISHED[4]]
+    assert files(tmp_path / "repo") == [*PUBLISHED[:4], "results/test_log.csv", PUBLISHED[4]]
 
 
 def test_curves_of_a_training_without_result_stay(tmp_path):
@@ -61,7 +69,8 @@ def test_ways_of_training_are_copied_with_their_logits(tmp_path):
     (tmp_path / "run/images/arms-b_arms.png").write_bytes(PNG)
     publish(tmp_path / "run", tmp_path / "repo")
     assert {"images/arms-b_arms.png", "results/b_arms.json", "results/b_arms.predictions.csv"} <= set(
-        files(tmp_path / "repo"))
+        files(tmp_path / "repo")
+    )
 
 
 def test_of_phantoms_only_pictures_are_published(tmp_path):
@@ -92,7 +101,7 @@ def test_half_a_figure_is_named_and_replaces_nothing(share, tmp_path):
     whole = cv2.imencode(".png", noise)[1].tobytes()
     make_run(tmp_path / "run", result("a"))
     publish(tmp_path / "run", tmp_path / "repo")
-    (tmp_path / "run/images/roc_pr-a-patient-s0.png").write_bytes(whole[:int(share * len(whole))])
+    (tmp_path / "run/images/roc_pr-a-patient-s0.png").write_bytes(whole[: int(share * len(whole))])
     before = (tmp_path / "repo/images/roc_pr-a-patient-s0.png").read_bytes()
     with pytest.raises(ValueError, match=r"cannot be read .*Received: path='.*roc_pr-a-patient-s0\.png'"):
         publish(tmp_path / "run", tmp_path / "repo")
@@ -132,8 +141,10 @@ def test_looks_at_test_accumulate_without_repetition(tmp_path):
 
 def only_tried(name, auroc):
     return result(name, auroc, parts=("val",)) | {
-        "training": {"epochs": {"head": 3}, "seconds": 9.0}, "image": {"size": 64},
-        "parameters": {"dropout": 0.5}}
+        "training": {"epochs": {"head": 3}, "seconds": 9.0},
+        "image": {"size": 64},
+        "parameters": {"dropout": 0.5},
+    }
 
 
 def test_what_was_only_tried_on_validation_becomes_a_row(tmp_path):
@@ -141,12 +152,19 @@ def test_what_was_only_tried_on_validation_becomes_a_row(tmp_path):
     (tmp_path / "run" / "images" / "roc_pr-b-patient-s0.png").write_bytes(PNG)
     publish(tmp_path / "run", tmp_path / "repo")
     assert files(tmp_path / "repo") == [
-        *PUBLISHED[:4], "results/test_log.csv", "results/tried.csv", PUBLISHED[4]]
+        *PUBLISHED[:4],
+        "results/test_log.csv",
+        "results/tried.csv",
+        PUBLISHED[4],
+    ]
     make_run(tmp_path / "later", only_tried("b", 0.7), only_tried("d", 0.6))
     publish(tmp_path / "later", tmp_path / "repo")
     table = pd.read_csv(tmp_path / "repo" / "results" / "tried.csv")
     assert dict(zip(table["name"], table["auroc"], strict=True)) == {
-        "b-patient-s0": 0.7, "c-patient-s0": 0.8, "d-patient-s0": 0.6}
+        "b-patient-s0": 0.7,
+        "c-patient-s0": 0.8,
+        "d-patient-s0": 0.6,
+    }
     assert not [column for column in table if column.endswith(("_low", "_high"))]
     assert not {"model", "seed", "record"} & set(table)
     assert table.loc[0, ["epochs", "parameters"]].tolist() == ['{"head": 3}', '{"dropout": 0.5}']

@@ -32,8 +32,12 @@ def test_rows_of_the_table_follow_from_the_committed_predictions():
         threshold = read_json(ROOT / "results" / f"{name}.json")["thresholds"]["youden"]
         scored = pd.read_csv(ROOT / "results" / f"{name}.predictions.csv").query("split == 'test'")
         said = (scored["probability"] >= threshold) == (scored["label"] == 1)
-        values = [roc_auc_score(scored["label"], scored["probability"]), said.mean(),
-                  said[scored["label"] == 1].mean(), said[scored["label"] == 0].mean()]
+        values = [
+            roc_auc_score(scored["label"], scored["probability"]),
+            said.mean(),
+            said[scored["label"] == 1].mean(),
+            said[scored["label"] == 0].mean(),
+        ]
         assert [cell.split()[0] for cell in shown] == [f"{value:.3f}" for value in values], name
 
 
@@ -42,9 +46,11 @@ def test_published_rows_are_those_of_the_list():
     for row in published.to_dict("records"):
         who = f"[{row['who']}]({row['source']})" if row["source"] else row["who"]
         start = f"| {row['split']} | {row['model']} ({who}"
-        line, = [line for line in TEXT.splitlines() if line.startswith((start + ")", start + ";"))]
-        values = [f"{float(row[metric]):.3f}" if row[metric] else "–"
-                  for metric in ("auroc", "accuracy", "sensitivity", "specificity")]
+        (line,) = [line for line in TEXT.splitlines() if line.startswith((start + ")", start + ";"))]
+        values = [
+            f"{float(row[metric]):.3f}" if row[metric] else "–"
+            for metric in ("auroc", "accuracy", "sensitivity", "specificity")
+        ]
         assert line.endswith(f"| {' | '.join(values)} |")
 
 
@@ -67,8 +73,13 @@ def test_the_library_example_runs_as_printed_in_twelve_lines(tmp_path, plain_fol
     code = re.search(r"```python\n(.*?)```", TEXT, re.S).group(1)
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
     plain_folder(tmp_path, 60).rename(tmp_path / "my_xrays")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
-                          env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "no patient group is known for 60 of 60 images" in done.stderr
     assert (tmp_path / "my_model.keras").is_file()

@@ -16,8 +16,14 @@ def data(real_data):
 
 def test_the_split_by_image_is_the_published_one(data, kaggle_names):
     counts = data.table.groupby(["split", "label"]).size().to_dict()
-    assert counts == {("train", 0): 1108, ("train", 1): 2991, ("val", 0): 237, ("val", 1): 641,
-                      ("test", 0): 238, ("test", 1): 641}
+    assert counts == {
+        ("train", 0): 1108,
+        ("train", 1): 2991,
+        ("val", 0): 237,
+        ("val", 1): 641,
+        ("test", 0): 238,
+        ("test", 1): 641,
+    }
     assert data.split_hash == cx.split_hash(cx.make_split(kaggle_names, "image", 0))
 
 
@@ -30,8 +36,9 @@ def test_pretrained_vgg16_sees_real_images_as_that_of_keras_does(data, real_weig
     rows = data.part("val").groupby("label").sample(4, random_state=0)
     grey = data.store.images(rows).astype(np.float32)
     file = real_weights if real_weights.is_file() else real_weights / "vgg16_notop.weights.h5"
-    plain = keras.applications.VGG16(include_top=False, weights=str(file), input_shape=(224, 224, 3),
-                                     pooling="avg")
+    plain = keras.applications.VGG16(
+        include_top=False, weights=str(file), input_shape=(224, 224, 3), pooling="avg"
+    )
     expected = plain(keras.applications.vgg16.preprocess_input(np.repeat(grey, 3, axis=-1))).numpy()
     model, recorded = cx.build_transfer_model("VGG16", weights=str(real_weights))
     assert recorded == file.name

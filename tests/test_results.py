@@ -10,9 +10,17 @@ from chestxray.files import read_json, write_json
 def result(model, auroc=0.9, rule="patient", data="chest_xray", parts=("val", "test"), seed=0):
     entry = {"value": auroc, "low": auroc - 0.05, "high": auroc + 0.05}
     metrics = {part: {"auroc": entry, "youden": {"accuracy": entry}} for part in parts}
-    return {"schema": results.RESULT_SCHEMA, "name": f"{model}-{rule}-s{seed}", "data": data,
-            "split_rule": rule, "split_hash": "abc", "record": False, "weights": "random",
-            "parameter_count": 7, "metrics": metrics}
+    return {
+        "schema": results.RESULT_SCHEMA,
+        "name": f"{model}-{rule}-s{seed}",
+        "data": data,
+        "split_rule": rule,
+        "split_hash": "abc",
+        "record": False,
+        "weights": "random",
+        "parameter_count": 7,
+        "metrics": metrics,
+    }
 
 
 def test_results_are_ordered_by_split_and_validation_and_others_are_ignored(tmp_path):
@@ -20,7 +28,10 @@ def test_results_are_ordered_by_split_and_validation_and_others_are_ignored(tmp_
         write_json(tmp_path / f"{one['name']}.json", one)
     write_json(tmp_path / "other.json", {"schema": "chestxray.dataset/1", "name": "other"})
     assert [one["name"] for one in results.read_results(tmp_path)] == [
-        "c-image-s0", "b-patient-s0", "a-patient-s0"]
+        "c-image-s0",
+        "b-patient-s0",
+        "a-patient-s0",
+    ]
 
 
 def test_no_result_is_an_error_that_names_the_folder(tmp_path):
@@ -40,9 +51,13 @@ def test_seeds_of_a_model_are_summed_up_by_hand():
     others = [result("a-b", 0.7, rule="image"), result("c")]
     table = results.seed_table(results.comparison_table([*some, *others]))
     assert table[["model", "split_rule", "seeds"]].values.tolist() == [
-        ["a-b", "patient", 3], ["a-b", "image", 1], ["c", "patient", 1]]
+        ["a-b", "patient", 3],
+        ["a-b", "image", 1],
+        ["c", "patient", 1],
+    ]
     assert table.loc[0, ["auroc", "auroc_sd", "accuracy", "accuracy_sd"]].tolist() == pytest.approx(
-        [0.9, 0.1, 0.9, 0.1])
+        [0.9, 0.1, 0.9, 0.1]
+    )
     assert np.isnan(table.loc[1, "auroc_sd"])
 
 

@@ -23,17 +23,44 @@ from chestxray.files import read_json
 def test_all_notebooks_on_a_plain_folder_with_broken_files(tmp_path, plain_folder):
     sick = plain_folder(tmp_path, 120) / "sick"
     whole = (sick / "000.jpeg").read_bytes()
-    (sick / "cut.jpeg").write_bytes(whole[:len(whole) // 2])
+    (sick / "cut.jpeg").write_bytes(whole[: len(whole) // 2])
     (sick / "empty.jpeg").write_bytes(b"")
     (sick / "text.jpeg").write_text("a letter")
     deep = cv2.imread(str(sick / "001.jpeg"), cv2.IMREAD_GRAYSCALE).astype(np.uint16) * 16  # 12 bits in 16
     cv2.imwrite(str(sick / "deep.png"), deep)
 
     done = subprocess.run(
-        [sys.executable, "-c", "from chestxray.cli import main; main()", "run", "--data-dir", "mine",
-         "--classes", "healthy", "sick", "--preset", "demo", "--output-dir", "out", "-p", "image_size", "64",
-         "-p", "epochs", "2", "-p", "score_test", "false", "-p", "force", "true"], cwd=tmp_path,
-        capture_output=True, text=True)
+        [
+            sys.executable,
+            "-c",
+            "from chestxray.cli import main; main()",
+            "run",
+            "--data-dir",
+            "mine",
+            "--classes",
+            "healthy",
+            "sick",
+            "--preset",
+            "demo",
+            "--output-dir",
+            "out",
+            "-p",
+            "image_size",
+            "64",
+            "-p",
+            "epochs",
+            "2",
+            "-p",
+            "score_test",
+            "false",
+            "-p",
+            "force",
+            "true",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout
     results = tmp_path / "out" / "results"
     counts = read_json(results / "dataset-patient-s0.json")
@@ -42,9 +69,13 @@ def test_all_notebooks_on_a_plain_folder_with_broken_files(tmp_path, plain_folde
     assert model["classes"] == ["healthy", "sick"] and model["data"] == "mine"
     assert set(model["metrics"]) == {"val"} and not (results / "test_log.csv").exists()
     assert {model["name"] for model in read_json(results / "comparison-patient.json")["models"]} == {
-        f"{name}-patient-s0" for name in ("custom_cnn", "vgg16", "student", "student_teacher1")}
+        f"{name}-patient-s0" for name in ("custom_cnn", "vgg16", "student", "student_teacher1")
+    }
     assert set(read_json(results / "student_arms-patient-s0.json")["arms"]["val"]) == {
-        "alone", "label smoothing", "distilled"}  # no subtype is known
+        "alone",
+        "label smoothing",
+        "distilled",
+    }  # no subtype is known
     card = (tmp_path / "out" / "saved_models" / "custom_cnn-patient-s0" / "README.md").read_text()
     assert "healthy (0) against sick (1)" in card and "one hospital" not in card
 
@@ -69,8 +100,19 @@ def test_two_dask_workers_play_a_plan_and_one_is_killed(tmp_path, monkeypatch):
 
         killer = threading.Thread(target=kill, daemon=True)
         killer.start()
-        assert run_plan("demo", data, ["image", "patient"], tmp_path / "spread", settings, "02", jobs=-1,
-                        backend="dask") == 0
+        assert (
+            run_plan(
+                "demo",
+                data,
+                ["image", "patient"],
+                tmp_path / "spread",
+                settings,
+                "02",
+                jobs=-1,
+                backend="dask",
+            )
+            == 0
+        )
         killer.join()
         assert cluster.workers[0].pid != pid
     for rule in ("image", "patient"):

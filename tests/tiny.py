@@ -22,7 +22,7 @@ def draw(folder):
             kind = "bacteria" if number < 40 else "virus"
             path = folder / "PNEUMONIA" / f"person{patient}_{kind}_{number}.png"
             x, y = rng.integers(8, 30, 2)
-            picture[y:y + 12, x:x + 12] += 60
+            picture[y : y + 12, x : x + 12] += 60
         path.parent.mkdir(parents=True, exist_ok=True)
         assert cv2.imwrite(str(path), np.clip(picture, 0, 255).astype(np.uint8))
     return folder

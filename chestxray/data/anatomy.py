@@ -92,9 +92,7 @@ def _curve(*knots: Sequence[float], radii: Sequence[float], hollow: float = 0.0)
     return Tube(points, np.interp(t, np.linspace(0, 1, len(radii)), radii), hollow)
 
 
-def _vessel_tree(
-    rng: np.random.Generator, lung: Solid, side: int, calibre: float
-) -> Iterator[Tube]:
+def _vessel_tree(rng: np.random.Generator, lung: Solid, side: int, calibre: float) -> Iterator[Tube]:
     """Yield the vessels of a lung: they leave the hilum, bend, fork and thin out."""
     hilum = (side * 2.2, -0.9 + 0.4 * side, 0.0)
     growing = [
@@ -153,11 +151,7 @@ def make_anatomy(patient_seed: int) -> Anatomy:
         Solid((-0.9, 1.4, 0.4), (2.5 * heart, 3.6, depth * 0.6), tilt=-0.1),  # right atrium
         Solid((0.1, -1, 0), (about(1.9, 0.15), 10, depth * 0.8), power=2.5, taper=0.2),
         Solid((about(1.0, 0.2), -2.9, -0.4), (about(1.2, 0.2), about(2.2), 2.6), -0.15),  # aorta
-        Solid(
-            (rng.uniform(-1.2, 1.2), -3.6, 2.6),
-            (1.4 + 2.4 * thymus, 2.9, 0.5 + 1.2 * thymus),
-            power=2.5,
-        ),
+        Solid((rng.uniform(-1.2, 1.2), -3.6, 2.6), (1.4 + 2.4 * thymus, 2.9, 0.5 + 1.2 * thymus), power=2.5),
     )
     top = rng.uniform(4.2, 5.2)
     domes = tuple(
@@ -187,9 +181,7 @@ def make_anatomy(patient_seed: int) -> Anatomy:
         gas=tuple(gas),
         bones=tuple(bone for side in SIDES for bone in _bones(rng, side, width, depth)),
         vessels=tuple(
-            vessel
-            for side, lung in zip(SIDES, lungs)
-            for vessel in _vessel_tree(rng, lung, side, calibre)
+            vessel for side, lung in zip(SIDES, lungs) for vessel in _vessel_tree(rng, lung, side, calibre)
         ),
         airways=airways,
         spine=Solid((bend, rng.uniform(-0.7, 0.7), -3.6), vertebra, power=3.5),

@@ -63,8 +63,17 @@ class Augmentation:
             from output to input pixels, brightness factor, contrast factor.
         """
         uniform = np.stack([_uniform(path, view, seed) for path in paths])
-        limits = np.array([np.deg2rad(self.rotation), self.shift * size, self.shift * size,
-                           np.deg2rad(self.shear), self.zoom, self.brightness, self.contrast])
+        limits = np.array(
+            [
+                np.deg2rad(self.rotation),
+                self.shift * size,
+                self.shift * size,
+                np.deg2rad(self.shear),
+                self.zoom,
+                self.brightness,
+                self.contrast,
+            ]
+        )
         angle, shift_x, shift_y, shear, zoom, brightness, contrast = (uniform[:, :7] * limits).T
         mirror = np.where(self.flip & (uniform[:, 7] > 0), -1.0, 1.0)
         transforms = affine_coefficients(size, angle, shift_x, shift_y, shear, 1 + zoom, mirror)
@@ -78,8 +87,15 @@ def _uniform(path: str, view: int, seed: int) -> np.ndarray:
     return generator.uniform(-1, 1, size=8)
 
 
-def affine_coefficients(size: int, angle: np.ndarray, shift_x: np.ndarray, shift_y: np.ndarray,
-                        shear: np.ndarray, zoom: np.ndarray, mirror: np.ndarray) -> np.ndarray:
+def affine_coefficients(
+    size: int,
+    angle: np.ndarray,
+    shift_x: np.ndarray,
+    shift_y: np.ndarray,
+    shear: np.ndarray,
+    zoom: np.ndarray,
+    mirror: np.ndarray,
+) -> np.ndarray:
     """Compose rotation, shear, zoom and mirroring about the centre, then a shift.
 
     Args:
@@ -120,7 +136,8 @@ def view_layer() -> Any:
         def call(self, images: tf.Tensor, parameters: tf.Tensor) -> tf.Tensor:
             images = keras.ops.cast(images, "float32")
             images = keras.ops.image.affine_transform(
-                images, parameters[:, _TRANSFORM], interpolation="bilinear", fill_mode="nearest")
+                images, parameters[:, _TRANSFORM], interpolation="bilinear", fill_mode="nearest"
+            )
             mean = keras.ops.mean(images, axis=(1, 2, 3), keepdims=True)
             gain = parameters[:, _GAIN, None, None]
             contrast = parameters[:, _CONTRAST, None, None]

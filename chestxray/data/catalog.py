@@ -33,8 +33,19 @@ from chestxray.data.tables import read_table
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 SUBTYPES = ("normal", "bacteria", "virus")
-COLUMNS = ("path", "label", "subtype", "group", "group_conservative", "official_split",
-           "width", "height", "mode", "bytes", "sha256")
+COLUMNS = (
+    "path",
+    "label",
+    "subtype",
+    "group",
+    "group_conservative",
+    "official_split",
+    "width",
+    "height",
+    "mode",
+    "bytes",
+    "sha256",
+)
 
 SPLIT_HEADER = "# {"
 """Begins the first line of a split file, which says how the split was made."""
@@ -91,8 +102,10 @@ def scan(data_dir: str | Path | None = None, classes: tuple[str, str] | None = N
     catalog, problems = _usable(root, listing)
     for label, name in enumerate(classes or CLASSES):
         if not (catalog["label"] == label).any():
-            raise ValueError(f"expected images of both classes, found no readable one of {name} "
-                             f"({len(problems)} unreadable). Received: data_dir={str(root)!r}")
+            raise ValueError(
+                f"expected images of both classes, found no readable one of {name} "
+                f"({len(problems)} unreadable). Received: data_dir={str(root)!r}"
+            )
     return group_by_names(catalog)
 
 
@@ -103,9 +116,15 @@ def group_by_names(files: pd.DataFrame) -> pd.DataFrame:
     return _finish(files.join(names))
 
 
-def from_table(csv: str | Path, image_root: str | Path, path: str = "path", label: str = "label",
-               group: str = "group", split: str = "split",
-               classes: tuple[str, str] = CLASSES) -> pd.DataFrame:
+def from_table(
+    csv: str | Path,
+    image_root: str | Path,
+    path: str = "path",
+    label: str = "label",
+    group: str = "group",
+    split: str = "split",
+    classes: tuple[str, str] = CLASSES,
+) -> pd.DataFrame:
     """Make a catalog from a list that the user keeps.
 
     Args:
@@ -140,8 +159,9 @@ def from_table(csv: str | Path, image_root: str | Path, path: str = "path", labe
     given = read_table(csv, names, skiprows=int(header))
     for name, column in (("path", path), ("label", label)):
         if column not in given:
-            raise ValueError(f"the list has no such column, only {list(given.columns)}. "
-                             f"Received: {name}={column!r}")
+            raise ValueError(
+                f"the list has no such column, only {list(given.columns)}. Received: {name}={column!r}"
+            )
     codes = {"0": 0, "1": 1, classes[0]: 0, classes[1]: 1}
     labels = given[label].map(codes)
     if labels.isna().any():
@@ -151,29 +171,36 @@ def from_table(csv: str | Path, image_root: str | Path, path: str = "path", labe
     wrong = paths[paths.isna() | paths.duplicated()]
     if len(wrong):
         raise ValueError(f"a path is missing or listed twice. Received: {path}={wrong.iloc[0]!r}")
-    listing = pd.DataFrame({
-        "path": paths,
-        "label": labels.astype(int),
-        "official_split": given[split].fillna("") if split in given else "",
-    })
+    listing = pd.DataFrame(
+        {
+            "path": paths,
+            "label": labels.astype(int),
+            "official_split": given[split].fillna("") if split in given else "",
+        }
+    )
     wrong = ~listing["official_split"].isin((*SPLITS, ""))
     if wrong.any():
-        raise ValueError(f"a split must be one of {SPLITS}. "
-                         f"Received: {split}={listing['official_split'][wrong].iloc[0]!r}")
+        raise ValueError(
+            f"a split must be one of {SPLITS}. Received: {split}={listing['official_split'][wrong].iloc[0]!r}"
+        )
     listing["subtype"] = given["subtype"].fillna("") if "subtype" in given else ""
     wrong = listing["subtype"].isin(SUBTYPES) & ((listing["subtype"] != SUBTYPES[0]) != listing["label"])
     if wrong.any():
         one = listing[wrong].iloc[0]
-        raise ValueError("a subtype contradicts the label. "
-                         f"Received: path={one['path']!r}, label={one['label']}, subtype={one['subtype']!r}")
+        raise ValueError(
+            "a subtype contradicts the label. "
+            f"Received: path={one['path']!r}, label={one['label']}, subtype={one['subtype']!r}"
+        )
     listing["group"] = given[group].fillna("") if group in given else ""
     listing["group_conservative"] = given.get("group_conservative", listing["group"]).fillna(listing["group"])
     own = [name for name in given if name not in (path, label, group, split, *COLUMNS)]
     listing = listing.join(given[own])
     catalog, problems = _usable(root, listing)
     if catalog["label"].nunique() < 2:
-        raise ValueError(f"expected readable images of both classes ({len(problems)} unreadable). "
-                         f"Received: csv={str(csv)!r}")
+        raise ValueError(
+            f"expected readable images of both classes ({len(problems)} unreadable). "
+            f"Received: csv={str(csv)!r}"
+        )
     catalog = _finish(catalog)
     catalog.attrs["classes"] = tuple(classes)
     return catalog
@@ -196,16 +223,23 @@ def verify(data_dir: str | Path | None = None, classes: tuple[str, str] | None =
     root = find_data(data_dir)
     catalog, problems = _usable(root, _list_files(root, classes), quiet=True)
     rows = [(path, reason.split(" (")[0], reason, False) for path, reason in problems.items()]
-    rows += [(path, "unknown name", "no patient group can be read from the name", True)
-             for path in catalog["path"] if parse_name(Path(path).stem) is None]
-    rows += [(path, "name contradicts class", f"the folder says {(classes or CLASSES)[label]}", True)
-             for path, label in zip(catalog["path"], catalog["label"], strict=True)
-             if (parsed := parse_name(Path(path).stem)) and (parsed[0] != "normal") != label]
+    rows += [
+        (path, "unknown name", "no patient group can be read from the name", True)
+        for path in catalog["path"]
+        if parse_name(Path(path).stem) is None
+    ]
+    rows += [
+        (path, "name contradicts class", f"the folder says {(classes or CLASSES)[label]}", True)
+        for path, label in zip(catalog["path"], catalog["label"], strict=True)
+        if (parsed := parse_name(Path(path).stem)) and (parsed[0] != "normal") != label
+    ]
     for _, copies in catalog.groupby("sha256"):
         if len(copies) > 1:
             problem = "byte-identical" + ("" if copies["label"].nunique() == 1 else " with other label")
-            rows += [(path, problem, f"same content as {', '.join(copies['path'].drop(i))}", True)
-                     for i, path in copies["path"].items()]
+            rows += [
+                (path, problem, f"same content as {', '.join(copies['path'].drop(i))}", True)
+                for i, path in copies["path"].items()
+            ]
     table = pd.DataFrame(rows, columns=["path", "problem", "detail", "kept"])
     return table.sort_values(["kept", "problem", "path"], ignore_index=True)
 
@@ -221,32 +255,38 @@ def _list_files(root: Path, classes: tuple[str, str] | None) -> pd.DataFrame:
             warnings.warn(f"folder ignored, it is none of {', '.join(SPLITS)}: {entry}", stacklevel=3)
     for folder in parts or [root]:
         split = "" if folder == root else folder.name
-        found = sorted(entry for entry in folder.iterdir()
-                       if entry.is_dir() and not entry.name.startswith(_DEBRIS))
+        found = sorted(
+            entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(_DEBRIS)
+        )
         labels = {entry: wanted.get(entry.name.lower() if any_case else entry.name) for entry in found}
         if {label for label in labels.values() if label is not None} != {0, 1}:
             raise ValueError(
                 f"expected class folders {' and '.join(classes or CLASSES)} in {folder}, found "
                 f"{[entry.name for entry in found] or 'no folder'}; name yours by "
-                f"classes=(negative, positive). Received: classes={classes!r}")
+                f"classes=(negative, positive). Received: classes={classes!r}"
+            )
         for entry, label in labels.items():
             if label is None:
                 warnings.warn(f"folder ignored, it is neither class: {entry}", stacklevel=3)
                 continue
-            rows += [(path.relative_to(root).as_posix(), label, split) for path in entry.rglob("*")
-                     if not path.is_dir() and not any(part.startswith(_DEBRIS)
-                                                      for part in path.relative_to(entry).parts)]
+            rows += [
+                (path.relative_to(root).as_posix(), label, split)
+                for path in entry.rglob("*")
+                if not path.is_dir()
+                and not any(part.startswith(_DEBRIS) for part in path.relative_to(entry).parts)
+            ]
     return pd.DataFrame(rows, columns=["path", "label", "official_split"])
 
 
-def _usable(root: Path, listing: pd.DataFrame,
-            quiet: bool = False) -> tuple[pd.DataFrame, dict[str, str]]:
+def _usable(root: Path, listing: pd.DataFrame, quiet: bool = False) -> tuple[pd.DataFrame, dict[str, str]]:
     """Add what the files' bytes tell, and leave out the files that cannot be used."""
     facts, problems = inspect_files(root, list(listing["path"]))
     if problems and not quiet:
         named = "; ".join(f"{path}: {reason}" for path, reason in list(problems.items())[:5])
-        warnings.warn(f"{len(problems)} of {len(listing)} files left out: {named}"
-                      f"{'; …' if len(problems) > 5 else ''}", stacklevel=3)
+        warnings.warn(
+            f"{len(problems)} of {len(listing)} files left out: {named}{'; …' if len(problems) > 5 else ''}",
+            stacklevel=3,
+        )
     catalog = listing.merge(facts, on="path", how="inner").sort_values("path", ignore_index=True)
     return catalog, problems
 
@@ -256,9 +296,12 @@ def _finish(catalog: pd.DataFrame) -> pd.DataFrame:
     catalog["group"] = catalog["group"].where(catalog["group"] != "", catalog["group_conservative"])
     unknown = catalog["group"] == ""
     if unknown.any():
-        warnings.warn(f"no patient group is known for {unknown.sum()} of {len(catalog)} images: each "
-                      "counts as a patient of its own, so copies or several films of one patient may "
-                      "fall on both sides of a split", stacklevel=3)
+        warnings.warn(
+            f"no patient group is known for {unknown.sum()} of {len(catalog)} images: each "
+            "counts as a patient of its own, so copies or several films of one patient may "
+            "fall on both sides of a split",
+            stacklevel=3,
+        )
         for key in ("group", "group_conservative"):
             catalog[key] = catalog[key].where(~unknown, "image:" + catalog["path"])
     for key in ("group", "group_conservative"):

@@ -61,8 +61,9 @@ class XrayData:
         """
         rows = self.table[self.table["split"] == split]
         if rows.empty:
-            raise ValueError(f"split must be one of {sorted(set(self.table['split']))}. "
-                             f"Received: split={split!r}")
+            raise ValueError(
+                f"split must be one of {sorted(set(self.table['split']))}. Received: split={split!r}"
+            )
         return rows
 
     @property
@@ -88,13 +89,22 @@ class XrayData:
             return rows["label"].to_numpy(np.float32)
         number = rows["subtype"].map({name: number for number, name in enumerate(SUBTYPES)})
         if number.isna().any():
-            raise ValueError(f"three classes need a subtype ({', '.join(SUBTYPES)}) for every image. "
-                             f"Received: path={rows.loc[number.isna(), 'path'].iloc[0]!r}")
+            raise ValueError(
+                f"three classes need a subtype ({', '.join(SUBTYPES)}) for every image. "
+                f"Received: path={rows.loc[number.isna(), 'path'].iloc[0]!r}"
+            )
         return number.to_numpy(np.float32)
 
-    def dataset(self, split: str, batch_size: int = 32, augment: Augmentation | None = None,
-                shuffle: bool = False, epoch: Callable[[], int] | None = None, views: int = 0,
-                outputs: int = 1) -> tf.data.Dataset:
+    def dataset(
+        self,
+        split: str,
+        batch_size: int = 32,
+        augment: Augmentation | None = None,
+        shuffle: bool = False,
+        epoch: Callable[[], int] | None = None,
+        views: int = 0,
+        outputs: int = 1,
+    ) -> tf.data.Dataset:
         """tf.data pipeline over one part; see :meth:`PixelStore.dataset`.
 
         Args:
@@ -105,8 +115,7 @@ class XrayData:
                 scores are computed on, or see :meth:`targets`.
         """
         if split != "train" and (augment or shuffle):
-            raise ValueError("only train may be augmented or shuffled. "
-                             f"Received: split={split!r}")
+            raise ValueError(f"only train may be augmented or shuffled. Received: split={split!r}")
         rows = self.part(split).assign(label=self.targets(split, outputs))
         return self.store.dataset(rows, batch_size, shuffle, augment, self.seed, epoch, views)
 
@@ -122,9 +131,14 @@ def data_name(root: Path) -> str:
     return "synthetic" if synthetic else root.name
 
 
-def load_data(data_dir: str | Path | None = None, split: str = "patient", seed: int = 0,
-              image: ImageSettings = ImageSettings(), classes: tuple[str, str] | None = None,
-              catalog: pd.DataFrame | None = None) -> XrayData:
+def load_data(
+    data_dir: str | Path | None = None,
+    split: str = "patient",
+    seed: int = 0,
+    image: ImageSettings = ImageSettings(),
+    classes: tuple[str, str] | None = None,
+    catalog: pd.DataFrame | None = None,
+) -> XrayData:
     """Scan a folder, decode every image once, and split.
 
     Args:
@@ -152,17 +166,23 @@ def load_data(data_dir: str | Path | None = None, split: str = "patient", seed: 
         root = Path(data_dir).resolve()  # the paths are relative to it, whatever lies below
         classes = classes or catalog.attrs.get("classes")
         if split not in ("given", "official") and (catalog["official_split"] != "").any():
-            warnings.warn(f"split '{split}' cuts anew: the parts that the list names are not used. "
-                          "split='given' keeps them", stacklevel=2)
+            warnings.warn(
+                f"split '{split}' cuts anew: the parts that the list names are not used. "
+                "split='given' keeps them",
+                stacklevel=2,
+            )
     if taken := [name for name in PREDICTED if name in catalog]:
-        warnings.warn(f"columns that predictions have themselves are left out: {', '.join(taken)}",
-                      stacklevel=2)
+        warnings.warn(
+            f"columns that predictions have themselves are left out: {', '.join(taken)}", stacklevel=2
+        )
         catalog = catalog.drop(columns=taken)
     store = PixelStore.build(catalog, root, image)
     table = make_split(store.readable(catalog), split, seed)
     if split != "patient":
         shared = overlap(table).set_index("key")["test_images_affected"]
-        print(f"split '{split}': {shared['group']} of {(table['split'] == 'test').sum()} test images share "
-              f"a strict patient group with training or validation, {shared['group_conservative']} a "
-              "conservative one")
+        print(
+            f"split '{split}': {shared['group']} of {(table['split'] == 'test').sum()} test images share "
+            f"a strict patient group with training or validation, {shared['group_conservative']} a "
+            "conservative one"
+        )
     return XrayData(table, store, split, seed, data_name(root), tuple(classes or CLASSES))

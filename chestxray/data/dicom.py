@@ -26,8 +26,24 @@ if TYPE_CHECKING:
 MODALITIES = ("CR", "DX")
 """Computed and digital radiography."""
 
-_OTHER_MODALITIES = ("CT", "DR", "ES", "IO", "MG", "MR", "NM", "OT", "PT", "PX", "RF", "RG", "SC", "SR", "US",
-                     "XA")
+_OTHER_MODALITIES = (
+    "CT",
+    "DR",
+    "ES",
+    "IO",
+    "MG",
+    "MR",
+    "NM",
+    "OT",
+    "PT",
+    "PX",
+    "RF",
+    "RG",
+    "SC",
+    "SR",
+    "US",
+    "XA",
+)
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
@@ -122,6 +138,7 @@ def _check_kind(dataset: Dataset) -> None:
 def _shown(dataset: Dataset) -> NDArray:
     """Grey values as a viewer would show them, ``uint8`` (H, W): worked out once for each stored value."""
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
     _check_encoded_size(dataset)
     stored = dataset.pixel_array
     if stored.ndim != 2 or stored.dtype.itemsize > 2:
@@ -136,8 +153,9 @@ def _shown(dataset: Dataset) -> NDArray:
         ends = apply_voi_lut(np.array([values.min() - 1e6, values.max() + 1e6]), dataset, 0)
         values = apply_voi_lut(values, dataset, 0)
     else:
-        counts = sum(np.bincount((rows.astype(int) - least).ravel(), minlength=len(levels))
-                     for rows in blocks(stored))
+        counts = sum(
+            np.bincount((rows.astype(int) - least).ravel(), minlength=len(levels)) for rows in blocks(stored)
+        )
         ends = np.interp(_percentiles(levels, counts * ~_padding(levels, counts, dataset)), levels, values)
     low, high = float(min(ends)), float(max(ends))
     shown = (np.clip(values, low, high).astype(np.float64) - low) * (255 / max(high - low, 1e-9))
@@ -151,9 +169,10 @@ def _check_encoded_size(dataset: Dataset) -> None:
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         return
     from pydicom.encaps import get_frame
+
     encoded = get_frame(dataset.PixelData, 0, number_of_frames=1)
     if (place := encoded[:1024].find(b"\xff\x4f\xff\x51")) >= 0:  # JPEG 2000: SOC, SIZ
-        right, bottom, left, top = struct.unpack(">IIII", encoded[place + 8:place + 24])
+        right, bottom, left, top = struct.unpack(">IIII", encoded[place + 8 : place + 24])
         size = right - left, bottom - top
     elif encoded.startswith(b"\xff\xd8"):
         size = read_header(encoded)[:2]
@@ -177,8 +196,9 @@ def _percentiles(levels: NDArray, counts: NDArray) -> NDArray:
     """:data:`_PERCENTILES` of values that occur so often, with linear interpolation."""
     upto = np.cumsum(counts)
     place = np.array(_PERCENTILES) / 100 * (upto[-1] - 1)
-    low, high = (levels[np.searchsorted(upto, whole, side="right")]
-                 for whole in (np.floor(place), np.ceil(place)))
+    low, high = (
+        levels[np.searchsorted(upto, whole, side="right")] for whole in (np.floor(place), np.ceil(place))
+    )
     return low + (high - low) * (place % 1)
 
 

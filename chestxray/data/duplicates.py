@@ -31,8 +31,12 @@ def perceptual_hashes(images: np.ndarray) -> np.ndarray:
     Returns:
         ``bool`` (N, 256).
     """
-    small = np.stack([cv2.resize(np.squeeze(image), (_PICTURE_SIDE, _PICTURE_SIDE),
-                                 interpolation=cv2.INTER_AREA) for image in images]).astype(np.float32)
+    small = np.stack(
+        [
+            cv2.resize(np.squeeze(image), (_PICTURE_SIDE, _PICTURE_SIDE), interpolation=cv2.INTER_AREA)
+            for image in images
+        ]
+    ).astype(np.float32)
     lowest = dctn(small, axes=(1, 2))[:, :_HASH_SIDE, :_HASH_SIDE].reshape(len(small), -1)
     return lowest > np.median(lowest, axis=1, keepdims=True)
 
@@ -56,17 +60,25 @@ def find_copies(table: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
     values = {name: table[name].to_numpy() for name in ("path", "sha256", "label", "split", "group")}
     exact = values["sha256"][first] == values["sha256"][second]
     correlation = np.array([_correlation(images[a], images[b]) for a, b in zip(first, second, strict=True)])
-    pairs = pd.DataFrame({
-        "first": values["path"][first], "second": values["path"][second], "exact": exact,
-        "distance": distance, "correlation": correlation,
-        **{f"same_{name}": values[name][first] == values[name][second]
-           for name in ("label", "split", "group")}})
+    pairs = pd.DataFrame(
+        {
+            "first": values["path"][first],
+            "second": values["path"][second],
+            "exact": exact,
+            "distance": distance,
+            "correlation": correlation,
+            **{
+                f"same_{name}": values[name][first] == values[name][second]
+                for name in ("label", "split", "group")
+            },
+        }
+    )
     return pairs[exact | (correlation >= MIN_CORRELATION)].reset_index(drop=True)
 
 
 def _close(signs: np.ndarray, start: int) -> np.ndarray:
     """Pairs whose first is in the block from ``start`` on: first, second, distance, as integers (3, P)."""
-    rows = signs[start:start + _BLOCK]
+    rows = signs[start : start + _BLOCK]
     distances = ((signs.shape[1] - rows @ signs[start:].T) / 2).astype(np.int64)
     one, other = np.nonzero(np.triu(distances <= MAX_DISTANCE, 1))
     return np.stack([one + start, other + start, distances[one, other]])

@@ -59,9 +59,9 @@ def _read_jpeg_header(data: bytes) -> tuple[int, int, str]:
             position += 1
             continue
         if marker in _JPEG_FRAME_MARKERS:
-            depth, height, width, components = struct.unpack(">BHHB", data[position + 4:position + 10])
+            depth, height, width, components = struct.unpack(">BHHB", data[position + 4 : position + 10])
             return width, height, _JPEG_MODES[components] + (";16" if depth > 8 else "")
-        (length,) = struct.unpack(">H", data[position + 2:position + 4])
+        (length,) = struct.unpack(">H", data[position + 2 : position + 4])
         position += 2 + length
 
 
@@ -93,7 +93,7 @@ def _png_is_whole(data: bytes) -> bool:
     """
     position, kind = len(_PNG_SIGNATURE), b""
     while kind != b"IEND" and position + 12 <= len(data):
-        length, kind = struct.unpack(">I4s", data[position:position + 8])
+        length, kind = struct.unpack(">I4s", data[position : position + 8])
         position += 12 + length
     return kind == b"IEND" and position <= len(data)
 

@@ -40,11 +40,11 @@ class ImageSettings:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.size, int) and self.size >= MIN_SIDE):
-            raise ValueError(f"size must be an integer of at least {MIN_SIDE} pixels. "
-                             f"Received: size={self.size!r}")
+            raise ValueError(
+                f"size must be an integer of at least {MIN_SIDE} pixels. Received: size={self.size!r}"
+            )
         if self.resize not in RESIZE_RULES:
-            raise ValueError(f"resize must be one of {RESIZE_RULES}. "
-                             f"Received: resize={self.resize!r}")
+            raise ValueError(f"resize must be one of {RESIZE_RULES}. Received: resize={self.resize!r}")
 
 
 def decode_image(data: bytes) -> np.ndarray:
@@ -66,6 +66,7 @@ def decode_image(data: bytes) -> np.ndarray:
     """
     if is_dicom(data):
         from chestxray.data.dicom import decode_dicom  # only DICOM files need pydicom
+
         return decode_dicom(data).pixels
     check_image(data)
     try:
@@ -82,7 +83,7 @@ def decode_image(data: bytes) -> np.ndarray:
 
 def blocks(image: np.ndarray, rows: int = 256) -> Iterator[np.ndarray]:
     """Cut an image into views of some rows, so that what is computed of it stays small."""
-    return (image[start:start + rows] for start in range(0, len(image), rows))
+    return (image[start : start + rows] for start in range(0, len(image), rows))
 
 
 def look_up(table: np.ndarray, image: np.ndarray, least: int = 0) -> np.ndarray:
@@ -136,12 +137,12 @@ def resize(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
         new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
     else:
         new_height = new_width = size
-    image = cv2.resize(image, (min(width, new_width), min(height, new_height)),
-                       interpolation=cv2.INTER_AREA)
+    image = cv2.resize(image, (min(width, new_width), min(height, new_height)), interpolation=cv2.INTER_AREA)
     image = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_CUBIC)
     top, left = (size - new_height) // 2, (size - new_width) // 2
-    return cv2.copyMakeBorder(image, top, size - new_height - top, left, size - new_width - left,
-                              cv2.BORDER_CONSTANT, value=0)
+    return cv2.copyMakeBorder(
+        image, top, size - new_height - top, left, size - new_width - left, cv2.BORDER_CONSTANT, value=0
+    )
 
 
 def apply_clahe(image: np.ndarray) -> np.ndarray:
@@ -208,6 +209,8 @@ def as_batch(images: np.ndarray) -> np.ndarray:
         if not (0 <= low and high <= 255):
             raise ValueError(f"pixels must lie in 0–255. Received: range=({low}, {high})")
         if 0 < high <= 1:
-            raise ValueError("pixels must lie in 0–255, and these look divided by 255 (the model does "
-                             f"its own scaling). Received: range=({low}, {high})")
+            raise ValueError(
+                "pixels must lie in 0–255, and these look divided by 255 (the model does "
+                f"its own scaling). Received: range=({low}, {high})"
+            )
     return images

@@ -61,13 +61,22 @@ def inspect_files(root: Path, paths: list[str]) -> tuple[pd.DataFrame, dict[str,
             return [*entry, 0, 0, "", str(error)]
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        entries = list(tqdm(pool.map(look, paths), total=len(paths), desc="looking at files",
-                            unit="file", delay=2, disable=None))
+        entries = list(
+            tqdm(
+                pool.map(look, paths),
+                total=len(paths),
+                desc="looking at files",
+                unit="file",
+                delay=2,
+                disable=None,
+            )
+        )
     found = dict(zip(paths, entries, strict=True))
     if any(known.get(path) != entry for path, entry in found.items()):
         write_json(memory, found)
     table = pd.DataFrame(entries, columns=_COLUMNS).assign(path=paths)
     usable = table["problem"] == ""
     facts = table.loc[usable, ["path", "width", "height", "mode", "bytes", "sha256"]]
-    return facts, dict(zip(map(printable, table.loc[~usable, "path"]), table.loc[~usable, "problem"],
-                           strict=True))
+    return facts, dict(
+        zip(map(printable, table.loc[~usable, "path"]), table.loc[~usable, "problem"], strict=True)
+    )

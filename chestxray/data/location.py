@@ -25,20 +25,24 @@ def find_data(data_dir: str | Path | None = None) -> Path:
     """
     if not data_dir:
         data_dir = os.environ.get("CHESTXRAY_DATA") or next(
-            iter(sorted(_KAGGLE_INPUT.glob("**/chest_xray"))), None)
+            iter(sorted(_KAGGLE_INPUT.glob("**/chest_xray"))), None
+        )
         if data_dir is None:
             raise FileNotFoundError(
-                "no data folder: give data_dir, set CHESTXRAY_DATA, or use \"kaggle\" (download) or "
-                "\"phantoms\" (synthetic). Received: data_dir=None")
+                'no data folder: give data_dir, set CHESTXRAY_DATA, or use "kaggle" (download) or '
+                '"phantoms" (synthetic). Received: data_dir=None'
+            )
     if data_dir == "phantoms":
         from chestxray.data.phantom import phantom_dataset
+
         return phantom_dataset(images=600)
     if data_dir == "kaggle":
         try:
             import kagglehub
         except ImportError:
-            raise ValueError("downloading needs kagglehub: pip install -e '.[kaggle]'. "
-                             "Received: data_dir='kaggle'") from None
+            raise ValueError(
+                "downloading needs kagglehub: pip install -e '.[kaggle]'. Received: data_dir='kaggle'"
+            ) from None
         data_dir = kagglehub.dataset_download(_KAGGLE_DATASET)
     folder = Path(data_dir).expanduser().resolve()
     if not folder.is_dir():

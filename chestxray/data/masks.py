@@ -40,8 +40,9 @@ def read_masks(source: str | Path, table: pd.DataFrame, size: int) -> tuple[NDAr
         files = sorted(source.rglob("*.png"))
         by_name = _unique({path.stem: path for path in files}, [path.stem for path in files], stems)
         places = [source / Path(path).with_suffix(".png") for path in table["path"]]
-        files = [place if place.is_file() else by_name.get(stem)
-                 for place, stem in zip(places, stems, strict=True)]
+        files = [
+            place if place.is_file() else by_name.get(stem) for place, stem in zip(places, stems, strict=True)
+        ]
         known = np.array([file is not None for file in files])
         found = [_read_png(file) for file in files if file]
     elif source.is_file():
@@ -54,8 +55,10 @@ def read_masks(source: str | Path, table: pd.DataFrame, size: int) -> tuple[NDAr
         raise FileNotFoundError(f"no such folder or file of masks. Received: source={str(source)!r}")
     if not known.any():
         raise ValueError(f"no mask has the name of an image. Received: source={str(source)!r}")
-    shares = [cv2.resize(np.float32(np.asarray(mask) > 0), (size, size), interpolation=cv2.INTER_AREA)
-              for mask in found]
+    shares = [
+        cv2.resize(np.float32(np.asarray(mask) > 0), (size, size), interpolation=cv2.INTER_AREA)
+        for mask in found
+    ]
     return np.stack(shares) >= 0.5, known
 
 
@@ -84,4 +87,5 @@ def _read_npz(path: Path) -> tuple[NDArray, Callable[[list[int]], NDArray]]:
     except Exception as error:  # a damaged file can fail in any way
         raise ValueError(f"not a file of masks ({error}). Received: path={str(path)!r}") from None
     return names, lambda rows: np.unpackbits(packed[rows], axis=1, count=height * width).reshape(
-        -1, height, width)
+        -1, height, width
+    )

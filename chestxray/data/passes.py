@@ -24,8 +24,9 @@ def pass_order(count: int, shuffle: bool, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count) if shuffle else np.arange(count)
 
 
-def pass_batches(begin: Callable[[], Sequence[np.ndarray]], signature: Sequence[tf.TensorSpec],
-                 count: int, batch_size: int) -> tf.data.Dataset:
+def pass_batches(
+    begin: Callable[[], Sequence[np.ndarray]], signature: Sequence[tf.TensorSpec], count: int, batch_size: int
+) -> tf.data.Dataset:
     """tf.data pipeline that lays its rows out anew on every pass.
 
     It does without ``tf.data.Dataset.from_generator``: with Python 3.11 or
@@ -48,8 +49,10 @@ def pass_batches(begin: Callable[[], Sequence[np.ndarray]], signature: Sequence[
     import tensorflow as tf
 
     def typed() -> list[np.ndarray]:
-        return [np.asarray(array, spec.dtype.as_numpy_dtype)
-                for array, spec in zip(begin(), signature, strict=True)]
+        return [
+            np.asarray(array, spec.dtype.as_numpy_dtype)
+            for array, spec in zip(begin(), signature, strict=True)
+        ]
 
     def rows(_: tf.Tensor) -> tf.data.Dataset:
         arrays = tf.numpy_function(typed, [], [spec.dtype for spec in signature])

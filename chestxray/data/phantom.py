@@ -7,6 +7,7 @@ the object, so its mask is exact.
 
 The pictures serve exercise and tests. They are no medical data.
 """
+
 from __future__ import annotations
 
 import math
@@ -100,9 +101,7 @@ def draw_lesion(
     return np.where(added >= VISIBLE, added, 0)
 
 
-def render_phantom(
-    subtype: str, size: int = 224, patient_seed: int = 0, image_seed: int = 0
-) -> Phantom:
+def render_phantom(subtype: str, size: int = 224, patient_seed: int = 0, image_seed: int = 0) -> Phantom:
     """Render one radiograph.
 
     The anatomy depends on ``patient_seed``; pose, exposure, noise and lesion
@@ -183,8 +182,10 @@ def _write(folder: Path, size: int, planned: list[tuple[str, str, int, int]]) ->
         phantom = render_phantom(subtype, size, patient, shot)
         file = folder / "chest_xray" / path
         mask = phantom.mask * np.uint8(255)
-        for target, pixels, options in ((file, phantom.image, [cv2.IMWRITE_JPEG_QUALITY, 95]),
-                                        (lesion_mask_path(file), mask, [])):
+        for target, pixels, options in (
+            (file, phantom.image, [cv2.IMWRITE_JPEG_QUALITY, 95]),
+            (lesion_mask_path(file), mask, []),
+        ):
             target.parent.mkdir(parents=True, exist_ok=True)
             encoded = cv2.imencode(target.suffix, pixels, options)[1]
             target.write_bytes(encoded)  # imwrite says nothing of a full disk

@@ -70,9 +70,14 @@ class PixelStore:
 
         def decode(unfinished: Path) -> None:
             failed = _decode_all(unfinished / "pixels.npy", paths, settings)
-            write_json(unfinished / "index.json", {
-                "settings": asdict(settings), "contents": contents,
-                "failed": {contents[row]: reason for row, reason in failed.items()}})
+            write_json(
+                unfinished / "index.json",
+                {
+                    "settings": asdict(settings),
+                    "contents": contents,
+                    "failed": {contents[row]: reason for row, reason in failed.items()},
+                },
+            )
 
         return cls(cached_folder("pixels", hashlib.sha256(key.encode()).hexdigest()[:24], decode), settings)
 
@@ -80,8 +85,10 @@ class PixelStore:
         """Leave out the images that could not be decoded, naming them in a warning."""
         bad = catalog["sha256"].isin(self.failed)
         if bad.any():
-            named = "; ".join(f"{path}: {self.failed[content]}" for path, content
-                              in catalog.loc[bad, ["path", "sha256"]].head().itertuples(index=False))
+            named = "; ".join(
+                f"{path}: {self.failed[content]}"
+                for path, content in catalog.loc[bad, ["path", "sha256"]].head().itertuples(index=False)
+            )
             warnings.warn(f"{bad.sum()} of {len(catalog)} images left out: {named}", stacklevel=2)
         return catalog[~bad].reset_index(drop=True)
 
@@ -101,16 +108,27 @@ class PixelStore:
         return self.pixels[self._rows(table)][..., np.newaxis]
 
     def _rows(self, table: pd.DataFrame) -> np.ndarray:
-        missing = [path for path, content in zip(table["path"], table["sha256"], strict=True)
-                   if content not in self._row or content in self.failed]
+        missing = [
+            path
+            for path, content in zip(table["path"], table["sha256"], strict=True)
+            if content not in self._row or content in self.failed
+        ]
         if missing:
-            raise ValueError(f"{len(missing)} images are not in the pixel store. "
-                             f"Received: path={missing[0]!r}")
+            raise ValueError(
+                f"{len(missing)} images are not in the pixel store. Received: path={missing[0]!r}"
+            )
         return np.array([self._row[content] for content in table["sha256"]], dtype=np.int64)
 
-    def dataset(self, table: pd.DataFrame, batch_size: int = 32, shuffle: bool = False,
-                augment: Augmentation | None = None, seed: int = 0,
-                epoch: Callable[[], int] | None = None, views: int = 0) -> tf.data.Dataset:
+    def dataset(
+        self,
+        table: pd.DataFrame,
+        batch_size: int = 32,
+        shuffle: bool = False,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+        epoch: Callable[[], int] | None = None,
+        views: int = 0,
+    ) -> tf.data.Dataset:
         """Give a tf.data pipeline over the given rows, reading whole batches from the map.
 
         Args:
@@ -158,8 +176,9 @@ class PixelStore:
 
 def _decode_all(target: Path, paths: list[str], settings: ImageSettings) -> dict[int, str]:
     """Fill a new memory map with the images; returns row → reason for what failed."""
-    np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8,
-                              shape=(len(paths), settings.size, settings.size)).flush()
+    np.lib.format.open_memmap(
+        target, mode="w+", dtype=np.uint8, shape=(len(paths), settings.size, settings.size)
+    ).flush()
     failed: dict[int, str] = {}
     decode = partial(_decode, target, settings)
     for problems in in_processes(decode, list(enumerate(paths)), "reading images"):

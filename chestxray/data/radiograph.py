@@ -117,9 +117,10 @@ class Rays:
         start = start[:, :2] @ turn + np.array(self.pose.shift) * size / FIELD + size / 2 - 0.5
         step = step[:, :2] @ turn
         reach = math.ceil((flat / 2 + wide).max() / self.pixel) + 1
-        column, row = np.rint(start + step / 2).T.astype(np.float32)[:, :, None, None] + np.stack(
-            np.meshgrid(*[np.arange(-reach, reach + 1, dtype=np.float32)] * 2)
-        )[:, None]
+        column, row = (
+            np.rint(start + step / 2).T.astype(np.float32)[:, :, None, None]
+            + np.stack(np.meshgrid(*[np.arange(-reach, reach + 1, dtype=np.float32)] * 2))[:, None]
+        )
         ax, ay, sx, sy, gain, outer, core = (
             value.astype(np.float32)[:, None, None]
             for value in (*start.T, *step.T, gain, wide**2, (hollow * wide) ** 2)
@@ -147,9 +148,7 @@ def make_pose(rng: np.random.Generator) -> Pose:
     )
 
 
-def line_integrals(
-    anatomy: Anatomy, rays: Rays, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def line_integrals(anatomy: Anatomy, rays: Rays, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Integrate the attenuation of a healthy patient along every ray.
 
     Args:

@@ -28,8 +28,9 @@ _HIGH = 56  # cycles per image from which a frequency is high
 
 def thumbnail(images: np.ndarray, side: int) -> np.ndarray:
     """Mean grey values of side × side fields, ``float32`` (N, side, side)."""
-    return np.stack([cv2.resize(np.squeeze(image), (side, side), interpolation=cv2.INTER_AREA)
-                     for image in images]).astype(np.float32)
+    return np.stack(
+        [cv2.resize(np.squeeze(image), (side, side), interpolation=cv2.INTER_AREA) for image in images]
+    ).astype(np.float32)
 
 
 def intensity(images: np.ndarray) -> np.ndarray:
@@ -123,11 +124,14 @@ def cross_validated(features: np.ndarray, labels: np.ndarray, groups: np.ndarray
         ValueError: A class has fewer than FOLDS patient groups.
     """
     if fewest_groups(labels, groups) < FOLDS:
-        raise ValueError(f"at least {FOLDS} patient groups of each class are needed. "
-                         f"Received: groups={fewest_groups(labels, groups)}")
+        raise ValueError(
+            f"at least {FOLDS} patient groups of each class are needed. "
+            f"Received: groups={fewest_groups(labels, groups)}"
+        )
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
-    return cross_val_predict(_linear(), features.astype(np.float64), labels, groups=groups, cv=folds,
-                             method="predict_proba")[:, 1]
+    return cross_val_predict(
+        _linear(), features.astype(np.float64), labels, groups=groups, cv=folds, method="predict_proba"
+    )[:, 1]
 
 
 def fewest_groups(labels: np.ndarray, groups: np.ndarray) -> int:
@@ -180,13 +184,18 @@ def shortcut_table(table: pd.DataFrame, images: np.ndarray, root: Path) -> pd.Da
             model = _linear().fit(features[~test], labels[~test])
             other = roc_auc_score(labels[test], model.predict_proba(features[test])[:, 1])
         rows.append((name, lungs, features.shape[1], value, low, high, other, curve))
-    return pd.DataFrame(rows, columns=["sees", "lungs", "features", "auroc", "low", "high", "test_auroc",
-                                       "roc"])
+    return pd.DataFrame(
+        rows, columns=["sees", "lungs", "features", "auroc", "low", "high", "test_auroc", "roc"]
+    )
 
 
 def _interval(labels: np.ndarray, groups: np.ndarray, scores: np.ndarray) -> tuple[float, float, float]:
-    drawn = np.concatenate([weighted_ranking(labels, scores, weights)[0]
-                            for weights in bootstrap_weights(labels, groups, _DRAWS)])
+    drawn = np.concatenate(
+        [
+            weighted_ranking(labels, scores, weights)[0]
+            for weights in bootstrap_weights(labels, groups, _DRAWS)
+        ]
+    )
     return roc_auc_score(labels, scores), *np.nanpercentile(drawn, [2.5, 97.5])
 
 
@@ -206,6 +215,7 @@ def test_set_shift(table: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
         mine = (table["label"] == label).to_numpy()
         groups = table["group_conservative"].to_numpy()[mine]
         if fewest_groups(test[mine], groups) >= FOLDS:
-            rows.append((label, *_interval(test[mine], groups, cross_validated(features[mine], test[mine],
-                                                                               groups))))
+            rows.append(
+                (label, *_interval(test[mine], groups, cross_validated(features[mine], test[mine], groups)))
+            )
     return pd.DataFrame(rows, columns=["label", "auroc", "low", "high"])

@@ -70,8 +70,9 @@ def make_split(catalog: pd.DataFrame, rule: str = "patient", seed: int = 0) -> p
         table["split"] = table["official_split"]
     else:
         if not (table["official_split"] == "test").any():
-            raise ValueError("the folder has no published test set (no test folder). "
-                             "Received: rule='official'")
+            raise ValueError(
+                "the folder has no published test set (no test folder). Received: rule='official'"
+            )
         rest = table["official_split"] != "test"
         table["split"] = "test"
         fractions = {"train": 1 - _OFFICIAL_VALIDATION, "val": _OFFICIAL_VALIDATION}
@@ -87,7 +88,7 @@ def _cut_images(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         train = round(FRACTIONS["train"] * len(rows))
         val = (len(rows) - train) // 2
         split[rows[:train]] = "train"
-        split[rows[train:train + val]] = "val"
+        split[rows[train : train + val]] = "val"
     return split
 
 
@@ -123,13 +124,16 @@ def check_split(table: pd.DataFrame, rule: str) -> None:
     """
     unknown = ~table["split"].isin(SPLITS)
     if unknown.any():
-        raise ValueError(f"a part must be one of {SPLITS}. "
-                         f"Received: split={table['split'][unknown].iloc[0]!r}")
+        raise ValueError(
+            f"a part must be one of {SPLITS}. Received: split={table['split'][unknown].iloc[0]!r}"
+        )
     for part in SPLITS:
         labels = set(table.loc[table["split"] == part, "label"])
         if labels != {0, 1}:
-            raise ValueError(f"{part} must hold images of both classes, it holds labels "
-                             f"{sorted(labels)}. Received: rule={rule!r}")
+            raise ValueError(
+                f"{part} must hold images of both classes, it holds labels "
+                f"{sorted(labels)}. Received: rule={rule!r}"
+            )
     if rule == "image":
         return
     inner = table[table["split"] != "test"] if rule == "official" else table
@@ -138,8 +142,10 @@ def check_split(table: pd.DataFrame, rule: str) -> None:
         tested = table.assign(split=table["split"].where(table["split"] == "test", "train"))
         crossing += _crossing(tested, "group")
     if crossing:
-        raise ValueError(f"{len(crossing)} patient groups lie on both sides of the split, for example "
-                         f"{crossing[0]}. Received: rule={rule!r}")
+        raise ValueError(
+            f"{len(crossing)} patient groups lie on both sides of the split, for example "
+            f"{crossing[0]}. Received: rule={rule!r}"
+        )
 
 
 def _crossing(table: pd.DataFrame, key: str) -> list[str]:
@@ -164,14 +170,17 @@ def overlap(table: pd.DataFrame) -> pd.DataFrame:
         crossing = set(table.loc[in_test, key]) & set(table.loc[~in_test, key])
         affected = int(table.loc[in_test, key].isin(crossing).sum())
         rows.append((key, table[key].nunique(), len(crossing), affected, affected / max(1, in_test.sum())))
-    return pd.DataFrame(rows, columns=["key", "groups", "groups_crossing", "test_images_affected",
-                                       "test_share_affected"])
+    return pd.DataFrame(
+        rows, columns=["key", "groups", "groups_crossing", "test_images_affected", "test_share_affected"]
+    )
 
 
 def split_hash(table: pd.DataFrame) -> str:
     """Identify a split by path, label and part, as text: no pixels, 16 hex digits."""
-    lines = sorted(f"{path}\t{label}\t{split}" for path, label, split
-                   in table[["path", "label", "split"]].itertuples(index=False))
+    lines = sorted(
+        f"{path}\t{label}\t{split}"
+        for path, label, split in table[["path", "label", "split"]].itertuples(index=False)
+    )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 

@@ -19,5 +19,8 @@ def image_statistics(images: NDArray) -> dict[str, NDArray]:
         blur and rises with noise.
     """
     edges = [cv2.Laplacian(image, cv2.CV_32F).std() for image in images]
-    return {"brightness": images.mean(axis=(1, 2)), "contrast": images.std(axis=(1, 2)),
-            "sharpness": np.array(edges, np.float64)}
+    return {
+        "brightness": images.mean(axis=(1, 2)),
+        "contrast": images.std(axis=(1, 2)),
+        "sharpness": np.array(edges, np.float64),
+    }

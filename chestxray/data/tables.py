@@ -28,8 +28,13 @@ def read_table(path: str | Path, texts: Collection[str], **options: Any) -> pd.D
     numbers = {name for name in table if name not in texts and is_numeric_dtype(table[name])}
     # Fractions are no names: in a large table of predictions they are most of the columns.
     names = [name for name in table if name not in numbers or not (table[name] % 1).any()]
-    written = pd.read_csv(path, dtype=str, keep_default_na=False, **options,
-                          usecols=[table.columns.get_loc(name) for name in names]).set_axis(names, axis=1)
+    written = pd.read_csv(
+        path,
+        dtype=str,
+        keep_default_na=False,
+        **options,
+        usecols=[table.columns.get_loc(name) for name in names],
+    ).set_axis(names, axis=1)
     for name in names:
         if name not in numbers or written[name].str.contains(_LEADING_ZERO).any():
             table[name] = written[name].where(written[name] != "")

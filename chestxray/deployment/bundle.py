@@ -115,6 +115,7 @@ class Classifier:
         maps = None
         if with_maps:
             from chestxray.gradcam import gradcam
+
             shapes, peaks = gradcam(self.model, images.astype(np.float32))
             maps = shapes * (peaks * shapes[0].size)[:, np.newaxis, np.newaxis]
         return Scores(log_odds(logits), self.refusal.distances(features), maps)
@@ -122,13 +123,15 @@ class Classifier:
     def _batch(self, images: np.ndarray) -> np.ndarray:
         batch, size = as_batch(images), self.card["image"]["size"]
         if not len(batch) or batch.shape[1:3] != (size, size):
-            raise ValueError(f"one image or more of the model's size, {size} × {size}, is needed. "
-                             f"Received: shape={np.shape(images)}")
+            raise ValueError(
+                f"one image or more of the model's size, {size} × {size}, is needed. "
+                f"Received: shape={np.shape(images)}"
+            )
         return batch
 
     def _run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The Keras model's outputs and last features, (N, C) and (N, F), of a batch of any size."""
-        batches = (images[first:first + 32].astype(np.float32) for first in range(0, len(images), 32))
+        batches = (images[first : first + 32].astype(np.float32) for first in range(0, len(images), 32))
         outputs, features = (np.concatenate(parts) for parts in zip(*map(self._graph, batches), strict=True))
         return outputs, features
 
@@ -136,9 +139,12 @@ class Classifier:
     def _graph(self) -> Callable[[np.ndarray], list[tf.Tensor]]:
         """One graph for all batches: Keras' predict prepares each call for longer than it computes."""
         import tensorflow as tf
+
         size = self.card["image"]["size"]
-        return tf.function(functools.partial(with_features(self.model), training=False),
-                           input_signature=[tf.TensorSpec((None, size, size, 1), tf.float32)])
+        return tf.function(
+            functools.partial(with_features(self.model), training=False),
+            input_signature=[tf.TensorSpec((None, size, size, 1), tf.float32)],
+        )
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Calibrated probabilities of the positive class, (N,), from raw logits."""
@@ -169,8 +175,10 @@ def self_test_pattern() -> np.ndarray:
 def run_self_test(classifier: Classifier) -> dict[str, Any]:
     """Take the pattern the whole way: hash of its pixels, and its logit."""
     pixels = fit(self_test_pattern(), classifier.image_settings)
-    return {"pixels_sha256": hashlib.sha256(pixels.tobytes()).hexdigest(),
-            "logit": float(classifier.logits(pixels)[0])}
+    return {
+        "pixels_sha256": hashlib.sha256(pixels.tobytes()).hexdigest(),
+        "logit": float(classifier.logits(pixels)[0]),
+    }
 
 
 def load_model(path: str | Path) -> keras.Model:
@@ -180,11 +188,13 @@ def load_model(path: str | Path) -> keras.Model:
         ValueError: Not a Keras model file, or one that holds code.
     """
     import keras
+
     try:
         return keras.models.load_model(path, safe_mode=True, compile=False)
     except Exception as error:  # a damaged file can fail in any way
-        raise ValueError(f"not a model that can be loaded safely ({_one_line(error)}). "
-                         f"Received: path={str(path)!r}") from None
+        raise ValueError(
+            f"not a model that can be loaded safely ({_one_line(error)}). Received: path={str(path)!r}"
+        ) from None
 
 
 def _one_line(error: Exception) -> str:
@@ -194,6 +204,7 @@ def _one_line(error: Exception) -> str:
 def with_features(model: keras.Model) -> keras.Model:
     """The same network with a second output: its last feature maps, averaged over the image, (N, F)."""
     import keras
+
     pooled = keras.ops.mean(feature_maps(model), axis=(1, 2))
     return keras.Model(model.inputs[0], [model.outputs[0], pooled])
 
@@ -205,14 +216,17 @@ def feature_maps(model: keras.Model) -> keras.KerasTensor:
         ValueError: They lie inside a nested model.
     """
     import keras
+
     for layer in reversed(model.layers):
         if isinstance(layer, keras.Model):
             break
         if len(getattr(layer.input, "shape", ())) == 4:
             return layer.input
-    raise ValueError("the last feature maps, by which images of another kind are refused, lie inside a "
-                     "nested model: let it end in them, and pool outside. "
-                     f"Received: model with layers {[layer.name for layer in model.layers]}")
+    raise ValueError(
+        "the last feature maps, by which images of another kind are refused, lie inside a "
+        "nested model: let it end in them, and pool outside. "
+        f"Received: model with layers {[layer.name for layer in model.layers]}"
+    )
 
 
 def write_card(folder: Path, classifier: Classifier) -> None:
@@ -244,14 +258,20 @@ def load_classifier(folder: str | Path, threads: int = 1) -> Classifier:
         found = run_self_test(classifier)
         pixels, logit = card["self_test"]["pixels_sha256"], float(card["self_test"]["logit"])
     except Exception as error:  # of NumPy, OpenCV, Keras or a runtime
-        raise ValueError(f"card.json does not fit the model ({_one_line(error)}). "
-                         f"Received: folder={str(folder)!r}") from None
+        raise ValueError(
+            f"card.json does not fit the model ({_one_line(error)}). Received: folder={str(folder)!r}"
+        ) from None
     if not abs(found["logit"] - logit) <= _LOGIT_TOLERANCE * max(1.0, abs(logit)):  # NaN fails too
-        raise ValueError(f"self-test failed: logit {found['logit']:.4f} instead of {logit:.4f}. "
-                         f"Received: folder={str(folder)!r}")
+        raise ValueError(
+            f"self-test failed: logit {found['logit']:.4f} instead of {logit:.4f}. "
+            f"Received: folder={str(folder)!r}"
+        )
     if found["pixels_sha256"] != pixels:
-        warnings.warn("this OpenCV resizes slightly differently from the one in training; the self-test's "
-                      "logit still agrees", stacklevel=2)
+        warnings.warn(
+            "this OpenCV resizes slightly differently from the one in training; the self-test's "
+            "logit still agrees",
+            stacklevel=2,
+        )
     return classifier
 
 
@@ -262,13 +282,14 @@ def _load_file(folder: Path, card: dict[str, Any], threads: int) -> keras.Model 
     try:
         file, sha256 = MODEL_FILES[card["export"]["format"]], str(card["export"]["sha256"])
     except (KeyError, TypeError) as error:
-        raise ValueError(f"card.json does not say which file was exported ({_one_line(error)}). "
-                         f"Received: folder={str(folder)!r}") from None
+        raise ValueError(
+            f"card.json does not say which file was exported ({_one_line(error)}). "
+            f"Received: folder={str(folder)!r}"
+        ) from None
     _check_there(folder, file)
     return Runtime(folder / file, sha256, threads)
 
 
 def _check_there(folder: Path, name: str) -> None:
     if not (folder / name).is_file():
-        raise FileNotFoundError(f"{name} is missing from the model folder. "
-                                f"Received: folder={str(folder)!r}")
+        raise FileNotFoundError(f"{name} is missing from the model folder. Received: folder={str(folder)!r}")

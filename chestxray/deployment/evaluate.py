@@ -12,12 +12,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from chestxray.evaluation.calibration import apply_platt, fit_platt
 from chestxray.evaluation.drift import drift_table
 from chestxray.evaluation.metrics import evaluate, wilson_interval
-from chestxray.evaluation.operating import (
-    PREVALENCES,
-    operating_points,
-    threshold_elsewhere,
-    triage_table,
-)
+from chestxray.evaluation.operating import PREVALENCES, operating_points, threshold_elsewhere, triage_table
 from chestxray.evaluation.reliability import calibration_metrics, shift_prevalence
 from chestxray.evaluation.subgroups import FEW, subgroup_table
 
@@ -52,8 +47,9 @@ def locally_calibrated(table: pd.DataFrame, seed: int = 0) -> np.ndarray:
     return found
 
 
-def report(table: pd.DataFrame, card: Mapping[str, Any], by: Sequence[str] = (),
-           prevalence: float | None = None) -> list[Section]:
+def report(
+    table: pd.DataFrame, card: Mapping[str, Any], by: Sequence[str] = (), prevalence: float | None = None
+) -> list[Section]:
     """Score labelled predictions of one model.
 
     Args:
@@ -73,8 +69,10 @@ def report(table: pd.DataFrame, card: Mapping[str, Any], by: Sequence[str] = (),
             model made the predictions.
     """
     if missing := {"probability", "logit", "label", "group"} - set(table):
-        raise ValueError("predictions need the columns that chestxray predict writes; missing: "
-                         f"{sorted(missing)}. Received: columns={list(table)}")
+        raise ValueError(
+            "predictions need the columns that chestxray predict writes; missing: "
+            f"{sorted(missing)}. Received: columns={list(table)}"
+        )
     _check_model(table, card)
     without = table["probability"].isna()
     table = table[~without]
@@ -82,8 +80,10 @@ def report(table: pd.DataFrame, card: Mapping[str, Any], by: Sequence[str] = (),
         raise ValueError(f"no labelled image was classified. Received: rows={len(without)}")
     labels, probabilities, groups = (table[name] for name in ("label", "probability", "group"))
     positives, patients = int(labels.sum()), groups.nunique()
-    counted = (f"{len(table):,} images of {patients:,} patients, {positives:,} with pneumonia, "
-               f"{len(table) - positives:,} without.")
+    counted = (
+        f"{len(table):,} images of {patients:,} patients, {positives:,} with pneumonia, "
+        f"{len(table) - positives:,} without."
+    )
     if without.any():
         counted += f" {without.sum():,} more were refused or could not be read, and are not scored."
     if patients == len(table):
@@ -97,17 +97,33 @@ def report(table: pd.DataFrame, card: Mapping[str, Any], by: Sequence[str] = (),
     sections: list[Section] = [
         ("Images", counted, None),
         ("Discrimination", "95 % intervals by bootstrap over patients.", ranking),
-        ("Decisions at the stored thresholds", "Chosen on the model's own validation images. Wilson "
-         "intervals. PPV and NPV at the prevalence given in percent.",
-         points.set_index("rule").T.reset_index(names="")),
-        _threshold(table), _calibration(table, prevalence)]
+        (
+            "Decisions at the stored thresholds",
+            "Chosen on the model's own validation images. Wilson "
+            "intervals. PPV and NPV at the prevalence given in percent.",
+            points.set_index("rule").T.reset_index(names=""),
+        ),
+        _threshold(table),
+        _calibration(table, prevalence),
+    ]
     if "triage" in card:
-        sections.append(("Triage", "Rule out / refer / rule in, at two stored thresholds.",
-                         triage_table(labels, probabilities, **card["triage"])))
+        sections.append(
+            (
+                "Triage",
+                "Rule out / refer / rule in, at two stored thresholds.",
+                triage_table(labels, probabilities, **card["triage"]),
+            )
+        )
     threshold = card["thresholds"]["youden"]
     for column in by:
-        sections.append((f"By {column}", "At the threshold youden. Differences between groups that lie "
-                         "within the intervals are no finding.", subgroup_table(table, column, threshold)))
+        sections.append(
+            (
+                f"By {column}",
+                "At the threshold youden. Differences between groups that lie "
+                "within the intervals are no finding.",
+                subgroup_table(table, column, threshold),
+            )
+        )
     return sections
 
 
@@ -117,17 +133,21 @@ def _check_model(table: pd.DataFrame, card: Mapping[str, Any]) -> None:
     expected = apply_platt(rows["logit"], card["calibration"]["slope"], card["calibration"]["intercept"])
     wrong = rows[~((rows["probability"] - expected).abs() < 1e-4)]
     if len(wrong):
-        raise ValueError(f"another model made {len(wrong)} of these {len(table)} predictions: the "
-                         "calibration of this one gives other probabilities. Received: "
-                         f"model={card['name']!r}, path={wrong['path'].iloc[0]!r}")
+        raise ValueError(
+            f"another model made {len(wrong)} of these {len(table)} predictions: the "
+            "calibration of this one gives other probabilities. Received: "
+            f"model={card['name']!r}, path={wrong['path'].iloc[0]!r}"
+        )
 
 
 def _threshold(table: pd.DataFrame) -> Section:
     """What a threshold chosen here would give."""
     title = "Decisions at a threshold chosen here"
-    text = ("Some of these images are drawn by patient, and the Youden threshold of them decides about the "
-            "others: mean and middle 95 % of up to 200 draws, which is the luck of the draw and no "
-            "confidence interval. The stored threshold is not changed.")
+    text = (
+        "Some of these images are drawn by patient, and the Youden threshold of them decides about the "
+        "others: mean and middle 95 % of up to 200 draws, which is the luck of the draw and no "
+        "confidence interval. The stored threshold is not changed."
+    )
     counts = [count for count in (25, 50, 100, 200) if 2 * count <= len(table)]
     found = threshold_elsewhere(table["label"], table["probability"], table["group"], counts)
     if found.empty:
@@ -137,8 +157,10 @@ def _threshold(table: pd.DataFrame) -> Section:
 
 def _calibration(table: pd.DataFrame, prevalence: float | None) -> Section:
     labels, groups = table["label"], table["group"]
-    text = ("Slope 1 and intercept 0 are right; a slope below 1 is over-confident, an intercept below 0 says "
-            "too much pneumonia.")
+    text = (
+        "Slope 1 and intercept 0 are right; a slope below 1 is over-confident, an intercept below 0 says "
+        "too much pneumonia."
+    )
     versions, rows = {"as stored": table["probability"].to_numpy()}, []
     try:
         local = versions["refitted here (cross-validated)"] = locally_calibrated(table)
@@ -147,8 +169,10 @@ def _calibration(table: pd.DataFrame, prevalence: float | None) -> Section:
     else:
         if prevalence is not None:
             shifted = shift_prevalence(local, float(labels.mean()), prevalence)
-            text += (f" At a prevalence of {100 * prevalence:.3g}% instead of {labels.mean():.0%} here, the "
-                     f"mean refitted probability {local.mean():.2f} becomes {shifted.mean():.2f} (Bayes).")
+            text += (
+                f" At a prevalence of {100 * prevalence:.3g}% instead of {labels.mean():.0%} here, the "
+                f"mean refitted probability {local.mean():.2f} becomes {shifted.mean():.2f} (Bayes)."
+            )
     for name, probabilities in versions.items():
         found = calibration_metrics(labels, probabilities, groups)
         rows += [{"calibration": name, "metric": metric, **entry} for metric, entry in found.items()]
@@ -172,36 +196,60 @@ def drift_report(table: pd.DataFrame, card: Mapping[str, Any], seed: int = 0) ->
             model made the predictions.
     """
     if "reference" not in card:
-        raise ValueError("the model's card has no reference to compare with. "
-                         f"Received: model={card['name']!r}")
+        raise ValueError(
+            f"the model's card has no reference to compare with. Received: model={card['name']!r}"
+        )
     names = list(card["reference"]["quantiles"])
     if missing := {"path", "status", "problem", "probability", "decision", *names} - set(table):
-        raise ValueError("predictions need the columns that chestxray predict writes; missing: "
-                         f"{sorted(missing)}. Received: columns={list(table)}")
+        raise ValueError(
+            "predictions need the columns that chestxray predict writes; missing: "
+            f"{sorted(missing)}. Received: columns={list(table)}"
+        )
     _check_model(table, card)
     read, judged = table[table["status"] != "unreadable"], table[table["status"] == "ok"]
     if judged.empty:
         raise ValueError(f"no image was classified. Received: rows={len(table)}")
     shares, threshold = [], card["thresholds"]["youden"]
     for what, count, total in (
-            ("unreadable", len(table) - len(read), len(table)),
-            ("unlike a film of the trained kind", int(read["problem"].fillna("").ne("").sum()), len(read)),
-            ("called pneumonia", int((judged["decision"] == card["classes"][1]).sum()), len(judged))):
+        ("unreadable", len(table) - len(read), len(table)),
+        ("unlike a film of the trained kind", int(read["problem"].fillna("").ne("").sum()), len(read)),
+        ("called pneumonia", int((judged["decision"] == card["classes"][1]).sum()), len(judged)),
+    ):
         low, high = wilson_interval(count, total)
-        shares.append({"what": what, "images": count, "of": total, "share": count / total, "low": float(low),
-                       "high": float(high)})
+        shares.append(
+            {
+                "what": what,
+                "images": count,
+                "of": total,
+                "share": count / total,
+                "low": float(low),
+                "high": float(high),
+            }
+        )
     nearest = (judged["probability"] - threshold).abs().nsmallest(_NEXT // 2).index
     others = judged.index.difference(nearest)
-    drawn = np.random.default_rng(seed).permutation(others)[:_NEXT // 2]
+    drawn = np.random.default_rng(seed).permutation(others)[: _NEXT // 2]
     to_label = judged.loc[[*nearest, *drawn], ["path", "probability"]].assign(
-        why=["nearest to the threshold"] * len(nearest) + ["drawn at random"] * len(drawn))
+        why=["nearest to the threshold"] * len(nearest) + ["drawn at random"] * len(drawn)
+    )
     return [
-        ("Shares", "Wilson intervals. About 1 % of the validation images are unlike the trained kind.",
-         pd.DataFrame(shares)),
-        ("Drift", "Medians then and now, population stability index (what chance alone gives beside it), "
-         "Kolmogorov-Smirnov distance. Drift is not yet loss of performance, and performance can be lost "
-         "without drift: only labels tell.",
-         drift_table(card["reference"], {name: read[name].dropna() for name in names})),  # refused unmeasured
-        ("What to label next", "The images nearest to the threshold teach where the model is unsure. An "
-         "honest estimate of its performance needs a random sample: begin with the ones drawn here, and go "
-         "on until there are a hundred of each class.", to_label)]
+        (
+            "Shares",
+            "Wilson intervals. About 1 % of the validation images are unlike the trained kind.",
+            pd.DataFrame(shares),
+        ),
+        (
+            "Drift",
+            "Medians then and now, population stability index (what chance alone gives beside it), "
+            "Kolmogorov-Smirnov distance. Drift is not yet loss of performance, and performance can be lost "
+            "without drift: only labels tell.",
+            drift_table(card["reference"], {name: read[name].dropna() for name in names}),
+        ),  # refused unmeasured
+        (
+            "What to label next",
+            "The images nearest to the threshold teach where the model is unsure. An "
+            "honest estimate of its performance needs a random sample: begin with the ones drawn here, and go "
+            "on until there are a hundred of each class.",
+            to_label,
+        ),
+    ]

@@ -33,8 +33,14 @@ MOST_CHANGED = 0.005
 A validation image often lies on the limit of refusal itself."""
 
 
-def export_model(folder: str | Path, output: str | Path, format: str, data: XrayData,
-                 float16: bool = False, force: bool = False) -> dict[str, Any]:
+def export_model(
+    folder: str | Path,
+    output: str | Path,
+    format: str,
+    data: XrayData,
+    float16: bool = False,
+    force: bool = False,
+) -> dict[str, Any]:
     """Write a saved classifier as a LiteRT or ONNX bundle, and compare the two.
 
     The file takes one grey picture, (1, size, size, 1) in 0–255, and gives
@@ -65,18 +71,24 @@ def export_model(folder: str | Path, output: str | Path, format: str, data: Xray
     if isinstance(original.model, Runtime):
         raise ValueError(f"already exported. Received: folder={str(folder)!r}")
     if os.path.lexists(output) and not is_exported(Path(output)):
-        raise ValueError("the output folder exists and is no exported model; it would be replaced. "
-                         f"Received: output={str(output)!r}")
+        raise ValueError(
+            "the output folder exists and is no exported model; it would be replaced. "
+            f"Received: output={str(output)!r}"
+        )
     trained_on = original.card["training_data"]
     own_split = data.split_hash == trained_on["split_hash"]
     if not own_split and not (data.synthetic and trained_on["name"] == data.name):
-        raise ValueError(f"the model was trained on another split (hash {trained_on['split_hash']}). "
-                         f"Received: data={data.name!r}, hash {data.split_hash}")
+        raise ValueError(
+            f"the model was trained on another split (hash {trained_on['split_hash']}). "
+            f"Received: data={data.name!r}, hash {data.split_hash}"
+        )
     if data.store.settings != original.image_settings:
-        raise ValueError(f"the model sees other pixels: {original.image_settings}. "
-                         f"Received: data with {data.store.settings}")
+        raise ValueError(
+            f"the model sees other pixels: {original.image_settings}. "
+            f"Received: data with {data.store.settings}"
+        )
     compared = pd.concat([data.part("val"), data.part("train")])
-    compared = compared[:max(LEAST_IMAGES, len(data.part("val")))]
+    compared = compared[: max(LEAST_IMAGES, len(data.part("val")))]
     with whole_folder(output) as partial:
         path = partial / MODEL_FILES[format]
         _CONVERTERS[format](deployable(original), path, float16)
@@ -85,13 +97,30 @@ def export_model(folder: str | Path, output: str | Path, format: str, data: Xray
         found, logits = compare(original, exported, data.store.images(compared), compared["label"].to_numpy())
         faults = gate(found, float16)
         if faults and not force:
-            raise ValueError(f"the export was removed: {'; '.join(faults)} (--force keeps it). "
-                             f"Received: format={format!r}, float16={float16}")
+            raise ValueError(
+                f"the export was removed: {'; '.join(faults)} (--force keeps it). "
+                f"Received: format={format!r}, float16={float16}"
+            )
         labels = data.part("val")["label"]
-        refitted = _refitted(original, logits[:len(labels)], labels) if own_split else {}
-        write_card(partial, replace(exported, card=original.card | refitted | {"export": {
-            "format": format, "float16": float16, "bytes": path.stat().st_size,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "parity": found, "faults": faults}}))
+        refitted = _refitted(original, logits[: len(labels)], labels) if own_split else {}
+        write_card(
+            partial,
+            replace(
+                exported,
+                card=original.card
+                | refitted
+                | {
+                    "export": {
+                        "format": format,
+                        "float16": float16,
+                        "bytes": path.stat().st_size,
+                        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                        "parity": found,
+                        "faults": faults,
+                    }
+                },
+            ),
+        )
     return found
 
 
@@ -123,8 +152,11 @@ def deployable(classifier: Classifier) -> keras.Model:
 def _ends_in_pooling_and_logit(model: keras.Model) -> bool:
     """Whether the logit is a weighted mean of the last feature maps, plus a bias."""
     tail = [layer for layer in model.layers if not isinstance(layer, keras.layers.Dropout)][-2:]
-    return (isinstance(tail[0], keras.layers.GlobalAveragePooling2D)
-            and isinstance(tail[1], keras.layers.Dense) and tail[1].units == 1)
+    return (
+        isinstance(tail[0], keras.layers.GlobalAveragePooling2D)
+        and isinstance(tail[1], keras.layers.Dense)
+        and tail[1].units == 1
+    )
 
 
 def _signature(model: keras.Model) -> list[keras.InputSpec]:
@@ -149,14 +181,16 @@ def _without_held_tensors(layer: keras.layers.Layer) -> keras.layers.Layer:
     if not isinstance(layer, keras.layers.Normalization):
         return layer
     if layer.invert or np.size(layer.mean) not in (1, layer.mean.shape[-1]):
-        raise ValueError("only a Normalization of the channels can be exported to ONNX. "
-                         f"Received: layer={layer.name!r}")
+        raise ValueError(
+            f"only a Normalization of the channels can be exported to ONNX. Received: layer={layer.name!r}"
+        )
     scale = 1 / np.maximum(np.sqrt(np.ravel(layer.variance)), keras.config.epsilon())
     return keras.layers.Rescaling(list(scale), list(-np.ravel(layer.mean) * scale), name=layer.name)
 
 
 def _to_onnx(model: keras.Model, path: Path, float16: bool) -> None:
     import onnx
+
     model = keras.models.clone_model(model, clone_function=_without_held_tensors)
     model.export(str(path), format="onnx", verbose=False, input_signature=_signature(model))
     if not float16:
@@ -169,16 +203,18 @@ def _to_onnx(model: keras.Model, path: Path, float16: bool) -> None:
         half = onnx.numpy_helper.from_array(values.astype(np.float16), f"{weight.name}_half")
         proto.graph.initializer.remove(weight)
         proto.graph.initializer.append(half)
-        proto.graph.node.insert(0, onnx.helper.make_node("Cast", [half.name], [weight.name],
-                                                         to=onnx.TensorProto.FLOAT))
+        proto.graph.node.insert(
+            0, onnx.helper.make_node("Cast", [half.name], [weight.name], to=onnx.TensorProto.FLOAT)
+        )
     onnx.save(proto, path)
 
 
 _CONVERTERS = {"litert": _to_litert, "onnx": _to_onnx}
 
 
-def compare(original: Classifier, exported: Classifier, images: np.ndarray, labels: np.ndarray
-            ) -> tuple[dict[str, Any], np.ndarray]:
+def compare(
+    original: Classifier, exported: Classifier, images: np.ndarray, labels: np.ndarray
+) -> tuple[dict[str, Any], np.ndarray]:
     """Score the same images with both.
 
     Args:
@@ -220,8 +256,10 @@ def gate(found: dict[str, Any], float16: bool) -> list[str]:
     if found["images"] < LEAST_IMAGES:
         faults.append(f"only {found['images']} images could be compared, {LEAST_IMAGES} are needed")
     if not float16 and not found["logit_difference"] <= MOST_LOGIT_DIFFERENCE:  # NaN is too much
-        faults.append(f"logits differ by up to {found['logit_difference']:.2g}, "
-                      f"at most {MOST_LOGIT_DIFFERENCE:g} is allowed")
+        faults.append(
+            f"logits differ by up to {found['logit_difference']:.2g}, "
+            f"at most {MOST_LOGIT_DIFFERENCE:g} is allowed"
+        )
     for name, share in most.items():
         if found[f"{name}_changed"] > share:
             faults.append(f"{found[f'{name}_changed']:.1%} of the {name} change, at most {share:.1%} may")
@@ -240,5 +278,9 @@ def _refitted(original: Classifier, logits: np.ndarray, labels: pd.Series) -> di
     calibration = {"slope": slope, "intercept": intercept}
     probabilities = replace(original, card=original.card | {"calibration": calibration}).probabilities(logits)
     thresholds, reasons = choose_thresholds(labels, probabilities)
-    return {"calibration": calibration, "thresholds": thresholds, "threshold_reasons": reasons,
-            "triage": choose_triage(labels, probabilities)}
+    return {
+        "calibration": calibration,
+        "thresholds": thresholds,
+        "threshold_reasons": reasons,
+        "triage": choose_triage(labels, probabilities),
+    }

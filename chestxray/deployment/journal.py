@@ -18,10 +18,14 @@ FORMATS = (".csv", ".jsonl")
 _FILE = "file"  # key of a journal's line, beside the columns
 
 
-def journaled(output: str | Path, identity: dict[str, Any], paths: Iterable[Path],
-              predict: Callable[[Iterator[Path]], Iterable[dict[str, Any]]],
-              columns: Iterable[str], finish: Callable[[], None] = lambda: None
-              ) -> Iterator[dict[str, Any]]:
+def journaled(
+    output: str | Path,
+    identity: dict[str, Any],
+    paths: Iterable[Path],
+    predict: Callable[[Iterator[Path]], Iterable[dict[str, Any]]],
+    columns: Iterable[str],
+    finish: Callable[[], None] = lambda: None,
+) -> Iterator[dict[str, Any]]:
     """Predict what an interrupted call with the same output has not predicted yet.
 
     Rows go to ``.partial-<name>.jsonl`` beside the output as they come. When
@@ -105,6 +109,7 @@ def _lock(file: BinaryIO, output: Path) -> None:
     """Keep other processes out for as long as the file is open, where system and disk can (Windows: no)."""
     try:
         import fcntl
+
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(f"another process writes this table. Received: path={str(output)!r}") from None
@@ -115,8 +120,9 @@ def _lock(file: BinaryIO, output: Path) -> None:
 def check_format(output: Path) -> None:
     """Raise ValueError unless the name ends in one of :data:`FORMATS`."""
     if output.suffix.lower() not in FORMATS:
-        raise ValueError(f"the table's name must end in {' or '.join(FORMATS)}. "
-                         f"Received: path={str(output)!r}")
+        raise ValueError(
+            f"the table's name must end in {' or '.join(FORMATS)}. Received: path={str(output)!r}"
+        )
 
 
 def _row(line: bytes) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What one image costs: measured in a process of its own, as a user would start it.
 
-    python -m chestxray.deployment.latency FOLDER THREADS REPEATS
+python -m chestxray.deployment.latency FOLDER THREADS REPEATS
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ def _main(folder: str, threads: int, repeats: int, began: float) -> None:
     from chestxray.deployment.bundle import load_classifier
     from chestxray.deployment.runtime import Runtime
     from chestxray.files import read_json
+
     if "export" not in read_json(Path(folder) / "card.json"):
         import tensorflow as tf
+
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
     classifier = load_classifier(folder, threads)  # its self-test is the first answer
@@ -52,6 +54,7 @@ def _main(folder: str, threads: int, repeats: int, began: float) -> None:
         run = classifier.model.predict
     else:
         import tensorflow as tf
+
         run = tf.function(lambda pixels: classifier.model(pixels, training=False), autograph=False)
         image = tf.constant(image)
     seconds = []

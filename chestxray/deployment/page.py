@@ -26,10 +26,12 @@ figcaption { font-size: .9rem; } .note { border-left: .3rem solid #d55e00; paddi
 
 def page(title: str, body: str, style: str = "") -> str:
     """Make a whole document; ``title`` is plain text, ``body`` is HTML, ``style`` more CSS."""
-    return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{html.escape(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n<body>\n<main>\n"
-            f"<h1>{html.escape(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n")
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{html.escape(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n"
+    )
 
 
 def number_text(value: float) -> str:
@@ -51,8 +53,10 @@ def section(title: str, text: str = "", table: pd.DataFrame | None = None) -> st
 def picture(image: np.ndarray, caption: str) -> str:
     """Make a figure of an image, values 0–255, (H, W) or BGR (H, W, 3), with a caption in plain text."""
     said = html.escape(caption)
-    return (f'<figure><img src="{image_data(image, ".png")}" alt="{said}">'
-            f"<figcaption>{said}</figcaption></figure>")
+    return (
+        f'<figure><img src="{image_data(image, ".png")}" alt="{said}">'
+        f"<figcaption>{said}</figcaption></figure>"
+    )
 
 
 def image_data(image: np.ndarray, suffix: str) -> str:
@@ -74,10 +78,15 @@ def audit_page(findings: Sequence[tuple], means: Mapping[str, np.ndarray]) -> st
     difference = positive - negative
     reach = max(1.0, np.abs(difference).max())
     pictures = [picture(image, f"mean of {name}") for name, image in means.items()]
-    pictures.append(picture(127.5 * (1 + difference / reach), "{1} minus {0}: grey is equal, white ".format(
-        *means) + f"{reach:.0f} brighter"))
-    note = ('<p class="note">What a linear model can do without lungs, a network can do too. A score on '
-            "these data is worth what it adds to the floor below.</p>")
+    pictures.append(
+        picture(
+            127.5 * (1 + difference / reach),
+            "{1} minus {0}: grey is equal, white ".format(*means) + f"{reach:.0f} brighter",
+        )
+    )
+    note = (
+        '<p class="note">What a linear model can do without lungs, a network can do too. A score on '
+        "these data is worth what it adds to the floor below.</p>"
+    )
     shown = section("Class means", "Differences outside the lungs are shortcuts made visible.")
-    return page("Audit of chest X-rays",
-                "\n".join([note, sections[-1], *sections[:-1], shown, *pictures]))
+    return page("Audit of chest X-rays", "\n".join([note, sections[-1], *sections[:-1], shown, *pictures]))

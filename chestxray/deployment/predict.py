@@ -29,8 +29,20 @@ MOST_BYTES = 200_000_000
 """Of a file that is read at all; an uncompressed film of 64 million pixels has 128 MB."""
 
 _LOADING = threading.Lock()
-COLUMNS = ("path", "status", "probability", "decision", "problem", "outside", "logit", "brightness",
-           "contrast", "sharpness", "likeness", "distance")
+COLUMNS = (
+    "path",
+    "status",
+    "probability",
+    "decision",
+    "problem",
+    "outside",
+    "logit",
+    "brightness",
+    "contrast",
+    "sharpness",
+    "likeness",
+    "distance",
+)
 
 
 def list_images(sources: Iterable[str | Path]) -> Iterator[Path]:
@@ -63,8 +75,11 @@ def list_images(sources: Iterable[str | Path]) -> Iterator[Path]:
 def _files_like(pattern: Path) -> list[Path]:
     """Files, not hidden ones, that a pattern fits, in order; ``**`` does not follow links to folders."""
     plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
-    return sorted(path for path in Path(*plain).glob(str(Path(*pattern.parts[len(plain):])))
-                  if not path.is_dir() and not path.name.startswith("."))
+    return sorted(
+        path
+        for path in Path(*plain).glob(str(Path(*pattern.parts[len(plain) :])))
+        if not path.is_dir() and not path.name.startswith(".")
+    )
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
@@ -87,8 +102,10 @@ def _paths_of_table(source: Path) -> Iterator[Path]:
     with open(source, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
         if "path" not in (reader.fieldnames or ()):
-            raise ValueError(f"a table of images needs a column path. Received: path={str(source)!r}, "
-                             f"columns={reader.fieldnames}")
+            raise ValueError(
+                f"a table of images needs a column path. Received: path={str(source)!r}, "
+                f"columns={reader.fieldnames}"
+            )
         try:
             for row in reader:
                 yield source.parent / (row["path"] or "")
@@ -96,8 +113,12 @@ def _paths_of_table(source: Path) -> Iterator[Path]:
             raise ValueError(f"a damaged table ({error}). Received: path={str(source)!r}") from None
 
 
-def predict_files(classifier: Classifier, sources: str | Path | Iterable[str | Path], rule: str = "youden",
-                  accept_all: bool = False) -> Iterator[dict[str, Any]]:
+def predict_files(
+    classifier: Classifier,
+    sources: str | Path | Iterable[str | Path],
+    rule: str = "youden",
+    accept_all: bool = False,
+) -> Iterator[dict[str, Any]]:
     """Classify images, in batches; a file that cannot be read is reported, not fatal.
 
     Args:
@@ -126,9 +147,14 @@ def predict_files(classifier: Classifier, sources: str | Path | Iterable[str | P
         yield from judge(classifier, paths, rule, accept_all)
 
 
-def predict_parallel(folder: str | Path, paths: Iterable[Path], rule: str = "youden",
-                     accept_all: bool = False, jobs: int = -1, backend: str | None = None
-                     ) -> Iterator[dict[str, Any]]:
+def predict_parallel(
+    folder: str | Path,
+    paths: Iterable[Path],
+    rule: str = "youden",
+    accept_all: bool = False,
+    jobs: int = -1,
+    backend: str | None = None,
+) -> Iterator[dict[str, Any]]:
     """Classify images with several processes, or several machines; see :func:`predict_files`.
 
     Args:
@@ -146,17 +172,20 @@ def predict_parallel(folder: str | Path, paths: Iterable[Path], rule: str = "you
         ValueError: Unknown backend, or the rule has no threshold.
     """
     from joblib import Parallel, delayed
+
     card = hashlib.sha256((Path(folder) / "card.json").read_bytes()).hexdigest()
     place = (str(folder), card, Path.cwd())  # workers may live elsewhere, and longer than this call
     with workers(backend):
         parallel = Parallel(jobs, return_as="generator", pre_dispatch="2 * n_jobs")
-        for rows in parallel(delayed(_judge_in_worker)(*place, paths, rule, accept_all)
-                             for paths in chunks(paths)):
+        for rows in parallel(
+            delayed(_judge_in_worker)(*place, paths, rule, accept_all) for paths in chunks(paths)
+        ):
             yield from rows
 
 
-def _judge_in_worker(folder: str, card: str, base: Path, paths: list[Path], rule: str, accept_all: bool
-                     ) -> list[dict[str, Any]]:
+def _judge_in_worker(
+    folder: str, card: str, base: Path, paths: list[Path], rule: str, accept_all: bool
+) -> list[dict[str, Any]]:
     with _LOADING:
         classifier = _loaded(folder, card)
     return judge(classifier, paths, rule, accept_all, base)
@@ -166,6 +195,7 @@ def _judge_in_worker(folder: str, card: str, base: Path, paths: list[Path], rule
 def _loaded(folder: str, card: str) -> Classifier:
     """The model of a worker; loaded anew when its card has changed."""
     import cv2
+
     cv2.setNumThreads(1)
     return load_classifier(folder)
 
@@ -177,8 +207,9 @@ def chunks(paths: Iterable[Path]) -> Iterator[list[Path]]:
         yield chunk
 
 
-def judge(classifier: Classifier, paths: list[Path], rule: str, accept_all: bool, base: Path = Path()
-          ) -> list[dict[str, Any]]:
+def judge(
+    classifier: Classifier, paths: list[Path], rule: str, accept_all: bool, base: Path = Path()
+) -> list[dict[str, Any]]:
     """Classify some files, relative to ``base``; see :func:`predict_files`."""
     threshold, settings = classifier.threshold(rule), classifier.image_settings
     rows, films, coloured = [], [], []

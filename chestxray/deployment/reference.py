@@ -18,8 +18,9 @@ MOST_TRAIN = 1000
 """Training images that the refusal is fitted on; more change little and cost a forward pass each."""
 
 
-def learn_reference(scorer: keras.Model, data: XrayData, val_logits: np.ndarray,
-                    val_features: np.ndarray) -> tuple[Refusal, dict[str, Any]]:
+def learn_reference(
+    scorer: keras.Model, data: XrayData, val_logits: np.ndarray, val_features: np.ndarray
+) -> tuple[Refusal, dict[str, Any]]:
     """Fit the refusal, and sum up the validation images for comparison with later ones.
 
     Args:

@@ -78,8 +78,10 @@ class Refusal:
         Returns:
             Each ``float64`` (N,).
         """
-        return image_statistics(images) | {"likeness": self.likenesses(images).astype(np.float64),
-                                           "distance": np.asarray(distances, np.float64)}
+        return image_statistics(images) | {
+            "likeness": self.likenesses(images).astype(np.float64),
+            "distance": np.asarray(distances, np.float64),
+        }
 
     def reasons(self, images: NDArray, distances: NDArray) -> list[str]:
         """Say why each image is refused; empty for those that are accepted.
@@ -95,24 +97,34 @@ class Refusal:
             best = int(turned[:, number].argmax())
             if image.std() < FLAT_BELOW:
                 reasons.append("shows nothing: all pixels are nearly equal")
-            elif (likeness[number] - turned[best, number] < self.least_margin
-                  and turned[best, number] >= self.least_likeness):
+            elif (
+                likeness[number] - turned[best, number] < self.least_margin
+                and turned[best, number] >= self.least_likeness
+            ):
                 reasons.append(f"looks {list(_TURNS)[best]}")
             elif likeness[number] < self.least_likeness:
-                reasons.append(f"does not look like a frontal chest film (correlation with the mean film "
-                               f"{likeness[number]:.2f}, at least {self.least_likeness:.2f})")
+                reasons.append(
+                    f"does not look like a frontal chest film (correlation with the mean film "
+                    f"{likeness[number]:.2f}, at least {self.least_likeness:.2f})"
+                )
             elif not distances[number] <= self.most_distance:  # NaN is too far
-                reasons.append(f"unlike the training images (distance {distances[number]:.1f}, at most "
-                               f"{self.most_distance:.1f})")
+                reasons.append(
+                    f"unlike the training images (distance {distances[number]:.1f}, at most "
+                    f"{self.most_distance:.1f})"
+                )
             else:
                 reasons.append("")
         return reasons
 
     def save(self, path: Path) -> None:
         """Write everything to one ``.npz`` file."""
-        np.savez(path, film=self.film.astype(np.float32), center=self.center.astype(np.float32),
-                 whitening=self.whitening.astype(np.float32),
-                 limits=np.array([self.least_likeness, self.least_margin, self.most_distance]))
+        np.savez(
+            path,
+            film=self.film.astype(np.float32),
+            center=self.center.astype(np.float32),
+            whitening=self.whitening.astype(np.float32),
+            limits=np.array([self.least_likeness, self.least_margin, self.most_distance]),
+        )
 
     @classmethod
     def load(cls, path: Path) -> Refusal:
@@ -124,14 +136,21 @@ class Refusal:
         try:
             with np.load(path, allow_pickle=False) as file:
                 least_likeness, least_margin, most_distance = file["limits"].tolist()
-                return cls(file["film"], least_likeness, least_margin, file["center"], file["whitening"],
-                           most_distance)
+                return cls(
+                    file["film"],
+                    least_likeness,
+                    least_margin,
+                    file["center"],
+                    file["whitening"],
+                    most_distance,
+                )
         except Exception as error:  # a damaged file can fail in any way
             raise ValueError(f"damaged ({type(error).__name__}). Received: path={str(path)!r}") from None
 
 
-def fit_refusal(train_images: NDArray, train_features: NDArray, val_images: NDArray,
-                val_features: NDArray) -> Refusal:
+def fit_refusal(
+    train_images: NDArray, train_features: NDArray, val_images: NDArray, val_features: NDArray
+) -> Refusal:
     """Learn from training images what a film looks like, and from validation how far is too far.
 
     Mahalanobis distance on pooled features (Lee et al. 2018, with one class
@@ -145,6 +164,7 @@ def fit_refusal(train_images: NDArray, train_features: NDArray, val_images: NDAr
         val_features: (M, F).
     """
     from sklearn.covariance import LedoitWolf
+
     fitted = LedoitWolf().fit(np.asarray(train_features, np.float64))
     variances, directions = np.linalg.eigh(fitted.covariance_)
     variances = np.maximum(variances, 1e-9 * variances.max() + 1e-12)  # of dead features, too
@@ -152,13 +172,19 @@ def fit_refusal(train_images: NDArray, train_features: NDArray, val_images: NDAr
     refusal = Refusal(film, -1.0, -1.0, fitted.location_, (directions / np.sqrt(variances)).T, np.inf)
     films = _standardised(val_images)
     likeness = refusal._compare(films)
-    least, margin = (np.quantile(values, 1 - ACCEPTED, method="lower")
-                     for values in (likeness, likeness - refusal._turned(films).max(axis=0)))
+    least, margin = (
+        np.quantile(values, 1 - ACCEPTED, method="lower")
+        for values in (likeness, likeness - refusal._turned(films).max(axis=0))
+    )
     distances = refusal.distances(val_features)
     most = np.quantile(distances, ACCEPTED, method="higher")
     beyond = distances[distances > most]  # halfway to the next, so that rounding refuses nobody
-    return replace(refusal, least_likeness=float(least), least_margin=min(0.0, float(margin)),
-                   most_distance=float((most + beyond.min()) / 2 if len(beyond) else most * 1.001))
+    return replace(
+        refusal,
+        least_likeness=float(least),
+        least_margin=min(0.0, float(margin)),
+        most_distance=float((most + beyond.min()) / 2 if len(beyond) else most * 1.001),
+    )
 
 
 def is_colour(data: bytes) -> bool:
@@ -171,7 +197,11 @@ def is_colour(data: bytes) -> bool:
 
 def _standardised(images: NDArray) -> NDArray:
     """Images at SIDE pixels with mean 0 and standard deviation 1, (N, SIDE, SIDE); 0 where flat."""
-    small = np.stack([cv2.resize(np.asarray(image, np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-                      for image in images])
+    small = np.stack(
+        [
+            cv2.resize(np.asarray(image, np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+            for image in images
+        ]
+    )
     spread = small.std(axis=(1, 2), keepdims=True)
     return (small - small.mean(axis=(1, 2), keepdims=True)) / np.where(spread > 0, spread, np.inf)

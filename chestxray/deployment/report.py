@@ -53,8 +53,13 @@ GROUPS = {"rule_in": "suspicious", "refer": "to be looked at", "rule_out": "unsu
 """Triage in words; see :func:`_triage`."""
 
 
-def report_page(classifier: Classifier, rows: Sequence[Mapping[str, Any]],
-                problems: Sequence[Mapping[str, Any]], count: Mapping[str, int], rule: str) -> str:
+def report_page(
+    classifier: Classifier,
+    rows: Sequence[Mapping[str, Any]],
+    problems: Sequence[Mapping[str, Any]],
+    count: Mapping[str, int],
+    rule: str,
+) -> str:
     """Write the page.
 
     Args:
@@ -68,16 +73,22 @@ def report_page(classifier: Classifier, rows: Sequence[Mapping[str, Any]],
     """
     card = classifier.card
     films, with_maps = _films(classifier, rows)
-    texts = [f'<p class="note"><strong>{html.escape(card["limits"][0])}</strong> '
-             f'{html.escape(" ".join(card["limits"][1:]))}</p>',
-             f"<p>{count['images']:,} images: {count.get('ok', 0):,} classified, {count.get('refused', 0):,} "
-             f"refused, {count.get('unreadable', 0):,} unreadable. Model <code>{html.escape(card['name'])}"
-             f"</code>. {_operating_point(classifier, rule)}</p>"]
-    for name, what in (("age", "show people outside the age range of the training images"),
-                       ("view", "were taken in another view than the training images")):
+    texts = [
+        f'<p class="note"><strong>{html.escape(card["limits"][0])}</strong> '
+        f"{html.escape(' '.join(card['limits'][1:]))}</p>",
+        f"<p>{count['images']:,} images: {count.get('ok', 0):,} classified, {count.get('refused', 0):,} "
+        f"refused, {count.get('unreadable', 0):,} unreadable. Model <code>{html.escape(card['name'])}"
+        f"</code>. {_operating_point(classifier, rule)}</p>",
+    ]
+    for name, what in (
+        ("age", "show people outside the age range of the training images"),
+        ("view", "were taken in another view than the training images"),
+    ):
         if number := count.get(f"outside {name}"):
-            texts.append(f'<p class="note">{number:,} images {what}: nothing is known about how well the '
-                         "model does on them. Files that do not say were not counted.</p>")
+            texts.append(
+                f'<p class="note">{number:,} images {what}: nothing is known about how well the '
+                "model does on them. Files that do not say were not counted.</p>"
+            )
     texts.append("<h2>Films, most suspicious first</h2>")
     if count.get("ok", 0) > len(rows):
         texts.append(f"<p>The first {len(rows)} of {count['ok']:,} are shown.</p>")
@@ -95,24 +106,33 @@ def _operating_point(classifier: Classifier, rule: str) -> str:
     found = card["metrics"].get("test") or card["metrics"]["val"]
     where = "test" if "test" in card["metrics"] else "validation"
     rates = ", ".join(f"{name} {found[rule][name]['value']:.2f}" for name in ("sensitivity", "specificity"))
-    return (f"{html.escape(card['classes'][1])} is said from a probability of "
-            f"{classifier.threshold(rule):.3f} on (threshold <code>{html.escape(rule)}</code>: {rates} on "
-            f"its own {where} images, of the same source as the training images). By the two triage "
-            f"thresholds a film is unsuspicious below {card['triage']['rule_out']:.3f} and suspicious from "
-            f"{card['triage']['rule_in']:.3f} on. Between them, and where they contradict what is said, it "
-            "is to be looked at.")
+    return (
+        f"{html.escape(card['classes'][1])} is said from a probability of "
+        f"{classifier.threshold(rule):.3f} on (threshold <code>{html.escape(rule)}</code>: {rates} on "
+        f"its own {where} images, of the same source as the training images). By the two triage "
+        f"thresholds a film is unsuspicious below {card['triage']['rule_out']:.3f} and suspicious from "
+        f"{card['triage']['rule_in']:.3f} on. Between them, and where they contradict what is said, it "
+        "is to be looked at."
+    )
 
 
 def _controls(with_maps: bool) -> str:
-    buttons = "".join(f'<button type="button" data-group="{group}" '
-                      f'aria-pressed="{"true" if group == "all" else "false"}">{words}</button>'
-                      for group, words in {"all": "all", **GROUPS}.items())
+    buttons = "".join(
+        f'<button type="button" data-group="{group}" '
+        f'aria-pressed="{"true" if group == "all" else "false"}">{words}</button>'
+        for group, words in {"all": "all", **GROUPS}.items()
+    )
     maps = '<button type="button" id="maps" aria-pressed="true">heatmaps</button>' if with_maps else ""
-    note = ("A heatmap shows what raised the score (yellow: most, on one scale for all films), not where the "
-            "disease is; it is coarse." if with_maps else
-            "This exported model cannot say where its score comes from.")
-    return (f'<div role="group" aria-label="Which films are shown">{buttons}{maps}</div>'
-            f'<p id="shown" role="status"></p><p>{note}</p>')
+    note = (
+        "A heatmap shows what raised the score (yellow: most, on one scale for all films), not where the "
+        "disease is; it is coarse."
+        if with_maps
+        else "This exported model cannot say where its score comes from."
+    )
+    return (
+        f'<div role="group" aria-label="Which films are shown">{buttons}{maps}</div>'
+        f'<p id="shown" role="status"></p><p>{note}</p>'
+    )
 
 
 def _films(classifier: Classifier, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], bool]:
@@ -120,7 +140,7 @@ def _films(classifier: Classifier, rows: Sequence[Mapping[str, Any]]) -> tuple[l
     pictures, maps = [], []
     for start in range(0, len(rows), _BATCH):
         found = []
-        for row in rows[start:start + _BATCH]:
+        for row in rows[start : start + _BATCH]:
             try:
                 found.append(fit(read_film(Path(row["path"])).pixels, classifier.image_settings))
             except (ValueError, OSError):  # gone since it was classified
@@ -130,27 +150,40 @@ def _films(classifier: Classifier, rows: Sequence[Mapping[str, Any]]) -> tuple[l
         maps += [None] * len(found) if scores.maps is None else list(scores.maps)
     with_maps = bool(maps) and maps[0] is not None
     strongest = max((float(one.max()) for one in maps), default=0.0) if with_maps else 0.0
-    entries = [_film(number, row, image, one, strongest, classifier)
-               for number, (row, image, one) in enumerate(zip(rows, pictures, maps, strict=True), 1)]
+    entries = [
+        _film(number, row, image, one, strongest, classifier)
+        for number, (row, image, one) in enumerate(zip(rows, pictures, maps, strict=True), 1)
+    ]
     return entries, with_maps
 
 
-def _film(number: int, row: Mapping[str, Any], image: np.ndarray, heat: np.ndarray | None, strongest: float,
-          classifier: Classifier) -> str:
+def _film(
+    number: int,
+    row: Mapping[str, Any],
+    image: np.ndarray,
+    heat: np.ndarray | None,
+    strongest: float,
+    classifier: Classifier,
+) -> str:
     name, group = html.escape(printable(row["path"])), _triage(row, classifier.card)
     image = cv2.resize(image, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     pictures = f'<img src="{image_data(image, ".jpg")}" alt="film {number}" loading="lazy">'
     strength = ""
     if heat is not None:
         heat = heat / max(strongest, 1e-9)
-        strength = (f"<p>heatmap: {heat.max():.0%} of the strongest here, "
-                    f"{len(heat)} × {heat.shape[1]} fields</p>")
-        pictures += (f'<img class="overlay" src="{image_data(overlay(image, heat), ".jpg")}" '
-                     f'alt="film {number} with heatmap" loading="lazy">')
+        strength = (
+            f"<p>heatmap: {heat.max():.0%} of the strongest here, {len(heat)} × {heat.shape[1]} fields</p>"
+        )
+        pictures += (
+            f'<img class="overlay" src="{image_data(overlay(image, heat), ".jpg")}" '
+            f'alt="film {number} with heatmap" loading="lazy">'
+        )
     problem = f"<p>accepted although: {html.escape(row['problem'])}</p>" if row["problem"] else ""
-    return (f'<li data-group="{group}">{pictures}<div><h3>{number}. {name}</h3>'
-            f'<p><span class="p">{row["probability"]:.3f}</span> {html.escape(row["decision"])}, '
-            f"{GROUPS[group]}</p>{strength}{problem}</div></li>")
+    return (
+        f'<li data-group="{group}">{pictures}<div><h3>{number}. {name}</h3>'
+        f'<p><span class="p">{row["probability"]:.3f}</span> {html.escape(row["decision"])}, '
+        f"{GROUPS[group]}</p>{strength}{problem}</div></li>"
+    )
 
 
 def _triage(row: Mapping[str, Any], card: Mapping[str, Any]) -> str:
@@ -186,8 +219,13 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 def _problem_table(problems: Sequence[Mapping[str, Any]], count: Mapping[str, int]) -> str:
     total = count.get("refused", 0) + count.get("unreadable", 0)
     more = f"<p>The first {len(problems)} of {total:,}.</p>" if total > len(problems) else ""
-    rows = "".join(f"<tr><td>{html.escape(printable(row['path']))}</td><td>{row['status']}</td>"
-                   f"<td>{html.escape(row['problem'])}</td></tr>" for row in problems)
-    return (f'{more}<div class="scroll"><table class="names"><thead><tr><th scope="col">file</th>'
-            f'<th scope="col">status</th><th scope="col">reason</th></tr></thead><tbody>{rows}</tbody>'
-            "</table></div>")
+    rows = "".join(
+        f"<tr><td>{html.escape(printable(row['path']))}</td><td>{row['status']}</td>"
+        f"<td>{html.escape(row['problem'])}</td></tr>"
+        for row in problems
+    )
+    return (
+        f'{more}<div class="scroll"><table class="names"><thead><tr><th scope="col">file</th>'
+        f'<th scope="col">status</th><th scope="col">reason</th></tr></thead><tbody>{rows}</tbody>'
+        "</table></div>"
+    )

@@ -41,8 +41,9 @@ class Runtime:
         except ModuleNotFoundError:
             raise
         except Exception as error:  # a damaged file can fail in any way
-            raise ValueError(f"cannot be loaded ({type(error).__name__}). "
-                             f"Received: path={str(path)!r}") from None
+            raise ValueError(
+                f"cannot be loaded ({type(error).__name__}). Received: path={str(path)!r}"
+            ) from None
 
     def predict(self, images: NDArray) -> dict[str, NDArray]:
         """Run the model, image by image.
@@ -63,6 +64,7 @@ class Runtime:
 
 def _load_litert(content: bytes, threads: int) -> Callable[[NDArray], dict[str, NDArray]]:
     from ai_edge_litert.interpreter import Interpreter
+
     with native_messages_to(os.devnull):  # it tells everybody which kernels it uses
         interpreter = Interpreter(model_content=content, num_threads=threads)
         interpreter.allocate_tensors()
@@ -77,6 +79,7 @@ def _load_litert(content: bytes, threads: int) -> Callable[[NDArray], dict[str, 
 
 def _load_onnx(content: bytes, threads: int) -> Callable[[NDArray], dict[str, NDArray]]:
     import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3

@@ -40,8 +40,15 @@ class Session:
         FileNotFoundError, ValueError: From loading; the rule has no threshold.
     """
 
-    def __init__(self, model: str | Path, sources: Iterable[str | Path], rule: str = "youden",
-                 accept_all: bool = False, jobs: int | None = None, backend: str | None = None):
+    def __init__(
+        self,
+        model: str | Path,
+        sources: Iterable[str | Path],
+        rule: str = "youden",
+        accept_all: bool = False,
+        jobs: int | None = None,
+        backend: str | None = None,
+    ):
         self.model, self.sources = Path(model), list(sources)
         self.rule, self.accept_all, self.backend = rule, accept_all, backend
         self.classifier = load_classifier(model)
@@ -52,8 +59,9 @@ class Session:
         self._urgent: list[tuple[float, int, dict[str, Any]]] = []
         self._problems: list[dict[str, Any]] = []
 
-    def rows(self, output: str | Path | None = None, report: str | Path | None = None
-             ) -> Iterator[dict[str, Any]]:
+    def rows(
+        self, output: str | Path | None = None, report: str | Path | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Predict, and write table and report when all is done; see :func:`predict_files` for the rows.
 
         Args:
@@ -73,8 +81,9 @@ class Session:
         predict = self._alone if alone else self._spread
         paths = itertools.chain(first, paths)
         if output and Path(output).resolve() in {source.resolve() for source in map(Path, self.sources)}:
-            raise ValueError("the table would replace what it is made from. "
-                             f"Received: output={str(output)!r}")
+            raise ValueError(
+                f"the table would replace what it is made from. Received: output={str(output)!r}"
+            )
 
         def finish() -> None:
             if report:
@@ -84,8 +93,11 @@ class Session:
             found = predict(paths)
         else:
             card = (self.model / "card.json").read_bytes()
-            identity = {"card": hashlib.sha256(card).hexdigest(), "rule": self.rule,
-                        "accept_all": self.accept_all}
+            identity = {
+                "card": hashlib.sha256(card).hexdigest(),
+                "rule": self.rule,
+                "accept_all": self.accept_all,
+            }
             found = journaled(output, identity, paths, predict, COLUMNS, finish)
             found = tqdm(found, unit=" images", disable=None)
         for row in found:
@@ -99,8 +111,9 @@ class Session:
             yield from judge(self.classifier, some, self.rule, self.accept_all)
 
     def _spread(self, paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-        return predict_parallel(self.model.absolute(), paths, self.rule, self.accept_all, self.jobs,
-                                self.backend)
+        return predict_parallel(
+            self.model.absolute(), paths, self.rule, self.accept_all, self.jobs, self.backend
+        )
 
     def _remember(self, row: dict[str, Any]) -> None:
         self.count["images"] += 1
@@ -117,13 +130,19 @@ class Session:
     def _write_report(self, path: str | Path) -> None:
         rows = [row for _, _, row in sorted(self._urgent, key=lambda one: one[:2], reverse=True)]
         with whole_file(path) as partial:
-            partial.write_text(report_page(self.classifier, rows, self._problems, self.count, self.rule),
-                               encoding="utf-8")
+            partial.write_text(
+                report_page(self.classifier, rows, self._problems, self.count, self.rule), encoding="utf-8"
+            )
 
     def summary(self) -> str:
         """One line: how many of what, and the first limit of the model."""
-        outside = "".join(f", {self.count[f'outside {name}']} of an {name} outside the training population"
-                          for name in ("age", "view") if self.count[f"outside {name}"])
-        return (f"{self.count['images']} images, {self.count['refused']} refused, "
-                f"{self.count['unreadable']} unreadable{outside}; decided at {self.threshold:.3f} "
-                f"({self.rule}). {self.classifier.card['limits'][0]}")
+        outside = "".join(
+            f", {self.count[f'outside {name}']} of an {name} outside the training population"
+            for name in ("age", "view")
+            if self.count[f"outside {name}"]
+        )
+        return (
+            f"{self.count['images']} images, {self.count['refused']} refused, "
+            f"{self.count['unreadable']} unreadable{outside}; decided at {self.threshold:.3f} "
+            f"({self.rule}). {self.classifier.card['limits'][0]}"
+        )

@@ -23,15 +23,19 @@ def workers(backend: str | None) -> Iterator[None]:
             task changes what belongs to its whole process.
     """
     from joblib import parallel_config
+
     with contextlib.ExitStack() as stack:
         if backend == "dask":
             from dask import config
             from distributed import Client
+
             elsewhere = config.get("scheduler-address", None) or os.environ.get("DASK_SCHEDULER_ADDRESS")
             client = stack.enter_context(Client(elsewhere) if elsewhere else Client(threads_per_worker=1))
             if any(worker["nthreads"] > 1 for worker in client.scheduler_info()["workers"].values()):
-                raise ValueError("the workers must have one thread each (dask worker --nthreads 1). "
-                                 f"Received: scheduler={client.scheduler.address!r}")
+                raise ValueError(
+                    "the workers must have one thread each (dask worker --nthreads 1). "
+                    f"Received: scheduler={client.scheduler.address!r}"
+                )
         if backend is not None:
             stack.enter_context(parallel_config(backend=backend))
         yield

@@ -62,9 +62,7 @@ def fit_platt(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
         return (inputs.T * (expit(scores) * expit(-scores))) @ inputs / len(targets)
 
     start = np.zeros(2)
-    fit = minimize(
-        loss, start, jac=gradient, hess=curvature, method="trust-exact", options={"gtol": 1e-8}
-    )
+    fit = minimize(loss, start, jac=gradient, hess=curvature, method="trust-exact", options={"gtol": 1e-8})
     slope = fit.x[0] / scale
     return float(slope), float(fit.x[1] - slope * center)
 

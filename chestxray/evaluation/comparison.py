@@ -20,8 +20,14 @@ from chestxray.evaluation.metrics import (
 )
 
 
-def auroc_difference(labels: ArrayLike, groups: ArrayLike, first: ArrayLike, second: ArrayLike,
-                     draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+def auroc_difference(
+    labels: ArrayLike,
+    groups: ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
     """AUROC of the first model minus that of the second, with a paired 95 % interval.
 
     Both are scored on the same draw of patient groups every time, so that what
@@ -54,9 +60,16 @@ def auroc_difference(labels: ArrayLike, groups: ArrayLike, first: ArrayLike, sec
     return float(difference(np.ones((1, len(labels))))[0]), float(low), float(high)
 
 
-def arm_difference(labels: ArrayLike, groups: ArrayLike, first: ArrayLike, second: ArrayLike,
-                   first_thresholds: ArrayLike, second_thresholds: ArrayLike, draws: int = 2000,
-                   seed: int = 0) -> dict[str, dict[str, float]]:
+def arm_difference(
+    labels: ArrayLike,
+    groups: ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
+    first_thresholds: ArrayLike,
+    second_thresholds: ArrayLike,
+    draws: int = 2000,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
     """Metrics of one way of training minus those of another, over patients and over training seeds.
 
     Both were trained with the same seeds. Every draw of the bootstrap takes
@@ -87,18 +100,27 @@ def arm_difference(labels: ArrayLike, groups: ArrayLike, first: ArrayLike, secon
         pairs = list(zip(np.asarray(scores, np.float64), np.asarray(cuts, np.float64), strict=True))
         arms.append([(check_scores(labels, row, both_classes=True)[1], float(cut)) for row, cut in pairs])
     if len(arms[0]) != len(arms[1]):
-        raise ValueError(f"both arms need the same seeds. Received: first={len(arms[0])}, "
-                         f"second={len(arms[1])}")
+        raise ValueError(
+            f"both arms need the same seeds. Received: first={len(arms[0])}, second={len(arms[1])}"
+        )
     labels, seeds = np.asarray(labels, np.int64), len(arms[0])
 
     def values(weights: np.ndarray) -> dict[str, np.ndarray]:
         """Differences, (seeds, draws), by metric."""
-        both = [[weighted_metrics(labels, scores, {"cut": cut}, {}, weights) for scores, cut in arm]
-                for arm in arms]
-        keys = {"auroc": (None, "auroc"), "brier": (None, "brier"),
-                "sensitivity": ("cut", "sensitivity"), "specificity": ("cut", "specificity")}
-        return {name: np.stack([one[key] - other[key] for one, other in zip(*both, strict=True)])
-                for name, key in keys.items()}
+        both = [
+            [weighted_metrics(labels, scores, {"cut": cut}, {}, weights) for scores, cut in arm]
+            for arm in arms
+        ]
+        keys = {
+            "auroc": (None, "auroc"),
+            "brier": (None, "brier"),
+            "sensitivity": ("cut", "sensitivity"),
+            "specificity": ("cut", "specificity"),
+        }
+        return {
+            name: np.stack([one[key] - other[key] for one, other in zip(*both, strict=True)])
+            for name, key in keys.items()
+        }
 
     picks = np.random.default_rng([seed, 1]).multinomial(seeds, [1 / seeds] * seeds, size=draws) / seeds
     picks = 1 / seeds + (picks - 1 / seeds) * np.sqrt(seeds / max(1, seeds - 1))
@@ -128,8 +150,11 @@ def mcnemar(labels: ArrayLike, first: ArrayLike, second: ArrayLike) -> dict[str,
         check_same_shape(labels, name, values)
     one = int(((first == labels) & (second != labels)).sum())
     other = int(((first != labels) & (second == labels)).sum())
-    return {"first_only": one, "second_only": other,
-            "p": float(binomtest(one, one + other).pvalue) if one + other else 1.0}
+    return {
+        "first_only": one,
+        "second_only": other,
+        "p": float(binomtest(one, one + other).pvalue) if one + other else 1.0,
+    }
 
 
 def delong(labels: ArrayLike, first: ArrayLike, second: ArrayLike) -> dict[str, float]:
@@ -165,12 +190,21 @@ def delong(labels: ArrayLike, first: ArrayLike, second: ArrayLike) -> dict[str, 
     error = float(np.sqrt(max(0.0, contrast @ covariance @ contrast)))
     difference = float(areas[0] - areas[1])
     p = 1.0 if difference == 0 else 0.0 if error == 0 else float(2 * norm.sf(abs(difference) / error))
-    return {"difference": difference, "standard_error": error, "low": difference - 1.959964 * error,
-            "high": difference + 1.959964 * error, "p": p}
+    return {
+        "difference": difference,
+        "standard_error": error,
+        "low": difference - 1.959964 * error,
+        "high": difference + 1.959964 * error,
+        "p": p,
+    }
 
 
-def pair_table(labels: ArrayLike, groups: ArrayLike, probabilities: Mapping[str, ArrayLike],
-               thresholds: Mapping[str, float]) -> pd.DataFrame:
+def pair_table(
+    labels: ArrayLike,
+    groups: ArrayLike,
+    probabilities: Mapping[str, ArrayLike],
+    thresholds: Mapping[str, float],
+) -> pd.DataFrame:
     """Compare every two of several models on the same images.
 
     Args:
@@ -193,11 +227,19 @@ def pair_table(labels: ArrayLike, groups: ArrayLike, probabilities: Mapping[str,
         first, second = (np.asarray(probabilities[name], np.float64) for name in (one, other))
         value, low, high = auroc_difference(labels, groups, first, second)
         called, also = (first >= thresholds[one]).astype(int), (second >= thresholds[other]).astype(int)
-        rows.append({"first": one, "second": other, "difference": value, "low": low, "high": high,
-                     "p_delong": delong(labels, first, second)["p"] if enough else np.nan,
-                     "p_mcnemar": mcnemar(labels, called, also)["p"],
-                     "agree": float(np.mean(called == also)),
-                     "both_wrong": int(((called != labels) & (also != labels)).sum())})
+        rows.append(
+            {
+                "first": one,
+                "second": other,
+                "difference": value,
+                "low": low,
+                "high": high,
+                "p_delong": delong(labels, first, second)["p"] if enough else np.nan,
+                "p_mcnemar": mcnemar(labels, called, also)["p"],
+                "agree": float(np.mean(called == also)),
+                "both_wrong": int(((called != labels) & (also != labels)).sum()),
+            }
+        )
     table = pd.DataFrame(rows)
     for column in ("p_delong", "p_mcnemar") if rows else ():
         table[column] = holm(table[column])

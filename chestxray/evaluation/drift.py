@@ -32,9 +32,13 @@ def describe_reference(values: Mapping[str, ArrayLike]) -> dict[str, Any]:
         ``images`` and ``quantiles``: ``{name: [101 values]}``.
     """
     arrays = {name: np.asarray(column, np.float64) for name, column in values.items()}
-    return {"images": len(next(iter(arrays.values()))),
-            "quantiles": {name: [float(f"{value:.6g}") for value in np.quantile(array, _QUANTILES)]
-                          for name, array in arrays.items()}}
+    return {
+        "images": len(next(iter(arrays.values()))),
+        "quantiles": {
+            name: [float(f"{value:.6g}") for value in np.quantile(array, _QUANTILES)]
+            for name, array in arrays.items()
+        },
+    }
 
 
 def population_stability(reference: Sequence[float], values: ArrayLike) -> float:
@@ -49,8 +53,10 @@ def population_stability(reference: Sequence[float], values: ArrayLike) -> float
     reference, values = np.asarray(reference[:-1]), np.asarray(values, np.float64)
     edges = np.unique(reference[10::10])
     edges = edges[edges > reference[0]]
-    expected, found = (np.bincount(np.searchsorted(edges, some, side="right"), minlength=len(edges) + 1)
-                       for some in (reference, values))
+    expected, found = (
+        np.bincount(np.searchsorted(edges, some, side="right"), minlength=len(edges) + 1)
+        for some in (reference, values)
+    )
     expected, found = expected / len(reference), np.maximum(found, 0.5) / len(values)
     return float(np.sum((found - expected) * np.log(found / expected)))
 
@@ -94,13 +100,20 @@ def drift_table(reference: Mapping[str, Any], values: Mapping[str, ArrayLike]) -
     rows = []
     for name, quantiles in reference["quantiles"].items():
         column = np.asarray(values[name], np.float64)
-        rows.append({"what": name, "before": quantiles[50], "now": float(np.median(column)),
-                     "psi": population_stability(quantiles, column),
-                     "psi_by_chance": (_BINS - 1) * (1 / len(column) + 1 / reference["images"])})
+        rows.append(
+            {
+                "what": name,
+                "before": quantiles[50],
+                "now": float(np.median(column)),
+                "psi": population_stability(quantiles, column),
+                "psi_by_chance": (_BINS - 1) * (1 / len(column) + 1 / reference["images"]),
+            }
+        )
         rows[-1]["ks"], rows[-1]["p"] = kolmogorov_smirnov(quantiles, reference["images"], column)
     table = pd.DataFrame(rows)
     table["p"] = holm(table["p"])
     large = table["psi"] - table["psi_by_chance"] > PSI_LARGE
-    table["verdict"] = np.select([large & (table["p"] < 0.05), table["p"] < 0.05],
-                                 ["large change", "changed"], "no change seen")
+    table["verdict"] = np.select(
+        [large & (table["p"] < 0.05), table["p"] < 0.05], ["large change", "changed"], "no change seen"
+    )
     return table

@@ -41,8 +41,10 @@ def score_ensemble(tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, dict[s
     for table in tables:
         other = found[["path", "label", "split"]].merge(table, on=["path", "label", "split"])
         if not len(other) == len(found) == len(table):
-            raise ValueError("the members were scored on different images, labels or splits. "
-                             f"Received: images={[len(one) for one in tables]}")
+            raise ValueError(
+                "the members were scored on different images, labels or splits. "
+                f"Received: images={[len(one) for one in tables]}"
+            )
         likely = other["probability"].to_numpy(float).clip(_LEAST, 1 - _LEAST)
         odds.append(np.log(likely / (1 - likely)))
     found["logit"] = np.mean(odds, axis=0)
@@ -52,5 +54,6 @@ def score_ensemble(tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, dict[s
     scored: dict[str, Any] = {"thresholds": thresholds, "metrics": {}, "confusion": {}}
     for part, rows in found.groupby("split", sort=False):
         scored["metrics"][part], scored["confusion"][part] = evaluate(
-            rows["label"], rows["probability"], rows["group"], thresholds, rows["subtype"])
+            rows["label"], rows["probability"], rows["group"], thresholds, rows["subtype"]
+        )
     return found, scored

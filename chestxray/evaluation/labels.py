@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 
-def join_labels(predictions: pd.DataFrame, labels: pd.DataFrame,
-                classes: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def join_labels(
+    predictions: pd.DataFrame, labels: pd.DataFrame, classes: Sequence[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Put somebody's labels to predictions.
 
     Args:
@@ -29,8 +30,10 @@ def join_labels(predictions: pd.DataFrame, labels: pd.DataFrame,
         ValueError: A column is missing, a label unknown, a path twice or
             ambiguous, or nothing matches.
     """
-    for name, table, needed in (("predictions", predictions, {"path"}),
-                                ("labels", labels, {"path", "label"})):
+    for name, table, needed in (
+        ("predictions", predictions, {"path"}),
+        ("labels", labels, {"path", "label"}),
+    ):
         if missing := needed - set(table):
             raise ValueError(f"{name} need a column {sorted(missing)[0]}. Received: columns={list(table)}")
         twice = table["path"][table["path"].duplicated()]
@@ -61,8 +64,9 @@ def join_labels(predictions: pd.DataFrame, labels: pd.DataFrame,
     placed = labels.assign(label=numbers.astype(int), path=labels["path"].astype(str).map(place))
     found = placed.dropna(subset="path")
     if found.empty:
-        raise ValueError("no path of the labels is among the predictions. "
-                         f"Received: path={labels['path'].iloc[0]!r}")
+        raise ValueError(
+            f"no path of the labels is among the predictions. Received: path={labels['path'].iloc[0]!r}"
+        )
     if found["path"].duplicated().any():
         twice = found["path"][found["path"].duplicated()].iloc[0]
         raise ValueError(f"two labels meet the same prediction. Received: path={twice!r}")

@@ -153,14 +153,18 @@ def weighted_ranking(labels: NDArray, probabilities: NDArray, weights: NDArray) 
     return np.stack([_ratio(area, tp[:, -1] * fp[:, -1]), _ratio(steps, tp[:, -1])])
 
 
-def roc_band(labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike, draws: int = 500,
-             seed: int = 0) -> tuple[NDArray, NDArray, NDArray]:
+def roc_band(
+    labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike, draws: int = 500, seed: int = 0
+) -> tuple[NDArray, NDArray, NDArray]:
     """Return 1 − specificity (101,), and pointwise 95 % bounds of sensitivity there, over patients."""
     labels, probabilities = check_scores(labels, probabilities, both_classes=True)
     grid = np.linspace(0, 1, 101)
-    curves = [np.interp(grid, *roc_curve(labels, probabilities, sample_weight=weights)[:2])
-              for block in bootstrap_weights(labels, groups, draws, seed) for weights in block
-              if 0 < weights @ labels < weights.sum()]
+    curves = [
+        np.interp(grid, *roc_curve(labels, probabilities, sample_weight=weights)[:2])
+        for block in bootstrap_weights(labels, groups, draws, seed)
+        for weights in block
+        if 0 < weights @ labels < weights.sum()
+    ]
     return grid, *np.percentile(curves, [2.5, 97.5], axis=0)
 
 

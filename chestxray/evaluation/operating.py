@@ -19,8 +19,9 @@ from chestxray.evaluation.metrics import (
 PREVALENCES = (0.10, 0.25, 0.50)
 
 
-def choose_thresholds(labels: ArrayLike, probabilities: ArrayLike,
-                      ) -> tuple[dict[str, float | None], dict[str, str]]:
+def choose_thresholds(
+    labels: ArrayLike, probabilities: ArrayLike
+) -> tuple[dict[str, float | None], dict[str, str]]:
     """Choose the operating points on the validation split.
 
     - ``youden``: largest sensitivity + specificity - 1 (Youden, 1950); of equal
@@ -61,8 +62,12 @@ def choose_thresholds(labels: ArrayLike, probabilities: ArrayLike,
     return thresholds, {"sensitivity_95": reason}
 
 
-def operating_points(labels: ArrayLike, probabilities: ArrayLike, thresholds: Mapping[str, float | None],
-                     prevalences: Sequence[float] = PREVALENCES) -> pd.DataFrame:
+def operating_points(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    thresholds: Mapping[str, float | None],
+    prevalences: Sequence[float] = PREVALENCES,
+) -> pd.DataFrame:
     """Describe decisions at each threshold.
 
     Args:
@@ -86,15 +91,20 @@ def operating_points(labels: ArrayLike, probabilities: ArrayLike, thresholds: Ma
         row = {"rule": rule, "threshold": threshold, **counts}
         for name, right, wrong in (("sensitivity", "tp", "fn"), ("specificity", "tn", "fp")):
             low, high = wilson_interval(counts[right], counts[right] + counts[wrong])
-            row |= {name: counts[right] / (counts[right] + counts[wrong]), f"{name}_low": float(low),
-                    f"{name}_high": float(high)}
+            row |= {
+                name: counts[right] / (counts[right] + counts[wrong]),
+                f"{name}_low": float(low),
+                f"{name}_high": float(high),
+            }
         found, cleared = row["sensitivity"], row["specificity"]
         row |= {"lr_positive": _ratio(found, 1 - cleared), "lr_negative": _ratio(1 - found, cleared)}
         for share in prevalences:
             true_call, false_call = found * share, (1 - cleared) * (1 - share)
             true_clear, false_clear = cleared * (1 - share), (1 - found) * share
-            row |= {f"ppv_{100 * share:g}": _ratio(true_call, true_call + false_call),
-                    f"npv_{100 * share:g}": _ratio(true_clear, true_clear + false_clear)}
+            row |= {
+                f"ppv_{100 * share:g}": _ratio(true_call, true_call + false_call),
+                f"npv_{100 * share:g}": _ratio(true_clear, true_clear + false_clear),
+            }
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -103,9 +113,14 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else np.inf if part else np.nan
 
 
-def threshold_elsewhere(labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike,
-                        counts: Sequence[int] = (25, 50, 100, 200), draws: int = 200,
-                        seed: int = 0) -> pd.DataFrame:
+def threshold_elsewhere(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    groups: ArrayLike,
+    counts: Sequence[int] = (25, 50, 100, 200),
+    draws: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Score decisions at a threshold that is chosen on some labelled images of the place itself.
 
     In each draw patient groups are taken at random until they hold enough
@@ -141,14 +156,20 @@ def threshold_elsewhere(labels: ArrayLike, probabilities: ArrayLike, groups: Arr
             continue
         low, high = np.percentile(found, [2.5, 97.5], axis=0)
         spans = zip(("accuracy", "sensitivity", "specificity"), np.mean(found, axis=0), low, high)
-        rows.append({"labelled": count, "draws": len(found)} | {
-            f"{metric}{end}": value for metric, *values in spans
-            for end, value in zip(("", "_low", "_high"), values)})
+        rows.append(
+            {"labelled": count, "draws": len(found)}
+            | {
+                f"{metric}{end}": value
+                for metric, *values in spans
+                for end, value in zip(("", "_low", "_high"), values)
+            }
+        )
     return pd.DataFrame(rows)
 
 
-def choose_triage(labels: ArrayLike, probabilities: ArrayLike, sensitivity: float = 0.98,
-                  specificity: float = 0.98) -> dict[str, float]:
+def choose_triage(
+    labels: ArrayLike, probabilities: ArrayLike, sensitivity: float = 0.98, specificity: float = 0.98
+) -> dict[str, float]:
     """Choose two thresholds on validation: rule out below the first, rule in from the second on.
 
     The first is the highest cut with at least this sensitivity, the second the
@@ -172,8 +193,9 @@ def choose_triage(labels: ArrayLike, probabilities: ArrayLike, sensitivity: floa
     return {"rule_out": float(low), "rule_in": float(high)}
 
 
-def triage_table(labels: ArrayLike, probabilities: ArrayLike, rule_out: float,
-                 rule_in: float) -> pd.DataFrame:
+def triage_table(
+    labels: ArrayLike, probabilities: ArrayLike, rule_out: float, rule_in: float
+) -> pd.DataFrame:
     """Count what two thresholds do: rule out / refer / rule in.
 
     Returns:
@@ -183,16 +205,31 @@ def triage_table(labels: ArrayLike, probabilities: ArrayLike, rule_out: float,
     """
     labels, probabilities = check_scores(labels, probabilities)
     if not 0 <= rule_out <= rule_in <= 1:
-        raise ValueError("0 <= rule_out <= rule_in <= 1 is needed. "
-                         f"Received: rule_out={rule_out}, rule_in={rule_in}")
+        raise ValueError(
+            f"0 <= rule_out <= rule_in <= 1 is needed. Received: rule_out={rule_out}, rule_in={rule_in}"
+        )
     out, into = probabilities < rule_out, probabilities >= rule_in
     rows = []
-    for decision, mine, wrong in (("rule out", out, labels == 1), ("refer", ~out & ~into, None),
-                                  ("rule in", into, labels == 0)):
+    for decision, mine, wrong in (
+        ("rule out", out, labels == 1),
+        ("refer", ~out & ~into, None),
+        ("rule in", into, labels == 0),
+    ):
         images, mistakes = int(mine.sum()), None if wrong is None else int((mine & wrong).sum())
         known = wrong is not None and images
         low, high = map(float, wilson_interval(mistakes, images)) if known else (None, None)
-        rows.append((decision, images, images / len(labels), int((mine & (labels == 1)).sum()), mistakes,
-                     mistakes / images if known else None, low, high))
-    return pd.DataFrame(rows, columns=["decision", "images", "share", "pneumonia", "wrong", "error", "low",
-                                       "high"])
+        rows.append(
+            (
+                decision,
+                images,
+                images / len(labels),
+                int((mine & (labels == 1)).sum()),
+                mistakes,
+                mistakes / images if known else None,
+                low,
+                high,
+            )
+        )
+    return pd.DataFrame(
+        rows, columns=["decision", "images", "share", "pneumonia", "wrong", "error", "low", "high"]
+    )

@@ -46,8 +46,9 @@ def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins
     return float(np.average((table["predicted"] - table["observed"]).abs(), weights=table["images"]))
 
 
-def calibration_metrics(labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike, draws: int = 500,
-                        seed: int = 0) -> dict[str, dict[str, float]]:
+def calibration_metrics(
+    labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike, draws: int = 500, seed: int = 0
+) -> dict[str, dict[str, float]]:
     """Sum up calibration, with 95 % bootstrap intervals over patient groups.
 
     Returns:
@@ -94,7 +95,8 @@ def _slopes(odds: NDArray, labels: NDArray, weights: NDArray) -> NDArray:
     """Slope of the label on the log-odds for each row of weights; NaN where it has no end."""
     (lowest, highest), (least, most) = (
         (np.where(drawn, odds, np.inf).min(axis=1), np.where(drawn, odds, -np.inf).max(axis=1))
-        for drawn in ((weights > 0) & (labels == label) for label in (0, 1)))
+        for drawn in ((weights > 0) & (labels == label) for label in (0, 1))
+    )
     overlap = (highest > least) & (most > lowest)
     slopes = np.full(len(weights), np.nan)
     if overlap.any():
@@ -120,6 +122,7 @@ def _fit(inputs: NDArray, offset: ArrayLike, labels: NDArray, weights: NDArray) 
         Coefficients, shape (D, P); NaN for a row that 100 steps were not
         enough for.
     """
+
     def losses(points: NDArray) -> NDArray:
         scores = points @ inputs.T + offset
         return (weights * (np.logaddexp(0, scores) - labels * scores)).sum(axis=1)
@@ -144,8 +147,9 @@ def _fit(inputs: NDArray, offset: ArrayLike, labels: NDArray, weights: NDArray) 
     return np.where(ended[:, None], found, np.nan)
 
 
-def decision_curve(labels: ArrayLike, probabilities: ArrayLike,
-                   thresholds: ArrayLike | None = None) -> pd.DataFrame:
+def decision_curve(
+    labels: ArrayLike, probabilities: ArrayLike, thresholds: ArrayLike | None = None
+) -> pd.DataFrame:
     """Net benefit of treating by the model, treating all, and treating none (Vickers and Elkin 2006).
 
     Net benefit = TP/N − FP/N · t/(1 − t): a threshold of t says that one

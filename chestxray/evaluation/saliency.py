@@ -44,8 +44,12 @@ def pixel_precision(maps: NDArray, masks: NDArray) -> NDArray:
     by chance the mask's share of the picture.
     """
     maps, masks = _same_shape(maps, masks)
-    return np.array([average_precision_score(mask.ravel(), one.ravel()) if mask.any() else np.nan
-                     for one, mask in zip(maps, masks, strict=True)])
+    return np.array(
+        [
+            average_precision_score(mask.ravel(), one.ravel()) if mask.any() else np.nan
+            for one, mask in zip(maps, masks, strict=True)
+        ]
+    )
 
 
 def similarity(first: NDArray, second: NDArray) -> NDArray:
@@ -55,8 +59,9 @@ def similarity(first: NDArray, second: NDArray) -> NDArray:
     centered = [one - one.mean(axis=1, keepdims=True) for one in ranks]
     lengths = [np.sqrt((one**2).sum(axis=1)) for one in centered]
     product = lengths[0] * lengths[1]
-    return np.divide((centered[0] * centered[1]).sum(axis=1), product, out=np.full(len(first), np.nan),
-                     where=product > 0)
+    return np.divide(
+        (centered[0] * centered[1]).sum(axis=1), product, out=np.full(len(first), np.nan), where=product > 0
+    )
 
 
 def occlusion(score: Score, images: NDArray, window: int = 32, step: int = 16) -> NDArray:
@@ -81,7 +86,7 @@ def occlusion(score: Score, images: NDArray, window: int = 32, step: int = 16) -
     for i, top in enumerate(rows):
         for j, left in enumerate(columns):
             hidden = images.copy()
-            hidden[:, top:top + window, left:left + window] = grey
+            hidden[:, top : top + window, left : left + window] = grey
             found[:, i, j] = whole - score(hidden)
     return found
 
@@ -92,8 +97,9 @@ def _starts(side: int, window: int, step: int) -> list[int]:
     return np.linspace(0, last, 1 + -(-last // step)).round().astype(int).tolist()
 
 
-def perturbation_curves(score: Score, images: NDArray, maps: NDArray, insert: bool = False,
-                        steps: int = 16) -> NDArray:
+def perturbation_curves(
+    score: Score, images: NDArray, maps: NDArray, insert: bool = False, steps: int = 16
+) -> NDArray:
     """Blur pixels away in the order of a map, or bring them back (Petsiuk 2018, arXiv:1806.07421).
 
     Args:
@@ -121,16 +127,24 @@ def control_maps(images: NDArray, seed: int = 0) -> dict[str, NDArray]:
     """Maps that know nothing, (N, H, W) each: smooth noise, and a bell over the middle of the picture."""
     count, height, width = np.asarray(images).shape
     generator = np.random.default_rng(seed)
-    noise = np.stack([cv2.GaussianBlur(generator.random((height, width)), (0, 0), height / 16)
-                      for _ in range(count)])
+    noise = np.stack(
+        [cv2.GaussianBlur(generator.random((height, width)), (0, 0), height / 16) for _ in range(count)]
+    )
     y, x = np.mgrid[:height, :width]
     bell = np.exp(-(((x - (width - 1) / 2) / width) ** 2 + ((y - (height - 1) / 2) / height) ** 2) / 0.1)
-    return {"random": noise - noise.min(axis=(1, 2), keepdims=True),
-            "centred Gaussian": np.broadcast_to(bell, (count, height, width))}
+    return {
+        "random": noise - noise.min(axis=(1, 2), keepdims=True),
+        "centred Gaussian": np.broadcast_to(bell, (count, height, width)),
+    }
 
 
-def faithfulness_table(curves: Mapping[str, Mapping[str, NDArray]], name: str, groups: ArrayLike,
-                       draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+def faithfulness_table(
+    curves: Mapping[str, Mapping[str, NDArray]],
+    name: str,
+    groups: ArrayLike,
+    draws: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Compare a map with controls by the areas under its curves.
 
     Args:
@@ -152,14 +166,23 @@ def faithfulness_table(curves: Mapping[str, Mapping[str, NDArray]], name: str, g
         for control in areas.keys() - {name}:
             gain = (areas[name] - areas[control]) * (1 if game == "insertion" else -1)
             low, high = mean_interval(gain, groups, draws, seed)
-            rows.append({"game": game, "control": control, "area": float(areas[name].mean()),
-                         "control_area": float(areas[control].mean()), "gain": float(gain.mean()), "low": low,
-                         "high": high})
+            rows.append(
+                {
+                    "game": game,
+                    "control": control,
+                    "area": float(areas[name].mean()),
+                    "control_area": float(areas[control].mean()),
+                    "gain": float(gain.mean()),
+                    "low": low,
+                    "high": high,
+                }
+            )
     return pd.DataFrame(rows).sort_values(["game", "control"], ignore_index=True)
 
 
-def mean_interval(values: ArrayLike, groups: ArrayLike, draws: int = 1000,
-                  seed: int = 0) -> tuple[float, float]:
+def mean_interval(
+    values: ArrayLike, groups: ArrayLike, draws: int = 1000, seed: int = 0
+) -> tuple[float, float]:
     """95 % interval of a mean by bootstrap over patient groups; NaN values are left out."""
     values, groups = np.asarray(values, np.float64), np.asarray(groups)
     known = ~np.isnan(values)
@@ -173,6 +196,7 @@ def mean_interval(values: ArrayLike, groups: ArrayLike, draws: int = 1000,
 def _same_shape(first: ArrayLike, second: ArrayLike) -> tuple[NDArray, NDArray]:
     first, second = np.asarray(first), np.asarray(second)
     if first.ndim != 3 or first.shape != second.shape:
-        raise ValueError("two arrays (N, H, W) of one shape are needed. "
-                         f"Received: {first.shape}, {second.shape}")
+        raise ValueError(
+            f"two arrays (N, H, W) of one shape are needed. Received: {first.shape}, {second.shape}"
+        )
     return first, second

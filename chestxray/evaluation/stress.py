@@ -21,7 +21,7 @@ FRAME = 1 / 28
 def centre_box(size: int) -> NDArray:
     """Mask of the central box, ``bool`` (size, size)."""
     mask, edge = np.zeros((size, size), bool), round(size * (1 - BOX) / 2)
-    mask[edge:size - edge, edge:size - edge] = True
+    mask[edge : size - edge, edge : size - edge] = True
     return mask
 
 
@@ -54,8 +54,15 @@ STRESSES: dict[str, Callable[[NDArray], NDArray]] = {
 """What is done to each image, ``uint8`` (H, W), besides blacking out the lungs."""
 
 
-def stress_table(score: Callable[[NDArray], NDArray], images: NDArray, labels: ArrayLike, groups: ArrayLike,
-                 threshold: float, masks: NDArray | None = None, draws: int = 1000) -> pd.DataFrame:
+def stress_table(
+    score: Callable[[NDArray], NDArray],
+    images: NDArray,
+    labels: ArrayLike,
+    groups: ArrayLike,
+    threshold: float,
+    masks: NDArray | None = None,
+    draws: int = 1000,
+) -> pd.DataFrame:
     """Score changed images with a trained model.
 
     Args:
@@ -77,15 +84,23 @@ def stress_table(score: Callable[[NDArray], NDArray], images: NDArray, labels: A
     hidden = centre_box(images.shape[1])[None] if masks is None else np.asarray(masks, bool)
     name = "centre blacked out" if masks is None else "lungs blacked out"
     variants = {"none": lambda: images, name: lambda: np.where(hidden, 0, images).astype(np.uint8)}
-    variants |= {name: lambda change=change: np.stack([change(image) for image in images])
-                 for name, change in STRESSES.items()}
+    variants |= {
+        name: lambda change=change: np.stack([change(image) for image in images])
+        for name, change in STRESSES.items()
+    }
     rows, first = [], None
     for change, make in variants.items():
         probabilities = np.asarray(score(make()), np.float64)
         metrics, _ = evaluate(labels, probabilities, groups, {"cut": threshold}, draws=draws)
         first = probabilities >= threshold if first is None else first
-        rows.append({"change": change, "auroc": metrics["auroc"]["value"], "low": metrics["auroc"]["low"],
-                     "high": metrics["auroc"]["high"],
-                     **{rate: metrics["cut"][rate]["value"] for rate in ("sensitivity", "specificity")},
-                     "changed": float(np.mean((probabilities >= threshold) != first))})
+        rows.append(
+            {
+                "change": change,
+                "auroc": metrics["auroc"]["value"],
+                "low": metrics["auroc"]["low"],
+                "high": metrics["auroc"]["high"],
+                **{rate: metrics["cut"][rate]["value"] for rate in ("sensitivity", "specificity")},
+                "changed": float(np.mean((probabilities >= threshold) != first)),
+            }
+        )
     return pd.DataFrame(rows)

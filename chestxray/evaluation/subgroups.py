@@ -48,8 +48,11 @@ def subgroup_table(table: pd.DataFrame, by: str, threshold: float, draws: int = 
         for name, label in (("sensitivity", 1), ("specificity", 0)):
             right, total = int((called[labels == label] == label).sum()), int((labels == label).sum())
             low, high = wilson_interval(right, total) if total else (np.nan, np.nan)
-            row |= {name: right / total if total else np.nan, f"{name}_low": float(low),
-                    f"{name}_high": float(high)}
+            row |= {
+                name: right / total if total else np.nan,
+                f"{name}_low": float(low),
+                f"{name}_high": float(high),
+            }
         fewest = min(labels.sum(), len(labels) - labels.sum())
         rows.append(row | {"note": f"few images (under {FEW}) of a class" if fewest < FEW else ""})
     return pd.DataFrame(rows)
@@ -61,7 +64,10 @@ def _values(column: pd.Series) -> pd.Series:
     known = column.notna() & (column.astype(str) != "")
     if numbers[known].notna().all() and numbers.nunique() > _MOST_VALUES:
         codes = pd.qcut(numbers, 3, labels=False, duplicates="drop")
-        names = {code: f"{code + 1:.0f}: {numbers[codes == code].min():.10g} to "
-                       f"{numbers[codes == code].max():.10g}" for code in codes.dropna().unique()}
+        names = {
+            code: f"{code + 1:.0f}: {numbers[codes == code].min():.10g} to "
+            f"{numbers[codes == code].max():.10g}"
+            for code in codes.dropna().unique()
+        }
         return codes.map(names).fillna("unknown")
     return column.astype(str).where(known, "unknown")

@@ -18,8 +18,9 @@ def _caffe(grey: keras.KerasTensor) -> keras.KerasTensor:
     the order.
     """
     three = keras.layers.Concatenate(name="three_channels", dtype="float32")([grey] * 3)
-    return keras.layers.Normalization(mean=[103.939, 116.779, 123.68], variance=[1.0, 1.0, 1.0],
-                                      name="imagenet_means", dtype="float32")(three)
+    return keras.layers.Normalization(
+        mean=[103.939, 116.779, 123.68], variance=[1.0, 1.0, 1.0], name="imagenet_means", dtype="float32"
+    )(three)
 
 
 def _minus_one_to_one(grey: keras.KerasTensor) -> keras.KerasTensor:
@@ -32,9 +33,12 @@ def _torch(grey: keras.KerasTensor) -> keras.KerasTensor:
     """Three equal channels in [0, 1], minus the ImageNet means, over their standard deviations."""
     three = keras.layers.Concatenate(name="three_channels", dtype="float32")([grey] * 3)
     mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return keras.layers.Normalization(mean=[255 * value for value in mean],
-                                      variance=[(255 * value) ** 2 for value in deviation],
-                                      name="imagenet_means", dtype="float32")(three)
+    return keras.layers.Normalization(
+        mean=[255 * value for value in mean],
+        variance=[(255 * value) ** 2 for value in deviation],
+        name="imagenet_means",
+        dtype="float32",
+    )(three)
 
 
 @dataclass(frozen=True)
@@ -66,15 +70,44 @@ class Backbone:
 
 
 BACKBONES = {
-    row.name: row for row in (
-        Backbone("VGG16", keras.applications.VGG16, 224, _caffe, "block5_conv3",
-                 tuple(f"block{n}_conv1" for n in range(1, 6)), bf16_pays=True),
-        Backbone("ResNet50", keras.applications.ResNet50, 224, _caffe, "conv5_block3_out",
-                 ("conv1_conv", *(f"conv{n}_block1_1_conv" for n in range(2, 6))), bf16_pays=True),
-        Backbone("InceptionV3", keras.applications.InceptionV3, 299, _minus_one_to_one, "mixed10",
-                 tuple(f"mixed{n}" for n in (0, 2, 4, 7, 8)), bf16_pays=True),
-        Backbone("DenseNet121", keras.applications.DenseNet121, 224, _torch, "relu",
-                 ("conv1_conv", *(f"conv{n}_block1_0_bn" for n in range(2, 6))), bf16_pays=True),
+    row.name: row
+    for row in (
+        Backbone(
+            "VGG16",
+            keras.applications.VGG16,
+            224,
+            _caffe,
+            "block5_conv3",
+            tuple(f"block{n}_conv1" for n in range(1, 6)),
+            bf16_pays=True,
+        ),
+        Backbone(
+            "ResNet50",
+            keras.applications.ResNet50,
+            224,
+            _caffe,
+            "conv5_block3_out",
+            ("conv1_conv", *(f"conv{n}_block1_1_conv" for n in range(2, 6))),
+            bf16_pays=True,
+        ),
+        Backbone(
+            "InceptionV3",
+            keras.applications.InceptionV3,
+            299,
+            _minus_one_to_one,
+            "mixed10",
+            tuple(f"mixed{n}" for n in (0, 2, 4, 7, 8)),
+            bf16_pays=True,
+        ),
+        Backbone(
+            "DenseNet121",
+            keras.applications.DenseNet121,
+            224,
+            _torch,
+            "relu",
+            ("conv1_conv", *(f"conv{n}_block1_0_bn" for n in range(2, 6))),
+            bf16_pays=True,
+        ),
     )
 }
 
@@ -118,7 +151,8 @@ def load_backbone_weights(model: keras.Model, weights: str | None, backbone: Bac
             f"the weights of {backbone.name} could not be loaded ({type(error).__name__}: "
             f"{reason}). Either connect to the internet, so that Keras can "
             f"download them, or give a file or folder with {backbone.name.lower()}_notop.weights.h5 as "
-            f"weights or in CHESTXRAY_WEIGHTS. Received: weights={weights!r}") from error
+            f"weights or in CHESTXRAY_WEIGHTS. Received: weights={weights!r}"
+        ) from error
     layers = [layer for layer in model.layers if layer.weights]
     for layer, trained in zip(layers, [layer for layer in pretrained.layers if layer.weights], strict=True):
         layer.set_weights(trained.get_weights())

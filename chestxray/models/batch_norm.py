@@ -36,21 +36,31 @@ def fused_batch_norm(model: keras.Model) -> Iterator[None]:
 
 
 def _can_be_fused(layer: keras.layers.Layer) -> bool:
-    return (type(layer) is keras.layers.BatchNormalization and layer.input_spec.ndim == 4
-            and layer.axis in (-1, 3) and not layer.synchronized
-            and not getattr(layer, "renorm", False))  # since Keras 3.12
+    return (
+        type(layer) is keras.layers.BatchNormalization
+        and layer.input_spec.ndim == 4
+        and layer.axis in (-1, 3)
+        and not layer.synchronized
+        and not getattr(layer, "renorm", False)
+    )  # since Keras 3.12
 
 
-def _fused_call(layer: keras.layers.BatchNormalization, original: Callable[..., tf.Tensor]
-                ) -> Callable[..., tf.Tensor]:
+def _fused_call(
+    layer: keras.layers.BatchNormalization, original: Callable[..., tf.Tensor]
+) -> Callable[..., tf.Tensor]:
     def call(inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> tf.Tensor:
         if not (training and layer.trainable):
             return original(inputs, training=training, mask=mask)
         shape = layer.moving_mean.shape
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=inputs, scale=layer.gamma if layer.scale else tf.ones(shape),
+            x=inputs,
+            scale=layer.gamma if layer.scale else tf.ones(shape),
             offset=layer.beta if layer.center else tf.zeros(shape),
-            mean=layer.moving_mean, variance=layer.moving_variance, epsilon=layer.epsilon, is_training=True)
+            mean=layer.moving_mean,
+            variance=layer.moving_variance,
+            epsilon=layer.epsilon,
+            is_training=True,
+        )
         values = tf.cast(tf.size(inputs) // inputs.shape[-1], variance.dtype)
         variance *= (values - 1) / values  # the kernel divides by n - 1, Keras by n
         for moving, now in ((layer.moving_mean, mean), (layer.moving_variance, variance)):

@@ -49,8 +49,9 @@ def _dense_block(x: keras.KerasTensor, units: Sequence[int], dropout: float) -> 
     return x
 
 
-def build_custom_cnn(image_size: int = 224, dropout: float = 0.3,
-                     precision: str = "float32", outputs: int = 1) -> keras.Model:
+def build_custom_cnn(
+    image_size: int = 224, dropout: float = 0.3, precision: str = "float32", outputs: int = 1
+) -> keras.Model:
     """Build the network from scratch: 11 convolutions and 5 dense layers.
 
     Five blocks of 3 × 3 convolutions with 16 to 128 filters, each convolution
@@ -72,8 +73,9 @@ def build_custom_cnn(image_size: int = 224, dropout: float = 0.3,
         for block, (filters, depth) in enumerate([(16, 2), (32, 2), (64, 2), (96, 2), (128, 3)], 1):
             for number in range(1, depth + 1):
                 stride = 2 if block == number == 1 else 1
-                x = layers.Conv2D(filters, 3, stride, "same", use_bias=False,
-                                  name=f"block{block}_conv{number}")(x)
+                x = layers.Conv2D(
+                    filters, 3, stride, "same", use_bias=False, name=f"block{block}_conv{number}"
+                )(x)
                 x = layers.BatchNormalization(momentum=0.9, name=f"block{block}_bn{number}")(x)
                 x = layers.ReLU(name=f"block{block}_relu{number}")(x)
             if block < 5:
@@ -83,8 +85,15 @@ def build_custom_cnn(image_size: int = 224, dropout: float = 0.3,
         return keras.Model(inputs, _logit(x, outputs), name="custom_cnn")
 
 
-def _build_plain_cnn(name: str, filters: Sequence[int], units: Sequence[int], image_size: int,
-                     dropout: float, precision: str, outputs: int) -> keras.Model:
+def _build_plain_cnn(
+    name: str,
+    filters: Sequence[int],
+    units: Sequence[int],
+    image_size: int,
+    dropout: float,
+    precision: str,
+    outputs: int,
+) -> keras.Model:
     with _dtype_policy(precision):
         inputs, x = _grey_input(image_size)
         for number, width in enumerate(filters, 1):
@@ -94,8 +103,9 @@ def _build_plain_cnn(name: str, filters: Sequence[int], units: Sequence[int], im
         return keras.Model(inputs, _logit(_dense_block(x, units, dropout), outputs), name=name)
 
 
-def build_teacher_cnn(image_size: int = 224, dropout: float = 0.3,
-                      precision: str = "float32", outputs: int = 1) -> keras.Model:
+def build_teacher_cnn(
+    image_size: int = 224, dropout: float = 0.3, precision: str = "float32", outputs: int = 1
+) -> keras.Model:
     """Build a light teacher: 3 convolutions (64, 128, 256) and 3 dense layers (512, 256, 1).
 
     Global average pooling stands where published versions flatten, which
@@ -110,12 +120,14 @@ def build_teacher_cnn(image_size: int = 224, dropout: float = 0.3,
     Returns:
         A model from grey images (N, size, size, 1) in 0–255 to logits (N, outputs).
     """
-    return _build_plain_cnn("teacher_cnn", (64, 128, 256), (512, 256), image_size, dropout, precision,
-                            outputs)
+    return _build_plain_cnn(
+        "teacher_cnn", (64, 128, 256), (512, 256), image_size, dropout, precision, outputs
+    )
 
 
-def build_student_cnn(image_size: int = 224, dropout: float = 0.2,
-                      precision: str = "float32", outputs: int = 1) -> keras.Model:
+def build_student_cnn(
+    image_size: int = 224, dropout: float = 0.2, precision: str = "float32", outputs: int = 1
+) -> keras.Model:
     """Build a small student: 2 convolutions (32, 64) and 3 dense layers (128, 64, 1).
 
     Global average pooling keeps it below 100,000 parameters.
@@ -129,12 +141,12 @@ def build_student_cnn(image_size: int = 224, dropout: float = 0.2,
     Returns:
         A model from grey images (N, size, size, 1) in 0–255 to logits (N, outputs).
     """
-    return _build_plain_cnn("student_cnn", (32, 64), (128, 64), image_size, dropout, precision,
-                            outputs)
+    return _build_plain_cnn("student_cnn", (32, 64), (128, 64), image_size, dropout, precision, outputs)
 
 
-def build_compact_cnn(image_size: int = 128, dropout: float = 0.2,
-                      precision: str = "float32", outputs: int = 1) -> keras.Model:
+def build_compact_cnn(
+    image_size: int = 128, dropout: float = 0.2, precision: str = "float32", outputs: int = 1
+) -> keras.Model:
     """Build the recommended student: depthwise separable, 116,000 parameters.
 
     Two ordinary convolutions, each with stride 2, then depthwise separable
@@ -152,6 +164,7 @@ def build_compact_cnn(image_size: int = 128, dropout: float = 0.2,
     Returns:
         A model from grey images (N, size, size, 1) in 0–255 to logits (N, outputs).
     """
+
     def normalised(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
         return layers.BatchNormalization(momentum=0.9, name=f"{name}_bn")(x)
 
@@ -163,8 +176,9 @@ def build_compact_cnn(image_size: int = 128, dropout: float = 0.2,
         for stage, (filters, depth, stride) in enumerate([(64, 2, 1), (96, 3, 2), (160, 3, 2)], 1):
             for number in range(1, depth + 1):
                 name, before = f"stage{stage}_block{number}", x
-                x = layers.DepthwiseConv2D(3, stride if number == 1 else 1, "same", use_bias=False,
-                                           name=f"{name}_depthwise")(x)
+                x = layers.DepthwiseConv2D(
+                    3, stride if number == 1 else 1, "same", use_bias=False, name=f"{name}_depthwise"
+                )(x)
                 x = layers.ReLU(name=f"{name}_depthwise_relu")(normalised(x, f"{name}_depthwise"))
                 x = layers.Conv2D(filters, 1, use_bias=False, name=f"{name}_pointwise")(x)
                 x = normalised(x, f"{name}_pointwise")
@@ -176,15 +190,23 @@ def build_compact_cnn(image_size: int = 128, dropout: float = 0.2,
 
 
 CNNS: dict[str, Callable[..., keras.Model]] = {
-    "custom_cnn": build_custom_cnn, "teacher_cnn": build_teacher_cnn, "student_cnn": build_student_cnn,
-    "compact_cnn": build_compact_cnn}
+    "custom_cnn": build_custom_cnn,
+    "teacher_cnn": build_teacher_cnn,
+    "student_cnn": build_student_cnn,
+    "compact_cnn": build_compact_cnn,
+}
 """The networks from scratch, by name."""
 
 
-def build_transfer_model(backbone: str, image_size: int | None = None,
-                         head_units: Sequence[int] = (1024,), dropout: float = 0.5,
-                         weights: str | None = "imagenet", precision: str = "float32",
-                         outputs: int = 1) -> tuple[keras.Model, str]:
+def build_transfer_model(
+    backbone: str,
+    image_size: int | None = None,
+    head_units: Sequence[int] = (1024,),
+    dropout: float = 0.5,
+    weights: str | None = "imagenet",
+    precision: str = "float32",
+    outputs: int = 1,
+) -> tuple[keras.Model, str]:
     """Build a backbone with a new head, as one flat graph.
 
     Args:
@@ -238,10 +260,14 @@ def layer_table(model: keras.Model) -> pd.DataFrame:
         ``trainable`` (parameters that learn).
     """
     layers_ = [layer for layer in model.layers if layer.count_params() or layer.name == "pool"]
-    table = pd.DataFrame({
-        "part": [layer.name.split("_")[0] for layer in layers_],
-        "layers": 1,
-        "parameters": [layer.count_params() for layer in layers_],
-        "trainable": [sum(math.prod(weight.shape) for weight in layer.trainable_weights)
-                      for layer in layers_]})
+    table = pd.DataFrame(
+        {
+            "part": [layer.name.split("_")[0] for layer in layers_],
+            "layers": 1,
+            "parameters": [layer.count_params() for layer in layers_],
+            "trainable": [
+                sum(math.prod(weight.shape) for weight in layer.trainable_weights) for layer in layers_
+            ],
+        }
+    )
     return table.groupby("part", sort=False).sum().reset_index()

@@ -34,8 +34,10 @@ def fingerprint(model: keras.Model, description: dict[str, Any]) -> str:
         model: The model before its first step.
         description: Settings, data and split, as plain JSON types.
     """
-    layers = [[type(layer).__name__, layer.get_config() | {"name": "", "trainable": None}, sources]
-              for layer, sources in zip(model.operations, wiring(model), strict=True)]
+    layers = [
+        [type(layer).__name__, layer.get_config() | {"name": "", "trainable": None}, sources]
+        for layer, sources in zip(model.operations, wiring(model), strict=True)
+    ]
     digest = hashlib.sha256(json.dumps([description, layers], sort_keys=True, default=str).encode())
     for weight in model.weights:
         digest.update(f"{weight.shape}{weight.trainable}".encode())
@@ -46,9 +48,12 @@ def fingerprint(model: keras.Model, description: dict[str, Any]) -> str:
 def wiring(model: keras.Model) -> list[list[int]]:
     """Say for each of ``model.operations`` of a flat model which of them feed it, by position."""
     position = {id(layer.output): number for number, layer in enumerate(model.operations)}
-    return [[] if isinstance(layer, keras.layers.InputLayer) else
-            [position[id(tensor)] for tensor in keras.tree.flatten(layer.input)]
-            for layer in model.operations]
+    return [
+        []
+        if isinstance(layer, keras.layers.InputLayer)
+        else [position[id(tensor)] for tensor in keras.tree.flatten(layer.input)]
+        for layer in model.operations
+    ]
 
 
 @contextlib.contextmanager
@@ -132,17 +137,25 @@ class Checkpoint(keras.callbacks.Callback):
     def _write(self) -> None:
         if self.path is None:
             return
-        best = next((callback.best_weights for callback in self.watched
-                     if getattr(callback, "best_weights", None)), [])
+        best = next(
+            (callback.best_weights for callback in self.watched if getattr(callback, "best_weights", None)),
+            [],
+        )
         meta = {
-            "identity": self.identity, "history": self.history, "seconds": self.seconds,
-            "stopped": self.stopped or self.model.stop_training, "finished": self.finished,
+            "identity": self.identity,
+            "history": self.history,
+            "seconds": self.seconds,
+            "stopped": self.stopped or self.model.stop_training,
+            "finished": self.finished,
             "best_weights": 0 if self.finished else len(best),
-            "callbacks": [{name: _plain(value) for name, value in vars(callback).items()
-                           if name in _CALLBACK_STATE} for callback in self.watched],
+            "callbacks": [
+                {name: _plain(value) for name, value in vars(callback).items() if name in _CALLBACK_STATE}
+                for callback in self.watched
+            ],
         }
-        arrays = {f"variable{number}": variable.numpy()
-                  for number, variable in enumerate(_variables(self.model))}
+        arrays = {
+            f"variable{number}": variable.numpy() for number, variable in enumerate(_variables(self.model))
+        }
         if not self.finished:
             arrays |= {f"best{number}": weight for number, weight in enumerate(best)}
         with whole_file(self.path) as partial, open(partial, "wb") as file:

@@ -20,14 +20,21 @@ def layer_mflops(model: keras.Model) -> dict[str, float]:
     Returns:
         ``{name of the layer: operations}`` in the model's order.
     """
-    return {layer.name: 2e-6 * math.prod(layer.output.shape[1:-1]) * math.prod(layer.kernel.shape)
-            for layer in model.layers if hasattr(layer, "kernel")}
+    return {
+        layer.name: 2e-6 * math.prod(layer.output.shape[1:-1]) * math.prod(layer.kernel.shape)
+        for layer in model.layers
+        if hasattr(layer, "kernel")
+    }
 
 
 def network_costs(model: keras.Model, file: str | Path) -> dict[str, float]:
     """Sum up a network and its file: parameters, mflops, megabytes, milliseconds an image."""
-    return {"parameters": model.count_params(), "mflops": sum(layer_mflops(model).values()),
-            "megabytes": Path(file).stat().st_size / 1e6, "milliseconds": time_per_image(model)}
+    return {
+        "parameters": model.count_params(),
+        "mflops": sum(layer_mflops(model).values()),
+        "megabytes": Path(file).stat().st_size / 1e6,
+        "milliseconds": time_per_image(model),
+    }
 
 
 def time_per_image(model: keras.Model, repeats: int = 50) -> float:

@@ -27,9 +27,11 @@ def distillation_loss(teacher_logits: Any, student_logits: Any, temperature: flo
     Returns:
         (N,), in nats times T²; 0 where both agree.
     """
-    teacher, student = (ops.log_softmax(_all_classes(ops.cast(logits, "float32")) / temperature)
-                        for logits in (teacher_logits, student_logits))
-    return temperature ** 2 * ops.sum(ops.exp(teacher) * (teacher - student), axis=-1)
+    teacher, student = (
+        ops.log_softmax(_all_classes(ops.cast(logits, "float32")) / temperature)
+        for logits in (teacher_logits, student_logits)
+    )
+    return temperature**2 * ops.sum(ops.exp(teacher) * (teacher - student), axis=-1)
 
 
 def mean_tempered_entropy(logits: Any, temperature: float) -> float:
@@ -75,8 +77,13 @@ class Distiller(keras.Model):
     ``predict`` needs the images alone and gives the student's logits.
     """
 
-    def __init__(self, student: keras.Model, teacher: keras.Model | None = None, alpha: float = 0.3,
-                 temperature: float = 2.0):
+    def __init__(
+        self,
+        student: keras.Model,
+        teacher: keras.Model | None = None,
+        alpha: float = 0.3,
+        temperature: float = 2.0,
+    ):
         """Join student and teacher.
 
         Args:
@@ -94,18 +101,23 @@ class Distiller(keras.Model):
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0. Received: temperature={temperature!r}")
         if teacher is not None and teacher.output.shape[-1] != student.output.shape[-1]:
-            raise ValueError("teacher and student must have the same number of logits. Received: "
-                             f"teacher={teacher.output.shape[-1]}, student={student.output.shape[-1]}")
+            raise ValueError(
+                "teacher and student must have the same number of logits. Received: "
+                f"teacher={teacher.output.shape[-1]}, student={student.output.shape[-1]}"
+            )
         super().__init__(name=f"{student.name}_distiller", dtype=student.dtype_policy)
         self.student, self.alpha, self.temperature = student, alpha, temperature
         # In a function Keras does not find it: as an attribute it would be trained, saved and counted.
         self._teach = None if teacher is None else lambda images: teacher(images, training=False)
-        self._terms = {"student_loss": keras.metrics.Mean("student_loss"),
-                       "distillation_loss": keras.metrics.Mean("distillation_loss")}
+        self._terms = {
+            "student_loss": keras.metrics.Mean("student_loss"),
+            "distillation_loss": keras.metrics.Mean("distillation_loss"),
+        }
         self.built = True
 
-    def compile(self, optimizer: keras.Optimizer | str = "adam", metrics: list | None = None,
-                **options: Any) -> None:
+    def compile(
+        self, optimizer: keras.Optimizer | str = "adam", metrics: list | None = None, **options: Any
+    ) -> None:
         """Compile; the loss is given by the class, and XLA stays off as it does elsewhere here.
 
         Args:
@@ -143,19 +155,25 @@ class Distiller(keras.Model):
         if isinstance(x, Mapping) and "teacher_logit" in x:
             return x["teacher_logit"]
         if self._teach is None:
-            raise ValueError('without a teacher x must be {"image": …, "teacher_logit": …}. '
-                             f"Received: x={sorted(x) if isinstance(x, Mapping) else type(x).__name__}")
+            raise ValueError(
+                'without a teacher x must be {"image": …, "teacher_logit": …}. '
+                f"Received: x={sorted(x) if isinstance(x, Mapping) else type(x).__name__}"
+            )
         return self._teach(x["teacher_image"] if isinstance(x, Mapping) else x)
 
     def _objective(self, labels: Any, logits: Any, taught: Any, weight: Any) -> Any:
         if logits.shape[-1] == 1:
             hard = keras.losses.binary_crossentropy(
-                ops.reshape(ops.cast(labels, logits.dtype), (-1, 1)), logits, from_logits=True)
+                ops.reshape(ops.cast(labels, logits.dtype), (-1, 1)), logits, from_logits=True
+            )
         else:
             hard = keras.losses.sparse_categorical_crossentropy(
-                ops.reshape(labels, (-1,)), logits, from_logits=True)
-        terms = {"student_loss": hard,
-                 "distillation_loss": distillation_loss(taught, logits, self.temperature)}
+                ops.reshape(labels, (-1,)), logits, from_logits=True
+            )
+        terms = {
+            "student_loss": hard,
+            "distillation_loss": distillation_loss(taught, logits, self.temperature),
+        }
         for name, values in terms.items():
             if weight is not None:
                 values = values * ops.reshape(ops.cast(weight, values.dtype), (-1,))

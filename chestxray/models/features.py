@@ -51,8 +51,14 @@ class Features:
         entries: The folders of all views, whether they exist or not.
     """
 
-    def __init__(self, model: keras.Model, data: XrayData, cuts: Sequence[keras.layers.Layer],
-                 augmentation: Augmentation | None, views: int):
+    def __init__(
+        self,
+        model: keras.Model,
+        data: XrayData,
+        cuts: Sequence[keras.layers.Layer],
+        augmentation: Augmentation | None,
+        views: int,
+    ):
         """Describe the features; nothing is computed yet.
 
         Args:
@@ -71,8 +77,11 @@ class Features:
         self._model = model
         self._maps: dict[tuple[str, int | None], np.ndarray] = {}
         self._graphs: dict[tuple[int, ...], Callable] = {}
-        versions = {"keras": keras.__version__, "tensorflow": tf.__version__,
-                    "devices": len(tf.config.list_physical_devices())}
+        versions = {
+            "keras": keras.__version__,
+            "tensorflow": tf.__version__,
+            "devices": len(tf.config.list_physical_devices()),
+        }
         identities = [fingerprint(keras.Model(model.input, cut.output), versions) for cut in cuts]
         root, self._folders = cache_dir("features"), {}
         for part in ("train", "val"):
@@ -80,8 +89,16 @@ class Features:
             views_ = range(self.views) if part == "train" and augmentation else [None]
             for number, view in itertools.product(range(len(cuts)), views_):
                 drawn = None if view is None else [asdict(augmentation), view, data.seed]
-                key = json.dumps([FEATURES_VERSION, identities[number], data.store.key, list(rows["path"]),
-                                  list(rows["sha256"]), drawn])
+                key = json.dumps(
+                    [
+                        FEATURES_VERSION,
+                        identities[number],
+                        data.store.key,
+                        list(rows["path"]),
+                        list(rows["sha256"]),
+                        drawn,
+                    ]
+                )
                 self._folders[part, number, view] = root / hashlib.sha256(key.encode()).hexdigest()[:24]
         self.entries = list(self._folders.values())
         images = self.views * len(data.part("train")) + len(data.part("val"))
@@ -98,8 +115,9 @@ class Features:
             epoch: Number of the epoch; its view is ``epoch % views``.
         """
         view = self._view(part, epoch)
-        missing = tuple(number for number in range(len(self.cuts))
-                        if _open(self._folders[part, number, view]) is None)
+        missing = tuple(
+            number for number in range(len(self.cuts)) if _open(self._folders[part, number, view]) is None
+        )
         if missing:
             self._compute(part, view, missing)
         # Once open it stays readable, also when another process clears the cache.
@@ -109,28 +127,40 @@ class Features:
         """Write the entries of one view at the cuts that lack it, in one pass."""
         if missing not in self._graphs:
             self._graphs[missing] = frozen_graph(
-                keras.Model(self._model.input, [self.cuts[number].output for number in missing]))
+                keras.Model(self._model.input, [self.cuts[number].output for number in missing])
+            )
         rows, what = self.data.part(part), part if view is None else f"view {view + 1} of {self.views}"
         print(f"computing the frozen layers for {len(rows)} images ({what})", flush=True)
-        images = self.data.store.dataset(rows, _BATCH, epoch=lambda: view, seed=self.data.seed,
-                                         augment=None if view is None else self.augmentation)
+        images = self.data.store.dataset(
+            rows,
+            _BATCH,
+            epoch=lambda: view,
+            seed=self.data.seed,
+            augment=None if view is None else self.augmentation,
+        )
         with contextlib.ExitStack() as stack:
-            folders = [stack.enter_context(whole_folder(self._folders[part, number, view]))
-                       for number in missing]
-            maps = [_create(folder, (len(rows), *self.cuts[number].output.shape[1:]))
-                    for folder, number in zip(folders, missing, strict=True)]
+            folders = [
+                stack.enter_context(whole_folder(self._folders[part, number, view])) for number in missing
+            ]
+            maps = [
+                _create(folder, (len(rows), *self.cuts[number].output.shape[1:]))
+                for folder, number in zip(folders, missing, strict=True)
+            ]
             for batch, (pixels, _) in enumerate(images):
                 for target, found in zip(maps, self._graphs[missing](pixels), strict=True):
                     half = tf.cast(found, tf.float16)  # several times faster than NumPy
                     if not tf.reduce_all(tf.math.is_finite(half)):
-                        raise ValueError("activations do not fit into float16; train with disk_gb=0. "
-                                         f"Received: largest={np.abs(found).max()}")
-                    target[batch * _BATCH:batch * _BATCH + len(half)] = half
+                        raise ValueError(
+                            "activations do not fit into float16; train with disk_gb=0. "
+                            f"Received: largest={np.abs(found).max()}"
+                        )
+                    target[batch * _BATCH : batch * _BATCH + len(half)] = half
             for target in maps:
                 target.flush()
 
-    def dataset(self, part: str, batch_size: int = 32, shuffle: bool = False,
-                epoch: Callable[[], int] = lambda: 0) -> tf.data.Dataset:
+    def dataset(
+        self, part: str, batch_size: int = 32, shuffle: bool = False, epoch: Callable[[], int] = lambda: 0
+    ) -> tf.data.Dataset:
         """tf.data pipeline from the first cut; see :meth:`chestxray.data.pixels.PixelStore.dataset`.
 
         Args:
@@ -177,8 +207,14 @@ class Features:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def plan_features(model: keras.Model, data: XrayData, cuts: Sequence[keras.layers.Layer | None],
-                  augmentation: Augmentation | None, views: int, disk_gb: float) -> Features | None:
+def plan_features(
+    model: keras.Model,
+    data: XrayData,
+    cuts: Sequence[keras.layers.Layer | None],
+    augmentation: Augmentation | None,
+    views: int,
+    disk_gb: float,
+) -> Features | None:
     """Decide whether a phase is trained from stored activations, and say what they take.
 
     Args:
@@ -200,8 +236,10 @@ def plan_features(model: keras.Model, data: XrayData, cuts: Sequence[keras.layer
     cuts = list(dict.fromkeys(cut for cut in cuts if cut and order.index(cut) <= order.index(cuts[0])))
     features = Features(model, data, cuts, augmentation, views)
     limit = min(1e9 * disk_gb, _room(*_others(features)))
-    text = (f"stored activations at {', '.join(cut.name for cut in cuts)}: {features.bytes / 1e9:.2f} GB, "
-            f"{features.views} views of the training images")
+    text = (
+        f"stored activations at {', '.join(cut.name for cut in cuts)}: {features.bytes / 1e9:.2f} GB, "
+        f"{features.views} views of the training images"
+    )
     if features.bytes <= limit:
         print(text)
         return features

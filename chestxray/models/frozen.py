@@ -62,12 +62,14 @@ def frozen_graph(model: keras.Model, bf16: bool = False) -> Callable[[tf.Tensor]
         A function from images, ``float32`` (N, H, W, 1) in 0–255, to a list
         of tensors, one an output.
     """
-    rewrite = ((bf16 or any(layer.compute_dtype == "bfloat16" for layer in model.layers))
-               and not tf.config.list_physical_devices("GPU"))
+    rewrite = (
+        bf16 or any(layer.compute_dtype == "bfloat16" for layer in model.layers)
+    ) and not tf.config.list_physical_devices("GPU")
     copy = as_float32(model) if rewrite else model
     graph = tf.function(
         lambda images: keras.tree.flatten(copy(images, training=False)),
-        input_signature=[tf.TensorSpec(model.input.shape, tf.float32)]).get_concrete_function()
+        input_signature=[tf.TensorSpec(model.input.shape, tf.float32)],
+    ).get_concrete_function()
     if any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers):
         graph = convert_variables_to_constants_v2(graph)
 

@@ -49,7 +49,8 @@ class Mixup(keras.Model):
     def share(self, step: Any) -> Any:
         """Return λ of a step, a scalar in 0–1: X / (X + Y) of two gamma variables is a beta variable."""
         first, second = tf.unstack(
-            tf.random.stateless_gamma([2], [self.seed, step], self.alpha, dtype="float64"))
+            tf.random.stateless_gamma([2], [self.seed, step], self.alpha, dtype="float64")
+        )
         return ops.cast(first / (first + second), "float32")
 
     def train_step(self, data: Any) -> dict[str, Any]:
@@ -68,5 +69,8 @@ class Mixup(keras.Model):
         self._loss_tracker.update_state(loss, sample_weight=ops.shape(logits)[0])
         greater = share >= 0.5
         return self.compute_metrics(
-            None, ops.where(greater, y, partners[0]), logits,
-            sample_weight=None if weight is None else ops.where(greater, weight, partners[1]))
+            None,
+            ops.where(greater, y, partners[0]),
+            logits,
+            sample_weight=None if weight is None else ops.where(greater, weight, partners[1]),
+        )

@@ -38,13 +38,19 @@ def _position(model: keras.Model, name: str) -> int:
     names = [layer.name for layer in model.layers]
     if name not in names:
         close = difflib.get_close_matches(name, names, n=5, cutoff=0.3) or names
-        raise ValueError(f"the model has no such layer; close names: {close}. "
-                         f"Received: unfreeze_from={name!r}")
+        raise ValueError(
+            f"the model has no such layer; close names: {close}. Received: unfreeze_from={name!r}"
+        )
     return names.index(name)
 
 
-def train_head(model: keras.Model, data: XrayData, settings: TrainSettings,
-               checkpoint: str | Path | None = None, unfreeze_next: str | None = None) -> Training:
+def train_head(
+    model: keras.Model,
+    data: XrayData,
+    settings: TrainSettings,
+    checkpoint: str | Path | None = None,
+    unfreeze_next: str | None = None,
+) -> Training:
     """First phase: the backbone is frozen, the layers after its pooling learn.
 
     Args:
@@ -62,8 +68,13 @@ def train_head(model: keras.Model, data: XrayData, settings: TrainSettings,
     return train(model, data, settings, checkpoint, "head", keep)
 
 
-def fine_tune(model: keras.Model, data: XrayData, settings: TrainSettings, unfreeze_from: str,
-              checkpoint: str | Path | None = None) -> Training:
+def fine_tune(
+    model: keras.Model,
+    data: XrayData,
+    settings: TrainSettings,
+    unfreeze_from: str,
+    checkpoint: str | Path | None = None,
+) -> Training:
     """Later phase: the named layer and all that follow learn too, batch normalisation does not.
 
     Args:
@@ -77,8 +88,13 @@ def fine_tune(model: keras.Model, data: XrayData, settings: TrainSettings, unfre
     return train(model, data, settings, checkpoint, f"from {unfreeze_from}")
 
 
-def unfreeze_gradually(model: keras.Model, data: XrayData, settings: TrainSettings, stages: Sequence[str],
-                       checkpoint: str | Path | None = None) -> list[Training]:
+def unfreeze_gradually(
+    model: keras.Model,
+    data: XrayData,
+    settings: TrainSettings,
+    stages: Sequence[str],
+    checkpoint: str | Path | None = None,
+) -> list[Training]:
     """One fine-tuning phase for each stage: the last, then the last two, and so on.
 
     Args:
@@ -90,12 +106,15 @@ def unfreeze_gradually(model: keras.Model, data: XrayData, settings: TrainSettin
     """
     place = Path(checkpoint) if checkpoint else None
     with starting_again(model, wanted=place is not None):
-        return [fine_tune(model, data, settings, stage, place and place.with_stem(f"{place.stem}-{stage}"))
-                for stage in reversed(stages)]
+        return [
+            fine_tune(model, data, settings, stage, place and place.with_stem(f"{place.stem}-{stage}"))
+            for stage in reversed(stages)
+        ]
 
 
-def train_whole(model: keras.Model, data: XrayData, settings: TrainSettings,
-                checkpoint: str | Path | None = None) -> Training:
+def train_whole(
+    model: keras.Model, data: XrayData, settings: TrainSettings, checkpoint: str | Path | None = None
+) -> Training:
     """Only phase of a network with random weights: everything learns, batch normalisation too.
 
     See :func:`chestxray.models.training.train` for the arguments.

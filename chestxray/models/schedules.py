@@ -75,20 +75,24 @@ class TrainSettings:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}. Received: {name}={getattr(self, name)!r}")
         for name, right, rule in (
-                ("epochs", self.epochs >= 1 and self.epochs == int(self.epochs), "be a whole number above 0"),
-                ("batch_size", self.batch_size >= 1, "be at least 1"),
-                ("learning_rate", self.learning_rate > 0, "be above 0"),
-                ("plateau_patience", self.plateau_patience >= 0, "not be negative"),
-                ("stop_patience", self.stop_patience is None or self.stop_patience >= 0, "not be negative"),
-                ("plateau_factor", 0 < self.plateau_factor < 1, "lie between 0 and 1"),
-                ("warmup_epochs", 0 <= self.warmup_epochs < self.epochs, "lie between 0 and epochs"),
-                ("warmup_epochs", not self.warmup_epochs or self.decay == "cosine",
-                 "be 0 unless decay is cosine"),
-                ("rates", all(rate > 0 for rate in self.rates.values()), "all be above 0"),
-                ("label_smoothing", 0 <= self.label_smoothing < 1, "lie between 0 and 1"),
-                ("mixup", self.mixup >= 0, "not be negative"),
-                ("views", self.views >= 0, "not be negative"),
-                ("disk_gb", self.disk_gb >= 0, "not be negative")):
+            ("epochs", self.epochs >= 1 and self.epochs == int(self.epochs), "be a whole number above 0"),
+            ("batch_size", self.batch_size >= 1, "be at least 1"),
+            ("learning_rate", self.learning_rate > 0, "be above 0"),
+            ("plateau_patience", self.plateau_patience >= 0, "not be negative"),
+            ("stop_patience", self.stop_patience is None or self.stop_patience >= 0, "not be negative"),
+            ("plateau_factor", 0 < self.plateau_factor < 1, "lie between 0 and 1"),
+            ("warmup_epochs", 0 <= self.warmup_epochs < self.epochs, "lie between 0 and epochs"),
+            (
+                "warmup_epochs",
+                not self.warmup_epochs or self.decay == "cosine",
+                "be 0 unless decay is cosine",
+            ),
+            ("rates", all(rate > 0 for rate in self.rates.values()), "all be above 0"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "lie between 0 and 1"),
+            ("mixup", self.mixup >= 0, "not be negative"),
+            ("views", self.views >= 0, "not be negative"),
+            ("disk_gb", self.disk_gb >= 0, "not be negative"),
+        ):
             if not right:
                 raise ValueError(f"{name} must {rule}. Received: {name}={getattr(self, name)!r}")
 
@@ -130,14 +134,18 @@ def make_optimizer(model: keras.Model, settings: TrainSettings, steps_per_epoch:
         steps = settings.epochs * steps_per_epoch
         warmup = min(round(settings.warmup_epochs * steps_per_epoch), steps - 1)
         rate = keras.optimizers.schedules.CosineDecay(
-            0.0 if warmup else rate, steps - warmup,
-            warmup_target=rate if warmup else None, warmup_steps=warmup)
+            0.0 if warmup else rate,
+            steps - warmup,
+            warmup_target=rate if warmup else None,
+            warmup_steps=warmup,
+        )
     optimizer = OPTIMIZERS[settings.optimizer](rate)
     if settings.rates:
         _scale_updates(optimizer, model, settings.rates)
     if any(layer.compute_dtype == "bfloat16" for layer in model.layers):
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=1.0,
-                                                        dynamic_growth_steps=2**30)
+        optimizer = keras.optimizers.LossScaleOptimizer(
+            optimizer, initial_scale=1.0, dynamic_growth_steps=2**30
+        )
     return optimizer
 
 
@@ -149,8 +157,9 @@ def _scale_updates(optimizer: keras.Optimizer, model: keras.Model, rates: Mappin
     """
     names = [layer.name for layer in model.layers]
     if unknown := [name for name in rates if name not in names]:
-        raise ValueError(f"the network has no such layer; it begins with {names[:5]}. "
-                         f"Received: rates={unknown[0]!r}")
+        raise ValueError(
+            f"the network has no such layer; it begins with {names[:5]}. Received: rates={unknown[0]!r}"
+        )
     factors, factor = {}, 1.0
     for layer in model.layers:
         factor = rates.get(layer.name, factor)

@@ -40,24 +40,31 @@ class Candidate:
 
     def __post_init__(self) -> None:
         for name, right, rule in (
-                ("outputs", self.outputs in (1, 3), "must be 1 or 3"),
-                ("alpha", 0 <= self.alpha <= 1, "must lie in 0–1"),
-                ("temperature", self.temperature > 0, "must be above 0"),
-                ("temperature", self.alpha < 1 or self.temperature == 1, "does nothing with alpha 1"),
-                ("label_smoothing", 0 <= self.label_smoothing < 1, "must lie in 0–1"),
-                ("label_smoothing", not self.label_smoothing or self.outputs == self.alpha == 1,
-                 "needs one logit and alpha 1"),
-                ("mixup", self.mixup >= 0, "must not be negative"),
-                ("mixup", not self.mixup or self.alpha == 1, "needs alpha 1"),
-                ("learning_rate", self.learning_rate is None or self.learning_rate > 0, "must be above 0")):
+            ("outputs", self.outputs in (1, 3), "must be 1 or 3"),
+            ("alpha", 0 <= self.alpha <= 1, "must lie in 0–1"),
+            ("temperature", self.temperature > 0, "must be above 0"),
+            ("temperature", self.alpha < 1 or self.temperature == 1, "does nothing with alpha 1"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "must lie in 0–1"),
+            (
+                "label_smoothing",
+                not self.label_smoothing or self.outputs == self.alpha == 1,
+                "needs one logit and alpha 1",
+            ),
+            ("mixup", self.mixup >= 0, "must not be negative"),
+            ("mixup", not self.mixup or self.alpha == 1, "needs alpha 1"),
+            ("learning_rate", self.learning_rate is None or self.learning_rate > 0, "must be above 0"),
+        ):
             if not right:
                 raise ValueError(f"{name} {rule}. Received: arm={self.arm!r}, {name}={getattr(self, name)!r}")
 
     @property
     def text(self) -> str:
         """The arm with what differs from the defaults."""
-        differing = [f"{field.name}={getattr(self, field.name):g}" for field in dataclasses.fields(self)[1:]
-                     if getattr(self, field.name) != field.default]
+        differing = [
+            f"{field.name}={getattr(self, field.name):g}"
+            for field in dataclasses.fields(self)[1:]
+            if getattr(self, field.name) != field.default
+        ]
         return " ".join([self.arm, *differing])
 
 
@@ -80,9 +87,16 @@ def read_candidates(given: Mapping[str, list[dict]]) -> list[Candidate]:
     return ways
 
 
-def train_student(architecture: str, data: XrayData, settings: TrainSettings, candidate: Candidate,
-                  seed: int, teachers: Mapping[int, Teacher], dropout: float = 0.2,
-                  checkpoint: str | Path | None = None) -> tuple[keras.Model, Training]:
+def train_student(
+    architecture: str,
+    data: XrayData,
+    settings: TrainSettings,
+    candidate: Candidate,
+    seed: int,
+    teachers: Mapping[int, Teacher],
+    dropout: float = 0.2,
+    checkpoint: str | Path | None = None,
+) -> tuple[keras.Model, Training]:
     """Build and train one student.
 
     Args:
@@ -100,17 +114,25 @@ def train_student(architecture: str, data: XrayData, settings: TrainSettings, ca
         ValueError: Unknown architecture, or there is no teacher with so many logits.
     """
     if architecture not in CNNS:
-        raise ValueError(f"architecture must be one of {sorted(CNNS)}. "
-                         f"Received: architecture={architecture!r}")
+        raise ValueError(
+            f"architecture must be one of {sorted(CNNS)}. Received: architecture={architecture!r}"
+        )
     distillation = None
     if candidate.alpha < 1:
         if candidate.outputs not in teachers:
-            raise ValueError(f"a teacher with {candidate.outputs} logits is needed. "
-                             f"Received: arm={candidate.arm!r}, teachers with {sorted(teachers)}")
+            raise ValueError(
+                f"a teacher with {candidate.outputs} logits is needed. "
+                f"Received: arm={candidate.arm!r}, teachers with {sorted(teachers)}"
+            )
         distillation = Distillation(teachers[candidate.outputs], candidate.alpha, candidate.temperature)
     set_seed(seed)
     student = CNNS[architecture](data.store.settings.size, dropout, outputs=candidate.outputs)
-    settings = dataclasses.replace(settings, label_smoothing=candidate.label_smoothing, mixup=candidate.mixup,
-                                   learning_rate=candidate.learning_rate or settings.learning_rate)
-    return student, train(student, data, settings, checkpoint, f"{candidate.text}, seed {seed}",
-                          distillation=distillation)
+    settings = dataclasses.replace(
+        settings,
+        label_smoothing=candidate.label_smoothing,
+        mixup=candidate.mixup,
+        learning_rate=candidate.learning_rate or settings.learning_rate,
+    )
+    return student, train(
+        student, data, settings, checkpoint, f"{candidate.text}, seed {seed}", distillation=distillation
+    )

@@ -66,21 +66,32 @@ class Teacher:
             raise ValueError("a teacher needs at least one classifier. Received: members=[]")
         for classifier, data in members:
             if not isinstance(classifier.model, keras.Model):
-                raise TypeError("a teacher must be a Keras model, not an exported one. "
-                                f"Received: teacher={classifier.card['name']!r}")
+                raise TypeError(
+                    "a teacher must be a Keras model, not an exported one. "
+                    f"Received: teacher={classifier.card['name']!r}"
+                )
             trained = classifier.card["training_data"]["split_hash"]
             if trained != data.split_hash:
-                raise ValueError("this teacher was trained on another split: it may know validation and test "
-                                 f"images of this one. Received: teacher={classifier.card['name']!r} "
-                                 f"({trained}), split={data.split_hash!r}")
+                raise ValueError(
+                    "this teacher was trained on another split: it may know validation and test "
+                    f"images of this one. Received: teacher={classifier.card['name']!r} "
+                    f"({trained}), split={data.split_hash!r}"
+                )
             if classifier.image_settings != data.store.settings:
-                raise ValueError(f"this teacher sees other pixels: {classifier.image_settings}. Received: "
-                                 f"teacher={classifier.card['name']!r}, data with {data.store.settings}")
+                raise ValueError(
+                    f"this teacher sees other pixels: {classifier.image_settings}. Received: "
+                    f"teacher={classifier.card['name']!r}, data with {data.store.settings}"
+                )
         self.members, self.bf16 = list(members), bf16
         self.names = [classifier.card["name"] for classifier, _ in members]
         self.outputs = min(classifier.model.output_shape[-1] for classifier, _ in members)
-        computed = {"version": TEACHERS_VERSION, "bf16": bf16, "keras": keras.__version__,
-                    "tensorflow": tf.__version__, "devices": len(tf.config.list_physical_devices())}
+        computed = {
+            "version": TEACHERS_VERSION,
+            "bf16": bf16,
+            "keras": keras.__version__,
+            "tensorflow": tf.__version__,
+            "devices": len(tf.config.list_physical_devices()),
+        }
         self._identities = [fingerprint(classifier.model, computed) for classifier, _ in members]
         self._graphs: dict[int, Callable] = {}
         self._answers: dict[tuple, dict[str, np.ndarray]] = {}
@@ -88,11 +99,14 @@ class Teacher:
     @property
     def identity(self) -> list[list[str]]:
         """What decides the answers, besides the view."""
-        return [[identity, data.store.key] for identity, (_, data)
-                in zip(self._identities, self.members, strict=True)]
+        return [
+            [identity, data.store.key]
+            for identity, (_, data) in zip(self._identities, self.members, strict=True)
+        ]
 
-    def logits(self, part: str, paths: Sequence[str], augmentation: Augmentation | None = None,
-               view: int = 0) -> np.ndarray:
+    def logits(
+        self, part: str, paths: Sequence[str], augmentation: Augmentation | None = None, view: int = 0
+    ) -> np.ndarray:
         """Ask about the given images, or look up what was answered before.
 
         Args:
@@ -109,24 +123,29 @@ class Teacher:
         """
         key = part, augmentation, view if augmentation else None
         if key not in self._answers:
-            self._answers = {kept: answers for kept, answers in self._answers.items()
-                             if kept[0] != part}  # one view of each part at a time
+            self._answers = {
+                kept: answers for kept, answers in self._answers.items() if kept[0] != part
+            }  # one view of each part at a time
             self._answers[key] = self._ask_all(*key)
         try:
             return np.stack([self._answers[key][path] for path in paths])
         except KeyError as error:
             raise ValueError(f"the teacher has no such image. Received: path={error.args[0]!r}") from None
 
-    def _ask_all(self, part: str, augmentation: Augmentation | None,
-                 view: int | None) -> dict[str, np.ndarray]:
+    def _ask_all(
+        self, part: str, augmentation: Augmentation | None, view: int | None
+    ) -> dict[str, np.ndarray]:
         found = [self._ask(number, part, augmentation, view) for number in range(len(self.members))]
         if self.outputs == 1:
             found = [{path: np.float32(log_odds(row)) for path, row in answers.items()} for answers in found]
-        return {path: np.mean([np.atleast_1d(answers[path]) for answers in found], axis=0)
-                for path in set.intersection(*map(set, found))}
+        return {
+            path: np.mean([np.atleast_1d(answers[path]) for answers in found], axis=0)
+            for path in set.intersection(*map(set, found))
+        }
 
-    def _ask(self, number: int, part: str, augmentation: Augmentation | None,
-             view: int | None) -> dict[str, np.ndarray]:
+    def _ask(
+        self, number: int, part: str, augmentation: Augmentation | None, view: int | None
+    ) -> dict[str, np.ndarray]:
         """Answers of one member by path, from the disk or computed."""
         classifier, data = self.members[number]
         rows = data.part(part)
@@ -139,8 +158,9 @@ class Teacher:
                 self._graphs[number] = frozen_graph(classifier.model, self.bf16)
             shown = f"{part}, view {view + 1}" if augmentation else part
             print(f"asking {self.names[number]} about {len(rows)} images ({shown})", flush=True)
-            images = data.store.dataset(rows, _BATCH, augment=augmentation, seed=data.seed,
-                                        epoch=lambda: view or 0)
+            images = data.store.dataset(
+                rows, _BATCH, augment=augmentation, seed=data.seed, epoch=lambda: view or 0
+            )
             logits = np.concatenate([self._graphs[number](pixels)[0].numpy() for pixels, _ in images])
             answers = dict(zip(rows["path"], logits.astype(np.float32), strict=True))
             with whole_file(file) as partial:
@@ -177,8 +197,9 @@ class Distillation:
         """What decides the training, as plain JSON types."""
         return {"teacher": self.teacher.identity, "alpha": self.alpha, "temperature": self.temperature}
 
-    def answers(self, data: XrayData, part: str, settings: TrainSettings, epoch: int,
-                outputs: int) -> np.ndarray:
+    def answers(
+        self, data: XrayData, part: str, settings: TrainSettings, epoch: int, outputs: int
+    ) -> np.ndarray:
         """The teacher's logits for the pictures of an epoch, (N, outputs), in the table's order.
 
         Raises:
@@ -188,19 +209,29 @@ class Distillation:
         """
         for _, taught in self.teacher.members:
             if (taught.split_hash, taught.seed) != (data.split_hash, data.seed):
-                raise ValueError("teacher and student must have the same split and seed. Received: "
-                                 f"teacher={taught.split_hash}, {taught.seed}, "
-                                 f"student={data.split_hash}, {data.seed}")
+                raise ValueError(
+                    "teacher and student must have the same split and seed. Received: "
+                    f"teacher={taught.split_hash}, {taught.seed}, "
+                    f"student={data.split_hash}, {data.seed}"
+                )
         if outputs > self.teacher.outputs:
-            raise ValueError("a student of three classes needs a teacher of three. "
-                             f"Received: teacher={self.teacher.names}")
+            raise ValueError(
+                f"a student of three classes needs a teacher of three. Received: teacher={self.teacher.names}"
+            )
         augmentation = settings.augmentation if part == "train" else None
         view = epoch % settings.views if settings.views else epoch
         logits = self.teacher.logits(part, list(data.part(part)["path"]), augmentation, view)
         return logits if outputs == logits.shape[1] else log_odds(logits)[:, np.newaxis]
 
-    def join(self, images: tf.data.Dataset, data: XrayData, part: str, settings: TrainSettings,
-             outputs: int, epoch: Callable[[], int] = lambda: 0) -> tf.data.Dataset:
+    def join(
+        self,
+        images: tf.data.Dataset,
+        data: XrayData,
+        part: str,
+        settings: TrainSettings,
+        outputs: int,
+        epoch: Callable[[], int] = lambda: 0,
+    ) -> tf.data.Dataset:
         """Put the teacher's logits beside the batches of a data set.
 
         Args:

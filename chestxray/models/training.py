@@ -37,8 +37,10 @@ def class_weights(labels: np.ndarray, classes: int = 2) -> dict[int, float]:
     """
     counts = np.bincount(np.asarray(labels, dtype=int), minlength=classes)
     if len(counts) != classes or not counts.all():
-        raise ValueError(f"{'both' if classes == 2 else f'all {classes}'} classes are needed. "
-                         f"Received: counts={counts.tolist()}")
+        raise ValueError(
+            f"{'both' if classes == 2 else f'all {classes}'} classes are needed. "
+            f"Received: counts={counts.tolist()}"
+        )
     return {label: len(labels) / (classes * int(count)) for label, count in enumerate(counts)}
 
 
@@ -51,13 +53,18 @@ class EpochLine(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if not np.isfinite([logs["loss"], logs["val_loss"]]).all():
-            raise ValueError("the loss is not a number: train in float32 or with a smaller learning rate. "
-                             f"Received: phase={self.phase!r}, epoch={epoch + 1}")
+            raise ValueError(
+                "the loss is not a number: train in float32 or with a smaller learning rate. "
+                f"Received: phase={self.phase!r}, epoch={epoch + 1}"
+            )
         logs.setdefault("learning_rate", float(self.model.optimizer.learning_rate))
         shown = ("loss", "val_loss", "val_accuracy", "val_auroc")
         text = "  ".join(f"{name} {logs[name]:.4f}" for name in shown if name in logs)
-        print(f"epoch {epoch + 1:2d}/{self.epochs} {self.phase}: {text}  "
-              f"learning rate {float(self.model.optimizer.learning_rate):.1e}", flush=True)
+        print(
+            f"epoch {epoch + 1:2d}/{self.epochs} {self.phase}: {text}  "
+            f"learning rate {float(self.model.optimizer.learning_rate):.1e}",
+            flush=True,
+        )
 
 
 def compile_model(model: keras.Model, optimizer: keras.Optimizer, label_smoothing: float = 0.0) -> None:
@@ -76,18 +83,23 @@ def compile_model(model: keras.Model, optimizer: keras.Optimizer, label_smoothin
 class _SumAuroc(keras.metrics.AUC):
     """AUROC of the summed probability of all classes but the first."""
 
-    def update_state(self, y_true: tf.Tensor, y_pred: tf.Tensor,
-                     sample_weight: tf.Tensor | None = None) -> None:
+    def update_state(
+        self, y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None
+    ) -> None:
         odds = keras.ops.logsumexp(y_pred[:, 1:], axis=1) - y_pred[:, 0]
         super().update_state(keras.ops.reshape(y_true, (-1,)) > 0, odds, sample_weight)
 
 
 def _metrics(model: keras.Model) -> list[keras.metrics.Metric]:
     if model.output_shape[-1] > 1:
-        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
-                _SumAuroc(name="auroc", from_logits=True)]
-    return [keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0),  # of the logit
-            keras.metrics.AUC(name="auroc", from_logits=True)]
+        return [
+            keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
+            _SumAuroc(name="auroc", from_logits=True),
+        ]
+    return [
+        keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0),  # of the logit
+        keras.metrics.AUC(name="auroc", from_logits=True),
+    ]
 
 
 @dataclass(frozen=True)
@@ -107,9 +119,15 @@ class Training:
     steps_left_out: int = 0
 
 
-def train(model: keras.Model, data: XrayData, settings: TrainSettings,
-          checkpoint: str | Path | None = None, phase: str = "training",
-          keep: keras.layers.Layer | None = None, distillation: Distillation | None = None) -> Training:
+def train(
+    model: keras.Model,
+    data: XrayData,
+    settings: TrainSettings,
+    checkpoint: str | Path | None = None,
+    phase: str = "training",
+    keep: keras.layers.Layer | None = None,
+    distillation: Distillation | None = None,
+) -> Training:
     """Compile and train what is trainable, with early stopping, schedule and checkpoint.
 
     Without a teacher, layers that are frozen from the input on are computed
@@ -141,19 +159,24 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
     """
     outputs = model.output_shape[-1]
     if distillation and settings.mixup:
-        raise ValueError("mixup must be 0 with a teacher, whose answers are to whole pictures. "
-                         f"Received: mixup={settings.mixup!r}")
+        raise ValueError(
+            "mixup must be 0 with a teacher, whose answers are to whole pictures. "
+            f"Received: mixup={settings.mixup!r}"
+        )
     if settings.label_smoothing and (distillation or outputs > 1):
-        raise ValueError("label_smoothing must be 0 with a teacher or three logits. "
-                         f"Received: label_smoothing={settings.label_smoothing!r}")
+        raise ValueError(
+            "label_smoothing must be 0 with a teacher or three logits. "
+            f"Received: label_smoothing={settings.label_smoothing!r}"
+        )
     labels = data.targets("train", outputs)
     optimizer = make_optimizer(model, settings, math.ceil(len(labels) / settings.batch_size))
     if distillation:
         features, learner = None, Distiller(model, None, distillation.alpha, distillation.temperature)
         learner.compile(optimizer, _metrics(model))
     else:
-        features = plan_features(model, data, [find_cut(model), keep], settings.augmentation,
-                                 settings.views, settings.disk_gb)
+        features = plan_features(
+            model, data, [find_cut(model), keep], settings.augmentation, settings.views, settings.disk_gb
+        )
         learner = features.rest if features else model
         if settings.mixup:
             learner = Mixup(learner, settings.mixup, data.seed)
@@ -161,18 +184,38 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
     learner.optimizer.build(learner.trainable_variables)
     watched = []
     if settings.stop_patience is not None:
-        watched.append(keras.callbacks.EarlyStopping(
-            monitor="val_loss", mode="min", restore_best_weights=True, patience=settings.stop_patience))
+        watched.append(
+            keras.callbacks.EarlyStopping(
+                monitor="val_loss", mode="min", restore_best_weights=True, patience=settings.stop_patience
+            )
+        )
     if settings.decay == "plateau":
-        watched.append(keras.callbacks.ReduceLROnPlateau(
-            monitor="val_loss", mode="min", factor=settings.plateau_factor,
-            patience=settings.plateau_patience, min_delta=0.0, verbose=0))
+        watched.append(
+            keras.callbacks.ReduceLROnPlateau(
+                monitor="val_loss",
+                mode="min",
+                factor=settings.plateau_factor,
+                patience=settings.plateau_patience,
+                min_delta=0.0,
+                verbose=0,
+            )
+        )
     contents = hashlib.sha256("".join(data.table["sha256"]).encode() + labels.tobytes()).hexdigest()
-    identity = fingerprint(model, {
-        "settings": asdict(settings) | {"disk_gb": None}, "phase": phase, "stored": bool(features),
-        "pixels": data.store.key, "split": data.split_hash, "contents": contents, "seed": data.seed,
-        "keras": keras.__version__, "tensorflow": tf.__version__,
-        "distillation": distillation.identity if distillation else None})
+    identity = fingerprint(
+        model,
+        {
+            "settings": asdict(settings) | {"disk_gb": None},
+            "phase": phase,
+            "stored": bool(features),
+            "pixels": data.store.key,
+            "split": data.split_hash,
+            "contents": contents,
+            "seed": data.seed,
+            "keras": keras.__version__,
+            "tensorflow": tf.__version__,
+            "distillation": distillation.identity if distillation else None,
+        },
+    )
     state = Checkpoint(Path(checkpoint) if checkpoint else None, identity, watched)
     with starting_again(learner, wanted=bool(state.path)):
         state.restore(learner)
@@ -198,21 +241,37 @@ def train(model: keras.Model, data: XrayData, settings: TrainSettings,
                 training = features.dataset("train", settings.batch_size, True, lambda: number["epoch"])
                 validation = features.dataset("val", settings.batch_size)
             else:
-                training = data.dataset("train", settings.batch_size, settings.augmentation, True,
-                                        lambda: number["epoch"], settings.views, outputs)
+                training = data.dataset(
+                    "train",
+                    settings.batch_size,
+                    settings.augmentation,
+                    True,
+                    lambda: number["epoch"],
+                    settings.views,
+                    outputs,
+                )
                 validation = data.dataset("val", settings.batch_size, outputs=outputs)
             if distillation:
-                training = distillation.join(training, data, "train", settings, outputs,
-                                             lambda: number["epoch"])
+                training = distillation.join(
+                    training, data, "train", settings, outputs, lambda: number["epoch"]
+                )
                 validation = distillation.join(validation, data, "val", settings, outputs)
             with fused_batch_norm(model):
                 learner.fit(
-                    training, validation_data=validation,
-                    epochs=already if state.stopped else settings.epochs, initial_epoch=already, verbose=0,
+                    training,
+                    validation_data=validation,
+                    epochs=already if state.stopped else settings.epochs,
+                    initial_epoch=already,
+                    verbose=0,
                     shuffle=False,  # the dataset does that
                     class_weight=class_weights(labels, max(2, outputs)) if settings.class_weights else None,
-                    callbacks=[keras.callbacks.LambdaCallback(on_epoch_begin=begin),
-                               *watched, EpochLine(phase, settings.epochs), state])
+                    callbacks=[
+                        keras.callbacks.LambdaCallback(on_epoch_begin=begin),
+                        *watched,
+                        EpochLine(phase, settings.epochs),
+                        state,
+                    ],
+                )
     steps = state.epochs_done * math.ceil(len(labels) / settings.batch_size)
     if left_out := steps - int(learner.optimizer.iterations):
         print(f"{phase}: {left_out} of {steps} steps left out, their gradient was not finite")
@@ -228,7 +287,8 @@ def summarise(phases: list[Training], policy: str, device: str) -> dict[str, Any
         "seconds": round(seconds, 1),
         "images_per_second": round(images / seconds, 1),
         "steps_left_out": sum(p.steps_left_out for p in phases),
-        "precision": policy, "device": device,
+        "precision": policy,
+        "device": device,
         "history": pd.concat([p.history for p in phases]).map(_six_digits).to_dict("list"),
     }
 

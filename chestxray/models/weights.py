@@ -30,11 +30,16 @@ def find_weights(weights: str | None, backbone: str) -> tuple[str | None, str]:
     if place and Path(place).is_file():
         return str(place), Path(place).name
     # Keras itself writes inception_v3, but vgg16 and resnet50.
-    found = [path for path in (sorted(Path(place).glob("*notop*.h5")) if place else [])
-             if path.name.replace("_", "").lower().startswith(backbone.lower())]
+    found = [
+        path
+        for path in (sorted(Path(place).glob("*notop*.h5")) if place else [])
+        if path.name.replace("_", "").lower().startswith(backbone.lower())
+    ]
     if found:
         return str(found[0]), found[0].name
     if weights == "imagenet":
         return "imagenet", "imagenet"
-    raise FileNotFoundError("no weights file here (in a folder it must be named "
-                            f"{backbone.lower()}*notop*.h5). Received: weights={weights!r}")
+    raise FileNotFoundError(
+        "no weights file here (in a folder it must be named "
+        f"{backbone.lower()}*notop*.h5). Received: weights={weights!r}"
+    )

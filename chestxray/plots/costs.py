@@ -23,13 +23,26 @@ def latency(costs: pd.DataFrame) -> Figure:
     figure, (axis,) = panels(1, 1, 7.5, 1.2 + 0.32 * len(rows), "Time of one image in the warm network")
     for number, (_, group) in enumerate(rows):
         axis.plot(group["milliseconds"], [number] * len(group), color="#8C8C8C", lw=1, zorder=1)
-        for colour, (cores, value) in zip(MODELS, zip(group["threads"], group["milliseconds"], strict=True),
-                                          strict=False):
-            axis.plot(value, number, "o", ms=6, color=colour,
-                      label=f"{cores} core{'s' if cores > 1 else ''}" if number == 0 else None)
-    axis.set(xscale="log", xlabel="milliseconds", ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)),
-             yticklabels=[f"{model}, {runtime} {weights} ({size:.1f} MB)"
-                          for (model, runtime, weights, size), _ in rows])
+        for colour, (cores, value) in zip(
+            MODELS, zip(group["threads"], group["milliseconds"], strict=True), strict=False
+        ):
+            axis.plot(
+                value,
+                number,
+                "o",
+                ms=6,
+                color=colour,
+                label=f"{cores} core{'s' if cores > 1 else ''}" if number == 0 else None,
+            )
+    axis.set(
+        xscale="log",
+        xlabel="milliseconds",
+        ylim=(len(rows) - 0.5, -0.5),
+        yticks=range(len(rows)),
+        yticklabels=[
+            f"{model}, {runtime} {weights} ({size:.1f} MB)" for (model, runtime, weights, size), _ in rows
+        ],
+    )
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter(NullFormatter())

@@ -14,8 +14,7 @@ from chestxray.plots.style import CLASSES, COLOURS, STYLE, Images, check, check_
 
 
 @mpl.rc_context(STYLE)
-def class_balance(table: pd.DataFrame, synthetic: bool = False,
-                  classes: Sequence[str] = CLASSES) -> Figure:
+def class_balance(table: pd.DataFrame, synthetic: bool = False, classes: Sequence[str] = CLASSES) -> Figure:
     """Draw images per split and class, with counts and percentages of the split.
 
     Args:
@@ -31,16 +30,22 @@ def class_balance(table: pd.DataFrame, synthetic: bool = False,
     counts = pd.crosstab(split, np.select(kinds, names[:3], names[3])).reindex(splits)
     x, tops = np.arange(len(splits)) + np.array([[-0.2], [0.2]]), np.zeros((2, len(splits)), int)
     room, total = 0.04 * counts.to_numpy().max(), counts.sum(axis=1).to_numpy()
-    figure, (axis,) = panels(1, 1, 2.8 + 1.4 * len(splits), 3.4, "Images per split and class",
-                             synthetic)
+    figure, (axis,) = panels(1, 1, 2.8 + 1.4 * len(splits), 3.4, "Images per split and class", synthetic)
     for name in [name for name in names if name in counts]:
         row, number = int(name != "NORMAL"), counts[name].to_numpy()
-        bars = axis.bar(x[row], number, 0.37, tops[row], color=COLOURS[name],
-                        label=name.replace(CLASSES[row], classes[row]))
+        bars = axis.bar(
+            x[row],
+            number,
+            0.37,
+            tops[row],
+            color=COLOURS[name],
+            label=name.replace(CLASSES[row], classes[row]),
+        )
         tops[row] += number
         if "," in name:  # a number inside its shade where there is room for it
-            axis.bar_label(bars, [f"{n:,}" if n > room else "" for n in number],
-                           label_type="center", fontsize=8)
+            axis.bar_label(
+                bars, [f"{n:,}" if n > room else "" for n in number], label_type="center", fontsize=8
+            )
     for place, n, of in zip(x.flat, tops.flat, [*total, *total], strict=True):
         axis.text(place, n, f"{n:,}\n{100 * n / of:.0f} %", ha="center", va="bottom")
     axis.set_xticks(range(len(splits)), [f"{s}\n{n:,} images" for s, n in zip(splits, total)])
@@ -50,8 +55,7 @@ def class_balance(table: pd.DataFrame, synthetic: bool = False,
 
 
 @mpl.rc_context(STYLE)
-def image_sizes(table: pd.DataFrame, synthetic: bool = False,
-                classes: Sequence[str] = CLASSES) -> Figure:
+def image_sizes(table: pd.DataFrame, synthetic: bool = False, classes: Sequence[str] = CLASSES) -> Figure:
     """Draw width against height, and the aspect ratio, by class: the shortcut by geometry.
 
     Args:
@@ -66,16 +70,31 @@ def image_sizes(table: pd.DataFrame, synthetic: bool = False,
     edges += (aspects.min() + aspects.max()) / 2
     same = ", all {:.0f} × {:.0f}".format(*sizes[0]) if (sizes == sizes[0]).all() else ""
     figure, (scatter, histogram) = panels(
-        2, 2, 4.1, 3.7, "Does the size of a file give its class away?", synthetic)
+        2, 2, 4.1, 3.7, "Does the size of a file give its class away?", synthetic
+    )
     for label in sorted({*labels}, key=lambda one: -(labels == one).sum()):  # the rarer on top
         mine, name, colour = labels == label, classes[label], COLOURS[CLASSES[label]]
         name = f"{name} (n = {mine.sum():,}, median {np.median(aspects[mine]):.2f})"
         scatter.scatter(*sizes[mine].T, s=8, marker="o^"[label], color=colour, alpha=0.4, lw=0)
-        sns.histplot(x=aspects[mine], bins=edges, stat="percent", element="step", alpha=0.3,
-                     color=colour, label=name, ax=histogram)
+        sns.histplot(
+            x=aspects[mine],
+            bins=edges,
+            stat="percent",
+            element="step",
+            alpha=0.3,
+            color=colour,
+            label=name,
+            ax=histogram,
+        )
     for side in "xy":
-        scatter.set(**{f"{side}scale": "log", f"{side}ticks": ticks, f"{side}ticklabels": ticks,
-                       f"{side}lim": (middle / reach, middle * reach)})
+        scatter.set(
+            **{
+                f"{side}scale": "log",
+                f"{side}ticks": ticks,
+                f"{side}ticklabels": ticks,
+                f"{side}lim": (middle / reach, middle * reach),
+            }
+        )
     scatter.set(title=f"Size{same}", xlabel="width (pixels)", ylabel="height (pixels)", aspect=1)
     scatter.minorticks_off()
     histogram.set(title="Aspect ratio", xlabel="width / height", ylabel="images of the class (%)")
@@ -85,8 +104,9 @@ def image_sizes(table: pd.DataFrame, synthetic: bool = False,
 
 
 @mpl.rc_context(STYLE)
-def sample_grid(images: Images, titles: Sequence[str], columns: int = 6, synthetic: bool = False,
-                suptitle: str = "") -> Figure:
+def sample_grid(
+    images: Images, titles: Sequence[str], columns: int = 6, synthetic: bool = False, suptitle: str = ""
+) -> Figure:
     """Show 1 to 12 images (N, H, W) or (N, H, W, 1), values 0-255, with N titles."""
     pictures = check_images(images, titles, 12)
     height = 1.9 + 0.16 * max(str(title).count("\n") for title in titles)
@@ -108,8 +128,16 @@ def preprocessing_steps(images: Images, titles: Sequence[str], synthetic: bool =
     pictures, edges, count = check_images(images, titles, 6), np.linspace(0, 256, 65), len(images)
     shares = [100 * np.histogram(p, edges)[0] / p.size for p in pictures]
     limit = 1.1 * max(share[1:-1].max() for share in shares) or 100
-    figure, axes = panels(2 * count, count, 2.1, 1.7, "One picture and its grey values, step "
-                          "by step", synthetic, dpi=80, height_ratios=(2.3, 1))
+    figure, axes = panels(
+        2 * count,
+        count,
+        2.1,
+        1.7,
+        "One picture and its grey values, step by step",
+        synthetic,
+        dpi=80,
+        height_ratios=(2.3, 1),
+    )
     for top, below, picture, title, share in zip(axes, axes[count:], pictures, titles, shares):
         top.imshow(picture, cmap="gray", vmin=0, vmax=255)
         top.set_title(title, fontsize=9, loc="center")

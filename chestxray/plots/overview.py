@@ -15,8 +15,12 @@ PUBLISHED, FLOOR = "#0072B2", "#D55E00"
 
 
 @mpl.rc_context(STYLE)
-def overview(table: pd.DataFrame, published: pd.DataFrame, questions: Mapping[str, str],
-             floors: Mapping[str, float] | None = None) -> Figure:
+def overview(
+    table: pd.DataFrame,
+    published: pd.DataFrame,
+    questions: Mapping[str, str],
+    floors: Mapping[str, float] | None = None,
+) -> Figure:
     """Draw accuracy, specificity and AUROC of our models and of published ones, split by split.
 
     Args:
@@ -30,10 +34,14 @@ def overview(table: pd.DataFrame, published: pd.DataFrame, questions: Mapping[st
         floors: ``{split rule: AUROC}`` of the best linear model that sees hardly any lung.
     """
     metrics = {"accuracy": "Accuracy", "specificity": "Specificity", "auroc": "AUROC"}
-    check_table(table, "model", "split_rule", "seed",
-                *(m + end for m in metrics for end in ("", "_low", "_high")))
-    check({"model", "who", "split", "held_out", *metrics} <= set(published),
-          "published numbers need their columns", columns=list(published))
+    check_table(
+        table, "model", "split_rule", "seed", *(m + end for m in metrics for end in ("", "_low", "_high"))
+    )
+    check(
+        {"model", "who", "split", "held_out", *metrics} <= set(published),
+        "published numbers need their columns",
+        columns=list(published),
+    )
     check(len(questions), "a split is needed", questions=questions)
     heads, labels, colours, row = [], {}, [], 0
     figure, axes = panels(3, 3, 3.2, 1, sharey=True)
@@ -59,8 +67,9 @@ def overview(table: pd.DataFrame, published: pd.DataFrame, questions: Mapping[st
         if rule in (floors or {}):
             low = heads[-1][0] + 0.5
             axes[2].vlines(floors[rule], low, row + 0.4, color=FLOOR, ls=":", lw=1.5)
-            axes[2].text(floors[rule], low - 0.1, "sees hardly any lung", color=FLOOR, fontsize=8,
-                         ha="center")
+            axes[2].text(
+                floors[rule], low - 0.1, "sees hardly any lung", color=FLOOR, fontsize=8, ha="center"
+            )
         row += 1.4
     for axis, (metric, title) in zip(axes, metrics.items(), strict=True):
         axis.set_title(title)
@@ -72,7 +81,14 @@ def overview(table: pd.DataFrame, published: pd.DataFrame, questions: Mapping[st
     for tick, colour in zip(axes[0].get_yticklabels(), colours, strict=True):
         tick.set_color(colour)
     for at, question in heads:
-        axes[0].text(-0.02, at, question, transform=axes[0].get_yaxis_transform(), ha="right", va="center",
-                     weight="bold")
+        axes[0].text(
+            -0.02,
+            at,
+            question,
+            transform=axes[0].get_yaxis_transform(),
+            ha="right",
+            va="center",
+            weight="bold",
+        )
     figure.set_size_inches(10.5, 0.6 + 0.25 * row)
     return figure

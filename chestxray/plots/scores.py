@@ -51,8 +51,14 @@ def learning_curves(history: pd.DataFrame, synthetic: bool = False) -> Figure:
             if column in history:
                 axis.plot(epoch, history[column], "-o", ms=3, color=COLOURS[name], label=name)
         for row in best if f"val_{key}" in history else ():
-            axis.plot(epoch[row], history[f"val_{key}"].iloc[row], "ko", ms=9, mfc="none",
-                      label=f"lowest validation loss (epoch {epoch[row]})")
+            axis.plot(
+                epoch[row],
+                history[f"val_{key}"].iloc[row],
+                "ko",
+                ms=9,
+                mfc="none",
+                label=f"lowest validation loss (epoch {epoch[row]})",
+            )
         for row in changes:
             x = (epoch[row - 1] + epoch[row]) / 2
             axis.axvline(x, **GUIDE)
@@ -69,8 +75,12 @@ def learning_curves(history: pd.DataFrame, synthetic: bool = False) -> Figure:
 
 
 @mpl.rc_context(STYLE)
-def confusion_matrices(confusions: Sequence[Mapping[str, int] | Sequence], titles: Sequence[str],
-                       synthetic: bool = False, classes: Sequence[str] = CLASSES) -> Figure:
+def confusion_matrices(
+    confusions: Sequence[Mapping[str, int] | Sequence],
+    titles: Sequence[str],
+    synthetic: bool = False,
+    classes: Sequence[str] = CLASSES,
+) -> Figure:
     """Draw confusion matrices: rows are the reference standard, columns the decision.
 
     Args:
@@ -80,27 +90,46 @@ def confusion_matrices(confusions: Sequence[Mapping[str, int] | Sequence], title
         titles: One a matrix.
     """
     complete = all(not isinstance(one, Mapping) or {"tp", "fp", "tn", "fn"} <= set(one) for one in confusions)
-    check(len(confusions) and complete and len(titles) == len(confusions),
-          "each matrix needs tp, fp, tn, fn and a title", titles=titles, confusions=confusions)
+    check(
+        len(confusions) and complete and len(titles) == len(confusions),
+        "each matrix needs tp, fp, tn, fn and a title",
+        titles=titles,
+        confusions=confusions,
+    )
     figure, axes = panels(len(confusions), 4, 2.75, 2.75, synthetic=synthetic)
     for axis, one, title in zip(axes, confusions, titles, strict=True):
-        counts = np.array([[one["tn"], one["fp"]], [one["fn"], one["tp"]]]
-                          if isinstance(one, Mapping) else one)
+        counts = np.array(
+            [[one["tn"], one["fp"]], [one["fn"], one["tp"]]] if isinstance(one, Mapping) else one
+        )
         rows = counts.sum(axis=1, keepdims=True)
         percent = 100 * counts / np.maximum(rows, 1)
-        sns.heatmap(percent, annot=np.vectorize("{:,}\n{:.1f} %".format)(counts, percent), fmt="",
-                    vmin=0, vmax=100, cmap=sns.light_palette("#4C5B73", as_cmap=True), cbar=False,
-                    square=True, linewidths=1.5, xticklabels=classes, ax=axis,
-                    yticklabels=[f"{c}\nn = {n:,}" for c, n in zip(classes, rows.flat)])
+        sns.heatmap(
+            percent,
+            annot=np.vectorize("{:,}\n{:.1f} %".format)(counts, percent),
+            fmt="",
+            vmin=0,
+            vmax=100,
+            cmap=sns.light_palette("#4C5B73", as_cmap=True),
+            cbar=False,
+            square=True,
+            linewidths=1.5,
+            xticklabels=classes,
+            ax=axis,
+            yticklabels=[f"{c}\nn = {n:,}" for c, n in zip(classes, rows.flat)],
+        )
         axis.set(title=title, xlabel="decision", ylabel="reference standard")
         axis.tick_params(length=0)
     return figure
 
 
 @mpl.rc_context(STYLE)
-def roc_pr(curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
-           points: Mapping[str, float] | None = None, synthetic: bool = False,
-           band: Sequence[np.ndarray] | None = None, floor: Mapping | None = None) -> Figure:
+def roc_pr(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    points: Mapping[str, float] | None = None,
+    synthetic: bool = False,
+    band: Sequence[np.ndarray] | None = None,
+    floor: Mapping | None = None,
+) -> Figure:
     """Draw ROC and precision-recall curves; the legends give AUROC and average precision.
 
     Where every AUROC is at least 0.98, all curves lie in one corner; it is then shown enlarged, too.
@@ -113,8 +142,12 @@ def roc_pr(curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
             ``roc``, sensitivities at evenly spaced 1 − specificity from 0 to 1.
     """
     checked, points = {name: check_scores(*pair) for name, pair in curves.items()}, points or {}
-    check(len(checked) and set(points) <= set(checked), "curves are needed, and points on them",
-          points=list(points), curves=list(checked))
+    check(
+        len(checked) and set(points) <= set(checked),
+        "curves are needed, and points on them",
+        points=list(points),
+        curves=list(checked),
+    )
     crowded = all(skm.roc_auc_score(*pair) >= 0.98 for pair in checked.values())
     lines = len(checked) + 2 * bool(floor) + bool(band) + len(points) + 1  # of the legend
     below = 0.5 + 0.19 * lines if crowded else 0
@@ -135,44 +168,70 @@ def roc_pr(curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
     return figure
 
 
-def _draw_roc_pr(roc: Axes, pr: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
-                 points: Mapping[str, float], band: Sequence[np.ndarray] | None,
-                 floor: Mapping | None) -> None:
+def _draw_roc_pr(
+    roc: Axes,
+    pr: Axes,
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    points: Mapping[str, float],
+    band: Sequence[np.ndarray] | None,
+    floor: Mapping | None,
+) -> None:
     """Draw what both panels, and the enlarged corner of each, have in common."""
     roc.plot([0, 1], [0, 1], label="chance, 0.500", **GUIDE)
     if floor:
-        roc.plot(np.linspace(0, 1, len(floor["roc"])), floor["roc"], color="#8C8C8C", lw=2.5, alpha=0.6,
-                 label=f"hardly any lung seen, {floor['auroc']:.3f}\n({floor['sees']})")
+        roc.plot(
+            np.linspace(0, 1, len(floor["roc"])),
+            floor["roc"],
+            color="#8C8C8C",
+            lw=2.5,
+            alpha=0.6,
+            label=f"hardly any lung seen, {floor['auroc']:.3f}\n({floor['sees']})",
+        )
     if band:
         roc.fill_between(*band, color=MODELS[0], alpha=0.15, lw=0, label="95 % of the first")
     for prevalence in sorted({f"{y.mean():.3f}" for y, _ in curves.values()}):
         pr.axhline(float(prevalence), label=f"prevalence, {prevalence}", **GUIDE)
     for number, (name, (y, p)) in enumerate(curves.items()):
         style = {"color": MODELS[number % 5], "ls": ("-", "--", "-.")[number // 5 % 3]}
-        roc.plot(*skm.roc_curve(y, p)[:2], label=f"{name}, AUROC {skm.roc_auc_score(y, p):.3f}",
-                 **style)
+        roc.plot(*skm.roc_curve(y, p)[:2], label=f"{name}, AUROC {skm.roc_auc_score(y, p):.3f}", **style)
         precision, recall, _ = skm.precision_recall_curve(y, p)
-        pr.plot(recall, precision, drawstyle="steps-post", **style,
-                label=f"{name}, AP {skm.average_precision_score(y, p):.3f}")
+        pr.plot(
+            recall,
+            precision,
+            drawstyle="steps-post",
+            **style,
+            label=f"{name}, AP {skm.average_precision_score(y, p):.3f}",
+        )
         if name in points:
             called, dot = p >= points[name], {"c": style["color"], "mec": "white", "zorder": 3}
-            roc.plot(called[y == 0].mean(), called[y == 1].mean(), "o", ms=8, **dot,
-                     label=f"at threshold {points[name]:.3f}")
+            roc.plot(
+                called[y == 0].mean(),
+                called[y == 1].mean(),
+                "o",
+                ms=8,
+                **dot,
+                label=f"at threshold {points[name]:.3f}",
+            )
             precision = skm.precision_score(y, called, zero_division=np.nan)
             pr.plot(called[y == 1].mean(), precision, "o", ms=8, **dot)
 
 
 @mpl.rc_context(STYLE)
-def calibration(tables: Mapping[str, pd.DataFrame], decisions: Mapping[str, pd.DataFrame],
-                synthetic: bool = False) -> Figure:
+def calibration(
+    tables: Mapping[str, pd.DataFrame], decisions: Mapping[str, pd.DataFrame], synthetic: bool = False
+) -> Figure:
     """Draw reliability diagrams beside decision curves.
 
     Args:
         tables: Name to the table of :func:`chestxray.evaluation.reliability.reliability_table`.
         decisions: Name to the table of :func:`chestxray.evaluation.reliability.decision_curve`.
     """
-    check(len(tables) and set(tables) == set(decisions), "both are needed for each model",
-          tables=list(tables), decisions=list(decisions))
+    check(
+        len(tables) and set(tables) == set(decisions),
+        "both are needed for each model",
+        tables=list(tables),
+        decisions=list(decisions),
+    )
     below = 0.2 * -(-(3 + len(tables)) // 3)  # the legend's rows of three
     figure, (reliability, benefit) = panels(2, 2, 4.3, 4.2 + below, synthetic=synthetic)
     reliability.plot([0, 1], [0, 1], label="predicted = observed", **GUIDE)
@@ -181,24 +240,41 @@ def calibration(tables: Mapping[str, pd.DataFrame], decisions: Mapping[str, pd.D
     benefit.axhline(0, label="treat none", **GUIDE)
     for number, (name, table) in enumerate(tables.items()):
         style = {"color": MODELS[number % 5], "ls": ("-", "--", "-.")[number // 5 % 3]}
-        reliability.plot(table["predicted"], table["observed"], marker="os^"[number // 5 % 3], ms=4,
-                         label=name, **style)
-        reliability.vlines(table["predicted"], table["low"], table["high"], color=style["color"], lw=1,
-                           alpha=0.6)
+        reliability.plot(
+            table["predicted"], table["observed"], marker="os^"[number // 5 % 3], ms=4, label=name, **style
+        )
+        reliability.vlines(
+            table["predicted"], table["low"], table["high"], color=style["color"], lw=1, alpha=0.6
+        )
         benefit.plot(decisions[name]["threshold"], decisions[name]["model"], **style)
     top = max(float(table["model"].max()) for table in decisions.values())
-    reliability.set(title="Calibration, bins of equally many images", xlabel="predicted probability",
-                    ylabel="share with pneumonia", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    benefit.set(title="Decision curve", xlabel="threshold probability", ylabel="net benefit", xlim=(0, 1),
-                ylim=(-0.25 * top, 1.05 * top))
+    reliability.set(
+        title="Calibration, bins of equally many images",
+        xlabel="predicted probability",
+        ylabel="share with pneumonia",
+        xlim=(-0.02, 1.02),
+        ylim=(-0.02, 1.02),
+        aspect="equal",
+    )
+    benefit.set(
+        title="Decision curve",
+        xlabel="threshold probability",
+        ylabel="net benefit",
+        xlim=(0, 1),
+        ylim=(-0.25 * top, 1.05 * top),
+    )
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
 @mpl.rc_context(STYLE)
-def score_distribution(labels: np.ndarray, probabilities: np.ndarray,
-                       thresholds: Mapping[str, float | None], synthetic: bool = False,
-                       classes: Sequence[str] = CLASSES) -> Figure:
+def score_distribution(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    thresholds: Mapping[str, float | None],
+    synthetic: bool = False,
+    classes: Sequence[str] = CLASSES,
+) -> Figure:
     """Draw the calibrated probability of pneumonia by class, with decision thresholds.
 
     Args:
@@ -207,18 +283,29 @@ def score_distribution(labels: np.ndarray, probabilities: np.ndarray,
     """
     y, p = check_scores(labels, probabilities)
     lines = sorted(((v, rule) for rule, v in thresholds.items() if v is not None), reverse=True)
-    figure, axes = panels(2, 1, 6.6, 1.9 + 0.08 * len(lines), "", synthetic,
-                          sharex=True, sharey=True)
+    figure, axes = panels(2, 1, 6.6, 1.9 + 0.08 * len(lines), "", synthetic, sharex=True, sharey=True)
     for axis, label in zip(axes, (1, 0), strict=True):
         mine, colour = y == label, COLOURS[CLASSES[label]]
-        sns.histplot(x=p[mine], bins=np.linspace(0, 1, 26), stat="percent", color=colour,
-                     edgecolor="white", alpha=0.85, ax=axis)
+        sns.histplot(
+            x=p[mine],
+            bins=np.linspace(0, 1, 26),
+            stat="percent",
+            color=colour,
+            edgecolor="white",
+            alpha=0.85,
+            ax=axis,
+        )
         axis.set_ylabel(f"{classes[label]} (n = {mine.sum():,})\nimages (%)", color=colour)
     for level, (value, rule) in enumerate(lines):  # a flag a threshold, each on its own level
         axes[0].axvline(value, ymax=1.08 + 0.1 * level, color="black", lw=1, clip_on=False)
         axes[1].axvline(value, color="black", lw=1)
-        axes[0].text(value, 1.01 + 0.1 * level, f" {rule}: {value:.3f}", fontsize=8.5,
-                     transform=axes[0].get_xaxis_transform())
+        axes[0].text(
+            value,
+            1.01 + 0.1 * level,
+            f" {rule}: {value:.3f}",
+            fontsize=8.5,
+            transform=axes[0].get_xaxis_transform(),
+        )
     axes[1].set(xlabel=f"calibrated probability of {classes[1]}", xlim=(0, 1))
     return figure
 
@@ -235,8 +322,15 @@ def comparison(table: pd.DataFrame, metrics: Sequence[str], synthetic: bool = Fa
     check(len(metrics), "a metric is needed", metrics=metrics)
     check_table(table, "name", *(m + end for m in metrics for end in ("", "_low", "_high")))
     rows, short = np.arange(len(table)), {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1"}
-    figure, axes = panels(len(metrics), len(metrics), 2.5 + 1.5 / len(metrics),
-                          1.1 + 0.42 * len(table), "", synthetic, sharey=True)
+    figure, axes = panels(
+        len(metrics),
+        len(metrics),
+        2.5 + 1.5 / len(metrics),
+        1.1 + 0.42 * len(table),
+        "",
+        synthetic,
+        sharey=True,
+    )
     for axis, metric in zip(axes, metrics, strict=True):
         value, low, high = table[[metric, f"{metric}_low", f"{metric}_high"]].to_numpy(float).T
         axis.hlines(rows, low, high, color="black")
@@ -264,16 +358,32 @@ def arms(scored: Mapping[str, Mapping], synthetic: bool = False) -> Figure:
     """
     check(len(scored), "an arm is needed", scored=list(scored))
     metrics = list(next(iter(scored.values()))["mean"])
-    figure, axes = panels(len(metrics), len(metrics), 2.6, 1.1 + 0.42 * len(scored),
-                          "Each way of training, by seed", synthetic, sharey=True)
+    figure, axes = panels(
+        len(metrics),
+        len(metrics),
+        2.6,
+        1.1 + 0.42 * len(scored),
+        "Each way of training, by seed",
+        synthetic,
+        sharey=True,
+    )
     for axis, metric in zip(axes, metrics, strict=True):
         axis.axvline(next(iter(scored.values()))["mean"][metric], **GUIDE)
         for row, entry in enumerate(scored.values()):
-            axis.plot(entry["seeds"][metric], [row] * len(entry["seeds"][metric]), "o", ms=5, mfc="none",
-                      color=MODELS[0])
+            axis.plot(
+                entry["seeds"][metric],
+                [row] * len(entry["seeds"][metric]),
+                "o",
+                ms=5,
+                mfc="none",
+                color=MODELS[0],
+            )
             axis.plot(entry["mean"][metric], row, "|", ms=16, mew=2, color="black")
-        axis.set_title("AUROC" if metric == "auroc" else metric.capitalize()
-                       + (" (lower is better)" if metric == "brier" else ""))
+        axis.set_title(
+            "AUROC"
+            if metric == "auroc"
+            else metric.capitalize() + (" (lower is better)" if metric == "brier" else "")
+        )
         axis.tick_params(axis="y", length=0)
         axis.spines["left"].set_visible(False)
         axis.locator_params(axis="x", nbins=4)

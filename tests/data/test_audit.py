@@ -34,11 +34,13 @@ def clean(tmp_path_factory):
 @pytest.fixture
 def faulty(clean, tmp_path):
     """Function that copies the clean folder, lets somebody spoil it, and returns the names of the flags."""
+
     def look(spoil) -> set[str]:
         shutil.copytree(clean, tmp_path / "chest_xray")
         shutil.copy(clean.parent / "README.txt", tmp_path)
         spoil(tmp_path / "chest_xray")
         return {flag["name"] for flag in audit(tmp_path / "chest_xray")[0]["flags"]}
+
     return look
 
 
@@ -48,6 +50,7 @@ def rewrite(path, change=lambda image: image, quality=90):
 
 
 # The whole audit
+
 
 def test_a_clean_set_raises_no_flag(clean):
     found, means = audit(clean)
@@ -69,6 +72,7 @@ def test_a_mark_in_the_corner_is_found(faulty):
     def mark(image):
         image[2:8, 2:8] = 255
         return image
+
     flags = faulty(lambda root: [rewrite(path, mark) for path in sorted(root.rglob("PNEUMONIA/*.jpeg"))[::2]])
     assert {"shortcut: border of 8 pixels", "shortcut: 28 × 28, centre blacked out"} <= flags
 
@@ -79,6 +83,7 @@ def test_a_copy_across_the_published_split_is_found(faulty):
         target = root / "test" / "NORMAL" / "IM-9999-0001.jpeg"
         shutil.copy(source, target)
         rewrite(target, quality=70)  # not byte for byte
+
     assert "copies across splits" in faulty(copy)
 
 
@@ -86,6 +91,7 @@ def test_a_film_under_both_labels_is_found(faulty):
     def copy(root):
         source = sorted(root.glob("train/NORMAL/*.jpeg"))[0]
         shutil.copy(source, root / "train" / "PNEUMONIA" / "person9999_virus_1.jpeg")
+
     assert "copies of two labels" in faulty(copy)
 
 
@@ -95,12 +101,17 @@ def test_a_patient_on_both_sides_is_found(faulty):
         person, kind = name.split("_")[:2]
         other = sorted(root.glob("train/PNEUMONIA/*.jpeg"))[0]
         other.rename(other.with_name(f"{person}_{kind}_99999.jpeg"))
+
     assert faulty(move) == {"patients"}
 
 
 def test_another_population_in_the_test_set_is_found(faulty):
-    flags = faulty(lambda root: [rewrite(path, lambda image: np.clip(image * 0.6, 0, 255).astype(np.uint8))
-                                 for path in root.glob("test/NORMAL/*.jpeg")])
+    flags = faulty(
+        lambda root: [
+            rewrite(path, lambda image: np.clip(image * 0.6, 0, 255).astype(np.uint8))
+            for path in root.glob("test/NORMAL/*.jpeg")
+        ]
+    )
     assert "test set: NORMAL" in flags and "test set: PNEUMONIA" not in flags
 
 
@@ -113,6 +124,7 @@ def test_a_folder_without_a_published_split_is_audited(plain_folder, tmp_path):
 
 # What images of one patient would leak
 
+
 def test_expected_leak_by_hand(clean):
     found, _ = audit(clean)
     for key in ("group", "group_conservative"):
@@ -123,23 +135,37 @@ def test_expected_leak_by_hand(clean):
 
 # Copies
 
+
 def pictures(count=6, size=96):
     generator = np.random.default_rng(0)
     coarse = generator.uniform(0, 255, (count, 12, 12)).astype(np.float32)
-    return np.stack([cv2.resize(one, (size, size), interpolation=cv2.INTER_CUBIC).clip(0, 255)
-                     for one in coarse]).astype(np.uint8)
+    return np.stack(
+        [cv2.resize(one, (size, size), interpolation=cv2.INTER_CUBIC).clip(0, 255) for one in coarse]
+    ).astype(np.uint8)
 
 
 def table(count, **columns):
-    return pd.DataFrame({"path": [f"{number}.png" for number in range(count)], "label": 0, "split": "train",
-                         "group": [f"g{number}" for number in range(count)],
-                         "sha256": [f"s{number}" for number in range(count)]} | columns)
+    return pd.DataFrame(
+        {
+            "path": [f"{number}.png" for number in range(count)],
+            "label": 0,
+            "split": "train",
+            "group": [f"g{number}" for number in range(count)],
+            "sha256": [f"s{number}" for number in range(count)],
+        }
+        | columns
+    )
 
 
-@pytest.mark.parametrize("change", [
-    lambda image: cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 30])[1], 0),
-    lambda image: cv2.resize(cv2.resize(image, (48, 48), interpolation=cv2.INTER_AREA), (96, 96)),
-    lambda image: (20 + 0.8 * image).astype(np.uint8)], ids=["re-encoded", "resized", "exposure"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 30])[1], 0),
+        lambda image: cv2.resize(cv2.resize(image, (48, 48), interpolation=cv2.INTER_AREA), (96, 96)),
+        lambda image: (20 + 0.8 * image).astype(np.uint8),
+    ],
+    ids=["re-encoded", "resized", "exposure"],
+)
 def test_a_changed_copy_is_found_and_strangers_are_not(change):
     images = pictures()
     images = np.concatenate([images, [change(images[2])]])
@@ -164,12 +190,15 @@ def test_hash_has_half_its_bits_set():
 
 
 def test_equal_files_are_exact_copies_also_when_flat():
-    pairs = find_copies(table(3, sha256=["a", "b", "a"]), np.zeros((3, 64, 64), np.uint8) + np.array(
-        [10, 90, 10], np.uint8)[:, None, None])
+    pairs = find_copies(
+        table(3, sha256=["a", "b", "a"]),
+        np.zeros((3, 64, 64), np.uint8) + np.array([10, 90, 10], np.uint8)[:, None, None],
+    )
     assert list(pairs.loc[pairs["exact"], ["first", "second"]].iloc[0]) == ["0.png", "2.png"]
 
 
 # What the linear models see
+
 
 def test_border_and_blacked_out_centre_see_no_centre():
     images = pictures(2, 224)
@@ -198,7 +227,7 @@ def test_high_frequencies_see_noise_and_no_smooth_shape():
     assert shortcuts.high_frequencies(smooth).max() < 1
     found = shortcuts.high_frequencies(smooth + noise)
     # Mean of log|F|² of white noise: log(N σ²) − Euler's constant
-    np.testing.assert_allclose(found, np.log(224 ** 2 * 25) - 0.5772, atol=0.3)
+    np.testing.assert_allclose(found, np.log(224**2 * 25) - 0.5772, atol=0.3)
     assert found.shape == (1, 26)
 
 
@@ -206,8 +235,9 @@ def test_high_frequencies_of_a_film_turned_round_are_the_same():
     # Half a turn leaves every power as it is; what float32 makes of the mean grey is another matter (5e-6).
     noise = np.random.default_rng(0).integers(0, 255, (224, 224)).astype(np.uint8)
     film = cv2.GaussianBlur(noise, (0, 0), 4)[None]
-    np.testing.assert_allclose(shortcuts.high_frequencies(film[:, ::-1, ::-1]),
-                               shortcuts.high_frequencies(film), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        shortcuts.high_frequencies(film[:, ::-1, ::-1]), shortcuts.high_frequencies(film), rtol=0, atol=1e-9
+    )
 
 
 def test_models_are_scored_on_other_patients():
@@ -246,14 +276,16 @@ def test_quantisation_tables_tell_the_quality(tmp_path):
 
 # The command
 
+
 def test_command_writes_a_page_and_is_strict_when_asked(clean, tmp_path):
     page, findings = tmp_path / "audit.html", tmp_path / "audit.json"
-    done = CliRunner().invoke(main, ["audit", str(clean), "--html", str(page), "--json", str(findings),
-                                     "--strict"])
+    done = CliRunner().invoke(
+        main, ["audit", str(clean), "--html", str(page), "--json", str(findings), "--strict"]
+    )
     assert done.exit_code == 0, done.output
     assert "Red flags\n---------\nNone." in done.output
     text = page.read_text(encoding="utf-8")
-    assert text.count("<img src=\"data:image/png;base64,") == 3 and "mean of PNEUMONIA" in text
+    assert text.count('<img src="data:image/png;base64,') == 3 and "mean of PNEUMONIA" in text
     assert json.loads(findings.read_text())["schema"] == "chestxray.audit/1"
     assert not [word for word in ("http://", "https://", "<script") if word in text]
 
@@ -290,13 +322,18 @@ def test_nonsense_is_one_line():
 
 # The real images
 
+
 @pytest.mark.slow
 def test_numbers_on_the_real_images(real_data):
     found, _ = audit(Path(real_data))
     rows = {row["sees"]: row for row in found["shortcuts"]}
-    known = {"mean and spread of grey": (0.70, 0.66), "border of 8 pixels": (0.92, 0.75),
-             "28 × 28, centre blacked out": (0.97, 0.81), "8 × 8 thumbnail": (0.98, 0.88),
-             "28 × 28 thumbnail": (0.99, 0.91)}
+    known = {
+        "mean and spread of grey": (0.70, 0.66),
+        "border of 8 pixels": (0.92, 0.75),
+        "28 × 28, centre blacked out": (0.97, 0.81),
+        "8 × 8 thumbnail": (0.98, 0.88),
+        "28 × 28 thumbnail": (0.99, 0.91),
+    }
     for name, (train, test) in known.items():
         assert rows[name]["auroc"] == pytest.approx(train, abs=0.03)
         assert rows[name]["test_auroc"] == pytest.approx(test, abs=0.03)

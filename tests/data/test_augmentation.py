@@ -123,16 +123,20 @@ def test_a_view_depends_on_path_view_and_seed_alone():
     assert len(np.unique(drawn[:, 8])) == len(np.unique(drawn[:, 9])) == len(PATHS)
 
 
-@pytest.mark.parametrize(("limit", "edge", "read", "columns"), [
-    # How to read the change off the coefficients, and which of them it may touch.
-    ("rotation", 30.0, lambda p: np.rad2deg(np.arctan2(p[:, 3], p[:, 0])), {0, 1, 2, 3, 4, 5}),
-    ("shift", 0.1, lambda p: -p[:, 2] / 100, {2, 5}),
-    ("shift", 0.1, lambda p: -p[:, 5] / 100, {2, 5}),
-    ("shear", 10.0, lambda p: np.rad2deg(np.arctan(p[:, 1])), {1, 2}),
-    ("zoom", 0.2, lambda p: 1 / p[:, 0] - 1, {0, 2, 4, 5}),
-    ("brightness", 0.3, lambda p: p[:, 8] - 1, {8}),
-    ("contrast", 0.4, lambda p: p[:, 9] - 1, {9}),
-], ids=["rotation", "shift x", "shift y", "shear", "zoom", "brightness", "contrast"])
+@pytest.mark.parametrize(
+    ("limit", "edge", "read", "columns"),
+    [
+        # How to read the change off the coefficients, and which of them it may touch.
+        ("rotation", 30.0, lambda p: np.rad2deg(np.arctan2(p[:, 3], p[:, 0])), {0, 1, 2, 3, 4, 5}),
+        ("shift", 0.1, lambda p: -p[:, 2] / 100, {2, 5}),
+        ("shift", 0.1, lambda p: -p[:, 5] / 100, {2, 5}),
+        ("shear", 10.0, lambda p: np.rad2deg(np.arctan(p[:, 1])), {1, 2}),
+        ("zoom", 0.2, lambda p: 1 / p[:, 0] - 1, {0, 2, 4, 5}),
+        ("brightness", 0.3, lambda p: p[:, 8] - 1, {8}),
+        ("contrast", 0.4, lambda p: p[:, 9] - 1, {9}),
+    ],
+    ids=["rotation", "shift x", "shift y", "shear", "zoom", "brightness", "contrast"],
+)
 def test_draws_fill_their_limits_and_change_nothing_else(limit, edge, read, columns):
     plan = Augmentation(**(asdict(NOTHING) | {limit: edge}))
     drawn = plan.draw(PATHS, 100, view=0, seed=0).astype(float)

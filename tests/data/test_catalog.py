@@ -61,38 +61,67 @@ def table(plain):
 # Names
 
 
-@pytest.mark.parametrize(("stem", "expected"), [
-    ("person1_bacteria_2", ("bacteria", "person1_bacteria", "person1")),
-    ("person1_virus_2", ("virus", "person1_virus", "person1")),
-    ("person447_virus_921_1", ("virus", "person447_virus", "person447")),
-    ("IM-0115-0001", ("normal", "IM-0115", "IM-0115")),
-    ("IM-0666-0001-0002", ("normal", "IM-0666", "IM-0666")),
-    ("NORMAL2-IM-0666-0001-0002", ("normal", "NORMAL2-IM-0666", "NORMAL2-IM-0666")),
-    ("NORMAL2-IM-0651-0004", ("normal", "NORMAL2-IM-0651", "NORMAL2-IM-0651")),
-    ("NORMAL-2558319-0001", ("normal", "patient-2558319", "patient-2558319")),
-    ("VIRUS-990412-0008", ("virus", "patient-990412", "patient-990412")),
-    ("BACTERIA-990412-0001", ("bacteria", "patient-990412", "patient-990412")),
-])
+@pytest.mark.parametrize(
+    ("stem", "expected"),
+    [
+        ("person1_bacteria_2", ("bacteria", "person1_bacteria", "person1")),
+        ("person1_virus_2", ("virus", "person1_virus", "person1")),
+        ("person447_virus_921_1", ("virus", "person447_virus", "person447")),
+        ("IM-0115-0001", ("normal", "IM-0115", "IM-0115")),
+        ("IM-0666-0001-0002", ("normal", "IM-0666", "IM-0666")),
+        ("NORMAL2-IM-0666-0001-0002", ("normal", "NORMAL2-IM-0666", "NORMAL2-IM-0666")),
+        ("NORMAL2-IM-0651-0004", ("normal", "NORMAL2-IM-0651", "NORMAL2-IM-0651")),
+        ("NORMAL-2558319-0001", ("normal", "patient-2558319", "patient-2558319")),
+        ("VIRUS-990412-0008", ("virus", "patient-990412", "patient-990412")),
+        ("BACTERIA-990412-0001", ("bacteria", "patient-990412", "patient-990412")),
+    ],
+)
 def test_known_names(stem, expected):
     assert parse_name(stem) == expected
 
 
-@pytest.mark.parametrize("stem", [
-    "", "scan", "1person1_virus_2", "person_virus_2", "person1_fungus_2", "person1_virus_2 (1)", "IM-0115",
-    "IM-0115-1", "XIM-0115-0001", "NORMAL2-0115-0001", "COVID-12-0001", "VIRUS-x-0001"])
+@pytest.mark.parametrize(
+    "stem",
+    [
+        "",
+        "scan",
+        "1person1_virus_2",
+        "person_virus_2",
+        "person1_fungus_2",
+        "person1_virus_2 (1)",
+        "IM-0115",
+        "IM-0115-1",
+        "XIM-0115-0001",
+        "NORMAL2-0115-0001",
+        "COVID-12-0001",
+        "VIRUS-x-0001",
+    ],
+)
 def test_unknown_names(stem):
     assert parse_name(stem) is None
 
 
 def test_images_of_the_kaggle_data(kaggle_names):
     counts = kaggle_names.groupby(["official_split", "label"]).size()
-    assert counts.to_dict() == {("train", 0): 1341, ("train", 1): 3875, ("val", 0): 8, ("val", 1): 8,
-                                ("test", 0): 234, ("test", 1): 390}
+    assert counts.to_dict() == {
+        ("train", 0): 1341,
+        ("train", 1): 3875,
+        ("val", 0): 8,
+        ("val", 1): 8,
+        ("test", 0): 234,
+        ("test", 1): 390,
+    }
     counts = kaggle_names.groupby(["official_split", "subtype"]).size()
     assert counts.to_dict() == {
-        ("train", "normal"): 1341, ("train", "bacteria"): 2530, ("train", "virus"): 1345,
-        ("val", "normal"): 8, ("val", "bacteria"): 8,
-        ("test", "normal"): 234, ("test", "bacteria"): 242, ("test", "virus"): 148}
+        ("train", "normal"): 1341,
+        ("train", "bacteria"): 2530,
+        ("train", "virus"): 1345,
+        ("val", "normal"): 8,
+        ("val", "bacteria"): 8,
+        ("test", "normal"): 234,
+        ("test", "bacteria"): 242,
+        ("test", "virus"): 148,
+    }
     assert ((kaggle_names["subtype"] == "normal") == (kaggle_names["label"] == 0)).all()
 
 
@@ -147,9 +176,17 @@ def test_kaggle_layout(kaggle):
     row = table.set_index("path").loc["train/PNEUMONIA/person12_virus_7.jpeg"]
     file = kaggle / row.name
     assert row.to_dict() == {
-        "label": 1, "subtype": "virus", "group": "person12_virus", "group_conservative": "person12",
-        "official_split": "train", "width": 24, "height": 20, "mode": "L", "bytes": file.stat().st_size,
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        "label": 1,
+        "subtype": "virus",
+        "group": "person12_virus",
+        "group_conservative": "person12",
+        "official_split": "train",
+        "width": 24,
+        "height": 20,
+        "mode": "L",
+        "bytes": file.stat().st_size,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+    }
     assert table["label"].sum() == 4 and (table["official_split"] == "test").sum() == 2
 
 
@@ -157,8 +194,14 @@ def test_debris_and_copies_of_the_archive_count_nothing(kaggle, make_images):
     whole = scan(kaggle)
     for copy in (kaggle / "chest_xray", kaggle.parent / "__MACOSX" / "chest_xray", kaggle / "__MACOSX"):
         shutil.copytree(kaggle / "train", copy / "train")
-    debris = ["train/NORMAL/._IM-0115-0001.jpeg", "train/NORMAL/.DS_Store", "train/.DS_Store", ".DS_Store",
-              "train/NORMAL/.cache/IM-9999-0001.jpeg", "train/NORMAL/__MACOSX/IM-9999-0001.jpeg"]
+    debris = [
+        "train/NORMAL/._IM-0115-0001.jpeg",
+        "train/NORMAL/.DS_Store",
+        "train/.DS_Store",
+        ".DS_Store",
+        "train/NORMAL/.cache/IM-9999-0001.jpeg",
+        "train/NORMAL/__MACOSX/IM-9999-0001.jpeg",
+    ]
     for path in debris:
         (kaggle / path).parent.mkdir(exist_ok=True)
         (kaggle / path).write_bytes(b"\0\x05\x16\x07")
@@ -176,14 +219,26 @@ def test_nested_folders_are_seen_through(kaggle, depth):
 
 
 def test_mendeley_layout(tmp_path, make_images):
-    make_images(tmp_path, ["train/NORMAL/NORMAL-2558319-0001.jpeg", "train/PNEUMONIA/VIRUS-990412-0008.jpeg",
-                           "train/PNEUMONIA/BACTERIA-990412-0001.jpeg", "test/NORMAL/NORMAL-11419-0003.jpeg",
-                           "test/PNEUMONIA/BACTERIA-40699-0001.jpeg"])
+    make_images(
+        tmp_path,
+        [
+            "train/NORMAL/NORMAL-2558319-0001.jpeg",
+            "train/PNEUMONIA/VIRUS-990412-0008.jpeg",
+            "train/PNEUMONIA/BACTERIA-990412-0001.jpeg",
+            "test/NORMAL/NORMAL-11419-0003.jpeg",
+            "test/PNEUMONIA/BACTERIA-40699-0001.jpeg",
+        ],
+    )
     table = scan(tmp_path)
     assert table["official_split"].tolist() == ["test", "test", "train", "train", "train"]
     assert table["subtype"].tolist() == ["normal", "bacteria", "normal", "bacteria", "virus"]
-    assert table["group"].tolist() == ["patient-11419", "patient-40699", "patient-2558319", "patient-990412",
-                                       "patient-990412"]
+    assert table["group"].tolist() == [
+        "patient-11419",
+        "patient-40699",
+        "patient-2558319",
+        "patient-990412",
+        "patient-990412",
+    ]
     assert table["group"].equals(table["group_conservative"])
 
 
@@ -225,17 +280,29 @@ def test_identical_files_join_their_groups(kaggle):
 # Mistakes: contract 8
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda root: shutil.rmtree(root / "train/NORMAL"), r"expected class folders NORMAL and PNEUMONIA in "
-     r".*train, found \['PNEUMONIA'\]"),
-    (lambda root: (root / "test/PNEUMONIA").rename(root / "test/SICK"),
-     r"in .*test, found \['NORMAL', 'SICK'\]"),
-    (lambda root: [shutil.rmtree(root / split) for split in ("train", "val", "test")], "found no folder"),
-    (lambda root: [(root / path).unlink() for path in KAGGLE if "NORMAL" in path],
-     r"found no readable one of NORMAL \(0 unreadable\)"),
-    (lambda root: [(root / path).write_bytes(b"") for path in KAGGLE if "PNEUMONIA" in path],
-     r"found no readable one of PNEUMONIA \(4 unreadable\)"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda root: shutil.rmtree(root / "train/NORMAL"),
+            r"expected class folders NORMAL and PNEUMONIA in "
+            r".*train, found \['PNEUMONIA'\]",
+        ),
+        (
+            lambda root: (root / "test/PNEUMONIA").rename(root / "test/SICK"),
+            r"in .*test, found \['NORMAL', 'SICK'\]",
+        ),
+        (lambda root: [shutil.rmtree(root / split) for split in ("train", "val", "test")], "found no folder"),
+        (
+            lambda root: [(root / path).unlink() for path in KAGGLE if "NORMAL" in path],
+            r"found no readable one of NORMAL \(0 unreadable\)",
+        ),
+        (
+            lambda root: [(root / path).write_bytes(b"") for path in KAGGLE if "PNEUMONIA" in path],
+            r"found no readable one of PNEUMONIA \(4 unreadable\)",
+        ),
+    ],
+)
 def test_missing_and_empty_classes_are_errors(kaggle, change, message):
     change(kaggle)
     with warnings.catch_warnings():
@@ -295,8 +362,10 @@ def test_verify_finds_every_planted_problem(kaggle, make_images):
         "train/NORMAL/IM-0901-0001.jpeg": (b"a letter", "not an image"),
         "train/NORMAL/IM-0902-0001.jpeg": (whole[:-20], "truncated"),
         "train/NORMAL/IM-0903-0001.jpeg": (whole[:10], "truncated or damaged header"),
-        "train/NORMAL/IM-0904-0001.png": (cv2.imencode(".png", np.zeros((1, 1), np.uint8))[1].tobytes(),
-                                          "too small"),
+        "train/NORMAL/IM-0904-0001.png": (
+            cv2.imencode(".png", np.zeros((1, 1), np.uint8))[1].tobytes(),
+            "too small",
+        ),
         "train/NORMAL/IM-0905-0001.png": (header, "too large"),
     }
     for path, (content, _) in planted.items():
@@ -311,7 +380,8 @@ def test_verify_finds_every_planted_problem(kaggle, make_images):
 
     left_out = table[~table["kept"]].set_index("path")
     assert left_out["problem"].to_dict() == {"val/NORMAL/IM-0907-0001.jpeg": "unreadable"} | {
-        path: problem for path, (_, problem) in planted.items()}
+        path: problem for path, (_, problem) in planted.items()
+    }
     assert left_out.loc["train/NORMAL/IM-0904-0001.png", "detail"].startswith("too small (1 × 1 pixels")
     kept = table[table["kept"]]
     assert sorted(zip(kept["path"], kept["problem"])) == [
@@ -338,7 +408,7 @@ def test_scan_leaves_out_what_verify_does_not_keep_and_names_it(kaggle):
     with pytest.warns(UserWarning) as caught:
         table = scan(kaggle)
     assert table["path"].tolist() == sorted(KAGGLE[1:])
-    message, = (str(warning.message) for warning in caught)
+    (message,) = (str(warning.message) for warning in caught)
     assert message.startswith("2 of 9 files left out: ")
     assert f"{KAGGLE[0]}: empty file" in message and "notes.txt: not an image" in message
 
@@ -391,9 +461,15 @@ def test_a_patient_with_two_families_holds_them_together(table, plain):
 
 
 def test_list_with_columns_of_its_own(table, plain):
-    csv = table(label=["healthy", "healthy", "sick", "sick"], group=None, patient=["007", "7", "8", "8"],
-                split=["train", "val", "test", None], subtype=["", "", "virus", None],
-                age=[3.5, None, 4, 5], site=["x", "y", "x", "NA"])
+    csv = table(
+        label=["healthy", "healthy", "sick", "sick"],
+        group=None,
+        patient=["007", "7", "8", "8"],
+        split=["train", "val", "test", None],
+        subtype=["", "", "virus", None],
+        age=[3.5, None, 4, 5],
+        site=["x", "y", "x", "NA"],
+    )
     listed = from_table(csv, plain, group="patient", classes=("healthy", "sick"))
     assert listed["path"].tolist() == PLAIN and listed["label"].tolist() == [0, 0, 1, 1]
     assert listed["group"].tolist() == listed["group_conservative"].tolist() == ["007", "7", "8", "8"]
@@ -405,13 +481,21 @@ def test_list_with_columns_of_its_own(table, plain):
 
 
 def test_parts_and_class_names_of_a_list_reach_the_data(table, tmp_path, make_images):
-    paths = [f"{part}/{label}{number}.png" for part in ("train", "val", "test") for label in "ab"
-             for number in (1, 2)]
+    paths = [
+        f"{part}/{label}{number}.png"
+        for part in ("train", "val", "test")
+        for label in "ab"
+        for number in (1, 2)
+    ]
     folder = make_images(tmp_path / "listed", paths)
-    pd.DataFrame({"path": paths, "label": [{"a": "healthy", "b": "sick"}[path.split("/")[1][0]]
-                                           for path in paths],
-                  "group": paths, "split": [path.split("/")[0] for path in paths]}).to_csv(
-        folder / "list.csv", index=False)
+    pd.DataFrame(
+        {
+            "path": paths,
+            "label": [{"a": "healthy", "b": "sick"}[path.split("/")[1][0]] for path in paths],
+            "group": paths,
+            "split": [path.split("/")[0] for path in paths],
+        }
+    ).to_csv(folder / "list.csv", index=False)
     listed = from_table(folder / "list.csv", folder, classes=("healthy", "sick"))
     data = load_data(folder, "given", image=ImageSettings(32), catalog=listed)
     assert data.classes == ("healthy", "sick")
@@ -465,8 +549,10 @@ def test_columns_that_predictions_have_themselves_are_left_out(tmp_path, make_im
 
 
 def test_folders_beside_the_parts_are_named(tmp_path, make_images):
-    folder = make_images(tmp_path / "x", [f"{part}/{kind}/1.png" for part in ("train", "valid", "test")
-                                          for kind in ("NORMAL", "PNEUMONIA")])
+    folder = make_images(
+        tmp_path / "x",
+        [f"{part}/{kind}/1.png" for part in ("train", "valid", "test") for kind in ("NORMAL", "PNEUMONIA")],
+    )
     (folder / "chest_xray_more").mkdir()
     for debris in ("__MACOSX", ".git", "chest_xray"):
         (folder / debris).mkdir()
@@ -474,14 +560,19 @@ def test_folders_beside_the_parts_are_named(tmp_path, make_images):
         assert len(scan(folder)) == 4
     assert [str(one.message) for one in told if "ignored" in str(one.message)] == [
         f"folder ignored, it is none of train, val, test: {folder / name}"
-        for name in ("chest_xray_more", "valid")]
+        for name in ("chest_xray_more", "valid")
+    ]
 
 
 def test_list_is_sorted_by_path_and_rows_stay_together(table, plain):
     csv = table(path=PLAIN[::-1], label=[1, 1, 0, 0], group=["z", "y", "x", "w"], age=[1, 2, 3, 4])
     listed = from_table(csv, plain)
     assert listed[["path", "label", "group", "age"]].values.tolist() == [
-        ["a/1.png", 0, "w", 4], ["a/2.png", 0, "x", 3], ["b/1.png", 1, "y", 2], ["b/2.png", 1, "z", 1]]
+        ["a/1.png", 0, "w", 4],
+        ["a/2.png", 0, "x", 3],
+        ["b/1.png", 1, "y", 2],
+        ["b/2.png", 1, "z", 1],
+    ]
 
 
 def test_columns_named_like_ours_are_read_anew(table, plain):
@@ -513,19 +604,29 @@ def test_files_of_a_list_that_cannot_be_used_are_named(table, plain):
         assert from_table(table(), plain)["path"].tolist() == ["a/2.png", "b/2.png"]
 
 
-@pytest.mark.parametrize(("columns", "arguments", "message"), [
-    ({"label": [0, 1, 2, 0]}, {}, "labels must be 0, 1.*Received: label='2'$"),
-    ({"label": ["0", "1", None, "1"]}, {}, "labels must be 0, 1.*Received: label=nan$"),
-    ({"label": ["normal", "sick", "sick", "sick"]}, {"classes": ("healthy", "sick")},
-     r"one of \('healthy', 'sick'\).*Received: label='normal'$"),
-    ({"label": [1, 1, 1, 1]}, {}, r"both classes \(0 unreadable\).*Received: csv="),
-    ({"split": ["train", "test", "dev", "val"]}, {}, "a split must be one of .*Received: split='dev'$"),
-    ({"path": ["a/1.png", "a/2.png", "a/1.png", "b/1.png"]}, {}, "listed twice.*Received: path='a/1.png'$"),
-    ({"path": ["a/1.png", "a/2.png", "./a//1.png", "b/1.png"]}, {}, "twice.*Received: path='a/1.png'$"),
-    ({"path": ["a/1.png", None, "b/2.png", "b/1.png"]}, {}, "missing or listed.*Received: path=nan$"),
-    ({}, {"path": "file"}, "no such column.*Received: path='file'$"),
-    ({}, {"label": "finding"}, "no such column.*Received: label='finding'$"),
-])
+@pytest.mark.parametrize(
+    ("columns", "arguments", "message"),
+    [
+        ({"label": [0, 1, 2, 0]}, {}, "labels must be 0, 1.*Received: label='2'$"),
+        ({"label": ["0", "1", None, "1"]}, {}, "labels must be 0, 1.*Received: label=nan$"),
+        (
+            {"label": ["normal", "sick", "sick", "sick"]},
+            {"classes": ("healthy", "sick")},
+            r"one of \('healthy', 'sick'\).*Received: label='normal'$",
+        ),
+        ({"label": [1, 1, 1, 1]}, {}, r"both classes \(0 unreadable\).*Received: csv="),
+        ({"split": ["train", "test", "dev", "val"]}, {}, "a split must be one of .*Received: split='dev'$"),
+        (
+            {"path": ["a/1.png", "a/2.png", "a/1.png", "b/1.png"]},
+            {},
+            "listed twice.*Received: path='a/1.png'$",
+        ),
+        ({"path": ["a/1.png", "a/2.png", "./a//1.png", "b/1.png"]}, {}, "twice.*Received: path='a/1.png'$"),
+        ({"path": ["a/1.png", None, "b/2.png", "b/1.png"]}, {}, "missing or listed.*Received: path=nan$"),
+        ({}, {"path": "file"}, "no such column.*Received: path='file'$"),
+        ({}, {"label": "finding"}, "no such column.*Received: label='finding'$"),
+    ],
+)
 def test_mistakes_in_a_list(table, plain, columns, arguments, message):
     with pytest.raises(ValueError, match=message):
         from_table(table(**columns), plain, **arguments)

@@ -75,10 +75,15 @@ def test_padding_does_not_count():
     np.testing.assert_array_equal(shown[:, :24], decode_dicom(film(values)).pixels)
 
 
-@pytest.mark.parametrize("tags", [
-    {}, {"WindowCenter": 1500, "WindowWidth": 1001},
-    {"WindowCenter": 1500, "WindowWidth": 1001, "VOILUTFunction": "SIGMOID"},
-    {"RescaleSlope": 2, "RescaleIntercept": -100, "WindowCenter": 2900, "WindowWidth": 2001}])
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {},
+        {"WindowCenter": 1500, "WindowWidth": 1001},
+        {"WindowCenter": 1500, "WindowWidth": 1001, "VOILUTFunction": "SIGMOID"},
+        {"RescaleSlope": 2, "RescaleIntercept": -100, "WindowCenter": 2900, "WindowWidth": 2001},
+    ],
+)
 def test_a_film_and_its_negative_give_the_same_picture(tags):
     mirrored = dict(tags)
     if "WindowCenter" in tags:  # mirrored with the values; a linear one of width w ends at c + w/2 - 1
@@ -101,8 +106,9 @@ def test_a_lookup_table_is_followed():
 
 
 def test_a_window_without_a_centre_is_no_window():
-    np.testing.assert_array_equal(decode_dicom(film(noise(), WindowWidth=100)).pixels,
-                                  decode_dicom(film(noise())).pixels)
+    np.testing.assert_array_equal(
+        decode_dicom(film(noise(), WindowWidth=100)).pixels, decode_dicom(film(noise())).pixels
+    )
 
 
 def test_signed_values():
@@ -119,26 +125,42 @@ def test_a_compressed_picture_of_another_size_is_not_decoded():
     whole.save_as(file)
     np.testing.assert_array_equal(decode_dicom(file.getvalue()).pixels, decode_dicom(plain).pixels)
     place = file.getvalue().index(b"\xff\x4f\xff\x51") + 8
-    bomb = file.getvalue()[:place] + struct.pack(">II", 60000, 60000) + file.getvalue()[place + 8:]
+    bomb = file.getvalue()[:place] + struct.pack(">II", 60000, 60000) + file.getvalue()[place + 8 :]
     with pytest.raises(ValueError, match="another size than the header says"):
         decode_dicom(bomb)
 
 
-@pytest.mark.parametrize(("tags", "reason"), [
-    ({"Modality": "CT"}, "modality CT"), ({"Modality": ""}, "modality unknown"),
-    ({"ViewPosition": "LL"}, "a lateral view"), ({"ViewPosition": "RL"}, "a lateral view"),
-    ({"PatientOrientation": ["A", "F"]}, "a lateral view"),
-    ({"NumberOfFrames": 2}, "several frames"), ({"PhotometricInterpretation": "RGB"}, "a colour picture")])
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"Modality": "CT"}, "modality CT"),
+        ({"Modality": ""}, "modality unknown"),
+        ({"ViewPosition": "LL"}, "a lateral view"),
+        ({"ViewPosition": "RL"}, "a lateral view"),
+        ({"PatientOrientation": ["A", "F"]}, "a lateral view"),
+        ({"NumberOfFrames": 2}, "several frames"),
+        ({"PhotometricInterpretation": "RGB"}, "a colour picture"),
+    ],
+)
 def test_what_is_no_frontal_film_is_refused(tags, reason):
     with pytest.raises(NotAFrontalFilm, match=reason):
         decode_dicom(film(noise(), **tags))
 
 
-@pytest.mark.parametrize(("tags", "outside"), [
-    ({}, ()), ({"PatientAge": "003Y", "ViewPosition": "AP"}, ()), ({"PatientAge": "005Y"}, ()),
-    ({"PatientAge": "006Y"}, ("age",)), ({"PatientAge": "011M"}, ("age",)), ({"PatientAge": "013M"}, ()),
-    ({"PatientAge": "040D"}, ("age",)), ({"PatientAge": "", "ViewPosition": ""}, ()),
-    ({"PatientAge": "071Y", "ViewPosition": "PA"}, ("age", "view"))])
+@pytest.mark.parametrize(
+    ("tags", "outside"),
+    [
+        ({}, ()),
+        ({"PatientAge": "003Y", "ViewPosition": "AP"}, ()),
+        ({"PatientAge": "005Y"}, ()),
+        ({"PatientAge": "006Y"}, ("age",)),
+        ({"PatientAge": "011M"}, ("age",)),
+        ({"PatientAge": "013M"}, ()),
+        ({"PatientAge": "040D"}, ("age",)),
+        ({"PatientAge": "", "ViewPosition": ""}, ()),
+        ({"PatientAge": "071Y", "ViewPosition": "PA"}, ("age", "view")),
+    ],
+)
 def test_what_is_known_to_lie_outside_the_training_population(tags, outside):
     assert decode_dicom(film(noise(), **tags), POPULATION).outside == outside
     assert decode_dicom(film(noise(), **tags)).outside == ()  # of other models nothing is known
@@ -152,10 +174,16 @@ def without_pixels():
     return file.getvalue()
 
 
-@pytest.mark.parametrize(("data", "reason"), [
-    (film(noise())[:200], "modality unknown"), (film(noise())[:-300], "cannot be decoded"),
-    (without_pixels(), "no pixel data"), (film(np.zeros((8, 8))), "too small"),
-    (film(noise(), Rows=60000, Columns=60000), "too large")])
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (film(noise())[:200], "modality unknown"),
+        (film(noise())[:-300], "cannot be decoded"),
+        (without_pixels(), "no pixel data"),
+        (film(np.zeros((8, 8))), "too small"),
+        (film(noise(), Rows=60000, Columns=60000), "too large"),
+    ],
+)
 def test_damage_is_named_in_one_line(data, reason):
     with pytest.raises(ValueError, match=reason) as caught:
         decode_image(data)
@@ -164,6 +192,7 @@ def test_damage_is_named_in_one_line(data, reason):
 
 def test_a_missing_decoder_is_named(monkeypatch):
     from pydicom.pixels.decoders import JPEGLSLosslessDecoder
+
     encoded = pydicom.dcmread(io.BytesIO(film(noise())))
     encoded.PixelData = pydicom.encaps.encapsulate([b"\0" * 100])
     encoded.file_meta.TransferSyntaxUID = JPEGLSLossless
@@ -171,8 +200,11 @@ def test_a_missing_decoder_is_named(monkeypatch):
     file = io.BytesIO()
     encoded.save_as(file)
     monkeypatch.setattr(JPEGLSLosslessDecoder, "_available", {})
-    monkeypatch.setattr(JPEGLSLosslessDecoder, "_unavailable",
-                        {"pylibjpeg": ("pylibjpeg>=2", "pylibjpeg-libjpeg>=2"), "gdcm": ("gdcm>=3.0",)})
+    monkeypatch.setattr(
+        JPEGLSLosslessDecoder,
+        "_unavailable",
+        {"pylibjpeg": ("pylibjpeg>=2", "pylibjpeg-libjpeg>=2"), "gdcm": ("gdcm>=3.0",)},
+    )
     with pytest.raises(ValueError, match=r"install pylibjpeg and pylibjpeg-libjpeg \(extra dicom\)$"):
         decode_dicom(file.getvalue())
 

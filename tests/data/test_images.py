@@ -38,9 +38,12 @@ def encode(pixels, kind="PNG", mode=None, **options) -> bytes:
 
 def png(width, height, depth=8, colour=0, data=b"") -> bytes:
     """A PNG file by hand, with right checksums whatever the content."""
+
     def chunk(kind, content):
-        return (struct.pack(">I", len(content)) + kind + content
-                + struct.pack(">I", zlib.crc32(kind + content)))
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
@@ -75,9 +78,17 @@ def test_one_bit_is_black_and_white():
     assert np.array_equal(decode_image(file), np.where(GREY > 99, 255, 0))
 
 
-@pytest.mark.parametrize(("colour", "grey"), [
-    # ITU-R BT.601: .299 R + .587 G + .114 B
-    ((255, 0, 0), 76), ((0, 255, 0), 150), ((0, 0, 255), 29), ((100, 200, 50), 153), ((90, 90, 90), 90)])
+@pytest.mark.parametrize(
+    ("colour", "grey"),
+    [
+        # ITU-R BT.601: .299 R + .587 G + .114 B
+        ((255, 0, 0), 76),
+        ((0, 255, 0), 150),
+        ((0, 0, 255), 29),
+        ((100, 200, 50), 153),
+        ((90, 90, 90), 90),
+    ],
+)
 @pytest.mark.parametrize("alpha", [None, 255, 0])
 def test_colour_becomes_luma_and_alpha_is_dropped(colour, grey, alpha):
     mode, colour = ("RGB", colour) if alpha is None else ("RGBA", (*colour, alpha))
@@ -103,36 +114,43 @@ def test_palette_is_looked_up(options):
     assert decode_image(file)[::2].ravel().tolist() == [200] * 100 + [76] * 100 + [10] * 100
 
 
-@pytest.mark.parametrize(("inks", "grey"), [
-    ((0, 0, 0, 0), 255),  # no ink: white paper
-    ((0, 0, 0, 255), 0),
-    ((0, 0, 0, 100), 155),
-    ((255, 0, 0, 0), 179),  # cyan on white: R = 0, G = B = 255
-    ((255, 0, 0, 128), 89),  # the same with half the light
-])
+@pytest.mark.parametrize(
+    ("inks", "grey"),
+    [
+        ((0, 0, 0, 0), 255),  # no ink: white paper
+        ((0, 0, 0, 255), 0),
+        ((0, 0, 0, 100), 155),
+        ((255, 0, 0, 0), 179),  # cyan on white: R = 0, G = B = 255
+        ((255, 0, 0, 128), 89),  # the same with half the light
+    ],
+)
 def test_cmyk_jpeg_is_not_inverted(inks, grey):
     file = encode(Image.new("CMYK", (30, 20), inks), "JPEG", quality=100)
     assert read_header(file) == (30, 20, "CMYK")
     assert np.abs(decode_image(file).astype(int) - grey).max() <= 2
 
 
-@pytest.mark.parametrize(("stored", "expected"), [
-    ([0, 2048, 4095], [0, 128, 255]),  # 12 bits: 2048 · 255/4095 = 127.53
-    ([0, 256, 32768, 65535], [0, 1, 128, 255]),  # all 16: 256/257 = .996, 32768/257 = 127.502
-    ([0, 512, 1023], [0, 128, 255]),  # 10 bits
-    ([0, 77, 200], [0, 77, 200]),  # 8 bits in 16 stay what they are
-    ([0, 5, 100], [0, 5, 100]),  # and a dark image of 8 bits is not brightened
-    ([0, 0, 0], [0, 0, 0]),
-])
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ([0, 2048, 4095], [0, 128, 255]),  # 12 bits: 2048 · 255/4095 = 127.53
+        ([0, 256, 32768, 65535], [0, 1, 128, 255]),  # all 16: 256/257 = .996, 32768/257 = 127.502
+        ([0, 512, 1023], [0, 128, 255]),  # 10 bits
+        ([0, 77, 200], [0, 77, 200]),  # 8 bits in 16 stay what they are
+        ([0, 5, 100], [0, 5, 100]),  # and a dark image of 8 bits is not brightened
+        ([0, 0, 0], [0, 0, 0]),
+    ],
+)
 def test_16_bits_are_scaled_by_the_bits_in_use(stored, expected):
     pixels = np.resize(np.array(stored, np.uint16), (16, 60))
     file = encode(pixels, mode="I;16")
     assert read_header(file) == (60, 16, "L;16")
-    assert decode_image(file)[0, :len(expected)].tolist() == expected
+    assert decode_image(file)[0, : len(expected)].tolist() == expected
 
 
-@pytest.mark.parametrize(("colour", "channels", "mode"), [
-    (2, 3, "RGB;16"), (4, 2, "LA;16"), (6, 4, "RGBA;16")])
+@pytest.mark.parametrize(
+    ("colour", "channels", "mode"), [(2, 3, "RGB;16"), (4, 2, "LA;16"), (6, 4, "RGBA;16")]
+)
 def test_16_bits_in_several_channels(colour, channels, mode):
     grey = np.resize([0, 2048, 4095], (16, 60, 1)).astype(">u2")
     pixels = np.repeat(grey, channels, axis=2)
@@ -143,9 +161,19 @@ def test_16_bits_in_several_channels(colour, channels, mode):
     assert decode_image(file)[0, :3].tolist() == [0, 128, 255]
 
 
-@pytest.mark.parametrize(("orientation", "upright"), [
-    (1, lambda a: a), (2, np.fliplr), (3, lambda a: np.rot90(a, 2)), (4, np.flipud), (5, np.transpose),
-    (6, lambda a: np.rot90(a, -1)), (7, lambda a: np.rot90(a, 2).T), (8, np.rot90)])
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda a: a),
+        (2, np.fliplr),
+        (3, lambda a: np.rot90(a, 2)),
+        (4, np.flipud),
+        (5, np.transpose),
+        (6, lambda a: np.rot90(a, -1)),
+        (7, lambda a: np.rot90(a, 2).T),
+        (8, np.rot90),
+    ],
+)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_exif_orientation_is_applied(kind, orientation, upright):
     stored = blocks([0, 100, 200], [50, 150, 250])
@@ -168,24 +196,28 @@ def test_progressive_jpeg():
 WHOLE_PNG, WHOLE_JPEG = encode(NOISE), encode(NOISE, "JPEG")
 
 
-@pytest.mark.parametrize(("data", "reason"), [
-    (b"", "empty file"),
-    (b"this is a letter, not a film\n" * 9, "not an image"),
-    (b"GIF89a" + bytes(99), "not an image"),
-    (WHOLE_JPEG[:len(WHOLE_JPEG) // 2], "truncated"),
-    (WHOLE_PNG[:len(WHOLE_PNG) // 2], "truncated"),
-    (WHOLE_JPEG[:-2], "truncated"),
-    (WHOLE_JPEG[:12], "truncated or damaged header"),
-    (WHOLE_PNG[:20], "truncated or damaged header"),
-    (b"\xff\xd8" + bytes(99), "truncated or damaged header"),
-    (b"\xff\xd8\xff\xe0" + bytes(99), "truncated or damaged header"),
-    (png(30, 20, colour=5), "truncated or damaged header"),
-    (encode(np.zeros((1, 1), np.uint8)), r"too small \(1 × 1 "),
-    (encode(np.zeros((15, 400), np.uint8)), r"too small \(400 × 15 "),
-    (png(12_000, 12_000), r"too large \(12000 × 12000 "),
-    (jpeg_header(12_000, 12_000), r"too large \(12000 × 12000 "),
-    (png(2**31 - 1, 2**31 - 1), "too large"),
-], ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (b"this is a letter, not a film\n" * 9, "not an image"),
+        (b"GIF89a" + bytes(99), "not an image"),
+        (WHOLE_JPEG[: len(WHOLE_JPEG) // 2], "truncated"),
+        (WHOLE_PNG[: len(WHOLE_PNG) // 2], "truncated"),
+        (WHOLE_JPEG[:-2], "truncated"),
+        (WHOLE_JPEG[:12], "truncated or damaged header"),
+        (WHOLE_PNG[:20], "truncated or damaged header"),
+        (b"\xff\xd8" + bytes(99), "truncated or damaged header"),
+        (b"\xff\xd8\xff\xe0" + bytes(99), "truncated or damaged header"),
+        (png(30, 20, colour=5), "truncated or damaged header"),
+        (encode(np.zeros((1, 1), np.uint8)), r"too small \(1 × 1 "),
+        (encode(np.zeros((15, 400), np.uint8)), r"too small \(400 × 15 "),
+        (png(12_000, 12_000), r"too large \(12000 × 12000 "),
+        (jpeg_header(12_000, 12_000), r"too large \(12000 × 12000 "),
+        (png(2**31 - 1, 2**31 - 1), "too large"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_refused_without_decoding(data, reason, monkeypatch):
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("was decoded"))
     for function in (check_image, decode_image):
@@ -208,14 +240,18 @@ def test_header_of_jpeg_behind_other_segments():
 
 
 def damaged(data: bytes, start: int, content: bytes) -> bytes:
-    return data[:start] + content + data[start + len(content):]
+    return data[:start] + content + data[start + len(content) :]
 
 
-@pytest.mark.parametrize("data", [
-    damaged(WHOLE_PNG, len(WHOLE_PNG) // 2, bytes(40)),
-    damaged(WHOLE_PNG, len(WHOLE_PNG) // 2, bytes([WHOLE_PNG[len(WHOLE_PNG) // 2] ^ 1])),
-    png(96, 96, data=zlib.compress(b"".join(b"\0" + row.tobytes() for row in NOISE[:40]))),
-], ids=["zeros", "one bit", "rows missing"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        damaged(WHOLE_PNG, len(WHOLE_PNG) // 2, bytes(40)),
+        damaged(WHOLE_PNG, len(WHOLE_PNG) // 2, bytes([WHOLE_PNG[len(WHOLE_PNG) // 2] ^ 1])),
+        png(96, 96, data=zlib.compress(b"".join(b"\0" + row.tobytes() for row in NOISE[:40]))),
+    ],
+    ids=["zeros", "one bit", "rows missing"],
+)
 def test_png_damaged_in_the_middle_is_refused(data):
     assert check_image(data) == (96, 96, "L")  # cannot be seen from outside
     with pytest.raises(ValueError, match="^cannot be decoded"):
@@ -224,7 +260,7 @@ def test_png_damaged_in_the_middle_is_refused(data):
 
 def test_png_without_its_middle_is_truncated():
     with pytest.raises(ValueError, match="^truncated"):
-        check_image(WHOLE_PNG[:len(WHOLE_PNG) // 2] + WHOLE_PNG[-12:])
+        check_image(WHOLE_PNG[: len(WHOLE_PNG) // 2] + WHOLE_PNG[-12:])
 
 
 def test_read_image_names_the_file(tmp_path):
@@ -279,15 +315,18 @@ def test_stretch_fills_the_square():
     assert resize(np.full((500, 77), 9, np.uint8), ImageSettings(64)).tolist() == [[9] * 64] * 64
 
 
-@pytest.mark.parametrize(("height", "width", "rows", "columns"), [
-    (64, 32, slice(0, 32), slice(8, 24)),
-    (32, 64, slice(8, 24), slice(0, 32)),
-    (100, 50, slice(0, 32), slice(8, 24)),
-    (64, 30, slice(0, 32), slice(8, 23)),  # 15 columns: the odd one of 17 goes to the right
-    (16, 20, slice(3, 29), slice(0, 32)),  # grows by 1.6: 25.6 rows
-    (3_000, 20, slice(0, 32), slice(15, 16)),  # .2 columns: at least one
-    (48, 48, slice(0, 32), slice(0, 32)),
-])
+@pytest.mark.parametrize(
+    ("height", "width", "rows", "columns"),
+    [
+        (64, 32, slice(0, 32), slice(8, 24)),
+        (32, 64, slice(8, 24), slice(0, 32)),
+        (100, 50, slice(0, 32), slice(8, 24)),
+        (64, 30, slice(0, 32), slice(8, 23)),  # 15 columns: the odd one of 17 goes to the right
+        (16, 20, slice(3, 29), slice(0, 32)),  # grows by 1.6: 25.6 rows
+        (3_000, 20, slice(0, 32), slice(15, 16)),  # .2 columns: at least one
+        (48, 48, slice(0, 32), slice(0, 32)),
+    ],
+)
 def test_letterbox_keeps_the_aspect_and_pads_with_black(height, width, rows, columns):
     expected = np.zeros((32, 32))
     expected[rows, columns] = 200
@@ -325,10 +364,12 @@ def test_clahe_is_off_by_default(tmp_path):
     assert np.array_equal(preprocess(tmp_path / "image.png", ImageSettings(96)), NOISE)
 
 
-@pytest.mark.parametrize("settings", [
-    {"size": 15}, {"size": 224.0}, {"size": "224"}, {"size": True}, {"resize": "crop"}, {"resize": None}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"size": 15}, {"size": 224.0}, {"size": "224"}, {"size": True}, {"resize": "crop"}, {"resize": None}],
+)
 def test_settings_are_checked(settings):
-    (name, value), = settings.items()
+    ((name, value),) = settings.items()
     with pytest.raises(ValueError, match=f"Received: {name}={value!r}$"):
         ImageSettings(**settings)
 
@@ -347,22 +388,27 @@ def test_batch_axes_are_added(shape):
     assert np.array_equal(as_batch(GREY.reshape(shape)), GREY[np.newaxis, :, :, np.newaxis])
 
 
-@pytest.mark.parametrize("values", [GREY, GREY.astype(np.float32), np.zeros((20, 30)), np.full((20, 30), 1.5),
-                                    np.ones((20, 30), np.uint8)])
+@pytest.mark.parametrize(
+    "values",
+    [GREY, GREY.astype(np.float32), np.zeros((20, 30)), np.full((20, 30), 1.5), np.ones((20, 30), np.uint8)],
+)
 def test_grey_values_pass_unchanged(values):
     batch = as_batch(values)
     assert batch.dtype == values.dtype and np.array_equal(batch[0, :, :, 0], values)
 
 
-@pytest.mark.parametrize(("wrong", "reason"), [
-    (GREY / 255, "divided by 255"),
-    (np.full((2, 20, 30, 1), 0.01, np.float32), "divided by 255"),
-    (GREY.astype(float) - 127, "must lie in 0–255"),
-    (GREY.astype(int) * 16, "must lie in 0–255"),
-    (np.full((20, 30), np.nan), "must lie in 0–255"),
-    (np.zeros((1, 20, 30, 3), np.uint8), "must be grey"),
-    (np.zeros(30, np.uint8), "must be grey"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (GREY / 255, "divided by 255"),
+        (np.full((2, 20, 30, 1), 0.01, np.float32), "divided by 255"),
+        (GREY.astype(float) - 127, "must lie in 0–255"),
+        (GREY.astype(int) * 16, "must lie in 0–255"),
+        (np.full((20, 30), np.nan), "must lie in 0–255"),
+        (np.zeros((1, 20, 30, 3), np.uint8), "must be grey"),
+        (np.zeros(30, np.uint8), "must be grey"),
+    ],
+)
 def test_wrong_batches_are_refused(wrong, reason):
     with pytest.raises(ValueError, match=rf"{reason}.*Received: \w+=.+$"):
         as_batch(wrong)

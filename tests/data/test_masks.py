@@ -21,8 +21,12 @@ def masks():
 def test_npz_packed_or_not_and_a_folder_say_the_same(tmp_path, masks):
     names = np.array(["c.jpeg", "a.jpeg"])
     np.savez(tmp_path / "plain.npz", names=names, masks=masks)
-    np.savez(tmp_path / "packed.npz", names=names, packed=np.packbits(masks.reshape(2, -1), axis=1),
-             shape=np.array([10, 12]))
+    np.savez(
+        tmp_path / "packed.npz",
+        names=names,
+        packed=np.packbits(masks.reshape(2, -1), axis=1),
+        shape=np.array([10, 12]),
+    )
     (tmp_path / "folder").mkdir()
     for name, mask in zip(names, masks, strict=True):
         cv2.imwrite(str(tmp_path / "folder" / f"{name[0]}.png"), mask.astype(np.uint8) * 255)

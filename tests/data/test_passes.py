@@ -22,6 +22,7 @@ def counted(count=5, batch_size=2):
     def begin():
         rows = 10 * next(number) + np.arange(count)
         return rows, np.stack([rows, -rows], axis=1).astype(np.float32)
+
     return pass_batches(begin, SIGNATURE, count, batch_size)
 
 
@@ -44,8 +45,9 @@ def test_each_pass_begins_anew():
 
 
 def test_arrays_take_the_types_of_the_signature():
-    rows, pairs = next(iter(pass_batches(lambda: [np.arange(3, dtype=np.int32), np.ones((3, 2))],
-                                         SIGNATURE, 3, 3)))
+    rows, pairs = next(
+        iter(pass_batches(lambda: [np.arange(3, dtype=np.int32), np.ones((3, 2))], SIGNATURE, 3, 3))
+    )
     assert (rows.dtype, pairs.dtype) == (tf.int64, tf.float32)
 
 
@@ -63,6 +65,7 @@ def test_two_passes_at_once_stay_apart():
 def test_an_error_while_a_pass_is_laid_out_is_told():
     def begin():
         raise ValueError("no such view")
+
     with pytest.raises(tf.errors.InvalidArgumentError, match="ValueError: no such view"):
         list(pass_batches(begin, SIGNATURE, 5, 2))
 
@@ -87,12 +90,15 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or sys.version_info < (3, 11),
-                    reason="only with glibc and Python 3.11 or newer are freed pages handed back")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or sys.version_info < (3, 11),
+    reason="only with glibc and Python 3.11 or newer are freed pages handed back",
+)
 @pytest.mark.parametrize(("source", "low", "high"), [("pass", 0, 3 * 512), ("generator", 8 * 512, 9 * 512)])
 def test_a_freed_block_is_used_again(source, low, high):
     # Dask, used by another test, leaves MALLOC_TRIM_THRESHOLD_ behind: the C library's own settings count.
     plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    run = subprocess.run([sys.executable, "-c", COUNT, source], capture_output=True, text=True, check=True,
-                         env=plain)
+    run = subprocess.run(
+        [sys.executable, "-c", COUNT, source], capture_output=True, text=True, check=True, env=plain
+    )
     assert low <= int(run.stdout) <= high

@@ -14,12 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from chestxray.data import phantom
 from chestxray.data.anatomy import Solid, Tube
 from chestxray.data.catalog import SUBTYPES
-from chestxray.data.phantom import (
-    lesion_mask_path,
-    phantom_dataset,
-    render_phantom,
-    write_phantoms,
-)
+from chestxray.data.phantom import lesion_mask_path, phantom_dataset, render_phantom, write_phantoms
 from chestxray.data.radiograph import Pose, Rays
 
 IMAGES, SIZE = 400, 96
@@ -175,7 +170,8 @@ def test_films_are_the_same_on_every_processor():
     films = (render_phantom(subtype, 224, patient, 1) for patient, subtype in enumerate(SUBTYPES * 10))
     pixels = b"".join(film.image.tobytes() + film.mask.tobytes() for film in films)
     assert hashlib.sha256(pixels).hexdigest() == (
-        "f290d286cd7c24ee46d468115200606310b9e1f220aac690888c64fa73ddd740")
+        "f290d286cd7c24ee46d468115200606310b9e1f220aac690888c64fa73ddd740"
+    )
 
 
 def test_contract_of_a_film():

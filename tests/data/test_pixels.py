@@ -25,10 +25,12 @@ from chestxray.data.pixels import PixelStore
 from chestxray.files import cache_dir, cached_folder, whole_file, whole_folder, write_json
 
 SETTINGS = ImageSettings(16)
-NAMES = [f"{part}/NORMAL/IM-{number:04d}-0001.png"
-         for number, part in enumerate(["train"] * 8 + ["test"] * 3)]
-NAMES += [f"{part}/PNEUMONIA/person{number}_virus_1.png"
-          for number, part in enumerate(["train"] * 9 + ["test"] * 3)]
+NAMES = [
+    f"{part}/NORMAL/IM-{number:04d}-0001.png" for number, part in enumerate(["train"] * 8 + ["test"] * 3)
+]
+NAMES += [
+    f"{part}/PNEUMONIA/person{number}_virus_1.png" for number, part in enumerate(["train"] * 9 + ["test"] * 3)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +66,7 @@ def stores():
 def damage(file):
     """Zeros in the middle: the header and the end stay valid."""
     content = bytearray(file.read_bytes())
-    content[len(content) // 2:len(content) // 2 + 30] = bytes(30)
+    content[len(content) // 2 : len(content) // 2 + 30] = bytes(30)
     file.write_bytes(content)
 
 
@@ -150,8 +152,9 @@ def test_a_store_is_built_once(catalog, folder, store, monkeypatch):
     assert np.array_equal(again.images(catalog), store.images(catalog))
 
 
-@pytest.mark.parametrize("settings", [
-    ImageSettings(17), ImageSettings(16, "letterbox"), ImageSettings(16, clahe=True)])
+@pytest.mark.parametrize(
+    "settings", [ImageSettings(17), ImageSettings(16, "letterbox"), ImageSettings(16, clahe=True)]
+)
 def test_other_settings_have_a_store_of_their_own(catalog, folder, store, settings):
     other = PixelStore.build(catalog, folder, settings)
     assert len(stores()) == 2
@@ -207,10 +210,16 @@ def build(tmp_path, make_images):
     def run(how, cache):
         environment = os.environ | {
             "CHESTXRAY_CACHE": str(tmp_path / cache),
-            "PYTHONPATH": os.pathsep.join([str(tmp_path / "poison"), *filter(None, sys.path)])}
+            "PYTHONPATH": os.pathsep.join([str(tmp_path / "poison"), *filter(None, sys.path)]),
+        }
         with open(tmp_path / "messages.txt", "w") as messages:  # not a pipe, which orphans would keep open
-            process = subprocess.Popen([sys.executable, "-c", BUILD, how, str(folder)], env=environment,
-                                       start_new_session=True, stdout=messages, stderr=messages)
+            process = subprocess.Popen(
+                [sys.executable, "-c", BUILD, how, str(folder)],
+                env=environment,
+                start_new_session=True,
+                stdout=messages,
+                stderr=messages,
+            )
         groups.append(process.pid)
         return process.wait(timeout=60), (tmp_path / "messages.txt").read_text()
 
@@ -223,17 +232,17 @@ def build(tmp_path, make_images):
 def test_a_killed_build_is_never_taken_for_a_whole_one(build, tmp_path):
     code, messages = build("undisturbed", "one")
     assert code == 0, messages
-    whole, = (tmp_path / "one" / "pixels").iterdir()
+    (whole,) = (tmp_path / "one" / "pixels").iterdir()
     assert np.load(whole / "pixels.npy").shape == (150, 16, 16)
 
     assert build("killed", "two")[0] == -signal.SIGKILL
-    left, = (tmp_path / "two" / "pixels").iterdir()
+    (left,) = (tmp_path / "two" / "pixels").iterdir()
     assert left.name.startswith(".partial-") and left.name.endswith(whole.name)
     assert (left / "pixels.npy").is_file() and not (left / "index.json").exists()
 
     code, messages = build("undisturbed", "two")
     assert code == 0, messages
-    again, = (tmp_path / "two" / "pixels").iterdir()  # and the debris is gone
+    (again,) = (tmp_path / "two" / "pixels").iterdir()  # and the debris is gone
     assert again.name == whole.name
     for name in ("pixels.npy", "index.json"):
         assert (again / name).read_bytes() == (whole / name).read_bytes()
@@ -297,11 +306,14 @@ def test_processes_wait_for_a_cached_folder_and_it_is_made_once(first, tmp_path)
 
 def test_a_process_that_waits_says_for_what():
     place = cache_dir("phantoms")
-    code = ("from chestxray.files import cached_folder\n"
-            "print(cached_folder('phantoms', 'some', lambda folder: None).name)")
+    code = (
+        "from chestxray.files import cached_folder\n"
+        "print(cached_folder('phantoms', 'some', lambda folder: None).name)"
+    )
     with FileLock(place.with_name(".phantoms.lock")):
-        waiting = subprocess.Popen([sys.executable, "-c", code], text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        waiting = subprocess.Popen(
+            [sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         assert waiting.stderr.readline() == f"waiting for another process that fills {place}\n"
         assert not list(place.iterdir())
     assert waiting.communicate(timeout=60) == ("some\n", "")

@@ -8,14 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chestxray.data.splits import (
-    check_split,
-    make_split,
-    overlap,
-    read_split,
-    split_hash,
-    write_split,
-)
+from chestxray.data.splits import check_split, make_split, overlap, read_split, split_hash, write_split
 
 CUTS = ("official", "image", "patient")
 
@@ -30,18 +23,38 @@ def small():
     """Two patients a class and part, two films each; one patient has both subtypes."""
     rows = []
     for part in ("train", "val", "test"):
-        for label, patient, film in [(0, 1, 1), (0, 1, 2), (0, 2, 1), (0, 2, 2),
-                                     (1, 3, 1), (1, 3, 2), (1, 4, 1), (1, 4, 2)]:
+        for label, patient, film in [
+            (0, 1, 1),
+            (0, 1, 2),
+            (0, 2, 1),
+            (0, 2, 2),
+            (1, 3, 1),
+            (1, 3, 2),
+            (1, 4, 1),
+            (1, 4, 2),
+        ]:
             subtype = ("normal", ["bacteria", "virus"][film - 1])[label]
-            rows.append((f"{part}/{patient}-{film}.png", label, subtype, f"{part}{patient}{subtype}",
-                         f"{part}{patient}", part, part))
-    return pd.DataFrame(rows, columns=["path", "label", "subtype", "group", "group_conservative",
-                                       "official_split", "split"])
+            rows.append(
+                (
+                    f"{part}/{patient}-{film}.png",
+                    label,
+                    subtype,
+                    f"{part}{patient}{subtype}",
+                    f"{part}{patient}",
+                    part,
+                    part,
+                )
+            )
+    return pd.DataFrame(
+        rows, columns=["path", "label", "subtype", "group", "group_conservative", "official_split", "split"]
+    )
 
 
 def counts(table):
-    return {part: tuple((rows["label"] == label).sum() for label in (0, 1))
-            for part, rows in table.groupby("split")}
+    return {
+        part: tuple((rows["label"] == label).sum() for label in (0, 1))
+        for part, rows in table.groupby("split")
+    }
 
 
 def sides(table, key):
@@ -130,9 +143,11 @@ def test_official_needs_a_test_folder(small):
 
 # As given
 
+
 def test_given_parts_stay_and_must_not_leak(small):
-    moved = small.assign(official_split=small["official_split"].map({"train": "test", "val": "train",
-                                                                     "test": "val"}))
+    moved = small.assign(
+        official_split=small["official_split"].map({"train": "test", "val": "train", "test": "val"})
+    )
     assert make_split(moved, "given", 7)["split"].tolist() == moved["official_split"].tolist()
     leak = moved["path"] == "train/1-1.png"
     with pytest.raises(ValueError, match="1 patient groups.*train1. Received: rule='given'"):
@@ -183,15 +198,18 @@ def leak(table, path, key):
     return table
 
 
-@pytest.mark.parametrize(("rule", "path", "key", "refused"), [
-    ("patient", "val/1-1.png", "group_conservative", True),
-    ("patient", "test/1-1.png", "group_conservative", True),
-    ("official", "val/1-1.png", "group_conservative", True),
-    ("official", "test/1-1.png", "group", True),
-    ("official", "test/1-1.png", "group_conservative", False),  # cannot be cut anew: only reported
-    ("image", "val/1-1.png", "group_conservative", False),
-    ("image", "test/1-1.png", "group", False),
-])
+@pytest.mark.parametrize(
+    ("rule", "path", "key", "refused"),
+    [
+        ("patient", "val/1-1.png", "group_conservative", True),
+        ("patient", "test/1-1.png", "group_conservative", True),
+        ("official", "val/1-1.png", "group_conservative", True),
+        ("official", "test/1-1.png", "group", True),
+        ("official", "test/1-1.png", "group_conservative", False),  # cannot be cut anew: only reported
+        ("image", "val/1-1.png", "group_conservative", False),
+        ("image", "test/1-1.png", "group", False),
+    ],
+)
 def test_leaks_are_refused(small, rule, path, key, refused, tmp_path):
     check_split(small, rule)
     leaking = leak(small, path, key)
@@ -272,9 +290,14 @@ def test_round_trip_of_numbered_patients_and_own_columns(small, tmp_path):
     names = small["group_conservative"].unique()
     called = ["7", "1", "2", "3", "007", *"45689", "NA", "10"]
     patients = small["group_conservative"].map(dict(zip(names, called)))
-    small = small.assign(group=patients, group_conservative=patients, official_split="", subtype="",
-                         age=[np.nan, *np.arange(1.5, len(small))],
-                         site=["", *["“GZ”, 1"] * (len(small) - 1)])
+    small = small.assign(
+        group=patients,
+        group_conservative=patients,
+        official_split="",
+        subtype="",
+        age=[np.nan, *np.arange(1.5, len(small))],
+        site=["", *["“GZ”, 1"] * (len(small) - 1)],
+    )
     assert {"7", "007", "NA"} <= set(patients) and patients.nunique() == 12
     write_split(small, tmp_path / "split.csv", "patient", 0)
     again, _ = read_split(tmp_path / "split.csv")
@@ -298,9 +321,16 @@ def test_an_edited_file_warns_and_gets_its_own_hash(small, tmp_path):
         read_split(file)
 
 
-@pytest.mark.parametrize("content", [
-    "", "path,label,split\na,0,train\n", "# [1]\npath\n", '# {"rule": "patient"}\npath\n',
-    '# {"rule": "lottery", "seed": 0, "hash": "0"}\npath,label,split\n'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "path,label,split\na,0,train\n",
+        "# [1]\npath\n",
+        '# {"rule": "patient"}\npath\n',
+        '# {"rule": "lottery", "seed": 0, "hash": "0"}\npath,label,split\n',
+    ],
+)
 def test_other_files_are_refused(content, tmp_path):
     (tmp_path / "other.csv").write_text(content)
     with pytest.raises(ValueError, match=r"not a split file\. Received: path='.*other\.csv'$"):

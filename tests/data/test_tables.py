@@ -7,14 +7,18 @@ import pytest
 from chestxray.data.tables import read_table
 
 
-@pytest.mark.parametrize(("cells", "expected"), [
-    (["01", "1", "2"], ["01", "1", "2"]),  # wards
-    (["NA", "EU", ""], ["NA", "EU", np.nan]),  # sites
-    (["None", "null", "x"], ["None", "null", "x"]),
-    (["0.5", "", "-3e2"], [0.5, np.nan, -300.0]),
-    (["3", "NA", "5"], [3.0, np.nan, 5.0]),  # ages, as R writes them
-    (["0", "10", "200"], [0, 10, 200]),
-    (["True", "False", "True"], [True, False, True])])
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["01", "1", "2"], ["01", "1", "2"]),  # wards
+        (["NA", "EU", ""], ["NA", "EU", np.nan]),  # sites
+        (["None", "null", "x"], ["None", "null", "x"]),
+        (["0.5", "", "-3e2"], [0.5, np.nan, -300.0]),
+        (["3", "NA", "5"], [3.0, np.nan, 5.0]),  # ages, as R writes them
+        (["0", "10", "200"], [0, 10, 200]),
+        (["True", "False", "True"], [True, False, True]),
+    ],
+)
 def test_columns_of_numbers_and_of_names(tmp_path, cells, expected):
     pd.DataFrame({"x": range(3), "own": cells}).to_csv(tmp_path / "list.csv", index=False)
     table = read_table(tmp_path / "list.csv", ())

@@ -29,8 +29,7 @@ def compact(data, tmp_path_factory):
     model = keras.Model(inputs, layers.Dense(1, name="logit")(x))
     model.get_layer("conv").kernel.assign(rng.normal(0, 0.5, (5, 5, 1, 64)))
     model.get_layer("logit").set_weights([rng.normal(0, 0.5, (64, 1)), np.array([0.3])])
-    cx.record_model(model, data, "compact", run, parameters={}, weights="random",
-                           training={"epochs": {}})
+    cx.record_model(model, data, "compact", run, parameters={}, weights="random", training={"epochs": {}})
     return run / "saved_models" / "compact-patient-s0"
 
 
@@ -38,6 +37,7 @@ def compact(data, tmp_path_factory):
 def few_images_are_enough():
     """Let the gate of an export be content with the tiny data set."""
     from chestxray.deployment import export
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "LEAST_IMAGES", 5)
         yield

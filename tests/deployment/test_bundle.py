@@ -38,8 +38,13 @@ def test_fresh_process_says_what_is_on_record(bundle, tiny_folder, data):
     predictions = read_predictions(run / "results", folder.name)
     assert set(predictions["split"]) == {"val", "test"} and len(predictions) > 15
     paths = [str(tiny_folder / path) for path in predictions["path"]]
-    done = subprocess.run([sys.executable, "-c", ELSEWHERE, str(folder), *paths], capture_output=True,
-                          text=True, cwd=folder, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(folder), *paths],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     assert [row[0] for row in rows] == paths
@@ -104,11 +109,15 @@ def test_images_of_another_size_or_none_are_refused(shape, bundle):
 
 # Thresholds
 
+
 def test_rule_that_validation_could_not_support_gives_its_reason(bundle):
     classifier = load_classifier(bundle[0])
     assert classifier.card["thresholds"]["sensitivity_95"] is None  # six ill children prove nothing
-    with pytest.raises(ValueError, match=r"positive.*at least.*usable rules: \['half', 'youden'\]"
-                                         r".*Received: rule='sensitivity_95'"):
+    with pytest.raises(
+        ValueError,
+        match=r"positive.*at least.*usable rules: \['half', 'youden'\]"
+        r".*Received: rule='sensitivity_95'",
+    ):
         classifier.threshold("sensitivity_95")
     with pytest.raises(ValueError, match="no such rule.*Received: rule='f1'"):
         classifier.threshold("f1")
@@ -122,6 +131,7 @@ def test_threshold_of_zero_is_a_threshold(bundle):
 
 # The self-test
 
+
 def with_weights(folder, tmp_path, change):
     copy = shutil.copytree(folder, tmp_path / "copy")
     model = load_model(copy / "model.keras")
@@ -130,9 +140,15 @@ def with_weights(folder, tmp_path, change):
     return copy
 
 
-@pytest.mark.parametrize("change", [
-    lambda layer: layer.bias.assign_add([0.1]), lambda layer: layer.kernel.assign(layer.kernel * -1),
-    lambda layer: layer.kernel.assign(layer.kernel * np.nan)], ids=["bias", "sign", "nan"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.bias.assign_add([0.1]),
+        lambda layer: layer.kernel.assign(layer.kernel * -1),
+        lambda layer: layer.kernel.assign(layer.kernel * np.nan),
+    ],
+    ids=["bias", "sign", "nan"],
+)
 def test_altered_weights_are_noticed(bundle, tmp_path, change):
     with pytest.raises(ValueError, match="self-test failed: logit .* instead of .*Received: folder="):
         load_classifier(with_weights(bundle[0], tmp_path, change))
@@ -151,9 +167,17 @@ def test_edited_preprocessing_is_noticed(bundle, tmp_path, change):
         load_classifier(edited(bundle[0], tmp_path, image=image | change))
 
 
-@pytest.mark.parametrize("changes", [
-    {"image": {"size": 64, "resize": "stretch", "clahe": False}}, {"image": {"size": 32, "sharpen": True}},
-    {"self_test": {}}, {"self_test": None}, {"image": None}, {"schema": "chestxray.card/9"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image": {"size": 64, "resize": "stretch", "clahe": False}},
+        {"image": {"size": 32, "sharpen": True}},
+        {"self_test": {}},
+        {"self_test": None},
+        {"image": None},
+        {"schema": "chestxray.card/9"},
+    ],
+)
 def test_unusable_card_is_a_one_line_error(bundle, tmp_path, changes):
     with pytest.raises(ValueError, match="Received: folder="):
         load_classifier(edited(bundle[0], tmp_path, **changes))
@@ -180,6 +204,7 @@ def test_pattern_is_the_same_for_ever():
 
 
 # Files that are not what they should be
+
 
 def lambda_model():
     inputs = keras.Input((4, 4, 1))
@@ -216,16 +241,24 @@ def other_class(path):
 def broken_weights(path):
     with zipfile.ZipFile(path) as file:
         config, weights = file.read("config.json"), file.read("model.weights.h5")
-    zipped(path, config__json=config, metadata__json="{}", model__weights__h5=weights[:len(weights) // 2])
+    zipped(path, config__json=config, metadata__json="{}", model__weights__h5=weights[: len(weights) // 2])
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"no model"),
-    lambda path: path.write_bytes(path.read_bytes()[:-2000]), lambda path: zipped(path, a="b"),
-    lambda path: zipped(path, config__json="[]", metadata__json="{}", model__weights__h5=""),
-    lambda path: zipped(path, config__json="{}", metadata__json="{}", model__weights__h5=""),
-    without_weights, broken_weights, other_class],
-    ids=["empty", "text", "cut", "zip", "list", "object", "no weights", "half weights", "os.system"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"no model"),
+        lambda path: path.write_bytes(path.read_bytes()[:-2000]),
+        lambda path: zipped(path, a="b"),
+        lambda path: zipped(path, config__json="[]", metadata__json="{}", model__weights__h5=""),
+        lambda path: zipped(path, config__json="{}", metadata__json="{}", model__weights__h5=""),
+        without_weights,
+        broken_weights,
+        other_class,
+    ],
+    ids=["empty", "text", "cut", "zip", "list", "object", "no weights", "half weights", "os.system"],
+)
 def test_garbage_for_a_model_is_a_one_line_error(bundle, tmp_path, spoil):
     copy = shutil.copytree(bundle[0], tmp_path / "copy")
     spoil(copy / "model.keras")

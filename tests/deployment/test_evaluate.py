@@ -25,10 +25,16 @@ def predictions_of(count=400, seed=0, slope=1.0, shift=0.0):
     odds = generator.normal(0, 2, count)
     labels = (generator.random(count) < expit(odds)).astype(int)
     told = (odds - shift) / slope
-    table = pd.DataFrame({"path": [f"/films/{number}.png" for number in range(count)], "status": "ok",
-                          "probability": expit(told),
-                          "decision": np.where(told >= 0, CLASSES[1], CLASSES[0]), "problem": None,
-                          "logit": told})
+    table = pd.DataFrame(
+        {
+            "path": [f"/films/{number}.png" for number in range(count)],
+            "status": "ok",
+            "probability": expit(told),
+            "decision": np.where(told >= 0, CLASSES[1], CLASSES[0]),
+            "problem": None,
+            "logit": told,
+        }
+    )
     for name in MEASURES:
         table[name] = generator.normal(100, 10, count)
     return table, labels
@@ -36,27 +42,35 @@ def predictions_of(count=400, seed=0, slope=1.0, shift=0.0):
 
 def card_of(table):
     return PUBLISHED | {
-        "name": "model", "classes": list(CLASSES), "limits": ["Research software, not a medical device."],
+        "name": "model",
+        "classes": list(CLASSES),
+        "limits": ["Research software, not a medical device."],
         "calibration": {"slope": 1.0, "intercept": 0.0},
         "thresholds": {"youden": 0.5, "sensitivity_95": None, "half": 0.5},
         "triage": {"rule_out": 0.1, "rule_in": 0.9},
-        "reference": describe_reference({name: table[name] for name in (*MEASURES, "logit")})}
+        "reference": describe_reference({name: table[name] for name in (*MEASURES, "logit")}),
+    }
 
 
 @pytest.fixture(scope="module")
 def told():
     table, labels = predictions_of()
-    given = pd.DataFrame({"path": table["path"], "label": labels, "site": np.arange(400) % 2,
-                          "group": np.arange(400) // 2})
+    given = pd.DataFrame(
+        {"path": table["path"], "label": labels, "site": np.arange(400) % 2, "group": np.arange(400) // 2}
+    )
     return table, given
 
 
 # Labels
 
+
 def test_labels_meet_predictions_by_path_or_by_name(told):
     table, given = told
-    for changed in (given, given.assign(path=given["path"].str.removeprefix("/films/")),
-                    given.assign(label=given["label"].map(dict(enumerate(CLASSES))))):
+    for changed in (
+        given,
+        given.assign(path=given["path"].str.removeprefix("/films/")),
+        given.assign(label=given["label"].map(dict(enumerate(CLASSES)))),
+    ):
         joined, absent = join_labels(table, changed.sample(frac=1, random_state=0), CLASSES)
         assert absent.empty
         joined = joined.set_index("path").loc[table["path"]]
@@ -85,13 +99,19 @@ def test_without_groups_each_image_is_a_patient(told):
     assert "another patient" in report(joined, card_of(table))[0][1]
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda given: given.drop(columns="label"), "labels need a column label"),
-    (lambda given: given.assign(label="ill"), "Received: label='ill'"),
-    (lambda given: pd.concat([given, given.iloc[:1]]), "name a path twice"),
-    (lambda given: given.assign(path="x/" + given["path"].str.removeprefix("/films/") + "x"),
-     "no path of the labels is among the predictions"),
-    (lambda given: pd.concat([given.iloc[:1], given.iloc[:1].assign(path="0.png")]), "same prediction")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda given: given.drop(columns="label"), "labels need a column label"),
+        (lambda given: given.assign(label="ill"), "Received: label='ill'"),
+        (lambda given: pd.concat([given, given.iloc[:1]]), "name a path twice"),
+        (
+            lambda given: given.assign(path="x/" + given["path"].str.removeprefix("/films/") + "x"),
+            "no path of the labels is among the predictions",
+        ),
+        (lambda given: pd.concat([given.iloc[:1], given.iloc[:1].assign(path="0.png")]), "same prediction"),
+    ],
+)
 def test_labels_that_do_not_fit(told, change, message):
     table, given = told
     with pytest.raises(ValueError, match=message):
@@ -138,12 +158,22 @@ def test_labels_that_a_spreadsheet_wrote(told, tmp_path):
     labels[6:8] = ["6.png,0.0,3", "7.png,1.0,"]  # "003" and "3" are two patients; no patient; no label
     labels[8:12] = ["8.png,0.0,NA", "9.png,1.0,NA", "10.png,0,None", "11.png,1,None"]
     (tmp_path / "l.csv").write_text("\n".join(["path,label,group", *labels, "120.png,,"]))
-    said = CliRunner().invoke(main, ["evaluate", str(tmp_path / "p.csv"), "--model", str(tmp_path / "model"),
-                                     "--labels", str(tmp_path / "l.csv")])
+    said = CliRunner().invoke(
+        main,
+        [
+            "evaluate",
+            str(tmp_path / "p.csv"),
+            "--model",
+            str(tmp_path / "model"),
+            "--labels",
+            str(tmp_path / "l.csv"),
+        ],
+    )
     assert "120 images of 61 patients" in said.output, said.output
 
 
 # The report
+
 
 def section(sections, title):
     return next(one for one in sections if one[0] == title)
@@ -211,8 +241,13 @@ def test_too_few_images_for_a_threshold_of_their_own():
 
 def test_recalibration_is_fitted_on_other_patients():
     labels = np.arange(60) % 2
-    rows = pd.DataFrame({"logit": np.random.default_rng(0).normal(0, 1, 60) + labels, "label": labels,
-                         "group": np.arange(60) // 2})
+    rows = pd.DataFrame(
+        {
+            "logit": np.random.default_rng(0).normal(0, 1, 60) + labels,
+            "label": labels,
+            "group": np.arange(60) // 2,
+        }
+    )
     swapped = rows.assign(label=np.where(rows["group"] == 7, 1 - rows["label"], rows["label"]))
     before, after = locally_calibrated(rows), locally_calibrated(swapped)
     changed = np.flatnonzero(before != after)
@@ -249,9 +284,13 @@ def test_labels_that_are_not_known_yet_are_left_out(told):
         join_labels(table, given.assign(label=None), CLASSES)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda rows: rows.drop(columns="logit"), r"missing: \['logit'\]"),
-    (lambda rows: rows.assign(probability=np.nan), "no labelled image was classified")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.drop(columns="logit"), r"missing: \['logit'\]"),
+        (lambda rows: rows.assign(probability=np.nan), "no labelled image was classified"),
+    ],
+)
 def test_predictions_that_cannot_be_scored(told, change, message):
     table, given = told
     joined, _ = join_labels(table, given, CLASSES)
@@ -274,6 +313,7 @@ def test_predictions_of_another_model_are_noticed(told):
 
 # Without labels
 
+
 def test_drift_shares_and_what_to_label(told):
     table, _ = told
     card = card_of(table)
@@ -289,8 +329,10 @@ def test_drift_shares_and_what_to_label(told):
     assert shares.loc["called pneumonia", "of"] == 264
     assert shares.loc["called pneumonia", "images"] == (later.loc[36:, "logit"] >= 0).sum()
     other = later.assign(decision=CLASSES[1])  # decided by another rule than youden
-    assert section(drift_report(other, card), "Shares")[2].set_index("what").loc[
-        "called pneumonia", "images"] == 264
+    assert (
+        section(drift_report(other, card), "Shares")[2].set_index("what").loc["called pneumonia", "images"]
+        == 264
+    )
     verdicts = section(sections, "Drift")[2].set_index("what")["verdict"]
     assert verdicts["brightness"] == "large change"
     assert set(verdicts.drop("brightness")) == {"no change seen"}
@@ -302,6 +344,7 @@ def test_drift_shares_and_what_to_label(told):
 
 
 # The command
+
 
 @pytest.mark.parametrize("missing", ["thresholds", "limits", "schema"])
 def test_a_card_that_cannot_be_used(told, tmp_path, missing):
@@ -330,8 +373,17 @@ def test_a_page_does_not_replace_its_table(told, tmp_path):
     write_json(tmp_path / "model" / "card.json", card_of(told[0]))
     told[0].to_csv(tmp_path / "p.csv", index=False)
     before = (tmp_path / "p.csv").read_bytes()
-    found = CliRunner().invoke(main, ["evaluate", str(tmp_path / "p.csv"), "--model", str(tmp_path / "model"),
-                                      "--html", str(tmp_path / "p.csv")])
+    found = CliRunner().invoke(
+        main,
+        [
+            "evaluate",
+            str(tmp_path / "p.csv"),
+            "--model",
+            str(tmp_path / "model"),
+            "--html",
+            str(tmp_path / "p.csv"),
+        ],
+    )
     assert found.exit_code == 2 and "must end in .html or .htm. Received" in found.output
     assert (tmp_path / "p.csv").read_bytes() == before
 
@@ -346,8 +398,9 @@ def test_command_with_and_without_labels(told, tmp_path):
     assert result.exit_code == 0, result.output
     assert "Drift is not yet loss of performance" in result.output
     assert "Drift is not yet loss" in (tmp_path / "drift.html").read_text(encoding="utf-8")
-    result = CliRunner().invoke(main, [*arguments, "--labels", str(tmp_path / "labels.csv"), "--by", "site",
-                                       "--prevalence", "0.1"])
+    result = CliRunner().invoke(
+        main, [*arguments, "--labels", str(tmp_path / "labels.csv"), "--by", "site", "--prevalence", "0.1"]
+    )
     assert result.exit_code == 0, result.output
     for said in ("By site", "ppv_10", "not a medical device"):
         assert said in result.output

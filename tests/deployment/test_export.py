@@ -62,14 +62,16 @@ def test_calibration_is_that_of_the_file(exported, data):
 
 
 def test_other_phantoms_than_the_models_own_leave_calibration_and_thresholds_alone(
-        few_images_are_enough, compact, data, tmp_path):
+    few_images_are_enough, compact, data, tmp_path
+):
     shutil.copytree(compact, tmp_path / "model")
     card = read_json(compact / "card.json")
     card["training_data"] |= {"name": "synthetic", "split_hash": "another"}
     (tmp_path / "model" / "card.json").write_text(json.dumps(card))
     other = data.table.assign(label=1 - data.table["label"])  # fitted on these, the slope would be another
-    export_model(tmp_path / "model", tmp_path / "out", "onnx", replace(data, name="synthetic", table=other),
-                 force=True)
+    export_model(
+        tmp_path / "model", tmp_path / "out", "onnx", replace(data, name="synthetic", table=other), force=True
+    )
     after = read_json(tmp_path / "out" / "card.json")
     assert {key for key in card if after[key] != card[key]} == {"self_test"}  # its logit, in the last digits
 
@@ -89,8 +91,9 @@ def test_a_process_without_tensorflow_predicts_the_same(compact, exported, tmp_p
     rng = np.random.default_rng(0)
     for number in range(4):
         assert cv2.imwrite(str(tmp_path / f"{number}.png"), rng.integers(0, 256, (70, 60), dtype=np.uint8))
-    told = subprocess.run([sys.executable, "-c", FRESH, exported[0], tmp_path], capture_output=True,
-                          text=True, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", FRESH, exported[0], tmp_path], capture_output=True, text=True, check=True
+    )
     rows = list(chestxray.predict_files(load_classifier(compact), tmp_path, accept_all=True))
     for (logit, probability, decision, distance), row in zip(json.loads(told.stdout), rows, strict=True):
         assert logit == pytest.approx(row["logit"], abs=1e-3)
@@ -101,8 +104,9 @@ def test_a_process_without_tensorflow_predicts_the_same(compact, exported, tmp_p
 
 
 @pytest.mark.parametrize("format_", ["litert", "onnx"])
-def test_half_precision_is_smaller_and_nearly_the_same(few_images_are_enough, compact, data, format_,
-                                                       tmp_path):
+def test_half_precision_is_smaller_and_nearly_the_same(
+    few_images_are_enough, compact, data, format_, tmp_path
+):
     whole, half = tmp_path / "whole", tmp_path / "half"
     export_model(compact, whole, format_, data)
     found = export_model(compact, half, format_, data, float16=True, force=True)
@@ -131,16 +135,19 @@ def test_the_preprocessing_of_every_backbone_is_in_the_file(backbone, format_, t
 
 def damage(convert):
     """A converter that loses something on the way."""
+
     def damaged(model, path, float16):
         kernel = model.get_layer("logit").kernel
         kernel.assign(kernel * 0.5)
         convert(model, path, float16)
         kernel.assign(kernel * 2)  # the original has the same layer
+
     return damaged
 
 
-def test_an_export_that_decides_otherwise_is_removed_and_explained(few_images_are_enough, compact, data,
-                                                                   tmp_path, monkeypatch):
+def test_an_export_that_decides_otherwise_is_removed_and_explained(
+    few_images_are_enough, compact, data, tmp_path, monkeypatch
+):
     monkeypatch.setitem(export._CONVERTERS, "litert", damage(export._to_litert))
     with pytest.raises(ValueError, match="the export was removed: logits differ by up to"):
         export_model(compact, tmp_path / "model", "litert", data)
@@ -150,20 +157,29 @@ def test_an_export_that_decides_otherwise_is_removed_and_explained(few_images_ar
     assert found["logit_difference"] > 0.01 and "logits differ" in card["export"]["faults"][0]
 
 
-GOOD = {"images": 400, "logit_difference": 1e-4, "decisions_changed": 0.0, "refusals_changed": 0.0,
-        "brier": [0.05, 0.05], "distinct_scores": [390, 390]}
+GOOD = {
+    "images": 400,
+    "logit_difference": 1e-4,
+    "decisions_changed": 0.0,
+    "refusals_changed": 0.0,
+    "brier": [0.05, 0.05],
+    "distinct_scores": [390, 390],
+}
 
 
-@pytest.mark.parametrize(("change", "float16", "word"), [
-    ({"logit_difference": 2e-3}, False, "logits differ"),
-    ({"logit_difference": float("nan")}, False, "logits differ"),
-    ({"decisions_changed": 1 / 400}, False, "decisions"),
-    ({"decisions_changed": 3 / 400}, True, "decisions"),
-    ({"refusals_changed": 3 / 400}, False, "refusals"),
-    ({"brier": [0.05, 0.0521]}, True, "Brier"),
-    ({"brier": [0.05, float("nan")]}, True, "Brier"),
-    ({"distinct_scores": [390, 300]}, True, "300 different scores"),
-])
+@pytest.mark.parametrize(
+    ("change", "float16", "word"),
+    [
+        ({"logit_difference": 2e-3}, False, "logits differ"),
+        ({"logit_difference": float("nan")}, False, "logits differ"),
+        ({"decisions_changed": 1 / 400}, False, "decisions"),
+        ({"decisions_changed": 3 / 400}, True, "decisions"),
+        ({"refusals_changed": 3 / 400}, False, "refusals"),
+        ({"brier": [0.05, 0.0521]}, True, "Brier"),
+        ({"brier": [0.05, float("nan")]}, True, "Brier"),
+        ({"distinct_scores": [390, 300]}, True, "300 different scores"),
+    ],
+)
 def test_the_gate_names_each_fault(change, float16, word):
     assert gate(GOOD, float16) == []
     (fault,) = gate(GOOD | change, float16)
@@ -174,8 +190,9 @@ def test_half_precision_may_change_two_decisions_in_four_hundred():
     assert gate(GOOD | {"decisions_changed": 2 / 400, "logit_difference": 0.05}, True) == []
 
 
-def test_other_data_and_too_few_images_are_refused(few_images_are_enough, compact, data, tiny_folder,
-                                                   tmp_path, monkeypatch):
+def test_other_data_and_too_few_images_are_refused(
+    few_images_are_enough, compact, data, tiny_folder, tmp_path, monkeypatch
+):
     other = replace(data, table=data.table[1:])
     with pytest.raises(ValueError, match="another split"):
         export_model(compact, tmp_path / "model", "onnx", other)

@@ -88,7 +88,12 @@ def test_files_that_came_or_went_since(tmp_path):
     second = Predictor()
     play(output, second, [*PATHS[:2], *PATHS[3:]])
     assert second.asked == PATHS[3:] and [row["path"] for row in table(output)] == [
-        "0.png", "1.png", "3.png", "4.png", "5.png"]
+        "0.png",
+        "1.png",
+        "3.png",
+        "4.png",
+        "5.png",
+    ]
     with pytest.raises(KeyboardInterrupt):
         play(output, Predictor(PATHS[4]))
     play(output, third := Predictor(), PATHS[:2])
@@ -110,8 +115,10 @@ def test_other_files_of_the_same_name_are_predicted(tmp_path, monkeypatch):
     assert second.asked == PATHS and table(tmp_path / "out.csv") == EXPECTED
 
 
-@pytest.mark.parametrize("change", [lambda path: path.write_text("longer than before"), Path.unlink,
-                                    lambda path: os.utime(path, ns=(0, 1))])
+@pytest.mark.parametrize(
+    "change",
+    [lambda path: path.write_text("longer than before"), Path.unlink, lambda path: os.utime(path, ns=(0, 1))],
+)
 def test_a_file_that_has_changed_since_is_predicted_again(tmp_path, change):
     paths = [tmp_path / path for path in PATHS]
     for path in paths:
@@ -132,7 +139,7 @@ def test_the_former_table_stays_until_the_new_one_is_whole(tmp_path):
 
 
 def test_paths_that_are_no_text_survive(tmp_path):
-    strange = [Path("line\nend.png"), Path("bad\udcff.png"), Path('quote"\'.png')]
+    strange = [Path("line\nend.png"), Path("bad\udcff.png"), Path("quote\"'.png")]
     play(tmp_path / "out.csv", Predictor(), strange)
     with open(tmp_path / "out.csv", newline="", errors="surrogateescape", encoding="utf-8") as file:
         assert [row["path"] for row in csv.DictReader(file)] == [str(path) for path in strange]

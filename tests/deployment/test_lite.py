@@ -27,16 +27,28 @@ def test_a_clean_environment_with_the_extra_lite(compact, litert, data, tiny_fol
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "runs", "saved_models", "results"))
     python = tmp_path / "lite" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "lite"], check=True)
-    installed = subprocess.run([python, "-m", "pip", "install", "-q", f"{source}[lite]"], capture_output=True,
-                               text=True)
+    installed = subprocess.run(
+        [python, "-m", "pip", "install", "-q", f"{source}[lite]"], capture_output=True, text=True
+    )
     if "Could not find a version that satisfies" in installed.stderr:  # none at all: no index
         pytest.skip("needs a package index")
     assert installed.returncode == 0, installed.stderr
     assert subprocess.run([python, "-c", "import tensorflow"], capture_output=True).returncode != 0
     films = [tiny_folder / path for path in data.part("test")["path"]]
     table = tmp_path / "out.jsonl"
-    told = subprocess.run([tmp_path / "lite" / "bin" / "chestxray", "predict", litert, *films, "--accept-all",
-                           "--output", table], capture_output=True, text=True)
+    told = subprocess.run(
+        [
+            tmp_path / "lite" / "bin" / "chestxray",
+            "predict",
+            litert,
+            *films,
+            "--accept-all",
+            "--output",
+            table,
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert told.returncode == 0, told.stderr
     rows = [json.loads(line) for line in table.read_text().splitlines()]
     for found, row in zip(rows, predict_files(load_classifier(compact), films, accept_all=True), strict=True):

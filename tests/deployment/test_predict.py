@@ -37,11 +37,17 @@ def write(path, image):
 
 def png_header(width, height):
     """A well-formed PNG that promises more pixels than it holds."""
+
     def chunk(kind, content):
         checksum = zlib.crc32(kind + content)
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-            + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b""))
+
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.fixture
@@ -52,7 +58,7 @@ def strange(tmp_path):
     grey = picture(1)
     write(folder / "a_good.png", grey)
     whole = cv2.imencode(".jpg", picture(2, 200))[1].tobytes()
-    (folder / "b_truncated.jpeg").write_bytes(whole[:len(whole) // 2])
+    (folder / "b_truncated.jpeg").write_bytes(whole[: len(whole) // 2])
     (folder / "c_empty.png").touch()
     (folder / "d_text.jpeg").write_text("this is no picture\n" * 50)
     write(folder / "e_sixteen.png", grey.astype(np.uint16) * 257)
@@ -64,8 +70,13 @@ def strange(tmp_path):
     return folder
 
 
-PROBLEMS = {"b_truncated.jpeg": "truncated", "c_empty.png": "empty file", "d_text.jpeg": "not an image",
-            "h_one.png": "too small (1 × 1", "i_huge.png": "too large (12000 × 12000"}
+PROBLEMS = {
+    "b_truncated.jpeg": "truncated",
+    "c_empty.png": "empty file",
+    "d_text.jpeg": "not an image",
+    "h_one.png": "too small (1 × 1",
+    "i_huge.png": "too large (12000 × 12000",
+}
 
 
 def test_each_file_is_read_or_named_and_the_rest_goes_on(classifier, strange):
@@ -146,8 +157,15 @@ def test_rule_without_threshold_stops_before_the_first_file(classifier, tmp_path
 
 
 def test_folders_are_searched_without_debris(tmp_path):
-    for name in ("b/c/2.png", "b/1.png", "a.jpeg", "__MACOSX/b/._1.png", ".DS_Store", "b/._1.png",
-                 ".git/x.png"):
+    for name in (
+        "b/c/2.png",
+        "b/1.png",
+        "a.jpeg",
+        "__MACOSX/b/._1.png",
+        ".DS_Store",
+        "b/._1.png",
+        ".git/x.png",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     found = [path.relative_to(tmp_path).as_posix() for path in list_images([tmp_path])]
@@ -211,8 +229,14 @@ def test_patterns_tables_and_links(tmp_path):
 
 
 def test_names_that_could_do_harm(classifier, tmp_path):
-    names = ["-rf.png", "two words.png", "quote\"'.png", "line\nend.png", "漢.png",
-             os.fsdecode(b"bad\xff.png")]
+    names = [
+        "-rf.png",
+        "two words.png",
+        "quote\"'.png",
+        "line\nend.png",
+        "漢.png",
+        os.fsdecode(b"bad\xff.png"),
+    ]
     for number, name in enumerate(names):
         write(tmp_path / "plain.png", picture(number))
         os.rename(tmp_path / "plain.png", tmp_path / name)
@@ -227,8 +251,11 @@ def test_threads_give_the_same_rows_in_the_same_order(litert, tmp_path):
         write(tmp_path / f"{number:02d}.png", picture(number))
     (tmp_path / "33.png").write_bytes(b"bad")
     alone = list(predict_files(classifier, [tmp_path]))
-    spread = list(predict.predict_parallel(litert, list_images([tmp_path]), accept_all=True, jobs=2,
-                                           backend="threading"))
+    spread = list(
+        predict.predict_parallel(
+            litert, list_images([tmp_path]), accept_all=True, jobs=2, backend="threading"
+        )
+    )
     assert [row["path"] for row in spread] == [row["path"] for row in alone]
     for one, other in zip(spread, alone, strict=True):
         assert one["status"] == other["status"]

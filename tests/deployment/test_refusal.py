@@ -14,8 +14,12 @@ KINDS = ("normal", "bacteria", "virus")
 def features_of(images):
     """What a small network would pool: means of filtered and rectified images, (N, 8)."""
     filters = np.random.default_rng(0).normal(0, 1, (8, 5, 5)).astype(np.float32)
-    return np.stack([[np.maximum(cv2.filter2D(image.astype(np.float32) / 255, -1, one), 0).mean()
-                      for one in filters] for image in images])
+    return np.stack(
+        [
+            [np.maximum(cv2.filter2D(image.astype(np.float32) / 255, -1, one), 0).mean() for one in filters]
+            for image in images
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +41,17 @@ def test_other_films_are_accepted(refusal, films):
     assert sum(map(bool, said(refusal, films[180:]))) <= 4
 
 
-@pytest.mark.parametrize(("change", "reason"), [
-    (lambda films: 255 - films, "looks inverted"),
-    (lambda films: np.rot90(films, 2, (1, 2)), "looks upside down"),
-    (lambda films: np.rot90(films, 1, (1, 2)), "counterclockwise"),
-    (lambda films: np.rot90(films, 3, (1, 2)), "90° clockwise"),
-    (lambda films: np.full_like(films, 77), "shows nothing"),
-    (lambda films: np.random.default_rng(0).integers(0, 256, films.shape), "frontal chest film")])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda films: 255 - films, "looks inverted"),
+        (lambda films: np.rot90(films, 2, (1, 2)), "looks upside down"),
+        (lambda films: np.rot90(films, 1, (1, 2)), "counterclockwise"),
+        (lambda films: np.rot90(films, 3, (1, 2)), "90° clockwise"),
+        (lambda films: np.full_like(films, 77), "shows nothing"),
+        (lambda films: np.random.default_rng(0).integers(0, 256, films.shape), "frontal chest film"),
+    ],
+)
 def test_spoilt_films_are_refused_with_the_reason(refusal, films, change, reason):
     reasons = said(refusal, change(films[180:]))
     assert sum(map(bool, reasons)) >= 58
@@ -55,7 +63,7 @@ def leg(seed):
     generator = np.random.default_rng(seed)
     image = np.zeros((SIDE, SIDE), np.float32)
     middle, width = generator.uniform(28, 36), generator.uniform(12, 18)
-    image[:, int(middle - width):int(middle + width)] = 90
+    image[:, int(middle - width) : int(middle + width)] = 90
     for offset, thick in ((-5, 6), (7, 3)):
         place = middle + offset
         cv2.line(image, (int(place), 0), (int(place + generator.uniform(-3, 3)), SIDE), 200, thick)
@@ -67,8 +75,13 @@ def photo(seed):
     generator = np.random.default_rng(seed)
     image = np.full((SIDE, SIDE, 3), generator.integers(0, 255, 3), np.uint8)
     for _ in range(12):
-        cv2.circle(image, generator.integers(0, SIDE, 2).tolist(), int(generator.integers(3, 18)),
-                   generator.integers(0, 255, 3).tolist(), -1)
+        cv2.circle(
+            image,
+            generator.integers(0, SIDE, 2).tolist(),
+            int(generator.integers(3, 18)),
+            generator.integers(0, 255, 3).tolist(),
+            -1,
+        )
     return image
 
 

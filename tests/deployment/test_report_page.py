@@ -36,8 +36,10 @@ def written(litert, rows):
     classifier = load_classifier(litert)
     said = [row["probability"] for row in rows]
     classifier.card["triage"] = {"rule_in": (said[1] + said[2]) / 2, "rule_out": (said[3] + said[4]) / 2}
-    problems = [{"path": "<b>.png", "status": "refused", "problem": "a lateral view"},
-                {"path": "line\nend.png", "status": "unreadable", "problem": "empty file"}]
+    problems = [
+        {"path": "<b>.png", "status": "refused", "problem": "a lateral view"},
+        {"path": "line\nend.png", "status": "unreadable", "problem": "empty file"},
+    ]
     return report_page(classifier, rows, problems, COUNT, "youden")
 
 
@@ -69,18 +71,36 @@ def test_a_film_whose_decision_contradicts_the_triage_is_to_be_looked_at(litert,
     middle = (rows[2]["probability"] + rows[3]["probability"]) / 2
     classifier.card["triage"] = {"rule_in": middle, "rule_out": middle}  # nothing lies between
     decisions = [ill, normal, ill, ill, normal, normal]
-    page = report_page(classifier, [row | {"decision": one} for row, one in zip(rows, decisions)], [], COUNT,
-                       "youden")
-    assert re.findall(r'</span> (\w+), ([\w ]+)<', page) == list(zip(decisions, [
-        "suspicious", "to be looked at", "suspicious", "to be looked at", "unsuspicious", "unsuspicious"]))
+    page = report_page(
+        classifier, [row | {"decision": one} for row, one in zip(rows, decisions)], [], COUNT, "youden"
+    )
+    assert re.findall(r"</span> (\w+), ([\w ]+)<", page) == list(
+        zip(
+            decisions,
+            [
+                "suspicious",
+                "to be looked at",
+                "suspicious",
+                "to be looked at",
+                "unsuspicious",
+                "unsuspicious",
+            ],
+        )
+    )
 
 
 def test_limits_thresholds_and_problems_are_said(written, litert):
     text = " ".join(Reader(written).text)
     card = load_classifier(litert).card
-    for said in (card["limits"][0], f"probability of {card['thresholds']['youden']:.3f}",
-                 "9 images: 6 classified", "4 images show people outside the age range", "a lateral view",
-                 "line\\nend.png", "<b>.png"):
+    for said in (
+        card["limits"][0],
+        f"probability of {card['thresholds']['youden']:.3f}",
+        "9 images: 6 classified",
+        "4 images show people outside the age range",
+        "a lateral view",
+        "line\\nend.png",
+        "<b>.png",
+    ):
         assert said in text
     assert "another view" not in text  # none was counted, so nothing is said
     assert "not where the disease is" in text
@@ -146,9 +166,21 @@ def test_what_happens_on_clicks(written, tmp_path):
     if browser is None:
         pytest.skip("needs the browser chromium")
     (tmp_path / "page.html").write_text(written.replace("</body>", CLICKS), encoding="utf-8")
-    dom = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
-                          f"--user-data-dir={tmp_path}/user", (tmp_path / "page.html").as_uri()],
-                         capture_output=True, text=True, timeout=120, check=True).stdout
+    dom = subprocess.run(
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--dump-dom",
+            f"--user-data-dir={tmp_path}/user",
+            (tmp_path / "page.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
     told = json.loads(re.search(r"<title>told (.*?)</title>", dom)[1])
     assert told == [[1, 2, 3, 4, 5, 6], [1, 2], "2 of 6 films shown", [3, 4], 6, 0, 6, True, "all"]
 

@@ -50,8 +50,18 @@ def test_lines_summary_and_exit_code(litert, films):
 
 
 def test_table_and_report_at_once(litert, films, tmp_path):
-    told = call("predict", litert, films, "--accept-all", "--output", tmp_path / "out.csv",
-                "--report", tmp_path / "page.html", "--jobs", 1)
+    told = call(
+        "predict",
+        litert,
+        films,
+        "--accept-all",
+        "--output",
+        tmp_path / "out.csv",
+        "--report",
+        tmp_path / "page.html",
+        "--jobs",
+        1,
+    )
     assert told.exit_code == 1
     with open(tmp_path / "out.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -65,19 +75,40 @@ def test_table_and_report_at_once(litert, films, tmp_path):
 
 
 def test_table_and_page_are_no_films(litert, films):
-    given = ("predict", litert, films, "--accept-all", "--jobs", 1, "--output", films / "out.csv",
-             "--report", films / "page.html")
+    given = (
+        "predict",
+        litert,
+        films,
+        "--accept-all",
+        "--jobs",
+        1,
+        "--output",
+        films / "out.csv",
+        "--report",
+        films / "page.html",
+    )
     told = [call(*given).output.splitlines()[-1] for _ in range(2)]
     assert told[0] == told[1] and told[0].startswith("40 images, 0 refused, 1 unreadable")
 
 
 def test_broken_off_in_the_report_nothing_is_predicted_again(litert, films, tmp_path, monkeypatch):
-    given = ("predict", litert, films, "--accept-all", "--jobs", 1, "--output", tmp_path / "out.csv",
-             "--report", tmp_path / "page.html")
+    given = (
+        "predict",
+        litert,
+        films,
+        "--accept-all",
+        "--jobs",
+        1,
+        "--output",
+        tmp_path / "out.csv",
+        "--report",
+        tmp_path / "page.html",
+    )
     page, judge = session_module.report_page, session_module.judge
 
     def broken_off(*args):
         raise KeyboardInterrupt
+
     monkeypatch.setattr(session_module, "report_page", broken_off)
     told = call(*given)
     assert told.exit_code == 130 and told.output.endswith("interrupted; the same command goes on from here\n")
@@ -114,8 +145,11 @@ def test_workers_notice_another_model_in_the_same_folder(compact, litert, films,
         card = read_json(folder / "card.json")
         card["calibration"]["intercept"] += bias
         write_json(folder / "card.json", card)
-        rows = list(predict.predict_parallel(folder, sorted(films.glob("*.png"))[:3], accept_all=True, jobs=2,
-                                             backend="threading"))
+        rows = list(
+            predict.predict_parallel(
+                folder, sorted(films.glob("*.png"))[:3], accept_all=True, jobs=2, backend="threading"
+            )
+        )
         assert [row["probability"] > 0.999 for row in rows] == [bool(bias)] * 3
 
 
@@ -127,17 +161,27 @@ def test_the_report_holds_the_most_suspicious_only(litert, films, monkeypatch):
     assert kept == said[:5]
 
 
-@pytest.mark.parametrize(("words", "reason"), [
-    (["/nowhere", "x.png"], "card.json is missing"), (["MODEL", "EMPTY"], "no image found"),
-    (["MODEL", "FILMS", "--rule", "best"], "no threshold"),
-    (["MODEL", "FILMS", "--output", "out.xlsx"], "must end in .csv or .jsonl"),
-    (["MODEL", "FILMS", "--backend", "abacus"], "abacus"),
-    (["MODEL", "FILMS", "--report", "/nowhere/page.html"], "the report cannot be written there"),
-    (["MODEL", "FILMS", "--report", "out.png"], "the name must end in .html or .htm")])
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["/nowhere", "x.png"], "card.json is missing"),
+        (["MODEL", "EMPTY"], "no image found"),
+        (["MODEL", "FILMS", "--rule", "best"], "no threshold"),
+        (["MODEL", "FILMS", "--output", "out.xlsx"], "must end in .csv or .jsonl"),
+        (["MODEL", "FILMS", "--backend", "abacus"], "abacus"),
+        (["MODEL", "FILMS", "--report", "/nowhere/page.html"], "the report cannot be written there"),
+        (["MODEL", "FILMS", "--report", "out.png"], "the name must end in .html or .htm"),
+    ],
+)
 def test_mistakes_are_told_in_one_line(litert, films, tmp_path, words, reason):
     (tmp_path / "empty").mkdir()
-    places = {"MODEL": litert, "FILMS": films, "EMPTY": tmp_path / "empty", "out.xlsx": tmp_path / "out.xlsx",
-              "out.png": tmp_path / "out.png"}
+    places = {
+        "MODEL": litert,
+        "FILMS": films,
+        "EMPTY": tmp_path / "empty",
+        "out.xlsx": tmp_path / "out.xlsx",
+        "out.png": tmp_path / "out.png",
+    }
     told = call("predict", *(places.get(word, word) for word in words))
     assert told.exit_code == 2 and reason in told.output and told.output.count("\n") == 1
     assert not any(path.name.startswith((".partial", "out")) for path in tmp_path.iterdir())
@@ -192,11 +236,16 @@ def test_a_full_disk_loses_nothing(litert, films, mounted, tmp_path):
 
 
 def test_export_from_the_command_line(compact, few_images_are_enough, tiny_folder, tmp_path):
-    told = call("export", compact, "--format", "onnx", "--data-dir", tiny_folder,
-                "--output", tmp_path / "onnx")
+    told = call(
+        "export", compact, "--format", "onnx", "--data-dir", tiny_folder, "--output", tmp_path / "onnx"
+    )
     assert told.exit_code == 0 and "0.00% of the decisions" in told.output
     assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == [
-        "README.md", "card.json", "model.onnx", "refusal.npz"]
+        "README.md",
+        "card.json",
+        "model.onnx",
+        "refusal.npz",
+    ]
 
 
 @pytest.mark.slow
@@ -221,8 +270,10 @@ def test_two_dask_workers_one_is_killed(litert, tmp_path, monkeypatch):
 
 def test_both_formats_of_the_table_are_evaluated_alike(litert, films, tmp_path):
     (films / "07.png").unlink()
-    (tmp_path / "labels.csv").write_text("path,label\n" + "".join(
-        f"{path},{number % 2}\n" for number, path in enumerate(sorted(films.iterdir()))))
+    (tmp_path / "labels.csv").write_text(
+        "path,label\n"
+        + "".join(f"{path},{number % 2}\n" for number, path in enumerate(sorted(films.iterdir())))
+    )
     told = []
     for name in ("out.csv", "out.JSONL"):
         call("predict", litert, films, "--accept-all", "--output", tmp_path / name, "--jobs", 1)

@@ -5,13 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from chestxray.evaluation.arms import (
-    ARM_METRICS,
-    arm_table,
-    conclude,
-    difference_table,
-    score_arms,
-)
+from chestxray.evaluation.arms import ARM_METRICS, arm_table, conclude, difference_table, score_arms
 from chestxray.evaluation.calibration import apply_platt, fit_platt
 
 
@@ -24,17 +18,27 @@ def scores(seed=0, count=120, good=2.0):
 def table(arms):
     """Validation and test, each with the same 120 labels in groups of two images."""
     labels, _ = scores()
-    rows = pd.DataFrame({"split": np.repeat(["val", "test"], 120), "label": np.tile(labels, 2),
-                         "group": [f"p{number // 2}" for number in range(240)]})
-    return rows.assign(**{f"{arm}{seed}": np.concatenate([scores(10 * seed + part, good=good)[1]
-                                                           for part in (1, 2)])
-                          for arm, good in arms.items() for seed in (0, 1)})
+    rows = pd.DataFrame(
+        {
+            "split": np.repeat(["val", "test"], 120),
+            "label": np.tile(labels, 2),
+            "group": [f"p{number // 2}" for number in range(240)],
+        }
+    )
+    return rows.assign(
+        **{
+            f"{arm}{seed}": np.concatenate([scores(10 * seed + part, good=good)[1] for part in (1, 2)])
+            for arm, good in arms.items()
+            for seed in (0, 1)
+        }
+    )
 
 
 COLUMNS = {"alone": ["alone0", "alone1"], "taught": ["taught0", "taught1"]}
 
 
 # Scores
+
 
 def test_scores_of_each_seed():
     rows = table({"alone": 1.0, "taught": 2.0})
@@ -50,7 +54,8 @@ def test_scores_of_each_seed():
         assert found[arm]["sd"]["auroc"] == pytest.approx(np.std(found[arm]["seeds"]["auroc"], ddof=1))
     assert "difference" not in found["alone"]
     assert found["taught"]["difference"]["auroc"]["value"] == pytest.approx(
-        found["taught"]["mean"]["auroc"] - found["alone"]["mean"]["auroc"])
+        found["taught"]["mean"]["auroc"] - found["alone"]["mean"]["auroc"]
+    )
 
 
 def test_thresholds_come_from_validation():
@@ -70,12 +75,17 @@ def test_one_seed_has_no_spread():
 
 # Words
 
-@pytest.mark.parametrize(("low", "high", "words"), [
-    (0.001, 0.02, "better than"), (-0.02, -0.001, "worse than"), (-0.01, 0.02, "not shown to differ from")])
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0.001, 0.02, "better than"), (-0.02, -0.001, "worse than"), (-0.01, 0.02, "not shown to differ from")],
+)
 def test_conclusion_follows_the_interval(low, high, words):
     entry = {"value": (low + high) / 2, "low": low, "high": high}
-    scored = {"alone": {"seeds": {"auroc": [0.9, 0.91]}},
-              "taught": {"difference": dict.fromkeys(ARM_METRICS, entry)}}
+    scored = {
+        "alone": {"seeds": {"auroc": [0.9, 0.91]}},
+        "taught": {"difference": dict.fromkeys(ARM_METRICS, entry)},
+    }
     said = conclude(scored, "alone")
     assert said.startswith("2 seeds, 1 comparisons")
     assert f"'taught' is {words} 'alone': AUROC {entry['value']:+.4f}" in said

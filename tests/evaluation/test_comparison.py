@@ -54,6 +54,7 @@ def test_another_number_of_scores_is_an_error():
 
 # Several seeds
 
+
 def scores(seed=0, count=120, good=2.0):
     generator = np.random.default_rng(seed)
     labels = np.arange(count) % 3 > 0
@@ -79,8 +80,10 @@ def test_values_by_hand():
     assert found["auroc"]["value"] == pytest.approx((0.25 + 0.0) / 2)
     assert found["sensitivity"]["value"] == pytest.approx((0.5 + 0.5) / 2)
     assert found["specificity"]["value"] == pytest.approx((0.5 - 0.5) / 2)
-    brier = [(0.01 + 0.16 + 0.16 + 0.04) / 4 - (0.01 + 0.36 + 0.36 + 0.04) / 4,
-             (0.01 + 0.64 + 0.36 + 0.16) / 4 - 0.25]
+    brier = [
+        (0.01 + 0.16 + 0.16 + 0.04) / 4 - (0.01 + 0.36 + 0.36 + 0.04) / 4,
+        (0.01 + 0.64 + 0.36 + 0.16) / 4 - 0.25,
+    ]
     assert found["brier"]["value"] == pytest.approx(np.mean(brier))
 
 
@@ -193,6 +196,10 @@ def test_pairs_are_adjusted_together():
 def test_delong_needs_two_images_of_each_class():
     with pytest.raises(ValueError, match="Received: positives=1, negatives=3"):
         delong([1, 0, 0, 0], [0.5, 0.1, 0.6, 0.2], [0.9, 0.1, 0.2, 0.3])
-    few = pair_table([1, 0, 0, 0], np.arange(4), {"a": [0.5, 0.1, 0.6, 0.2], "b": [0.9, 0.1, 0.2, 0.3]},
-                     {"a": 0.5, "b": 0.5})
+    few = pair_table(
+        [1, 0, 0, 0],
+        np.arange(4),
+        {"a": [0.5, 0.1, 0.6, 0.2], "b": [0.9, 0.1, 0.2, 0.3]},
+        {"a": 0.5, "b": 0.5},
+    )
     assert np.isnan(few["p_delong"][0]) and few["p_mcnemar"][0] == 1

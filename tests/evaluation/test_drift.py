@@ -52,17 +52,21 @@ def test_nothing_changed_is_seldom_called_a_change():
     generator, alarms = np.random.default_rng(1), 0
     for _ in range(200):
         reference = describe_reference({name: generator.normal(size=500) for name in "abc"})
-        alarms += (drift_table(reference, {name: generator.normal(size=300) for name in "abc"})["verdict"]
-                   != "no change seen").any()
+        alarms += (
+            drift_table(reference, {name: generator.normal(size=300) for name in "abc"})["verdict"]
+            != "no change seen"
+        ).any()
     assert alarms <= 20  # 5 % of 200 are 10; binomial, 3 standard deviations
 
 
 def test_a_planted_change_is_named():
     generator = np.random.default_rng(2)
-    reference = describe_reference({"brightness": generator.normal(100, 10, 800),
-                                    "contrast": generator.normal(50, 5, 800)})
-    table = drift_table(reference, {"brightness": generator.normal(115, 10, 300),
-                                    "contrast": generator.normal(50, 5, 300)}).set_index("what")
+    reference = describe_reference(
+        {"brightness": generator.normal(100, 10, 800), "contrast": generator.normal(50, 5, 800)}
+    )
+    table = drift_table(
+        reference, {"brightness": generator.normal(115, 10, 300), "contrast": generator.normal(50, 5, 300)}
+    ).set_index("what")
     assert table["verdict"].to_dict() == {"brightness": "large change", "contrast": "no change seen"}
     assert table.loc["brightness", "now"] == pytest.approx(115, abs=2)
     assert table.loc["brightness", "before"] == pytest.approx(100, abs=1)
@@ -80,6 +84,10 @@ def test_what_chance_alone_gives_is_no_large_change():
 
 def test_psi_by_chance_is_what_chance_gives():
     generator = np.random.default_rng(3)
-    found = [drift_table(describe_reference({"x": generator.normal(size=400)}),
-                         {"x": generator.normal(size=400)}).iloc[0] for _ in range(150)]
+    found = [
+        drift_table(
+            describe_reference({"x": generator.normal(size=400)}), {"x": generator.normal(size=400)}
+        ).iloc[0]
+        for _ in range(150)
+    ]
     assert np.mean([row["psi"] for row in found]) == pytest.approx(found[0]["psi_by_chance"], rel=0.2)

@@ -184,8 +184,13 @@ def test_evaluate_values_and_layout():
         assert tuple(result[rule]) == metrics.THRESHOLD_METRICS + subtypes
         assert confusion[rule] == metrics.confusion(labels, scores, thresholds[rule])
         decisions = scores >= thresholds[rule]
-        rates = {"accuracy": accuracy_score, "balanced_accuracy": balanced_accuracy_score,
-                 "precision": precision_score, "sensitivity": recall_score, "f1": f1_score}
+        rates = {
+            "accuracy": accuracy_score,
+            "balanced_accuracy": balanced_accuracy_score,
+            "precision": precision_score,
+            "sensitivity": recall_score,
+            "f1": f1_score,
+        }
         for name, rate in rates.items():
             entry = result[rule][name]
             assert entry["value"] == pytest.approx(rate(labels, decisions))
@@ -319,10 +324,7 @@ def test_draws_without_a_value_are_left_out():
         (lambda: metrics.evaluate([0, 1], [0.1, 0.2], [1, math.nan], {}), r"groups=\[nan\]"),
         (lambda: metrics.evaluate([0, 1], [0.1, 0.2], [1, 2], {}, draws=0), "draws=0"),
         (lambda: metrics.evaluate([0, 1], [0.1, 0.2], [1, 2], {"x": 2.0}), r"threshold=2\.0"),
-        (
-            lambda: metrics.evaluate([0, 1], [0.1, 0.2], [1, 2], {}, ["virus"]),
-            r"subtypes\.shape=\(1,\)",
-        ),
+        (lambda: metrics.evaluate([0, 1], [0.1, 0.2], [1, 2], {}, ["virus"]), r"subtypes\.shape=\(1,\)"),
     ],
 )
 def test_mistakes_name_what_was_received(call, end):

@@ -153,7 +153,8 @@ def test_triage_by_hand():
     assert table["share"].sum() == 1
     wanted = binomtest(1, 2).proportion_ci(method="wilson")
     assert (table.loc["rule out", "low"], table.loc["rule out", "high"]) == pytest.approx(
-        (wanted.low, wanted.high))
+        (wanted.low, wanted.high)
+    )
 
 
 def test_scores_on_the_line_are_referred_and_ruled_in():
@@ -176,6 +177,7 @@ def test_negatives_that_are_certain_leave_no_cut_for_ruling_in():
 
 
 # A threshold from another place
+
 
 def test_labels_of_the_place_mend_a_cut_that_moved():
     labels = np.arange(60) % 2
@@ -213,8 +215,14 @@ def test_images_that_chose_the_cut_are_not_scored():
 
 def test_whole_patients_are_labelled_until_the_images_suffice(monkeypatch):
     seen = []
-    monkeypatch.setattr(operating, "choose_thresholds", lambda labels, scores: (
-        seen.append(np.unique(scores, return_counts=True)[1].tolist()), ({"youden": 0.5}, {}))[1])
+    monkeypatch.setattr(
+        operating,
+        "choose_thresholds",
+        lambda labels, scores: (
+            seen.append(np.unique(scores, return_counts=True)[1].tolist()),
+            ({"youden": 0.5}, {}),
+        )[1],
+    )
     patients = np.repeat(np.arange(40), 10)
     threshold_elsewhere(np.arange(400) % 2, patients / 40, [f"p{one}" for one in patients], (25,), draws=50)
     assert seen == [[10, 10, 10]] * 50

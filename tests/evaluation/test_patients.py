@@ -20,9 +20,16 @@ COPIES = 3
 def rows():
     """160 films of 160 patients, half of them for validation, with the scores of two models."""
     rng, labels = np.random.default_rng(0), np.arange(160) % 2
-    table = pd.DataFrame({
-        "path": [f"{number}.png" for number in range(160)], "group": np.arange(160), "subtype": "",
-        "label": labels, "split": np.repeat(["val", "test"], 80), "site": np.arange(160) // 2 % 2})
+    table = pd.DataFrame(
+        {
+            "path": [f"{number}.png" for number in range(160)],
+            "group": np.arange(160),
+            "subtype": "",
+            "label": labels,
+            "split": np.repeat(["val", "test"], 80),
+            "site": np.arange(160) // 2 % 2,
+        }
+    )
     logits = {name: 1.5 * labels - 0.7 + rng.normal(size=160) for name in ("first", "second")}
     return table.assign(**logits, logit=logits["first"], probability=expit(logits["first"]))
 
@@ -44,8 +51,14 @@ def subgroups(table):
 
 def stress(table):
     images = np.zeros((len(table), 16, 16), np.uint8)
-    found = stress_table(lambda given: table["probability"].to_numpy(), images, table["label"].to_numpy(),
-                         table["group"].to_numpy(), 0.5, draws=100)
+    found = stress_table(
+        lambda given: table["probability"].to_numpy(),
+        images,
+        table["label"].to_numpy(),
+        table["group"].to_numpy(),
+        0.5,
+        draws=100,
+    )
     assert (found["low"] < found["auroc"]).all() and (found["auroc"] < found["high"]).all()
     return found[["auroc", "low", "high"]][:1]  # this model answers all changes alike
 
@@ -56,8 +69,12 @@ def arms(table):
 
 
 def faithfulness(table):
-    curves = {"deletion": {"map": table[["first", "second"]].to_numpy(),
-                           "random": table[["second", "first"]].to_numpy() ** 2}}
+    curves = {
+        "deletion": {
+            "map": table[["first", "second"]].to_numpy(),
+            "random": table[["second", "first"]].to_numpy() ** 2,
+        }
+    }
     return faithfulness_table(curves, "map", table["group"], draws=100)[["gain", "low", "high"]]
 
 
@@ -67,19 +84,28 @@ def discrimination(table):
 
 def calibration(table):
     found = report(table, CARD)[4][2]
-    return found[found["calibration"] == "as stored"].set_index("metric")[["value", "low", "high"]].loc[
-        ["brier", "brier_skill", "slope", "intercept"]]
+    return (
+        found[found["calibration"] == "as stored"]
+        .set_index("metric")[["value", "low", "high"]]
+        .loc[["brier", "brier_skill", "slope", "intercept"]]
+    )
 
 
-CARD = {"name": "model", "classes": ["NORMAL", "PNEUMONIA"], "thresholds": {"youden": 0.5},
-        "calibration": {"slope": 1.0, "intercept": 0.0}}
+CARD = {
+    "name": "model",
+    "classes": ["NORMAL", "PNEUMONIA"],
+    "thresholds": {"youden": 0.5},
+    "calibration": {"slope": 1.0, "intercept": 0.0},
+}
 
 
-@pytest.mark.parametrize("found", [
-    ensemble, subgroups, stress, arms, faithfulness, discrimination, calibration])
+@pytest.mark.parametrize(
+    "found", [ensemble, subgroups, stress, arms, faithfulness, discrimination, calibration]
+)
 def test_copies_change_no_interval(rows, found):
     def numbers(table):
         return pd.DataFrame(found(table)).to_numpy(float).ravel()
+
     once = numbers(rows)
     assert len(set(once)) > len(once) / 2  # intervals have a width
     assert numbers(copied(rows)) == pytest.approx(once, rel=1e-6, abs=1e-6)
@@ -88,8 +114,10 @@ def test_copies_change_no_interval(rows, found):
 def test_the_report_draws_and_refits_by_patient(rows, monkeypatch):
     seen = []
     choose = evaluate_module.threshold_elsewhere
-    monkeypatch.setattr(evaluate_module, "threshold_elsewhere",
-                        lambda labels, scores, groups, counts: seen.append(groups) or choose(
-                            labels, scores, groups, counts))
+    monkeypatch.setattr(
+        evaluate_module,
+        "threshold_elsewhere",
+        lambda labels, scores, groups, counts: seen.append(groups) or choose(labels, scores, groups, counts),
+    )
     report(copied(rows), CARD)
     assert seen[0].tolist() == np.repeat(np.arange(160), COPIES).tolist()

@@ -71,8 +71,12 @@ def test_interval_of_a_mean_is_as_wide_as_it_must_be():
     labels, p = drawn(400)
     errors = (p - labels) ** 2
     share = labels.mean()
-    wanted = 1.96 * np.sqrt(sum(part**2 * errors[labels == label].var() / (labels == label).sum()
-                                for label, part in ((1, share), (0, 1 - share))))
+    wanted = 1.96 * np.sqrt(
+        sum(
+            part**2 * errors[labels == label].var() / (labels == label).sum()
+            for label, part in ((1, share), (0, 1 - share))
+        )
+    )
     found = calibration_metrics(labels, p, np.arange(400), draws=1500)["brier"]
     assert found["high"] - found["value"] == pytest.approx(wanted, rel=0.12)
     assert found["value"] - found["low"] == pytest.approx(wanted, rel=0.12)
@@ -82,7 +86,8 @@ def test_saying_the_prevalence_has_no_skill():
     labels = np.repeat([0, 1], [30, 70])
     p = np.full(100, 0.7) + np.linspace(0, 1e-6, 100)
     assert calibration_metrics(labels, p, np.arange(100), draws=20)["brier_skill"]["value"] == pytest.approx(
-        0, abs=1e-4)
+        0, abs=1e-4
+    )
 
 
 def test_net_benefit_by_hand():
@@ -125,14 +130,24 @@ def test_slope_is_that_of_scikit_learn():
     labels, p = drawn(300, slope=0.7)
     weights = np.random.default_rng(1).integers(0, 4, (20, 300)).astype(float)
     odds = logit(p)
-    wanted = [LogisticRegression(C=np.inf, tol=1e-10, solver="newton-cholesky").fit(
-        odds[:, None], labels, sample_weight=row).coef_[0, 0] for row in weights]
+    wanted = [
+        LogisticRegression(C=np.inf, tol=1e-10, solver="newton-cholesky")
+        .fit(odds[:, None], labels, sample_weight=row)
+        .coef_[0, 0]
+        for row in weights
+    ]
     assert reliability._slopes(odds, labels, weights) == pytest.approx(wanted, rel=1e-6)
 
 
-@pytest.mark.parametrize(("positives", "p"), [
-    (99, np.linspace(1e-7, 2e-7, 100)),  # a first step that is far too long
-    (1, np.linspace(1 - 2e-7, 1 - 1e-7, 100)), (90, np.tile([0.0, 1.0], 50)), (50, np.full(100, 0.3))])
+@pytest.mark.parametrize(
+    ("positives", "p"),
+    [
+        (99, np.linspace(1e-7, 2e-7, 100)),  # a first step that is far too long
+        (1, np.linspace(1 - 2e-7, 1 - 1e-7, 100)),
+        (90, np.tile([0.0, 1.0], 50)),
+        (50, np.full(100, 0.3)),
+    ],
+)
 def test_shift_makes_the_mean_probability_the_share_of_positives(positives, p):
     labels = np.arange(100) < positives
     found = calibration_metrics(labels, p, np.arange(100), draws=20)["intercept"]["value"]
@@ -140,9 +155,15 @@ def test_shift_makes_the_mean_probability_the_share_of_positives(positives, p):
     assert expit(odds + found).mean() == pytest.approx(positives / 100, abs=1e-8)
 
 
-@pytest.mark.parametrize(("labels", "moment"), [
-    ([0, 0, 1, 1], None), ([1, 1, 0, 0], None),  # separated, also the wrong way round
-    ([0, 1, 0, 1], 2), ([0, 1, 1, 0], 0)])
+@pytest.mark.parametrize(
+    ("labels", "moment"),
+    [
+        ([0, 0, 1, 1], None),
+        ([1, 1, 0, 0], None),  # separated, also the wrong way round
+        ([0, 1, 0, 1], 2),
+        ([0, 1, 1, 0], 0),
+    ],
+)
 def test_slope_has_an_end_where_the_classes_overlap(labels, moment):
     odds = np.array([-3.0, -1.0, 1.0, 3.0])
     slope = calibration_metrics(labels, expit(odds), np.arange(4), draws=20)["slope"]["value"]

@@ -81,8 +81,9 @@ def test_what_is_hidden_is_grey_and_what_is_gone_is_blurred():
     assert np.abs(occlusion(lambda images: images.mean(axis=(1, 2)), even, 8, 8)).max() == 0
     # A bright pixel of 150 more, blurred by 24 / 12 = 2 pixels: 150 / (2 pi 2²) of it stays.
     even[0, 12, 12] = 250
-    start = perturbation_curves(lambda images: images[:, 12, 12].astype(float), even, np.zeros((1, 24, 24)),
-                                insert=True)[0, 0]
+    start = perturbation_curves(
+        lambda images: images[:, 12, 12].astype(float), even, np.zeros((1, 24, 24)), insert=True
+    )[0, 0]
     assert start == pytest.approx(100 + 150 / (8 * np.pi), abs=1)
 
 
@@ -107,13 +108,20 @@ def test_a_true_map_beats_the_controls_and_a_false_one_does_not(pictures):
     true = true_map(pictures)
     for name, one, better in (("true", true, True), ("false", np.flip(true, axis=(1, 2)), False)):
         maps = {name: one} | control_maps(pictures)
-        curves = {game: {label: perturbation_curves(looks_at_the_patch, pictures, some, insert)
-                         for label, some in maps.items()}
-                  for game, insert in (("deletion", False), ("insertion", True))}
+        curves = {
+            game: {
+                label: perturbation_curves(looks_at_the_patch, pictures, some, insert)
+                for label, some in maps.items()
+            }
+            for game, insert in (("deletion", False), ("insertion", True))
+        }
         table = faithfulness_table(curves, name, np.arange(6), draws=100)
         assert list(zip(table["game"], table["control"], strict=True)) == [
-            ("deletion", "centred Gaussian"), ("deletion", "random"), ("insertion", "centred Gaussian"),
-            ("insertion", "random")]
+            ("deletion", "centred Gaussian"),
+            ("deletion", "random"),
+            ("insertion", "centred Gaussian"),
+            ("insertion", "random"),
+        ]
         assert ((table["low"] > 0) == better).all() and ((table["gain"] > 0) == better).all()
         deletion = table.iloc[0]
         assert deletion["gain"] == pytest.approx(deletion["control_area"] - deletion["area"])
@@ -122,7 +130,9 @@ def test_a_true_map_beats_the_controls_and_a_false_one_does_not(pictures):
 def test_controls_know_nothing_of_the_picture(pictures):
     made = control_maps(pictures)
     assert {name: one.shape for name, one in made.items()} == {
-        "random": pictures.shape, "centred Gaussian": pictures.shape}
+        "random": pictures.shape,
+        "centred Gaussian": pictures.shape,
+    }
     bell = made["centred Gaussian"][0]
     assert bell[15:17, 15:17].min() == bell.max() and bell[0, 0] == bell.min() >= 0
     assert similarity(made["random"][:3], made["random"][3:]) == pytest.approx([0, 0, 0], abs=0.6)
@@ -130,8 +140,9 @@ def test_controls_know_nothing_of_the_picture(pictures):
 
 def test_interval_counts_patients_not_images():
     values = np.repeat(np.random.default_rng(0).normal(0, 1, 40), 5)
-    images, patients = (np.diff(mean_interval(values, groups)) for groups in
-                        (np.arange(200), np.repeat(np.arange(40), 5)))
+    images, patients = (
+        np.diff(mean_interval(values, groups)) for groups in (np.arange(200), np.repeat(np.arange(40), 5))
+    )
     assert patients / images == pytest.approx(np.sqrt(5), rel=0.15)
     assert mean_interval([1.0, np.nan, 1.0], [0, 1, 2]) == (1.0, 1.0)
 

@@ -47,8 +47,14 @@ def test_few_different_numbers_stay_as_they_are():
 
 
 def test_many_images_of_one_class_do_not_make_up_for_few_of_the_other():
-    rows = pd.DataFrame({"label": [1] * 29 + [0] * 100, "probability": np.linspace(0.1, 0.9, 129),
-                         "group": np.arange(129), "site": "a"})
+    rows = pd.DataFrame(
+        {
+            "label": [1] * 29 + [0] * 100,
+            "probability": np.linspace(0.1, 0.9, 129),
+            "group": np.arange(129),
+            "site": "a",
+        }
+    )
     found = subgroup_table(rows, "site", 0.5, draws=20)
     assert found["note"].tolist() == ["few images (under 30) of a class"]
 
@@ -66,5 +72,8 @@ def test_an_unknown_column_names_the_ones_there_are():
 
 def test_large_numbers_keep_their_thirds():
     found = subgroup_table(table_of(date=np.arange(20200101, 20200113)), "date", 0.5, draws=20)
-    assert found["value"].tolist() == ["1: 20200101 to 20200104", "2: 20200105 to 20200108",
-                                       "3: 20200109 to 20200112"]
+    assert found["value"].tolist() == [
+        "1: 20200101 to 20200104",
+        "2: 20200105 to 20200108",
+        "3: 20200109 to 20200112",
+    ]

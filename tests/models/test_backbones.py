@@ -9,16 +9,28 @@ from chestxray.models.builders import as_float32, build_transfer_model
 from chestxray.models.phases import set_trainable_from
 from chestxray.models.weights import find_weights
 
-MODULES = {"VGG16": keras.applications.vgg16, "ResNet50": keras.applications.resnet,
-           "InceptionV3": keras.applications.inception_v3, "DenseNet121": keras.applications.densenet}
+MODULES = {
+    "VGG16": keras.applications.vgg16,
+    "ResNet50": keras.applications.resnet,
+    "InceptionV3": keras.applications.inception_v3,
+    "DenseNet121": keras.applications.densenet,
+}
 SMALL = {"VGG16": 32, "ResNet50": 32, "InceptionV3": 75, "DenseNet121": 32}
-NATIVE = {"VGG16": (224, 14), "ResNet50": (224, 7), "InceptionV3": (299, 8),
-          "DenseNet121": (224, 7)}  # sides: input, Grad-CAM layer
+NATIVE = {
+    "VGG16": (224, 14),
+    "ResNet50": (224, 7),
+    "InceptionV3": (299, 8),
+    "DenseNet121": (224, 7),
+}  # sides: input, Grad-CAM layer
 
 
-@pytest.fixture(scope="module", params=[
-    name if name in ("VGG16", "ResNet50") else pytest.param(name, marks=pytest.mark.slow)
-    for name in sorted(BACKBONES)])
+@pytest.fixture(
+    scope="module",
+    params=[
+        name if name in ("VGG16", "ResNet50") else pytest.param(name, marks=pytest.mark.slow)
+        for name in sorted(BACKBONES)
+    ],
+)
 def row(request):
     return BACKBONES[request.param]
 
@@ -27,9 +39,13 @@ def scramble(model):
     """Give every weight other values, batch normalisation included, so that no swap goes unseen."""
     rng = np.random.default_rng(1)
     for layer in model.layers:
-        layer.set_weights([value * rng.uniform(0.8, 1.2, value.shape)
-                           + (rng.uniform(0, 0.1, value.shape) if value.ndim == 1 else 0)
-                           for value in layer.get_weights()])
+        layer.set_weights(
+            [
+                value * rng.uniform(0.8, 1.2, value.shape)
+                + (rng.uniform(0, 0.1, value.shape) if value.ndim == 1 else 0)
+                for value in layer.get_weights()
+            ]
+        )
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +72,12 @@ def weighted(model):
 def has_weights_of(model, bare):
     """Whether the backbone's layers of ``model`` hold the weights of ``bare``, each in its place."""
     theirs = weighted(bare)
-    ours = weighted(model)[:len(theirs)]
-    return all(np.array_equal(a, b) for one, other in zip(ours, theirs, strict=True)
-               for a, b in zip(one.get_weights(), other.get_weights(), strict=True))
+    ours = weighted(model)[: len(theirs)]
+    return all(
+        np.array_equal(a, b)
+        for one, other in zip(ours, theirs, strict=True)
+        for a, b in zip(one.get_weights(), other.get_weights(), strict=True)
+    )
 
 
 def test_preprocessing_inside_equals_keras(row, built):
@@ -94,13 +113,16 @@ def test_gradcam_layer_is_the_last_picture_before_pooling(row, pretrained):
     layer = bare.get_layer(row.gradcam_layer)
     shape = keras.Model(bare.input, layer.output).compute_output_shape((1, size, size, 3))
     assert (row.image_size, shape[1:3]) == (size, (side, side))
-    followers = bare.layers[bare.layers.index(layer) + 1:]
+    followers = bare.layers[bare.layers.index(layer) + 1 :]
     assert not [other.name for other in followers if other.weights]
 
 
 def trainable_convolutions(model):
-    return {layer.name for layer in model.layers
-            if isinstance(layer, keras.layers.Conv2D) and layer.trainable_weights}
+    return {
+        layer.name
+        for layer in model.layers
+        if isinstance(layer, keras.layers.Conv2D) and layer.trainable_weights
+    }
 
 
 def descendants(layer):
@@ -144,6 +166,7 @@ def test_float32_copy_of_a_mixed_model_keeps_each_weight_in_its_layer(row):
 
 # Where weights come from
 
+
 def test_weights_from_a_file_and_from_folders(row, built, pretrained, monkeypatch):
     bare, path = pretrained
     assert has_weights_of(built, bare)
@@ -170,8 +193,9 @@ def test_imagenet_goes_through_keras_download(row, pretrained, monkeypatch):
     assert has_weights_of(model, pretrained[0])
 
 
-@pytest.mark.parametrize("failure", [Exception("URL fetch failure on https://…: None -- no route"),
-                                     TimeoutError(), OSError("\n")])
+@pytest.mark.parametrize(
+    "failure", [Exception("URL fetch failure on https://…: None -- no route"), TimeoutError(), OSError("\n")]
+)
 def test_failed_download_is_an_error_with_both_ways_out(failure, monkeypatch):
     monkeypatch.delenv("CHESTXRAY_WEIGHTS", raising=False)
 
@@ -181,15 +205,20 @@ def test_failed_download_is_an_error_with_both_ways_out(failure, monkeypatch):
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", get_file)
     with pytest.raises(FileNotFoundError) as caught:
         build_transfer_model("VGG16", 32)
-    for part in ("connect to the internet", "CHESTXRAY_WEIGHTS", type(failure).__name__,
-                 "Received: weights='imagenet'"):
+    for part in (
+        "connect to the internet",
+        "CHESTXRAY_WEIGHTS",
+        type(failure).__name__,
+        "Received: weights='imagenet'",
+    ):
         assert part in str(caught.value)
 
 
 def test_file_of_another_network_is_an_error(tmp_path, monkeypatch):
     other = tmp_path / "vgg16_notop.weights.h5"
-    keras.applications.MobileNetV3Small(weights=None, include_top=False,
-                                        input_shape=(32, 32, 3)).save_weights(other)
+    keras.applications.MobileNetV3Small(
+        weights=None, include_top=False, input_shape=(32, 32, 3)
+    ).save_weights(other)
     with pytest.raises(FileNotFoundError, match="could not be loaded"):
         build_transfer_model("VGG16", 32, weights=str(other))
     other.write_bytes(b"no weights at all")
@@ -205,11 +234,15 @@ def test_missing_file_or_empty_folder_is_an_error(name, tmp_path):
         build_transfer_model("VGG16", 32, weights=str(tmp_path / name))
 
 
-@pytest.mark.parametrize(("backbone", "file"), [
-    ("VGG16", "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"),
-    ("ResNet50", "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"),
-    ("InceptionV3", "inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5"),
-    ("DenseNet121", "densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5")])
+@pytest.mark.parametrize(
+    ("backbone", "file"),
+    [
+        ("VGG16", "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"),
+        ("ResNet50", "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"),
+        ("InceptionV3", "inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5"),
+        ("DenseNet121", "densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5"),
+    ],
+)
 def test_files_as_keras_names_them_are_found(backbone, file, tmp_path):
     (tmp_path / file).touch()
     (tmp_path / file.replace("_notop", "")).touch()  # with the classifier on top: not usable
@@ -220,8 +253,9 @@ def test_none_is_recorded_as_random():
     model, recorded = build_transfer_model("VGG16", 32, (8,), weights=None)
     assert recorded == "random"
     again, _ = build_transfer_model("VGG16", 32, (8,), weights=None)
-    assert not np.array_equal(model.get_layer("block1_conv1").get_weights()[0],
-                              again.get_layer("block1_conv1").get_weights()[0])
+    assert not np.array_equal(
+        model.get_layer("block1_conv1").get_weights()[0], again.get_layer("block1_conv1").get_weights()[0]
+    )
 
 
 def test_unknown_backbone_names_the_known_ones():

@@ -91,5 +91,7 @@ def test_layers_are_plain_afterwards_even_after_an_error(tmp_path):
         raise RuntimeError
     assert "call" not in vars(model.get_layer("norm"))
     model.save(tmp_path / "model.keras")
-    assert type(keras.models.load_model(tmp_path / "model.keras").get_layer("norm")) \
+    assert (
+        type(keras.models.load_model(tmp_path / "model.keras").get_layer("norm"))
         is keras.layers.BatchNormalization
+    )

@@ -19,24 +19,53 @@ from chestxray.models.builders import (
 from chestxray.models.phases import set_trainable_from
 from chestxray.models.training import compile_model
 
-LAYERS = {"custom_cnn": (11, 5), "teacher_cnn": (3, 3), "student_cnn": (2, 3),
-          "compact_cnn": (10, 1)}  # ordinary convolutions, dense
+LAYERS = {
+    "custom_cnn": (11, 5),
+    "teacher_cnn": (3, 3),
+    "student_cnn": (2, 3),
+    "compact_cnn": (10, 1),
+}  # ordinary convolutions, dense
 
 # weights + biases, layer by layer; the convolutions of custom_cnn have no bias, its 11 batch
 # normalisations (800 channels in all) have four numbers a channel
 PARAMETERS = {
-    "student_cnn": (9 * 1 * 32 + 32) + (9 * 32 * 64 + 64)
-                   + (64 * 128 + 128) + (128 * 64 + 64) + (64 + 1),
-    "teacher_cnn": (9 * 1 * 64 + 64) + (9 * 64 * 128 + 128) + (9 * 128 * 256 + 256)
-                   + (256 * 512 + 512) + (512 * 256 + 256) + (256 + 1),
-    "custom_cnn": 9 * (1 * 16 + 16 * 16 + 16 * 32 + 32 * 32 + 32 * 64 + 64 * 64 + 64 * 96 + 96 * 96
-                       + 96 * 128 + 128 * 128 + 128 * 128) + 4 * 800
-                  + (128 * 256 + 256) + (256 * 128 + 128) + (128 * 64 + 64) + (64 * 32 + 32) + (32 + 1),
+    "student_cnn": (9 * 1 * 32 + 32) + (9 * 32 * 64 + 64) + (64 * 128 + 128) + (128 * 64 + 64) + (64 + 1),
+    "teacher_cnn": (9 * 1 * 64 + 64)
+    + (9 * 64 * 128 + 128)
+    + (9 * 128 * 256 + 256)
+    + (256 * 512 + 512)
+    + (512 * 256 + 256)
+    + (256 + 1),
+    "custom_cnn": 9
+    * (
+        1 * 16
+        + 16 * 16
+        + 16 * 32
+        + 32 * 32
+        + 32 * 64
+        + 64 * 64
+        + 64 * 96
+        + 96 * 96
+        + 96 * 128
+        + 128 * 128
+        + 128 * 128
+    )
+    + 4 * 800
+    + (128 * 256 + 256)
+    + (256 * 128 + 128)
+    + (128 * 64 + 64)
+    + (64 * 32 + 32)
+    + (32 + 1),
     # from a to b channels: depthwise 9a, pointwise ab, four numbers of each batch normalisation
-    "compact_cnn": 9 * 1 * 16 + 4 * 16 + 9 * 16 * 32 + 4 * 32
-                   + sum(9 * a + 4 * a + a * b + 4 * b for a, b in [
-                       (32, 64), (64, 64), (64, 96), (96, 96), (96, 96), (96, 160), (160, 160), (160, 160)])
-                   + (160 + 1),
+    "compact_cnn": 9 * 1 * 16
+    + 4 * 16
+    + 9 * 16 * 32
+    + 4 * 32
+    + sum(
+        9 * a + 4 * a + a * b + 4 * b
+        for a, b in [(32, 64), (64, 64), (64, 96), (96, 96), (96, 96), (96, 160), (160, 160), (160, 160)]
+    )
+    + (160 + 1),
 }
 
 
@@ -74,8 +103,14 @@ def test_recommended_student_is_small_and_its_map_is_exact():
     np.testing.assert_allclose(maps.mean(axis=(1, 2)) + 0.3, model(pictures()), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("build", [*CNNS.values(), lambda size, outputs: build_transfer_model(
-    "VGG16", size, (8,), weights=None, outputs=outputs)[0]], ids=[*CNNS, "VGG16"])
+@pytest.mark.parametrize(
+    "build",
+    [
+        *CNNS.values(),
+        lambda size, outputs: build_transfer_model("VGG16", size, (8,), weights=None, outputs=outputs)[0],
+    ],
+    ids=[*CNNS, "VGG16"],
+)
 def test_three_logits_start_equal(build):
     model = build(64, outputs=3)
     np.testing.assert_array_equal(model(pictures()), np.zeros((4, 3)))
@@ -107,8 +142,16 @@ def test_scaling_of_grey_values_is_inside(cnn):
     assert cnn.layers[2].input is cnn.get_layer("scale").output  # nothing goes round it
 
 
-@pytest.mark.parametrize("build", [*CNNS.values(), lambda size, precision: build_transfer_model(
-    "VGG16", size, (8,), weights=None, precision=precision)[0]], ids=[*CNNS, "VGG16"])
+@pytest.mark.parametrize(
+    "build",
+    [
+        *CNNS.values(),
+        lambda size, precision: build_transfer_model("VGG16", size, (8,), weights=None, precision=precision)[
+            0
+        ],
+    ],
+    ids=[*CNNS, "VGG16"],
+)
 def test_logit_is_float32_and_starts_at_ln_2_in_mixed_precision(build):
     former = keras.config.dtype_policy()
     model = build(64, precision="mixed_bfloat16")
@@ -152,13 +195,18 @@ def test_one_batch_is_overfitted():
 
 # as_float32
 
+
 @pytest.fixture(scope="module", params=["custom_cnn", "student_cnn"])
 def mixed(request):
     model = CNNS[request.param](64, precision="mixed_bfloat16")
     rng = np.random.default_rng(2)
     for layer in model.layers:
-        layer.set_weights([value * rng.uniform(0.5, 1.5, value.shape) + rng.uniform(0, 0.05, value.shape)
-                           for value in layer.get_weights()])
+        layer.set_weights(
+            [
+                value * rng.uniform(0.5, 1.5, value.shape) + rng.uniform(0, 0.05, value.shape)
+                for value in layer.get_weights()
+            ]
+        )
     return model
 
 
@@ -184,6 +232,7 @@ def test_float32_copy_is_float32_after_reload(mixed, tmp_path):
 
 
 # layer_table
+
 
 def test_layer_table_adds_up(cnn):
     table = layer_table(cnn)

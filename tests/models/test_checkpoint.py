@@ -21,8 +21,14 @@ from chestxray.models.builders import build_student_cnn
 from chestxray.models.schedules import TrainSettings
 from chestxray.models.training import train
 
-SETTINGS = TrainSettings(epochs=5, learning_rate=0.01, batch_size=16, plateau_patience=1, plateau_factor=0.5,
-                         augmentation=Augmentation())
+SETTINGS = TrainSettings(
+    epochs=5,
+    learning_rate=0.01,
+    batch_size=16,
+    plateau_patience=1,
+    plateau_factor=0.5,
+    augmentation=Augmentation(),
+)
 COSINE = dataclasses.replace(SETTINGS, decay="cosine", warmup_epochs=1.5, rates={"dense1": 0.5})
 
 
@@ -50,6 +56,7 @@ def interrupt(monkeypatch):
 
     def at(epoch, step):
         Interrupter.at = (epoch, step)
+
     return at
 
 
@@ -64,6 +71,7 @@ def undisturbed(data):
             model = tiny.network(precision)
             memory[key] = train(model, data, settings).history, tiny.state(model)
         return memory[key]
+
     return get
 
 
@@ -72,6 +80,7 @@ def same_histories(first, second):
 
 
 # What the state is made of
+
 
 def test_dropout_seeds_and_learning_rate_are_variables(data):
     # If a Keras version moved them elsewhere, the checkpoint would have to follow.
@@ -96,11 +105,18 @@ def test_training_is_repeatable(data, undisturbed):
 
 # Interruption and continuation
 
-@pytest.mark.parametrize(("precision", "where"), [
-    ("float32", (2, 1)), ("float32", (4, 2)),
-    pytest.param("mixed_bfloat16", (2, 1), marks=pytest.mark.slow)])
-def test_interrupted_training_ends_with_the_same_weights(data, undisturbed, interrupt, tmp_path, capsys,
-                                                         precision, where):
+
+@pytest.mark.parametrize(
+    ("precision", "where"),
+    [
+        ("float32", (2, 1)),
+        ("float32", (4, 2)),
+        pytest.param("mixed_bfloat16", (2, 1), marks=pytest.mark.slow),
+    ],
+)
+def test_interrupted_training_ends_with_the_same_weights(
+    data, undisturbed, interrupt, tmp_path, capsys, precision, where
+):
     path = tmp_path / "state.npz"
     history, final = undisturbed(precision)
     interrupt(*where)
@@ -129,8 +145,9 @@ def test_the_same_call_on_the_same_model_goes_on(data, undisturbed, interrupt, t
     assert tiny.same(tiny.state(model), undisturbed()[1])
 
 
-def test_a_full_disk_or_an_interrupted_reading_loses_nothing(data, undisturbed, interrupt, monkeypatch,
-                                                             tmp_path):
+def test_a_full_disk_or_an_interrupted_reading_loses_nothing(
+    data, undisturbed, interrupt, monkeypatch, tmp_path
+):
     model, restore = tiny.network(), checkpoint.Checkpoint.restore
 
     def full(self):
@@ -182,11 +199,15 @@ def broken_off(data, settings, path):
 
 
 @pytest.mark.parametrize("forgotten", ["seed", "velocity"])
-def test_a_forgotten_part_of_the_state_would_be_seen(data, undisturbed, interrupt, tmp_path, monkeypatch,
-                                                     forgotten):
+def test_a_forgotten_part_of_the_state_would_be_seen(
+    data, undisturbed, interrupt, tmp_path, monkeypatch, forgotten
+):
     variables = checkpoint._variables
-    monkeypatch.setattr(checkpoint, "_variables", lambda model: [
-        variable for variable in variables(model) if forgotten not in variable.path])
+    monkeypatch.setattr(
+        checkpoint,
+        "_variables",
+        lambda model: [variable for variable in variables(model) if forgotten not in variable.path],
+    )
     interrupt(3, 1)
     model, found = broken_off(data, SETTINGS, tmp_path / "state.npz")
     assert not (tiny.same(tiny.state(model), undisturbed()[1]) and found.equals(undisturbed()[0]))
@@ -212,8 +233,12 @@ training.train(tiny.network(), tiny.load(sys.argv[1]), SETTINGS, sys.argv[2])
 def test_process_killed_and_then_interrupted(data, tiny_folder, undisturbed, interrupt, tmp_path, capsys):
     here = Path(__file__).parent
     paths = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tiny_folder), str(tmp_path / "state.npz")],
-                            env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tiny_folder), str(tmp_path / "state.npz")],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     interrupt(3, 0)
     with pytest.raises(KeyboardInterrupt):
@@ -228,8 +253,9 @@ def test_process_killed_and_then_interrupted(data, tiny_folder, undisturbed, int
 
 # Early stopping and learning-rate schedule
 
-PATIENT = dataclasses.replace(tiny.STILL, epochs=12, batch_size=16, stop_patience=3, plateau_patience=2,
-                              plateau_factor=0.5)
+PATIENT = dataclasses.replace(
+    tiny.STILL, epochs=12, batch_size=16, stop_patience=3, plateau_patience=2, plateau_factor=0.5
+)
 RATES = [1, 1, 1, 0.5]  # the rate falls after two epochs without improvement; the third ends the training
 
 
@@ -244,11 +270,13 @@ def test_patience_survives(data, interrupt, tmp_path, where):
     np.testing.assert_allclose(history["learning_rate"] / 1e-30, RATES, rtol=1e-5)
 
 
-def test_interruption_after_the_last_epoch_of_an_early_stop_adds_no_epoch(data, tmp_path, monkeypatch,
-                                                                          capsys):
+def test_interruption_after_the_last_epoch_of_an_early_stop_adds_no_epoch(
+    data, tmp_path, monkeypatch, capsys
+):
     # The state of epoch 4 is on disk, and patience has run out, but the end was never noted.
     def strike(self, logs=None):
         raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.Checkpoint, "on_train_end", strike)
         keras.utils.set_random_seed(0)
@@ -267,8 +295,9 @@ def test_best_weights_from_before_the_interruption_are_restored(data, interrupt,
     val = table["split"] == "val"
     table.loc[val, "label"] = 1 - table.loc[val, "label"]
     wrong = dataclasses.replace(data, table=table)
-    settings = dataclasses.replace(SETTINGS, epochs=20, learning_rate=0.03, stop_patience=3,
-                                   class_weights=False, augmentation=None)
+    settings = dataclasses.replace(
+        SETTINGS, epochs=20, learning_rate=0.03, stop_patience=3, class_weights=False, augmentation=None
+    )
     whole = tiny.network()
     history = train(whole, wrong, settings).history
     best = int(history["val_loss"].argmin())
@@ -286,8 +315,11 @@ def test_cosine_survives(data, undisturbed, interrupt, tmp_path, monkeypatch, fo
     # The learning rate is no variable here: it follows from the number of steps.
     history, final = undisturbed(settings=COSINE)
     variables = checkpoint._variables
-    monkeypatch.setattr(checkpoint, "_variables", lambda model: [
-        variable for variable in variables(model) if forgotten not in variable.path])
+    monkeypatch.setattr(
+        checkpoint,
+        "_variables",
+        lambda model: [variable for variable in variables(model) if forgotten not in variable.path],
+    )
     interrupt(3, 1)
     model, found = broken_off(data, COSINE, tmp_path / "state.npz")
     assert found["learning_rate"].equals(history["learning_rate"]) == (forgotten == "nothing")
@@ -295,6 +327,7 @@ def test_cosine_survives(data, undisturbed, interrupt, tmp_path, monkeypatch, fo
 
 
 # What is taken up again, and what is not
+
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
@@ -341,20 +374,33 @@ def frozen():
     return model
 
 
-@pytest.mark.parametrize("change", [
-    {"learning_rate": 0.011}, {"batch_size": 8}, {"epochs": 3}, {"optimizer": "sgd"},
-    {"class_weights": False}, {"augmentation": None},
-    {"augmentation": Augmentation(rotation=8.0)}, {"stop_patience": 9}, {"decay": "cosine"},
-    {"rates": {"dense1": 0.5}}, {"views": 5}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learning_rate": 0.011},
+        {"batch_size": 8},
+        {"epochs": 3},
+        {"optimizer": "sgd"},
+        {"class_weights": False},
+        {"augmentation": None},
+        {"augmentation": Augmentation(rotation=8.0)},
+        {"stop_patience": 9},
+        {"decay": "cosine"},
+        {"rates": {"dense1": 0.5}},
+        {"views": 5},
+    ],
+)
 def test_other_settings_are_not_continued(data, finished, stored, change, monkeypatch, capsys):
     settings = dataclasses.replace(finished[1], **change)
     assert not taken_up(tiny.network(), data, settings, stored, monkeypatch)
     assert "other settings" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("build", [
-    lambda: tiny.network(seed=1), lambda: tiny.network("mixed_bfloat16"), other_dropout, frozen],
-    ids=["weights", "precision", "dropout", "trainable"])
+@pytest.mark.parametrize(
+    "build",
+    [lambda: tiny.network(seed=1), lambda: tiny.network("mixed_bfloat16"), other_dropout, frozen],
+    ids=["weights", "precision", "dropout", "trainable"],
+)
 def test_other_models_are_not_continued(data, finished, stored, build, monkeypatch):
     assert not taken_up(build(), data, finished[1], stored, monkeypatch)
 
@@ -366,8 +412,12 @@ def test_other_data_is_not_continued(data, finished, stored, monkeypatch):
     pixels.loc[pixels.index[0], "sha256"] = pixels["sha256"].iloc[1]  # same name, another picture
     decoded_otherwise = copy.copy(data.store)
     decoded_otherwise.key = "of another version of OpenCV"
-    for other in (dataclasses.replace(data, table=split), dataclasses.replace(data, table=pixels),
-                  dataclasses.replace(data, seed=1), dataclasses.replace(data, store=decoded_otherwise)):
+    for other in (
+        dataclasses.replace(data, table=split),
+        dataclasses.replace(data, table=pixels),
+        dataclasses.replace(data, seed=1),
+        dataclasses.replace(data, store=decoded_otherwise),
+    ):
         assert not taken_up(tiny.network(), other, finished[1], stored, monkeypatch)
 
 
@@ -391,11 +441,13 @@ def test_the_same_model_under_other_automatic_names_is_continued(data, finished,
 
 def taken_up(model, data, settings, path, monkeypatch, **phase):
     """Whether a finished training is recognised; otherwise it would call fit."""
+
     class Started(Exception):
         pass
 
     def fit(*args, **kwargs):
         raise Started
+
     monkeypatch.setattr(keras.Model, "fit", fit)
     try:
         train(model, data, settings, path, **phase)
@@ -405,6 +457,7 @@ def taken_up(model, data, settings, path, monkeypatch, **phase):
 
 
 # On disk
+
 
 @pytest.mark.parametrize("size", [0, 2000, -30])
 def test_a_cut_checkpoint_is_named_and_not_used(data, finished, stored, monkeypatch, capsys, size):

@@ -6,11 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from chestxray.models.distillation import (
-    Distiller,
-    distillation_loss,
-    mean_tempered_entropy,
-)
+from chestxray.models.distillation import Distiller, distillation_loss, mean_tempered_entropy
 
 
 def network(outputs=1, size=8, seed=0, regularised=False, dropout=0.0):
@@ -27,8 +23,9 @@ def network(outputs=1, size=8, seed=0, regularised=False, dropout=0.0):
 def pictures(count=24, size=8, classes=2):
     generator = np.random.default_rng(0)
     labels = np.arange(count) % classes
-    return (generator.uniform(0, 255, (count, size, size, 1)) + 20 * labels[:, None, None, None]
-            ).astype("float32"), labels.astype("float32")
+    return (generator.uniform(0, 255, (count, size, size, 1)) + 20 * labels[:, None, None, None]).astype(
+        "float32"
+    ), labels.astype("float32")
 
 
 def same_weights(one, other, tolerance=1e-6):
@@ -37,6 +34,7 @@ def same_weights(one, other, tolerance=1e-6):
 
 
 # The loss
+
 
 def test_one_logit_by_hand():
     # p = σ(2/2) = 0.731059, q = σ(0) = 0.5: KL = ln 2 − H(p) = 0.693147 − 0.582203, times 2² = 0.443778
@@ -67,10 +65,12 @@ def test_equals_the_divergence_of_two_bernoulli_distributions():
 def test_equals_the_two_class_softmax_form():
     generator = np.random.default_rng(2)
     teacher, student = generator.normal(0, 3, (2, 50, 1))
-    pairs = [np.concatenate([np.full_like(logits, 7.0), logits + 7.0], axis=1)
-             for logits in (teacher, student)]
-    np.testing.assert_allclose(distillation_loss(teacher, student, 2.0),
-                               distillation_loss(*pairs, 2.0), rtol=1e-4, atol=1e-5)
+    pairs = [
+        np.concatenate([np.full_like(logits, 7.0), logits + 7.0], axis=1) for logits in (teacher, student)
+    ]
+    np.testing.assert_allclose(
+        distillation_loss(teacher, student, 2.0), distillation_loss(*pairs, 2.0), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_size_of_the_gradient_does_not_depend_on_the_temperature():
@@ -79,6 +79,7 @@ def test_size_of_the_gradient_does_not_depend_on_the_temperature():
         with tf.GradientTape() as tape:
             loss = distillation_loss(tf.constant([[0.02]]), student, temperature)
         return float(tape.gradient(loss, student)[0, 0])
+
     # T · (σ(s/T) − σ(t/T)) → (s − t)/4
     for temperature in (1.0, 2.0, 5.0, 20.0):
         assert gradient(temperature) == pytest.approx(0.03 / 4, rel=0.01)
@@ -97,6 +98,7 @@ def test_entropy_by_hand():
 
 # The training step
 
+
 def fitted(model, x, y, **options):
     history = model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0, **options)
     return history.history
@@ -105,11 +107,14 @@ def fitted(model, x, y, **options):
 def test_alpha_one_is_plain_training():
     x, y = pictures()
     plain, student = (network(regularised=True) for _ in range(2))
-    plain.compile(keras.optimizers.Adam(0.01), keras.losses.BinaryCrossentropy(from_logits=True),
-                  metrics=[keras.metrics.BinaryAccuracy("accuracy", threshold=0.0)], jit_compile=False)
+    plain.compile(
+        keras.optimizers.Adam(0.01),
+        keras.losses.BinaryCrossentropy(from_logits=True),
+        metrics=[keras.metrics.BinaryAccuracy("accuracy", threshold=0.0)],
+        jit_compile=False,
+    )
     distiller = Distiller(student, network(seed=3), alpha=1.0)
-    distiller.compile(keras.optimizers.Adam(0.01),
-                      [keras.metrics.BinaryAccuracy("accuracy", threshold=0.0)])
+    distiller.compile(keras.optimizers.Adam(0.01), [keras.metrics.BinaryAccuracy("accuracy", threshold=0.0)])
     options = {"validation_data": (x[:10], y[:10]), "class_weight": {0: 2.0, 1: 0.5}}
     wanted, found = fitted(plain, x, y, **options), fitted(distiller, x, y, **options)
     same_weights(plain, student)
@@ -125,7 +130,8 @@ def test_regularisation_is_added_once_and_unweighted():
     found = distiller.evaluate(x, y, batch_size=8, verbose=0, return_dict=True)
     penalty = 0.1 * np.sum(student.layers[2].kernel.numpy() ** 2)
     assert found["loss"] == pytest.approx(
-        0.25 * found["student_loss"] + 0.75 * found["distillation_loss"] + penalty, rel=1e-5)
+        0.25 * found["student_loss"] + 0.75 * found["distillation_loss"] + penalty, rel=1e-5
+    )
 
 
 def test_reports_means_over_the_epoch():
@@ -150,8 +156,9 @@ def test_class_weights_weigh_both_terms():
         layer.trainable = not isinstance(layer, layers.BatchNormalization)
     distiller = Distiller(student, teacher, alpha=0.5)
     distiller.compile(keras.optimizers.SGD(0.0))
-    parts = [distiller.evaluate(x[y == label], y[y == label], verbose=0, return_dict=True)
-             for label in (0, 1)]
+    parts = [
+        distiller.evaluate(x[y == label], y[y == label], verbose=0, return_dict=True) for label in (0, 1)
+    ]
     found = distiller.fit(x, y, batch_size=24, verbose=0, class_weight={0: 3.0, 1: 0.5}).history
     for name in ("student_loss", "distillation_loss", "loss"):
         wanted = (8 * 3.0 * parts[0][name] + 16 * 0.5 * parts[1][name]) / 24
@@ -166,8 +173,15 @@ def test_sample_weight_of_zero_leaves_an_image_out():
             layer.trainable = not isinstance(layer, layers.BatchNormalization)
         distiller = Distiller(student, network(seed=1))
         distiller.compile(keras.optimizers.SGD(0.1 * count / 8))  # the sum is divided by all images
-        distiller.fit(x[:count], y[:count], batch_size=16, epochs=1, verbose=0, shuffle=False,
-                      sample_weight=(np.arange(count) < 8).astype("float32"))
+        distiller.fit(
+            x[:count],
+            y[:count],
+            batch_size=16,
+            epochs=1,
+            verbose=0,
+            shuffle=False,
+            sample_weight=(np.arange(count) < 8).astype("float32"),
+        )
     same_weights(one, other)
 
 
@@ -191,8 +205,10 @@ def test_a_dropout_teacher_is_asked_without_dropout():
     teacher = network(seed=1, dropout=0.5)
     distiller = Distiller(network(seed=2), teacher, alpha=0.0)
     distiller.compile(keras.optimizers.SGD(0.0))
-    found = [distiller.fit(x, y, batch_size=24, shuffle=False, verbose=0).history["distillation_loss"][0]
-             for _ in range(2)]
+    found = [
+        distiller.fit(x, y, batch_size=24, shuffle=False, verbose=0).history["distillation_loss"][0]
+        for _ in range(2)
+    ]
     assert found[0] == found[1]
 
 
@@ -216,8 +232,7 @@ def test_teacher_of_another_size():
     distiller = Distiller(student, teacher, alpha=0.0)
     distiller.compile(keras.optimizers.SGD(0.0))
     found = distiller.evaluate({"image": x, "teacher_image": large}, y, verbose=0, return_dict=True)
-    wanted = np.mean(distillation_loss(teacher.predict(large, verbose=0),
-                                       student.predict(x, verbose=0), 2.0))
+    wanted = np.mean(distillation_loss(teacher.predict(large, verbose=0), student.predict(x, verbose=0), 2.0))
     assert found["loss"] == pytest.approx(wanted, rel=1e-5)
 
 
@@ -245,12 +260,14 @@ def test_learns_and_stops_early():
     distiller = Distiller(student, network(seed=1))
     distiller.compile(keras.optimizers.Adam(0.02))
     stop = keras.callbacks.EarlyStopping("val_loss", patience=3, mode="min", restore_best_weights=True)
-    history = distiller.fit(x, y, validation_data=(x, y), batch_size=24, epochs=200, verbose=0,
-                            callbacks=[stop]).history
+    history = distiller.fit(
+        x, y, validation_data=(x, y), batch_size=24, epochs=200, verbose=0, callbacks=[stop]
+    ).history
     assert min(history["val_loss"]) < 0.9 * history["val_loss"][0]
     assert len(history["val_loss"]) < 200
     assert distiller.evaluate(x, y, verbose=0, return_dict=True)["loss"] == pytest.approx(
-        min(history["val_loss"]), rel=1e-5)
+        min(history["val_loss"]), rel=1e-5
+    )
 
 
 def test_float16_scales_the_loss():
@@ -284,10 +301,15 @@ def test_student_alone_is_saved(tmp_path):
 
 # Mistakes
 
-@pytest.mark.parametrize(("options", "text"), [
-    ({"alpha": 1.2}, "alpha must lie in 0–1. Received: alpha=1.2"),
-    ({"temperature": 0.0}, "temperature must be above 0"),
-    ({"teacher": "three"}, "teacher=3, student=1")])
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"alpha": 1.2}, "alpha must lie in 0–1. Received: alpha=1.2"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"teacher": "three"}, "teacher=3, student=1"),
+    ],
+)
 def test_settings(options, text):
     if options.get("teacher"):
         options = {"teacher": network(3)}

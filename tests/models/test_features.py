@@ -34,18 +34,25 @@ def own_cache(tmp_path, monkeypatch, data):
 
 # Exactness
 
+
 def test_stored_views_are_those_of_fresh_augmentation(data):
     # With as many views as epochs, stored and fresh training see the same pictures in the same order.
     ends = []
     for views in (3, 0):
         keras.utils.set_random_seed(0)
         model = _frozen()
-        history = train(model, data, TrainSettings(
-            epochs=3, learning_rate=0.1, optimizer="sgd", augmentation=VIEWS, views=views)).history
+        history = train(
+            model,
+            data,
+            TrainSettings(epochs=3, learning_rate=0.1, optimizer="sgd", augmentation=VIEWS, views=views),
+        ).history
         ends.append(history["loss"].to_numpy())
     np.testing.assert_allclose(ends[0], ends[1], rtol=1e-4)  # float16 on disk
-    repeated = train(_frozen(), data, TrainSettings(
-        epochs=3, learning_rate=0.1, optimizer="sgd", augmentation=VIEWS, views=1)).history
+    repeated = train(
+        _frozen(),
+        data,
+        TrainSettings(epochs=3, learning_rate=0.1, optimizer="sgd", augmentation=VIEWS, views=1),
+    ).history
     assert np.abs(repeated["loss"][1:] / ends[1][1:] - 1).max() > 1e-3  # other views would be seen
 
 
@@ -54,12 +61,17 @@ def test_views_are_taken_in_turn(data, capsys):
     train(model, data, TrainSettings(epochs=5, learning_rate=1e-3, augmentation=VIEWS, views=2))
     printed = capsys.readouterr().out
     assert [line.split("(")[1] for line in printed.splitlines() if "computing" in line] == [
-        "val)", "view 1 of 2)", "view 2 of 2)"]
+        "val)",
+        "view 1 of 2)",
+        "view 2 of 2)",
+    ]
     features = Features(model, data, [find_cut(model)], VIEWS, 2)
     for view in range(2):
         features.prepare("train", view)
-    train_set = [next(iter(features.dataset("train", epoch=lambda number=number: number)))[0].numpy()
-                 for number in range(4)]
+    train_set = [
+        next(iter(features.dataset("train", epoch=lambda number=number: number)))[0].numpy()
+        for number in range(4)
+    ]
     assert np.array_equal(train_set[0], train_set[2]) and np.array_equal(train_set[1], train_set[3])
     assert not np.array_equal(train_set[0], train_set[1])
 
@@ -88,8 +100,11 @@ def test_whole_model_holds_what_the_rest_has_learned(data, tmp_path):
     train_head(model, data, settings, unfreeze_next="conv5_block1_1_conv")
     before = [layer.get_weights() for layer in model.layers]
     fine_tune(model, data, settings, "conv5_block1_1_conv")
-    changed = {layer.name.split("_")[0] for layer, old in zip(model.layers, before, strict=True)
-               if not tiny.same(layer.get_weights(), old)}
+    changed = {
+        layer.name.split("_")[0]
+        for layer, old in zip(model.layers, before, strict=True)
+        if not tiny.same(layer.get_weights(), old)
+    }
     assert changed == {"conv5", "dense1", "logit"}
     as_float32(model).save(tmp_path / "model.keras")
     reloaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
@@ -100,6 +115,7 @@ def test_whole_model_holds_what_the_rest_has_learned(data, tmp_path):
 
 # The cache serves nothing else
 
+
 def _frozen(seed=0):
     model = tiny.network(seed=seed)
     for layer in model.layers:
@@ -107,8 +123,10 @@ def _frozen(seed=0):
     return model
 
 
-@pytest.mark.parametrize(("backbone", "size", "first"), [
-    ("VGG16", 32, "block5_conv1"), pytest.param("InceptionV3", 75, "mixed8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("backbone", "size", "first"),
+    [("VGG16", 32, "block5_conv1"), pytest.param("InceptionV3", 75, "mixed8", marks=pytest.mark.slow)],
+)
 def test_one_pass_feeds_both_phases(backbone, size, first, tiny_folder, capsys):
     data = tiny.load(tiny_folder, size)
     model, _ = build_transfer_model(backbone, size, (8,), weights=None)
@@ -126,8 +144,9 @@ def test_what_the_head_phase_changes_is_not_kept_for_a_later_one(data):
     later = find_cut(model)
     assert later.name == "dense1"
     set_trainable_from(model, "pool")
-    assert [cut.name for cut in plan_features(model, data, [find_cut(model), later], VIEWS, 2, 20.0).cuts] \
-        == ["pool"]
+    assert [
+        cut.name for cut in plan_features(model, data, [find_cut(model), later], VIEWS, 2, 20.0).cuts
+    ] == ["pool"]
 
 
 def test_same_layers_wired_otherwise_are_another_network(data):
@@ -180,8 +199,7 @@ def test_entries_of_other_weights_pixels_or_settings_are_other_entries(change, d
         model = tiny.network("mixed_bfloat16")
         for layer in model.layers:
             layer.trainable = layer.name in ("dense1", "logit")
-    other = set(Features(model, data, [find_cut(model)], augmentation,
-                         3 if change == "view" else 2).entries)
+    other = set(Features(model, data, [find_cut(model)], augmentation, 3 if change == "view" else 2).entries)
     common = {"nothing": 3, "view": 3, "seed": 1, "strength": 1}.get(change, 0)  # validation has no view
     assert len(first & other) == common
     assert len(first) == 3
@@ -239,9 +257,14 @@ def test_killed_while_computing_leaves_no_entry(tiny_folder, tmp_path):
         "    return one\n"
         "features.frozen_graph = slow\n"
         "for layer in model.layers: layer.trainable = layer.name == 'logit'\n"
-        "features.Features(model, data, [find_cut(model)], None, 1).prepare('train')\n")
-    child = subprocess.Popen([sys.executable, script, str(Path(tiny.__file__).parent), str(tiny_folder)],
-                             stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL)
+        "features.Features(model, data, [find_cut(model)], None, 1).prepare('train')\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, script, str(Path(tiny.__file__).parent), str(tiny_folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        stderr=subprocess.DEVNULL,
+    )
     for line in child.stdout:
         if line == "batch\n":
             break
@@ -264,6 +287,7 @@ def test_overflow_of_float16_is_refused_and_leaves_nothing(data):
 
 
 # The disk
+
 
 def test_what_it_takes_is_stated_before_and_exact(data, capsys):
     model = _frozen()
@@ -326,6 +350,7 @@ def test_fresh_views_are_not_stored(data):
 
 
 # Real images and weights
+
 
 @pytest.mark.slow
 def test_bf16_decisions_on_500_real_images(real_data, real_weights, tmp_path, monkeypatch):

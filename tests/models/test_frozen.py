@@ -14,9 +14,17 @@ from chestxray.models.phases import set_trainable_from
 from chestxray.models.precision import cpu_has_bf16
 
 
-@pytest.fixture(scope="module", params=[
-    ("VGG16", 32), *(pytest.param(pair, marks=pytest.mark.slow) for pair in (
-        ("ResNet50", 32), ("InceptionV3", 75), ("DenseNet121", 32)))], ids=lambda pair: pair[0])
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("VGG16", 32),
+        *(
+            pytest.param(pair, marks=pytest.mark.slow)
+            for pair in (("ResNet50", 32), ("InceptionV3", 75), ("DenseNet121", 32))
+        ),
+    ],
+    ids=lambda pair: pair[0],
+)
 def network(request):
     """A backbone with a head whose logits vary, batch normalisation with statistics of its own."""
     keras.utils.set_random_seed(3)
@@ -31,22 +39,30 @@ def network(request):
 
 # The cut
 
+
 @functools.cache
 def bare(backbone):
     return build_transfer_model(backbone, 75, (8,), weights=None)[0]
 
 
-@pytest.mark.parametrize(("backbone", "first", "cut"), [
-    ("VGG16", "block5_conv1", "block4_pool"),
-    ("VGG16", "block5_conv2", "block5_conv1"),
-    ("ResNet50", "conv4_block5_1_conv", "conv4_block4_out"),
-    ("ResNet50", "conv5_block1_1_conv", "conv4_block6_out"),
-    ("ResNet50", "conv4_block5_2_conv", "conv4_block4_out"),  # inside a block: the shortcut runs beside it
-    ("InceptionV3", "mixed8", "mixed8"),
-    ("InceptionV3", "mixed7", "mixed7"),
-    ("DenseNet121", "conv5_block1_0_bn", "pool4_pool"),
-    ("DenseNet121", "conv5_block2_1_conv", "conv5_block1_concat"),
-])
+@pytest.mark.parametrize(
+    ("backbone", "first", "cut"),
+    [
+        ("VGG16", "block5_conv1", "block4_pool"),
+        ("VGG16", "block5_conv2", "block5_conv1"),
+        ("ResNet50", "conv4_block5_1_conv", "conv4_block4_out"),
+        ("ResNet50", "conv5_block1_1_conv", "conv4_block6_out"),
+        (
+            "ResNet50",
+            "conv4_block5_2_conv",
+            "conv4_block4_out",
+        ),  # inside a block: the shortcut runs beside it
+        ("InceptionV3", "mixed8", "mixed8"),
+        ("InceptionV3", "mixed7", "mixed7"),
+        ("DenseNet121", "conv5_block1_0_bn", "pool4_pool"),
+        ("DenseNet121", "conv5_block2_1_conv", "conv5_block1_concat"),
+    ],
+)
 def test_cut_by_hand(backbone, first, cut):
     model = bare(backbone)
     set_trainable_from(model, first)
@@ -75,6 +91,7 @@ def test_dropout_and_moving_statistics_are_never_stored():
 
 # Exactness
 
+
 def test_prefix_and_rest_equal_the_whole_network_in_float32(network):
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (40, *network.input_shape[1:])) * np.linspace(0, 1, 40)[:, None, None, None]
@@ -90,17 +107,30 @@ def test_prefix_and_rest_equal_the_whole_network_in_float32(network):
 
 
 def _stage_cut(network):
-    first = {"vgg16": "block5_conv1", "resnet50": "conv4_block5_1_conv", "inceptionv3": "mixed8",
-             "densenet121": "conv5_block1_0_bn"}[network.name]
+    first = {
+        "vgg16": "block5_conv1",
+        "resnet50": "conv4_block5_1_conv",
+        "inceptionv3": "mixed8",
+        "densenet121": "conv5_block1_0_bn",
+    }[network.name]
     set_trainable_from(network, first)
     return find_cut(network)
 
 
 @pytest.mark.skipif(not cpu_has_bf16(), reason="the processor has no bfloat16 units")
 def test_bf16_graph_leaves_float32_elsewhere(network):
-    mixed, _ = build_transfer_model({"vgg16": "VGG16", "resnet50": "ResNet50", "inceptionv3": "InceptionV3",
-                                     "densenet121": "DenseNet121"}[network.name],
-                                    network.input_shape[1], (8,), weights=None, precision="mixed_bfloat16")
+    mixed, _ = build_transfer_model(
+        {
+            "vgg16": "VGG16",
+            "resnet50": "ResNet50",
+            "inceptionv3": "InceptionV3",
+            "densenet121": "DenseNet121",
+        }[network.name],
+        network.input_shape[1],
+        (8,),
+        weights=None,
+        precision="mixed_bfloat16",
+    )
     mixed.set_weights(network.get_weights())
     images = tf.random.stateless_uniform((8, *network.input_shape[1:]), (0, 0), maxval=255.0)
     pool = keras.Model(network.input, network.get_layer("pool").output)

@@ -53,17 +53,26 @@ def test_a_step_by_hand():
     learner = Mixup(linear(0.04), 0.4, 0)
     learner.share = lambda step: tf.constant(0.75)
     compile_model(learner, keras.optimizers.SGD(1.0))
-    found = learner.train_on_batch(pictures([0, 50, 100]), np.array([1.0, 0.0, 0.0]),
-                                   class_weight={0: 2.0, 1: 5.0}, return_dict=True)
+    found = learner.train_on_batch(
+        pictures([0, 50, 100]), np.array([1.0, 0.0, 0.0]), class_weight={0: 2.0, 1: 5.0}, return_dict=True
+    )
     logits = np.array([0.0, 1.0, 2.0])  # 0.04 · grey − 1
     positive, negative = np.log1p(np.exp(-logits)), np.log1p(np.exp(logits))
-    losses = (0.75 * 5 * positive[0] + 0.25 * 2 * negative[0], 2 * negative[1],
-              0.75 * 2 * negative[2] + 0.25 * 5 * positive[2])
+    losses = (
+        0.75 * 5 * positive[0] + 0.25 * 2 * negative[0],
+        2 * negative[1],
+        0.75 * 2 * negative[2] + 0.25 * 5 * positive[2],
+    )
     assert found["loss"] == pytest.approx(sum(losses) / 3, rel=1e-5)
     assert found["accuracy"] == pytest.approx(0.0)  # all three are on the wrong side, or on the line
     chance = 1 / (1 + np.exp(-logits))
-    slopes = np.array([0.75 * 5 * (chance[0] - 1) + 0.25 * 2 * chance[0], 2 * chance[1],
-                       0.75 * 2 * chance[2] + 0.25 * 5 * (chance[2] - 1)])
+    slopes = np.array(
+        [
+            0.75 * 5 * (chance[0] - 1) + 0.25 * 2 * chance[0],
+            2 * chance[1],
+            0.75 * 2 * chance[2] + 0.25 * 5 * (chance[2] - 1),
+        ]
+    )
     kernel, bias = learner.network.get_weights()
     assert bias[0] == pytest.approx(-1 - slopes.mean(), rel=1e-5)
     assert kernel[0, 0] == pytest.approx(0.04 - (slopes * [25, 50, 75]).mean(), rel=1e-5)
@@ -79,8 +88,9 @@ def test_nothing_is_mixed_when_scores_are_computed():
     np.testing.assert_array_equal(learner.predict(x, verbose=0), network.predict(x, verbose=0))
 
 
-@pytest.mark.parametrize(("frozen", "precision"), [
-    (False, "float32"), (True, "float32"), (True, "mixed_bfloat16")])
+@pytest.mark.parametrize(
+    ("frozen", "precision"), [(False, "float32"), (True, "float32"), (True, "mixed_bfloat16")]
+)
 def test_a_share_of_one_is_plain_training(data, monkeypatch, frozen, precision):
     monkeypatch.setattr(Mixup, "share", lambda self, step: tf.constant(1.0))
     states, losses = [], []
@@ -124,8 +134,9 @@ def test_an_interrupted_training_goes_on_with_the_same_mixtures(data, monkeypatc
 
 
 def test_three_classes_and_students(data):
-    model, found = train_student("student_cnn", data, dataclasses.replace(SETTINGS, epochs=1),
-                                 Candidate("mixed", 3, mixup=0.3), 0, {})
+    model, found = train_student(
+        "student_cnn", data, dataclasses.replace(SETTINGS, epochs=1), Candidate("mixed", 3, mixup=0.3), 0, {}
+    )
     assert model.output_shape == (None, 3) and np.isfinite(found.history["loss"]).all()
     assert found.history["phase"].iloc[0] == "mixed outputs=3 mixup=0.3, seed 0"
 

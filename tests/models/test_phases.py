@@ -11,11 +11,7 @@ from tiny import STILL
 from chestxray.data.augmentation import Augmentation
 from chestxray.files import cache_dir
 from chestxray.models import phases
-from chestxray.models.builders import (
-    build_custom_cnn,
-    build_student_cnn,
-    build_transfer_model,
-)
+from chestxray.models.builders import build_custom_cnn, build_student_cnn, build_transfer_model
 from chestxray.models.phases import (
     fine_tune,
     set_trainable_from,
@@ -52,17 +48,24 @@ def network(seed=1):
 def learners(model, first):
     """Convolutions and dense layers from the named one on."""
     names = [layer.name for layer in model.layers]
-    return {layer.name for layer in model.layers[names.index(first):]
-            if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense))}
+    return {
+        layer.name
+        for layer in model.layers[names.index(first) :]
+        if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense))
+    }
 
 
 # Two phases
 
+
 @pytest.fixture(scope="module", params=["stored", "fresh"])
 def two_phases(data64, request):
     """A network with batch normalisation through both phases: weights before, between and after."""
-    settings = SETTINGS if request.param == "stored" else dataclasses.replace(
-        SETTINGS, augmentation=Augmentation(), views=0)
+    settings = (
+        SETTINGS
+        if request.param == "stored"
+        else dataclasses.replace(SETTINGS, augmentation=Augmentation(), views=0)
+    )
     model = network()
     weights = [tiny.by_layer(model)]
     head = train_head(model, data64, settings)
@@ -118,6 +121,7 @@ def test_looking_ahead_changes_no_weight(data64, tmp_path, monkeypatch):
 
 # Which layers
 
+
 def test_trainable_from_a_layer():
     model = build_custom_cnn(64)
     for first in ("block2_conv2", "block5_conv1", "block3_conv1"):  # later, and back again
@@ -127,15 +131,22 @@ def test_trainable_from_a_layer():
             expected = number >= start and not isinstance(layer, keras.layers.BatchNormalization)
             assert layer.trainable == expected, layer.name
         assert len(model.trainable_weights) == sum(
-            len(layer.weights) for layer in model.layers if layer.trainable)
+            len(layer.weights) for layer in model.layers if layer.trainable
+        )
 
 
-@pytest.mark.parametrize(("wrong", "close"), [
-    ("block5conv1", "block5_conv1"), ("blok4_conv2", "block4_conv2"), ("logits", "logit")])
-@pytest.mark.parametrize("call", [
-    lambda model, data, wrong: fine_tune(model, data, STILL, wrong),
-    lambda model, data, wrong: train_head(model, data, STILL, unfreeze_next=wrong)],
-    ids=["fine_tune", "train_head"])
+@pytest.mark.parametrize(
+    ("wrong", "close"),
+    [("block5conv1", "block5_conv1"), ("blok4_conv2", "block4_conv2"), ("logits", "logit")],
+)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, data, wrong: fine_tune(model, data, STILL, wrong),
+        lambda model, data, wrong: train_head(model, data, STILL, unfreeze_next=wrong),
+    ],
+    ids=["fine_tune", "train_head"],
+)
 def test_wrong_layer_name_lists_close_ones(call, wrong, close, data):
     model = build_custom_cnn(64)
     with pytest.raises(ValueError, match=f"close names: .*'{close}'.*Received: unfreeze_from='{wrong}'"):
@@ -149,16 +160,22 @@ def test_name_like_nothing_lists_all():
         set_trainable_from(model, "§§")
 
 
-@pytest.mark.parametrize(("first", "expected"), [
-    ("block3_conv1", ["block3_conv1", "block4_conv1", "block5_conv1"]),
-    ("block3_conv2", ["block3_conv2", "block4_conv1", "block5_conv1"]),  # in the middle of a stage
-    ("block1_conv1", ["block1_conv1", "block3_conv1", "block4_conv1", "block5_conv1"]),
-    ("block5_conv1", ["block5_conv1"]), ("dense2", ["dense2"])])
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        ("block3_conv1", ["block3_conv1", "block4_conv1", "block5_conv1"]),
+        ("block3_conv2", ["block3_conv2", "block4_conv1", "block5_conv1"]),  # in the middle of a stage
+        ("block1_conv1", ["block1_conv1", "block3_conv1", "block4_conv1", "block5_conv1"]),
+        ("block5_conv1", ["block5_conv1"]),
+        ("dense2", ["dense2"]),
+    ],
+)
 def test_stages_from_a_layer_by_hand(first, expected):
     assert stages_from(build_custom_cnn(64), STAGES, first) == expected
 
 
 # Stage after stage
+
 
 @pytest.fixture(scope="module")
 def gradual(data64, tmp_path_factory):
@@ -180,7 +197,10 @@ def gradual(data64, tmp_path_factory):
 def test_stages_are_unfrozen_from_the_last_to_the_first(gradual):
     model, weights, trainings, _ = gradual
     assert [list(training.history["phase"]) for training in trainings] == [
-        ["from block5_conv1"], ["from block4_conv1"], ["from block3_conv1"]]
+        ["from block5_conv1"],
+        ["from block4_conv1"],
+        ["from block3_conv1"],
+    ]
     for number, stage in enumerate(reversed(STAGES)):
         assert tiny.changed(weights[number], weights[number + 1]) == learners(model, stage), stage
     assert "block3_conv1" in tiny.changed(weights[2], weights[3])
@@ -194,7 +214,8 @@ def test_each_phase_has_its_own_checkpoint_and_a_second_call_goes_through_all(gr
     again = unfreeze_gradually(model, data64, SETTINGS, STAGES, folder / "fine.npz")
     printed = capsys.readouterr().out.splitlines()
     assert [line for line in printed if "stored activations" not in line] == [
-        f"from {stage}: finished earlier, 1 epochs" for stage in reversed(STAGES)]
+        f"from {stage}: finished earlier, 1 epochs" for stage in reversed(STAGES)
+    ]
     assert not tiny.changed(weights[-1], tiny.by_layer(model))
     assert all(one.history.equals(other.history) for one, other in zip(again, trainings, strict=True))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
@@ -240,6 +261,7 @@ def test_gradual_with_smaller_rates_for_early_stages(data64):
 
 # The whole network
 
+
 def test_whole_network_learns_whatever_was_frozen(data, tmp_path, monkeypatch):
     monkeypatch.setenv("CHESTXRAY_CACHE", str(tmp_path))
     drawn, draw = [], Augmentation.draw
@@ -265,10 +287,17 @@ def test_whole_network_learns_whatever_was_frozen(data, tmp_path, monkeypatch):
 
 # Real backbones
 
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("backbone", "size", "stage"), [
-    ("ResNet50", 32, "conv5_block1_1_conv"), ("InceptionV3", 75, "mixed8"), ("VGG16", 32, "block5_conv1"),
-    ("DenseNet121", 32, "conv5_block1_0_bn")])
+@pytest.mark.parametrize(
+    ("backbone", "size", "stage"),
+    [
+        ("ResNet50", 32, "conv5_block1_1_conv"),
+        ("InceptionV3", 75, "mixed8"),
+        ("VGG16", 32, "block5_conv1"),
+        ("DenseNet121", 32, "conv5_block1_0_bn"),
+    ],
+)
 def test_real_backbones_fine_tune_with_frozen_statistics(backbone, size, stage, tmp_path):
     data = tiny.load(tiny.draw(tmp_path), size)
     keras.utils.set_random_seed(0)

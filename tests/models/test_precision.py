@@ -11,19 +11,30 @@ from chestxray.models.precision import choose_precision, cpu_has_bf16
 @pytest.fixture
 def machine(monkeypatch):
     """Pretend to be a machine: bf16 units, GPU details (None for no GPU), NVIDIA's tool."""
+
     def pretend(bf16=False, gpu=None, nvidia=False):
         devices = [] if gpu is None else ["GPU:0"]
         monkeypatch.setattr(precision.tf.config, "list_physical_devices", lambda kind: devices)
         monkeypatch.setattr(precision.tf.config.experimental, "get_device_details", lambda device: gpu)
         monkeypatch.setattr(precision, "cpu_has_bf16", lambda: bf16)
-        monkeypatch.setattr(precision.shutil, "which",
-                            lambda tool: "/usr/bin/nvidia-smi" if nvidia and tool == "nvidia-smi" else None)
+        monkeypatch.setattr(
+            precision.shutil,
+            "which",
+            lambda tool: "/usr/bin/nvidia-smi" if nvidia and tool == "nvidia-smi" else None,
+        )
+
     return pretend
 
 
-@pytest.mark.parametrize(("bf16", "pays", "expected"), [
-    (True, True, "mixed_bfloat16"), (True, False, "float32"),
-    (False, True, "float32"), (False, False, "float32")])
+@pytest.mark.parametrize(
+    ("bf16", "pays", "expected"),
+    [
+        (True, True, "mixed_bfloat16"),
+        (True, False, "float32"),
+        (False, True, "float32"),
+        (False, False, "float32"),
+    ],
+)
 def test_auto_on_a_processor(machine, capsys, bf16, pays, expected):
     machine(bf16)
     with warnings.catch_warnings():
@@ -32,11 +43,15 @@ def test_auto_on_a_processor(machine, capsys, bf16, pays, expected):
     assert capsys.readouterr().out == f"computing on CPU in {expected}\n"
 
 
-@pytest.mark.parametrize(("details", "expected"), [
-    ({"device_name": "A100", "compute_capability": (8, 0)}, ("mixed_bfloat16", "A100")),
-    ({"device_name": "H100", "compute_capability": (9, 0)}, ("mixed_bfloat16", "H100")),
-    ({"device_name": "Tesla T4", "compute_capability": (7, 5)}, ("mixed_float16", "Tesla T4")),
-    ({}, ("mixed_float16", "GPU"))])
+@pytest.mark.parametrize(
+    ("details", "expected"),
+    [
+        ({"device_name": "A100", "compute_capability": (8, 0)}, ("mixed_bfloat16", "A100")),
+        ({"device_name": "H100", "compute_capability": (9, 0)}, ("mixed_bfloat16", "H100")),
+        ({"device_name": "Tesla T4", "compute_capability": (7, 5)}, ("mixed_float16", "Tesla T4")),
+        ({}, ("mixed_float16", "GPU")),
+    ],
+)
 def test_auto_on_a_gpu_asks_the_card_and_not_the_processor(machine, capsys, details, expected):
     machine(bf16=False, gpu=details, nvidia=True)
     with warnings.catch_warnings():
@@ -63,14 +78,21 @@ def test_unknown_policy_is_an_error(machine):
         choose_precision("bf16")
 
 
-@pytest.mark.parametrize(("flags", "expected"), [
-    ("flags : fpu avx512f avx512_bf16 avx512_vnni", True), ("flags : amx_bf16 amx_tile", True),
-    ("flags : fpu avx2 avx512f avx512_vnni amx_tile", False), (None, False)])
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("flags : fpu avx512f avx512_bf16 avx512_vnni", True),
+        ("flags : amx_bf16 amx_tile", True),
+        ("flags : fpu avx2 avx512f avx512_vnni amx_tile", False),
+        (None, False),
+    ],
+)
 def test_processor_flags(monkeypatch, flags, expected):
     def read_text(path):
         assert str(path) == "/proc/cpuinfo"
         if flags is None:
             raise FileNotFoundError
         return flags
+
     monkeypatch.setattr(precision.Path, "read_text", read_text)
     assert cpu_has_bf16() is expected

@@ -11,20 +11,28 @@ from tiny import STILL
 from chestxray.data.augmentation import Augmentation
 from chestxray.models.builders import build_student_cnn
 from chestxray.models.frozen import find_cut
-from chestxray.models.schedules import (
-    OPTIMIZERS,
-    TrainSettings,
-    make_optimizer,
-    stage_rates,
-)
+from chestxray.models.schedules import OPTIMIZERS, TrainSettings, make_optimizer, stage_rates
 from chestxray.models.training import train
 
 # Settings
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("optimizer", "adamw"), ("decay", "linear"), ("epochs", 0), ("batch_size", 0), ("learning_rate", -1.0),
-    ("plateau_factor", 1.0), ("views", -1), ("disk_gb", -0.1), ("epochs", 2.5), ("stop_patience", -1),
-    ("plateau_patience", -1)])
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("optimizer", "adamw"),
+        ("decay", "linear"),
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("learning_rate", -1.0),
+        ("plateau_factor", 1.0),
+        ("views", -1),
+        ("disk_gb", -0.1),
+        ("epochs", 2.5),
+        ("stop_patience", -1),
+        ("plateau_patience", -1),
+    ],
+)
 def test_impossible_settings_are_refused_at_once(field, value):
     with pytest.raises(ValueError, match=f"{field} must.*Received: {field}={value!r}"):
         TrainSettings(**{field: value})
@@ -36,9 +44,14 @@ def test_rates_are_above_zero(rates):
         TrainSettings(rates=rates)
 
 
-@pytest.mark.parametrize(("warmup", "decay", "reason"), [
-    (1, "plateau", "be 0 unless decay is cosine"), (10, "cosine", "lie between 0 and epochs"),
-    (-1, "cosine", "lie between 0 and epochs")])
+@pytest.mark.parametrize(
+    ("warmup", "decay", "reason"),
+    [
+        (1, "plateau", "be 0 unless decay is cosine"),
+        (10, "cosine", "lie between 0 and epochs"),
+        (-1, "cosine", "lie between 0 and epochs"),
+    ],
+)
 def test_impossible_warm_up_is_refused(warmup, decay, reason):
     with pytest.raises(ValueError, match=f"warmup_epochs must {reason}. Received: warmup_epochs={warmup}"):
         TrainSettings(epochs=10, decay=decay, warmup_epochs=warmup)
@@ -51,9 +64,15 @@ def test_bounds_are_allowed():
 
 # Optimizers
 
-@pytest.mark.parametrize(("name", "kind", "momentum"), [
-    ("sgd", keras.optimizers.SGD, 0.9), ("rmsprop", keras.optimizers.RMSprop, 0.0),
-    ("adam", keras.optimizers.Adam, None)])
+
+@pytest.mark.parametrize(
+    ("name", "kind", "momentum"),
+    [
+        ("sgd", keras.optimizers.SGD, 0.9),
+        ("rmsprop", keras.optimizers.RMSprop, 0.0),
+        ("adam", keras.optimizers.Adam, None),
+    ],
+)
 def test_optimizers(data, name, kind, momentum):
     model = tiny.network()
     before = tiny.by_layer(model)
@@ -67,14 +86,18 @@ def test_optimizers(data, name, kind, momentum):
 def test_one_sgd_step_by_hand(data):
     # First step from a logit of zero: d loss / d bias = mean(0.5 - label); momentum starts at 0.
     model = build_student_cnn(tiny.SIZE, dropout=0.0)
-    train(model, data, TrainSettings(epochs=1, learning_rate=0.1, optimizer="sgd", batch_size=1000,
-                                     class_weights=False))
+    train(
+        model,
+        data,
+        TrainSettings(epochs=1, learning_rate=0.1, optimizer="sgd", batch_size=1000, class_weights=False),
+    )
     labels = data.part("train")["label"]
     bias = model.get_layer("logit").get_weights()[1][0]
     assert bias == pytest.approx(-0.1 * (0.5 - labels.mean()), rel=1e-5)
 
 
 # Learning rates by layer
+
 
 def steps(optimizer, rates, scale=1.0, number=1):
     """Weights of each layer after steps from zero along made-up gradients, which are scaled."""
@@ -84,11 +107,18 @@ def steps(optimizer, rates, scale=1.0, number=1):
         variable.assign(np.zeros(variable.shape))
     stepper = make_optimizer(model, TrainSettings(learning_rate=0.01, optimizer=optimizer, rates=rates), 1)
     for _ in range(number):
-        gradients = [(scale * rng.uniform(1, 2, variable.shape) * rng.choice([-1, 1], variable.shape)).astype(
-            np.float32) for variable in model.trainable_variables]
+        gradients = [
+            (scale * rng.uniform(1, 2, variable.shape) * rng.choice([-1, 1], variable.shape)).astype(
+                np.float32
+            )
+            for variable in model.trainable_variables
+        ]
         stepper.apply(gradients, model.trainable_variables)
-    return {layer.name: [np.asarray(variable) for variable in layer.trainable_variables]
-            for layer in model.layers if layer.trainable_variables}
+    return {
+        layer.name: [np.asarray(variable) for variable in layer.trainable_variables]
+        for layer in model.layers
+        if layer.trainable_variables
+    }
 
 
 @pytest.mark.parametrize("number", [1, 3])
@@ -114,8 +144,10 @@ def test_scaling_the_gradient_would_only_do_for_sgd(optimizer, factor):
 
 
 @pytest.mark.parametrize("stored", [False, True])
-@pytest.mark.parametrize("optimizer", ["adam", *(
-    pytest.param(name, marks=pytest.mark.slow) for name in sorted(OPTIMIZERS) if name != "adam")])
+@pytest.mark.parametrize(
+    "optimizer",
+    ["adam", *(pytest.param(name, marks=pytest.mark.slow) for name in sorted(OPTIMIZERS) if name != "adam")],
+)
 def test_rates_reach_training(data, optimizer, stored):
     changes = []
     for rates in ({}, {"dense1": 0.5, "logit": 0.125}):
@@ -123,8 +155,11 @@ def test_rates_reach_training(data, optimizer, stored):
         for layer in model.layers:
             layer.trainable = not stored or layer.name in ("dense1", "logit")
         before = tiny.by_layer(model)
-        train(model, data, TrainSettings(epochs=1, learning_rate=0.01, optimizer=optimizer, batch_size=1000,
-                                         rates=rates))
+        train(
+            model,
+            data,
+            TrainSettings(epochs=1, learning_rate=0.01, optimizer=optimizer, batch_size=1000, rates=rates),
+        )
         after = tiny.by_layer(model)
         changes.append({name: after[name][0] - before[name][0] for name in ("conv", "dense1", "logit")})
     for name, factor in {"conv": 1.0, "dense1": 0.5, "logit": 0.125}.items():
@@ -143,9 +178,18 @@ def test_rates_may_name_a_frozen_layer(data, named):
             layer.trainable = layer.name in ("dense1", "logit")
         name = find_cut(model).name if named == "cut" else named
         before = tiny.by_layer(model)
-        train(model, data, TrainSettings(
-            epochs=1, learning_rate=0.1, optimizer="sgd", rates={name: 0.25},
-            augmentation=Augmentation(), views=views))
+        train(
+            model,
+            data,
+            TrainSettings(
+                epochs=1,
+                learning_rate=0.1,
+                optimizer="sgd",
+                rates={name: 0.25},
+                augmentation=Augmentation(),
+                views=views,
+            ),
+        )
         changes.append(tiny.by_layer(model)["logit"][0] - before["logit"][0])
     np.testing.assert_allclose(*changes, rtol=0.02, atol=0.02 * np.abs(changes[1]).max())
 
@@ -162,9 +206,13 @@ def test_stage_rates_by_hand():
 
 # Cosine
 
+
 def rates_at(steps_, **settings):
-    optimizer = make_optimizer(tiny.network(), TrainSettings(
-        epochs=10, learning_rate=0.1, decay="cosine", **settings), steps_per_epoch=5)
+    optimizer = make_optimizer(
+        tiny.network(),
+        TrainSettings(epochs=10, learning_rate=0.1, decay="cosine", **settings),
+        steps_per_epoch=5,
+    )
     found = []
     for step in steps_:
         optimizer.iterations.assign(step)
@@ -191,8 +239,9 @@ def test_cosine_ends_at_zero_and_the_plateau_never_interferes(data):
     # No step changes a weight, so the plateau would lower the rate in every epoch.
     settings = dataclasses.replace(STILL, epochs=4, decay="cosine", plateau_patience=1)
     history = train(build_student_cnn(tiny.SIZE), data, settings).history
-    np.testing.assert_allclose(history["learning_rate"] / 1e-30, [0.853553, 0.5, 0.146447, 0], rtol=1e-5,
-                               atol=1e-7)
+    np.testing.assert_allclose(
+        history["learning_rate"] / 1e-30, [0.853553, 0.5, 0.146447, 0], rtol=1e-5, atol=1e-7
+    )
 
 
 def test_warm_up_in_training(data):
@@ -209,14 +258,17 @@ def test_rates_do_not_disturb_the_schedule(data):
 
 # Gradients that are not finite
 
+
 def test_a_step_without_a_finite_gradient_is_left_out_in_bfloat16():
     model = tiny.network("mixed_bfloat16")
     optimizer = make_optimizer(model, TrainSettings(learning_rate=0.1, optimizer="sgd"), 10)
     variables = model.trainable_variables
     optimizer.build(variables)
     before, formers = tiny.state(model), [variable.numpy() for variable in variables]
-    bad = [np.full(variable.shape, np.nan if number == 2 else 1.0, np.float32)
-           for number, variable in enumerate(variables)]
+    bad = [
+        np.full(variable.shape, np.nan if number == 2 else 1.0, np.float32)
+        for number, variable in enumerate(variables)
+    ]
     optimizer.apply(bad, variables)
     assert tiny.same(before, tiny.state(model)) and int(optimizer.iterations) == 0
     scale = float(optimizer.scale_loss(1.0))

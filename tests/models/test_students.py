@@ -26,37 +26,59 @@ SETTINGS = TrainSettings(epochs=1, learning_rate=0.01, batch_size=16, augmentati
 def teacher(data, tmp_path, monkeypatch):
     monkeypatch.setenv("CHESTXRAY_CACHE", str(tmp_path / "cache"))
     model = build_student_cnn(tiny.SIZE)
-    card = {"name": "teacher", "image": dataclasses.asdict(data.store.settings),
-            "training_data": {"split_hash": data.split_hash}}
+    card = {
+        "name": "teacher",
+        "image": dataclasses.asdict(data.store.settings),
+        "training_data": {"split_hash": data.split_hash},
+    }
     return {1: Teacher([(Classifier(model, card, None), data)])}
 
 
 def test_candidates_are_read_in_order():
-    found = read_candidates({"alone": [{}, {"learning_rate": 0.01}],
-                             "taught": [{"alpha": 0.3, "temperature": 2.0}, {"alpha": 0.3}]})
-    assert found == [Candidate("alone"), Candidate("alone", learning_rate=0.01),
-                     Candidate("taught", alpha=0.3, temperature=2.0), Candidate("taught", alpha=0.3)]
+    found = read_candidates(
+        {
+            "alone": [{}, {"learning_rate": 0.01}],
+            "taught": [{"alpha": 0.3, "temperature": 2.0}, {"alpha": 0.3}],
+        }
+    )
+    assert found == [
+        Candidate("alone"),
+        Candidate("alone", learning_rate=0.01),
+        Candidate("taught", alpha=0.3, temperature=2.0),
+        Candidate("taught", alpha=0.3),
+    ]
     assert found[2].text == "taught alpha=0.3 temperature=2"
 
 
-@pytest.mark.parametrize(("given", "text"), [
-    ({"alone": [{}], "taught": [{}, {}]}, "same number of candidates. Received: candidates={'alone': 1"),
-    ({}, "same number"), ({"alone": []}, "same number"),
-    ({"alone": [{"rate": 1}]}, "Received: setting='rate'"),
-    ({"alone": [{}, {}]}, "listed twice. Received: candidate='alone'")])
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"alone": [{}], "taught": [{}, {}]}, "same number of candidates. Received: candidates={'alone': 1"),
+        ({}, "same number"),
+        ({"alone": []}, "same number"),
+        ({"alone": [{"rate": 1}]}, "Received: setting='rate'"),
+        ({"alone": [{}, {}]}, "listed twice. Received: candidate='alone'"),
+    ],
+)
 def test_unequal_budgets_and_unknown_settings_are_refused(given, text):
     with pytest.raises(ValueError, match=text):
         read_candidates(given)
 
 
-@pytest.mark.parametrize(("setting", "text"), [
-    ({"outputs": 2}, "must be 1 or 3"), ({"alpha": 1.5}, "must lie in 0–1"),
-    ({"alpha": 0.5, "temperature": 0.0}, "must be above 0"),
-    ({"temperature": 2.0}, "does nothing with alpha 1"),
-    ({"label_smoothing": 0.1, "alpha": 0.5}, "needs one logit and alpha 1"),
-    ({"label_smoothing": 0.1, "outputs": 3}, "needs one logit and alpha 1"),
-    ({"mixup": -0.1}, "must not be negative"), ({"mixup": 0.2, "alpha": 0.5}, "needs alpha 1"),
-    ({"learning_rate": 0.0}, "must be above 0")])
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ({"outputs": 2}, "must be 1 or 3"),
+        ({"alpha": 1.5}, "must lie in 0–1"),
+        ({"alpha": 0.5, "temperature": 0.0}, "must be above 0"),
+        ({"temperature": 2.0}, "does nothing with alpha 1"),
+        ({"label_smoothing": 0.1, "alpha": 0.5}, "needs one logit and alpha 1"),
+        ({"label_smoothing": 0.1, "outputs": 3}, "needs one logit and alpha 1"),
+        ({"mixup": -0.1}, "must not be negative"),
+        ({"mixup": 0.2, "alpha": 0.5}, "needs alpha 1"),
+        ({"learning_rate": 0.0}, "must be above 0"),
+    ],
+)
 def test_settings_that_are_wrong_or_would_do_nothing_are_refused(setting, text):
     with pytest.raises(ValueError, match=f"{text}. Received: arm='x', "):
         Candidate("x", **setting)
@@ -102,6 +124,7 @@ def test_no_data_set_comes_from_a_generator(data, teacher, monkeypatch):
     # It would slow down every step of the process: chestxray/data/passes.py.
     def refuse(*args, **options):
         raise AssertionError("from_generator")
+
     monkeypatch.setattr(tf.data.Dataset, "from_generator", refuse)
     model, trained = train_student("student_cnn", data, SETTINGS, Candidate("taught", alpha=0.3), 0, teacher)
     assert trained.images == len(data.part("train"))
@@ -113,8 +136,14 @@ def test_no_data_set_comes_from_a_generator(data, teacher, monkeypatch):
 def test_learning_rate_of_a_candidate_counts(data, teacher, monkeypatch):
     seen = []
     train = students.train
-    monkeypatch.setattr(students, "train", lambda model, data, settings, *args, **options: (
-        seen.append(settings), train(model, data, settings, *args, **options))[1])
+    monkeypatch.setattr(
+        students,
+        "train",
+        lambda model, data, settings, *args, **options: (
+            seen.append(settings),
+            train(model, data, settings, *args, **options),
+        )[1],
+    )
     for way in (Candidate("alone"), Candidate("alone", learning_rate=0.5, label_smoothing=0.2)):
         train_student("student_cnn", data, SETTINGS, way, 0, teacher)
     assert [(one.learning_rate, one.label_smoothing) for one in seen] == [(0.01, 0.0), (0.5, 0.2)]

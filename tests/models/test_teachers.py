@@ -19,8 +19,9 @@ from chestxray.models.teachers import Distillation, Teacher
 from chestxray.models.training import train
 
 VIEWS = Augmentation()
-SETTINGS = TrainSettings(epochs=3, learning_rate=0.05, batch_size=16, optimizer="sgd", augmentation=VIEWS,
-                         class_weights=False)
+SETTINGS = TrainSettings(
+    epochs=3, learning_rate=0.05, batch_size=16, optimizer="sgd", augmentation=VIEWS, class_weights=False
+)
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +34,15 @@ def classifier(data, outputs=1, seed=1, split_hash=None):
     model = build_student_cnn(tiny.SIZE, outputs=outputs)
     kernel = np.random.default_rng(seed).normal(0, 1, (64, outputs))
     model.get_layer("logit").set_weights([kernel, np.zeros(outputs)])
-    return Classifier(model, {"name": f"teacher{seed}", "image": dataclasses.asdict(data.store.settings),
-                              "training_data": {"split_hash": split_hash or data.split_hash}}, None)
+    return Classifier(
+        model,
+        {
+            "name": f"teacher{seed}",
+            "image": dataclasses.asdict(data.store.settings),
+            "training_data": {"split_hash": split_hash or data.split_hash},
+        },
+        None,
+    )
 
 
 def equalised(data, folder):
@@ -48,6 +56,7 @@ def says(one, pixels):
 
 
 # Whose answer it is
+
 
 def test_answers_follow_the_path_not_the_place(data):
     one = classifier(data)
@@ -64,8 +73,9 @@ def test_answers_are_about_the_view_that_the_student_sees(data):
     asked, paths = Teacher([(one, data)]), list(data.part("train")["path"])
     views = [asked.logits("train", paths, VIEWS, view) for view in range(3)]
     for view, found in enumerate(views):
-        pixels = np.concatenate([pixels for pixels, _ in
-                                 data.dataset("train", augment=VIEWS, epoch=lambda view=view: view)])
+        pixels = np.concatenate(
+            [pixels for pixels, _ in data.dataset("train", augment=VIEWS, epoch=lambda view=view: view)]
+        )
         np.testing.assert_allclose(found, says(one, pixels), atol=1e-5)
     assert np.abs(views[0] - views[1]).max() > 1e-3
 
@@ -76,8 +86,15 @@ def test_members_see_their_own_pixels(tiny_folder, data):
     keras.utils.set_random_seed(1)
     model = build_student_cnn(48)
     model.get_layer("logit").set_weights([np.linspace(-1, 1, 64).reshape(64, 1), np.zeros(1)])
-    one = Classifier(model, {"name": "large", "image": dataclasses.asdict(large.store.settings),
-                             "training_data": {"split_hash": data.split_hash}}, None)
+    one = Classifier(
+        model,
+        {
+            "name": "large",
+            "image": dataclasses.asdict(large.store.settings),
+            "training_data": {"split_hash": data.split_hash},
+        },
+        None,
+    )
     found = Teacher([(one, large)]).logits("val", list(data.part("val")["path"]))
     np.testing.assert_allclose(found, says(one, large.images("val")), atol=1e-5)
 
@@ -85,8 +102,9 @@ def test_members_see_their_own_pixels(tiny_folder, data):
 def test_ensemble_is_the_mean_logit(data):
     paths, members = list(data.part("val")["path"]), [classifier(data, seed=seed) for seed in (1, 2, 3)]
     found = Teacher([(one, data) for one in members]).logits("val", paths)
-    np.testing.assert_allclose(found, np.mean([says(one, data.images("val")) for one in members], axis=0),
-                               atol=1e-5)
+    np.testing.assert_allclose(
+        found, np.mean([says(one, data.images("val")) for one in members], axis=0), atol=1e-5
+    )
 
 
 def test_three_logits_become_the_odds_of_pneumonia_beside_one(data):
@@ -108,6 +126,7 @@ def test_three_logits_become_the_odds_of_pneumonia_beside_one(data):
 
 # Asked once
 
+
 def test_a_second_teacher_reads_what_the_first_was_asked(data, monkeypatch, capsys):
     paths = list(data.part("train")["path"])
     first = Teacher([(classifier(data), data)]).logits("train", paths, VIEWS, 1)
@@ -125,15 +144,19 @@ def test_nothing_else_is_served(data, tiny_folder, other):
     one = classifier(elsewhere, seed=2 if other == "weights" else 1)
     asked = Teacher([(one, elsewhere)], other == "bf16")
     part = "val" if other == "part" else "train"
-    asked.logits(part, list(data.part(part)["path"]),
-                 Augmentation(zoom=0.2) if other == "augmentation" else VIEWS, 1 if other == "view" else 0)
+    asked.logits(
+        part,
+        list(data.part(part)["path"]),
+        Augmentation(zoom=0.2) if other == "augmentation" else VIEWS,
+        1 if other == "view" else 0,
+    )
     assert len(list(cache_dir("teachers").iterdir())) == 2
 
 
 def test_damaged_answers_are_asked_again(data):
     paths = list(data.part("val")["path"])
     first = Teacher([(classifier(data), data)]).logits("val", paths)
-    file, = cache_dir("teachers").iterdir()
+    (file,) = cache_dir("teachers").iterdir()
     file.write_bytes(file.read_bytes()[:-30])
     np.testing.assert_array_equal(Teacher([(classifier(data), data)]).logits("val", paths), first)
     np.testing.assert_array_equal(np.load(file)["logits"], first)
@@ -143,6 +166,7 @@ def test_broken_off_while_asking_leaves_nothing(data, monkeypatch):
     def interrupted(file, **arrays):
         file.write_bytes(b"PK half of it")
         raise KeyboardInterrupt
+
     monkeypatch.setattr(teachers.np, "savez", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Teacher([(classifier(data), data)]).logits("val", list(data.part("val")["path"]))
@@ -150,6 +174,7 @@ def test_broken_off_while_asking_leaves_nothing(data, monkeypatch):
 
 
 # Teaching
+
 
 @pytest.mark.parametrize("views", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_stored_answers_teach_what_the_teacher_itself_would(data, views):
@@ -161,8 +186,11 @@ def test_stored_answers_teach_what_the_teacher_itself_would(data, views):
     distiller.compile(keras.optimizers.SGD(0.05, momentum=0.9))
     for epoch in range(3):
         images = data.dataset("train", 16, VIEWS, True, lambda epoch=epoch: epoch, views)
-        ends.append(distiller.fit(images, epochs=1,
-                                  validation_data=data.dataset("val", 16), shuffle=False, verbose=0).history)
+        ends.append(
+            distiller.fit(
+                images, epochs=1, validation_data=data.dataset("val", 16), shuffle=False, verbose=0
+            ).history
+        )
     for name in ("loss", "student_loss", "distillation_loss", "val_loss"):
         np.testing.assert_allclose(found[name], [end[name][0] for end in ends], rtol=1e-4)
     assert found["val_loss"].idxmin() == 2  # so that the best weights are the last
@@ -172,8 +200,12 @@ def test_stored_answers_teach_what_the_teacher_itself_would(data, views):
 
 def test_views_are_asked_about_in_turn(data, capsys):
     settings = dataclasses.replace(SETTINGS, epochs=5, views=2)
-    train(build_student_cnn(tiny.SIZE), data, settings,
-          distillation=Distillation(Teacher([(classifier(data), data)])))
+    train(
+        build_student_cnn(tiny.SIZE),
+        data,
+        settings,
+        distillation=Distillation(Teacher([(classifier(data), data)])),
+    )
     asked = [line.split("(")[1] for line in capsys.readouterr().out.splitlines() if "asking" in line]
     assert asked == ["val)", "train, view 1)", "train, view 2)"]
 
@@ -195,14 +227,20 @@ def test_three_class_student_learns_the_subtype(data):
 def test_another_teacher_is_another_training(data, tmp_path, capsys):
     for seed, alpha in ((1, 0.3), (1, 0.3), (2, 0.3), (1, 0.5)):
         keras.utils.set_random_seed(0)
-        train(build_student_cnn(tiny.SIZE), data, dataclasses.replace(SETTINGS, epochs=1), tmp_path / "s.npz",
-              distillation=Distillation(Teacher([(classifier(data, seed=seed), data)]), alpha))
+        train(
+            build_student_cnn(tiny.SIZE),
+            data,
+            dataclasses.replace(SETTINGS, epochs=1),
+            tmp_path / "s.npz",
+            distillation=Distillation(Teacher([(classifier(data, seed=seed), data)]), alpha),
+        )
     printed = capsys.readouterr().out
     assert printed.count("finished earlier") == 1
     assert printed.count("other settings was found") == 2
 
 
 # Mistakes
+
 
 def test_a_teacher_of_another_split_is_refused(data):
     with pytest.raises(ValueError, match="trained on another split.*teacher1.*0000"):
@@ -224,8 +262,12 @@ def test_no_member(data):
 
 def test_views_of_another_seed_are_refused(data):
     with pytest.raises(ValueError, match="same split and seed"):
-        train(build_student_cnn(tiny.SIZE), dataclasses.replace(data, seed=1), SETTINGS,
-              distillation=Distillation(Teacher([(classifier(data), data)])))
+        train(
+            build_student_cnn(tiny.SIZE),
+            dataclasses.replace(data, seed=1),
+            SETTINGS,
+            distillation=Distillation(Teacher([(classifier(data), data)])),
+        )
 
 
 def test_unknown_image(data):
@@ -235,5 +277,9 @@ def test_unknown_image(data):
 
 def test_three_classes_need_a_teacher_of_three(data):
     with pytest.raises(ValueError, match=r"needs a teacher of three. Received: teacher=\['teacher1'\]"):
-        train(build_student_cnn(tiny.SIZE, outputs=3), data, SETTINGS,
-              distillation=Distillation(Teacher([(classifier(data), data)])))
+        train(
+            build_student_cnn(tiny.SIZE, outputs=3),
+            data,
+            SETTINGS,
+            distillation=Distillation(Teacher([(classifier(data), data)])),
+        )

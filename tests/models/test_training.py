@@ -15,15 +15,10 @@ from chestxray.data.augmentation import Augmentation
 from chestxray.models import training
 from chestxray.models.builders import build_student_cnn
 from chestxray.models.schedules import TrainSettings
-from chestxray.models.training import (
-    Training,
-    class_weights,
-    compile_model,
-    summarise,
-    train,
-)
+from chestxray.models.training import Training, class_weights, compile_model, summarise, train
 
 # Class weights
+
 
 def test_class_weights_by_hand():
     weights = class_weights(np.array([0] * 27 + [1] * 73))
@@ -50,9 +45,11 @@ def test_losses_by_hand(data, weighted):
         assert len(labels) % 16
         logits = np.ravel(model(data.images(part).astype(np.float32))).astype(np.float64)
         losses = np.logaddexp(0, logits) - labels * logits
-        expected[part] = losses * np.where(labels, len(labels) / 2 / labels.sum(),
-                                           len(labels) / 2 / (1 - labels).sum()) \
-            if weighted and part == "train" else losses
+        expected[part] = (
+            losses * np.where(labels, len(labels) / 2 / labels.sum(), len(labels) / 2 / (1 - labels).sum())
+            if weighted and part == "train"
+            else losses
+        )
     assert found["loss"] == pytest.approx(expected["train"].mean(), rel=1e-4)
     assert found["val_loss"] == pytest.approx(expected["val"].mean(), rel=1e-4)
     assert found["val_accuracy"] == pytest.approx(((logits > 0) == labels).mean(), abs=1e-6)
@@ -63,13 +60,15 @@ def test_metrics_cut_at_probability_one_half():
     model = build_student_cnn(tiny.SIZE)
     model.get_layer("logit").set_weights([np.zeros((64, 1)), np.array([0.3])])
     compile_model(model, "sgd")
-    result = model.evaluate(np.zeros((4, tiny.SIZE, tiny.SIZE, 1)), np.array([1, 1, 1, 0]), verbose=0,
-                            return_dict=True)
+    result = model.evaluate(
+        np.zeros((4, tiny.SIZE, tiny.SIZE, 1)), np.array([1, 1, 1, 0]), verbose=0, return_dict=True
+    )
     assert result["accuracy"] == 0.75
     assert result["auroc"] == pytest.approx(0.5, abs=1e-6)  # all scores equal
 
 
 # Schedule
+
 
 class Recorder(training.EpochLine):
     """Takes the place of the line an epoch and keeps the weights of every epoch."""
@@ -93,8 +92,11 @@ def test_weights_of_the_best_epoch_are_kept(data, monkeypatch):
     Recorder.seen = []
     monkeypatch.setattr(training, "EpochLine", Recorder)
     model = tiny.network()
-    history = train(model, backwards(data), TrainSettings(
-        epochs=30, learning_rate=0.02, stop_patience=3, class_weights=False)).history
+    history = train(
+        model,
+        backwards(data),
+        TrainSettings(epochs=30, learning_rate=0.02, stop_patience=3, class_weights=False),
+    ).history
     best = int(history["val_loss"].argmin())
     assert best == len(history) - 1 - 3  # stopped three epochs later, so the best is not the last
     assert tiny.same(model.get_weights(), Recorder.seen[best])
@@ -105,8 +107,11 @@ def test_patience_and_plateau_by_hand(data, capsys):
     # No step changes a weight, so epoch 1 stays the best. The rate falls after epochs 3 and 5 (two
     # without improvement each); training stops after five epochs without improvement.
     model = build_student_cnn(tiny.SIZE)
-    history = train(model, data, dataclasses.replace(
-        STILL, epochs=20, stop_patience=5, plateau_patience=2, plateau_factor=0.5)).history
+    history = train(
+        model,
+        data,
+        dataclasses.replace(STILL, epochs=20, stop_patience=5, plateau_patience=2, plateau_factor=0.5),
+    ).history
     assert history["val_loss"].nunique() == 1
     np.testing.assert_allclose(history["learning_rate"] / 1e-30, [1, 1, 1, 0.5, 0.5, 0.25], rtol=1e-5)
     assert list(history["epoch"]) == [1, 2, 3, 4, 5, 6]
@@ -145,6 +150,7 @@ def test_a_loss_that_is_not_a_number_stops_the_training(data, tmp_path):
 
 # Three classes
 
+
 def test_targets_by_subtype(data):
     kinds = {"normal": 0, "bacteria": 1, "virus": 2}
     assert list(data.targets("test", 3)) == [kinds[name] for name in data.part("test")["subtype"]]
@@ -176,6 +182,7 @@ def test_class_weights_of_three_classes_by_hand():
 
 # Order and views
 
+
 def test_every_epoch_has_its_own_views_and_order(data, monkeypatch):
     drawn = []
     draw = Augmentation.draw
@@ -198,9 +205,14 @@ def test_images_are_counted(data):
 
 # Record
 
+
 def test_record_keeps_small_learning_rates():
     history = pd.DataFrame({"epoch": [1], "loss": [0.12345678], "learning_rate": [4e-8], "phase": ["head"]})
     record = summarise([Training(history, 2.0, 100)], "float32", "CPU")
-    assert record["history"] == {"epoch": [1], "loss": [pytest.approx(0.123457)],
-                                 "learning_rate": [pytest.approx(4e-8)], "phase": ["head"]}
+    assert record["history"] == {
+        "epoch": [1],
+        "loss": [pytest.approx(0.123457)],
+        "learning_rate": [pytest.approx(4e-8)],
+        "phase": ["head"],
+    }
     assert record["images_per_second"] == 50.0

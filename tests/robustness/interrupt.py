@@ -56,8 +56,19 @@ def command(step: str, data: Path, output: Path, trained: Path) -> list[str]:
         "store": [*python, STORE, data, output],
         "transfer": [*python, TRANSFER, data, output],
         "run": [*python, CLI, *RUN, "--data-dir", data, "--output-dir", output],
-        "export": [*python, CLI, "export", trained, "--format", "litert", "--data-dir", data,
-                   "--output", output / "litert", "--force"],
+        "export": [
+            *python,
+            CLI,
+            "export",
+            trained,
+            "--format",
+            "litert",
+            "--data-dir",
+            data,
+            "--output",
+            output / "litert",
+            "--force",
+        ],
         "predict": [*python, CLI, "predict", trained, data, "--output", output / "out.csv", "--accept-all"],
     }[step]
 
@@ -65,9 +76,14 @@ def command(step: str, data: Path, output: Path, trained: Path) -> list[str]:
 def start(step: str, place: Path, data: Path, trained: Path) -> subprocess.Popen:
     (place / "out").mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"CHESTXRAY_CACHE": str(place / "cache"), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return subprocess.Popen([str(word) for word in command(step, data, place / "out", trained)],
-                            env=environment, start_new_session=True, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [str(word) for word in command(step, data, place / "out", trained)],
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(process: subprocess.Popen) -> None:
@@ -127,13 +143,20 @@ def main() -> int:
                 process.communicate()
                 killed, left = process.returncode == -signal.SIGKILL, debris(place)
                 finish(start(step, place, data, trained))
-                row = {"step": step, "second": round(float(moment), 2), "of": round(seconds, 2),
-                       "killed": killed, "debris_between": len(left), "debris": debris(place),
-                       "equal": digests(place / "out") == expected}
+                row = {
+                    "step": step,
+                    "second": round(float(moment), 2),
+                    "of": round(seconds, 2),
+                    "killed": killed,
+                    "debris_between": len(left),
+                    "debris": debris(place),
+                    "equal": digests(place / "out") == expected,
+                }
                 rows.append(row)
                 print(json.dumps(row), flush=True)
-    write_json(project_path("results/interruptions.json"),
-               {"schema": "chestxray.interruptions/1", "rows": rows})
+    write_json(
+        project_path("results/interruptions.json"), {"schema": "chestxray.interruptions/1", "rows": rows}
+    )
     killed = sum(row["killed"] for row in rows)
     print(f"{killed} of {len(rows)} were killed in time")
     return 1 if killed < len(rows) / 2 or any(row["debris"] or not row["equal"] for row in rows) else 0

@@ -57,8 +57,9 @@ FILES = {
     "jpeg": lambda: cv2.imencode(".jpg", picture())[1].tobytes(),
     "progressive jpeg": lambda: saved(Image.fromarray(picture()), format="JPEG", progressive=True),
     "cmyk jpeg": lambda: saved(Image.fromarray(picture()).convert("CMYK"), format="JPEG"),
-    "jpeg with exif": lambda: saved(Image.fromarray(picture()), format="JPEG",
-                                    exif=b"Exif\0\0II*\0" + b"\0" * 80),
+    "jpeg with exif": lambda: saved(
+        Image.fromarray(picture()), format="JPEG", exif=b"Exif\0\0II*\0" + b"\0" * 80
+    ),
     "png": lambda: cv2.imencode(".png", picture())[1].tobytes(),
     "16-bit png": lambda: cv2.imencode(".png", picture().astype(np.uint16) * 200)[1].tobytes(),
     "palette png": lambda: saved(Image.fromarray(picture()).convert("P"), format="PNG"),
@@ -73,8 +74,11 @@ def test_mutated_files_are_read_or_named(name, tmp_path):
     path = tmp_path / "film"
     path.write_bytes(FILES[name]())
     decode_image(path.read_bytes())  # undamaged it is a film
-    told = subprocess.run([sys.executable, Path(__file__).with_name("mutate.py"), path, "0", str(TRIES)],
-                          capture_output=True, text=True)
+    told = subprocess.run(
+        [sys.executable, Path(__file__).with_name("mutate.py"), path, "0", str(TRIES)],
+        capture_output=True,
+        text=True,
+    )
     lines = told.stdout.splitlines()
     assert told.returncode == 0, f"seed {lines[-1] if lines else None}: {told.stderr[-2000:]}"
     found = json.loads(lines[-1])
@@ -85,14 +89,15 @@ def test_mutated_files_are_read_or_named(name, tmp_path):
 
 def png(width, height, depth, colour, row):
     """A whole PNG whose rows are all alike: small on the disk, large in memory."""
+
     def chunk(kind, content):
         checksum = zlib.crc32(kind + content)
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
     packer = zlib.compressobj(9)
     packed = b"".join(packer.compress(b"\0" + row) for _ in range(height)) + packer.flush()
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-            + chunk(b"IDAT", packed) + chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
 
 
 BOMBS = {
@@ -110,14 +115,21 @@ def test_bombs_stay_within_memory(name, tmp_path):
     make, readable = BOMBS[name]
     (tmp_path / "film").write_bytes(make())
     assert (tmp_path / "film").stat().st_size < 5e6 or name == "dicom"
-    script = ("import pathlib, re, sys; from chestxray.data.images import ImageSettings, fit\n"
-              "from chestxray.deployment.predict import read_film\n"
-              "try:\n    fit(read_film(pathlib.Path(sys.argv[1])).pixels, ImageSettings(32)); print('read')\n"
-              "except ValueError as error: print(error)\n"
-              "status = pathlib.Path('/proc/self/status').read_text()\n"
-              "print(int(re.search(r'VmHWM:\\s+(\\d+)', status)[1]) / 1024)")  # of this process alone
-    told = subprocess.run([sys.executable, "-c", script, tmp_path / "film"], capture_output=True, text=True,
-                          timeout=60, check=True).stdout.splitlines()
+    script = (
+        "import pathlib, re, sys; from chestxray.data.images import ImageSettings, fit\n"
+        "from chestxray.deployment.predict import read_film\n"
+        "try:\n    fit(read_film(pathlib.Path(sys.argv[1])).pixels, ImageSettings(32)); print('read')\n"
+        "except ValueError as error: print(error)\n"
+        "status = pathlib.Path('/proc/self/status').read_text()\n"
+        "print(int(re.search(r'VmHWM:\\s+(\\d+)', status)[1]) / 1024)"
+    )  # of this process alone
+    told = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "film"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout.splitlines()
     assert (told[0] == "read") == readable, told
     assert float(told[-1]) < 1024
 
@@ -126,7 +138,7 @@ def test_a_png_chunk_that_claims_gigabytes_is_not_believed():
     data = FILES["png"]()
     place = data.index(b"IDAT") - 4
     with pytest.raises(ValueError, match="truncated"):
-        decode_image(data[:place] + struct.pack(">I", 3_690_995_712) + data[place + 4:])
+        decode_image(data[:place] + struct.pack(">I", 3_690_995_712) + data[place + 4 :])
 
 
 def test_a_deflated_dicom_file_is_not_inflated():
