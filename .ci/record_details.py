@@ -6,8 +6,7 @@ from pathlib import Path
 import pandas as pd
 from record_tables import published_rows, said, said_list, specificities
 
-from chestxray.evaluation.arms import conclude, score_arms
-from chestxray.evaluation.ensemble import score_ensemble
+from chestxray.evaluation.comparison import conclude, score_arms, score_ensemble
 from chestxray.files import read_json
 from chestxray.results import comparison_table, read_predictions, read_results
 

@@ -14,10 +14,9 @@ import argparse
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from chestxray.data.catalog import scan
-from chestxray.data.location import find_data
+from chestxray.audit.shortcuts import cross_validated, thumbnail, without_centre
+from chestxray.data.catalog import find_data, scan
 from chestxray.data.masks import read_masks
-from chestxray.data.shortcuts import cross_validated, thumbnail, without_centre
 from chestxray.files import project_path, write_json
 
 SIDE = 224

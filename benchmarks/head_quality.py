@@ -19,8 +19,7 @@ from sklearn.metrics import roc_auc_score
 
 import chestxray as cx
 from chestxray.files import write_json
-from chestxray.models.features import Features
-from chestxray.models.frozen import find_cut
+from chestxray.models.features import Features, find_cut
 
 EPOCHS, SEEDS, VIEWS, WITHIN = 12, (0, 1, 2), (1, 4, 8, 12), 0.003
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"

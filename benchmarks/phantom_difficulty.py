@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import chestxray as cx
-from chestxray.data.phantom import PHANTOM_VERSION
 from chestxray.files import whole_folder, write_json
+from chestxray.phantoms import PHANTOM_VERSION
 
 IMAGES, SIDE, EPOCHS = 2_858, 128, 25  # 70 % of the images are for training
 REPOSITORY = Path(__file__).resolve().parent.parent

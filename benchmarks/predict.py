@@ -30,7 +30,7 @@ def measure(model: str, paths: list[str]) -> dict[str, float]:
     import cv2
 
     from chestxray.data.images import fit
-    from chestxray.deployment.bundle import load_classifier
+    from chestxray.deployment.classifier import load_classifier
     from chestxray.deployment.predict import predict_files, read_film
 
     cv2.setNumThreads(1)
@@ -53,7 +53,7 @@ def make_files(folder: Path, side: int, count: int) -> list[str]:
     import cv2
 
     from chestxray.data.catalog import scan
-    from chestxray.data.phantom import write_phantoms
+    from chestxray.phantoms import write_phantoms
 
     write_phantoms(folder / "made", 24, 224, 0)
     root = folder / "made" / "chest_xray"

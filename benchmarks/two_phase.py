@@ -39,10 +39,8 @@ import chestxray as cx
 from chestxray.data.catalog import scan
 from chestxray.data.dataset import data_name
 from chestxray.files import write_json
-from chestxray.models.features import Features
-from chestxray.models.frozen import find_cut
-from chestxray.models.precision import cpu_has_bf16
-from chestxray.models.training import compile_model
+from chestxray.models.features import Features, find_cut
+from chestxray.models.training import compile_model, cpu_has_bf16
 from chestxray.results import versions
 
 IMAGES, BATCH, REPEATS = 256, 32, 3  # measured training images; half as many for validation

@@ -8,14 +8,97 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
-from chestxray.console import check_ending, one_line_errors, parse_value, resumable, show
 from chestxray.files import CACHES, cache_dir, printable
+
+_EXTRAS = {
+    "ai_edge_litert": "lite",
+    "onnxruntime": "lite",
+    "pydicom": "dicom",
+    "distributed": "dask",
+    "onnx": "export",
+    "tf2onnx": "export",
+}
+"""Which extra of the package brings what is missing; the others are in ``train``."""
+
+
+class UserError(click.ClickException):
+    """A user's mistake: one line, exit code 2."""
+
+    exit_code = 2
+
+
+def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn the mistakes that the package reports into one line and exit code 2."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except ModuleNotFoundError as error:
+            extra = _EXTRAS.get((error.name or "").split(".")[0], "train")
+            raise UserError(f"{error.name} is missing: pip install -e '.[{extra}]'") from error
+        except (ValueError, OSError, TypeError, RuntimeError) as error:
+            raise UserError(" ".join(str(error).split())) from error
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(130)
+
+    return wrapped
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Say on Ctrl-C that what is done in this block need not be done again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("interrupted; the same command goes on from here", err=True)
+        sys.exit(130)
+
+
+def parse_value(text: str) -> Any:
+    """Read a parameter as YAML does, and 1e-4 as the number it is meant to be.
+
+    Raises:
+        ValueError: The text is not YAML.
+    """
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"not a value in YAML. Received: value={text!r}") from None
+    if isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", value):
+        return float(value)
+    return value
+
+
+def check_ending(path: Path | None, *endings: str) -> None:
+    """Raise ValueError where a slip would replace a file of another kind, such as an X-ray, by a page."""
+    if path and path.suffix.lower() not in endings:
+        raise ValueError(f"the name must end in {' or '.join(endings)}. Received: path={str(path)!r}")
+
+
+def show(sections: list[tuple]) -> None:
+    """Print sections of title, text and table; of long tables the first 20 rows."""
+    from chestxray.deployment.report import number_text
+
+    for title, text, table in sections:
+        click.echo(f"\n{title}\n{'-' * len(title)}\n{text}".rstrip())
+        if table is not None:
+            first = table.head(20).map(lambda value: printable(value) if isinstance(value, str) else value)
+            click.echo(first.to_string(index=False, float_format=number_text, na_rep=""))
+            if len(table) > 20:
+                click.echo(f"… and {len(table) - 20} more")
 
 
 @click.group()
@@ -79,8 +162,8 @@ def run(
     backend: str | None,
 ) -> None:
     """Play the notebooks from raw images to compared models."""
-    from chestxray.data.location import find_data
-    from chestxray.experiments import run_plan
+    from chestxray.data.catalog import find_data
+    from chestxray.run import run_plan
 
     if data_dir is None:
         try:
@@ -134,8 +217,8 @@ def audit(
 
     DATA_DIR is a folder of X-rays, "kaggle" or "phantoms".
     """
-    from chestxray.data.audit import audit as look
-    from chestxray.data.audit import describe
+    from chestxray.audit import audit as look
+    from chestxray.audit import describe
     from chestxray.files import whole_file, write_json
 
     check_ending(page_path, ".html", ".htm")
@@ -146,7 +229,7 @@ def audit(
     if json_path:
         write_json(json_path, found)
     if page_path:
-        from chestxray.deployment.page import audit_page
+        from chestxray.deployment.report import audit_page
 
         with whole_file(page_path) as partial:
             partial.write_text(audit_page(findings, means), encoding="utf-8")
@@ -191,11 +274,9 @@ def evaluate(
     """
     import pandas as pd
 
-    from chestxray.data.tables import read_table
     from chestxray.deployment.card import read_card
-    from chestxray.deployment.evaluate import drift_report, report
-    from chestxray.evaluation.labels import join_labels
-    from chestxray.files import whole_file
+    from chestxray.deployment.evaluate import drift_report, join_labels, report
+    from chestxray.files import read_table, whole_file
 
     check_ending(page_path, ".html", ".htm")
     card = read_card(model)
@@ -225,7 +306,7 @@ def evaluate(
         sections = report(table, card, [name for name in by.split(",") if name], prevalence)
     show(sections)
     if page_path:
-        from chestxray.deployment.page import page, section
+        from chestxray.deployment.report import page, section
 
         body = "\n".join(section(*one) for one in sections)
         with whole_file(page_path) as partial:
@@ -311,9 +392,9 @@ def export(
     Both score the validation images; an export that decides otherwise is removed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from chestxray.data.catalog import find_data
     from chestxray.data.dataset import load_data
     from chestxray.data.images import ImageSettings
-    from chestxray.data.location import find_data
     from chestxray.deployment.card import read_card
     from chestxray.deployment.export import export_model
 

@@ -13,9 +13,45 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+
+
+def read_table(path: str | Path, texts: Collection[str], **options: Any) -> pd.DataFrame:
+    """Read a CSV file and keep names as they are written.
+
+    pandas would make one patient of 007 and 7, and none of NA. Here a column
+    holds numbers only if no value of it begins with a zero before another
+    digit; in all others only an empty cell is missing.
+
+    Args:
+        path: The file.
+        texts: Columns, where there are such, that hold names in any case.
+        options: Of :func:`pandas.read_csv`.
+    """
+    table = pd.read_csv(path, **options)
+    numbers = {name for name in table if name not in texts and is_numeric_dtype(table[name])}
+    # Fractions are no names: in a large table of predictions they are most of the columns.
+    names = [name for name in table if name not in numbers or not (table[name] % 1).any()]
+    written = pd.read_csv(
+        path,
+        dtype=str,
+        keep_default_na=False,
+        **options,
+        usecols=[table.columns.get_loc(name) for name in names],
+    ).set_axis(names, axis=1)
+    for name in names:
+        if name not in numbers or written[name].str.contains(_LEADING_ZERO).any():
+            table[name] = written[name].where(written[name] != "")
+    return table
+
+
+_LEADING_ZERO = r"^\s*[+-]?0\d"
+
 
 CACHES = ("features", "files", "phantoms", "pixels", "teachers")
 """Everything that is ever cached; all of it can be made again."""
@@ -191,3 +227,42 @@ def read_json(path: str | Path) -> Any:
 def project_path(path: str | Path) -> Path:
     """Resolve a path of a notebook: relative ones start at the checkout, wherever the kernel runs."""
     return (Path(__file__).resolve().parent.parent / Path(path).expanduser()).resolve()
+
+
+def find_weights(weights: str | None, backbone: str) -> tuple[str | None, str]:
+    """Say where the weights of a backbone come from.
+
+    Args:
+        weights: A weights file; a folder with ``<backbone>_notop*.h5``;
+            ``"imagenet"`` for such a file in the folder ``CHESTXRAY_WEIGHTS``
+            if it has one, else for Keras' download; None for random weights.
+        backbone: Name in the registry.
+
+    Returns:
+        What ``keras.applications`` takes as ``weights``, and the name to
+        record: ``imagenet``, ``random``, or the file's name.
+
+    Raises:
+        FileNotFoundError: The file or folder does not hold the weights.
+    """
+    if weights is None:
+        return None, "random"
+    place = os.environ.get("CHESTXRAY_WEIGHTS") if weights == "imagenet" else weights
+    if place and not Path(place).exists():
+        raise FileNotFoundError(f"no such file or folder of weights: {place}. Received: weights={weights!r}")
+    if place and Path(place).is_file():
+        return str(place), Path(place).name
+    # Keras itself writes inception_v3, but vgg16 and resnet50.
+    found = [
+        path
+        for path in (sorted(Path(place).glob("*notop*.h5")) if place else [])
+        if path.name.replace("_", "").lower().startswith(backbone.lower())
+    ]
+    if found:
+        return str(found[0]), found[0].name
+    if weights == "imagenet":
+        return "imagenet", "imagenet"
+    raise FileNotFoundError(
+        "no weights file here (in a folder it must be named "
+        f"{backbone.lower()}*notop*.h5). Received: weights={weights!r}"
+    )

@@ -10,11 +10,10 @@ import pandas as pd
 from chestxray import plots
 from chestxray.data.dataset import load_data
 from chestxray.data.images import ImageSettings
-from chestxray.deployment.bundle import load_model
 from chestxray.deployment.card import read_card
+from chestxray.deployment.classifier import load_model
 from chestxray.files import read_json, whole_file
-from chestxray.record import record_model
-from chestxray.results import RESULT_SCHEMA, read_predictions
+from chestxray.results import RESULT_SCHEMA, read_predictions, record_model
 
 
 def freeze(

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from chestxray.data.audit import AUDIT_SCHEMA
+from chestxray.audit import AUDIT_SCHEMA
 from chestxray.files import read_json, whole_file, whole_folder
 from chestxray.results import ARMS_SCHEMA, RESULT_SCHEMA, comparison_table
 

@@ -27,7 +27,7 @@ import pytest
 import tiny
 
 from chestxray.data.catalog import group_by_names
-from chestxray.data.phantom import write_phantoms
+from chestxray.phantoms import write_phantoms
 
 
 def pytest_unconfigure():

@@ -7,8 +7,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from chestxray.cli import main
-from chestxray.console import parse_value
+from chestxray.cli import main, parse_value
 
 
 def test_help_and_the_package_itself_need_neither_tensorflow_nor_pandas():
@@ -106,7 +105,7 @@ def test_reading_and_calibrating_need_the_small_core_only():
     code = (
         "import sys\nfor name in ('scipy', 'sklearn', 'pandas', 'papermill', 'tensorflow', 'keras'):\n"
         "    sys.modules[name] = None\n"
-        "import chestxray.deployment.predict, chestxray.deployment.bundle as b\n"
+        "import chestxray.deployment.predict, chestxray.deployment.classifier as b\n"
         "c = b.Classifier(None, {'calibration': {'slope': 2.0, 'intercept': -1.0}}, None)\n"
         "import numpy as np\n"
         "assert abs(c.probabilities(np.array([0.5]))[0] - 0.5) < 1e-15"

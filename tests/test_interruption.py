@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from chestxray.data.phantom import write_phantoms
+from chestxray.phantoms import write_phantoms
 
 RUN = [
     sys.executable,

@@ -10,8 +10,8 @@ import pandas as pd
 import papermill
 import pytest
 
-from chestxray.experiments import NOTEBOOKS
 from chestxray.files import read_json, write_json
+from chestxray.run import NOTEBOOKS
 
 ALL = sorted(NOTEBOOKS.glob("*.ipynb"))
 

@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.text import Text
 
 from chestxray import plots
-from chestxray.evaluation.reliability import decision_curve, reliability_table
+from chestxray.evaluation.calibration import decision_curve, reliability_table
 
 
 @pytest.fixture(autouse=True)

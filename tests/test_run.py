@@ -14,9 +14,9 @@ import pandas as pd
 import psutil
 import pytest
 
-from chestxray.data.phantom import write_phantoms
-from chestxray.experiments import run_plan
 from chestxray.files import read_json
+from chestxray.phantoms import write_phantoms
+from chestxray.run import run_plan
 
 
 @pytest.mark.slow

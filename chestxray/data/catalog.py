@@ -21,34 +21,21 @@ verified patients: the strict key is ``person12_bacteria``; the coarse one is
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import re
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
+from tqdm import tqdm
 
-from chestxray.data.inspection import inspect_files
-from chestxray.data.location import SPLITS, find_data, split_folders
-from chestxray.data.tables import read_table
-
-CLASSES = ("NORMAL", "PNEUMONIA")
-SUBTYPES = ("normal", "bacteria", "virus")
-COLUMNS = (
-    "path",
-    "label",
-    "subtype",
-    "group",
-    "group_conservative",
-    "official_split",
-    "width",
-    "height",
-    "mode",
-    "bytes",
-    "sha256",
-)
-
-SPLIT_HEADER = "# {"
-"""Begins the first line of a split file, which says how the split was made."""
+from chestxray.data.formats import check_image
+from chestxray.data.images import PIXELS_VERSION
+from chestxray.files import cache_dir, printable, read_table, write_json
+from chestxray.schema import CLASSES, COLUMNS, SPLIT_HEADER, SPLITS, SUBTYPES
 
 _DEBRIS = ("__MACOSX", ".")
 
@@ -86,7 +73,7 @@ def scan(data_dir: str | Path | None = None, classes: tuple[str, str] | None = N
     group, and a warning says so.
 
     Args:
-        data_dir: See :func:`chestxray.data.location.find_data`.
+        data_dir: See :func:`chestxray.data.catalog.find_data`.
         classes: Names of the (negative, positive) class folders; by default
             NORMAL and PNEUMONIA, these two in any case.
 
@@ -210,7 +197,7 @@ def verify(data_dir: str | Path | None = None, classes: tuple[str, str] | None =
     """Collect every problem of a folder in one table, instead of failing at the first.
 
     Args:
-        data_dir: See :func:`chestxray.data.location.find_data`.
+        data_dir: See :func:`chestxray.data.catalog.find_data`.
         classes: See :func:`scan`.
 
     Returns:
@@ -324,3 +311,118 @@ def merge_groups(groups: pd.Series, shared: pd.Series) -> pd.Series:
         for root in roots:
             parent[root] = min(roots)
     return groups.map(find)
+
+
+_KAGGLE_DATASET = "paultimothymooney/chest-xray-pneumonia"
+_KAGGLE_INPUT = Path("/kaggle/input")
+
+
+def find_data(data_dir: str | Path | None = None) -> Path:
+    """Find the folder that holds the class folders or ``train``, ``val``, ``test``.
+
+    Args:
+        data_dir: A folder (the nested copies of the Kaggle archive are seen
+            through); ``"phantoms"`` for the synthetic default; ``"kaggle"``
+            to download with kagglehub; None or ``""`` for the folder named by
+            ``CHESTXRAY_DATA`` or, on Kaggle, the attached data set.
+
+    Raises:
+        FileNotFoundError: Nothing was found; says what was looked for.
+    """
+    if not data_dir:
+        data_dir = os.environ.get("CHESTXRAY_DATA") or next(
+            iter(sorted(_KAGGLE_INPUT.glob("**/chest_xray"))), None
+        )
+        if data_dir is None:
+            raise FileNotFoundError(
+                'no data folder: give data_dir, set CHESTXRAY_DATA, or use "kaggle" (download) or '
+                '"phantoms" (synthetic). Received: data_dir=None'
+            )
+    if data_dir == "phantoms":
+        from chestxray.phantoms import phantom_dataset
+
+        return phantom_dataset(images=600)
+    if data_dir == "kaggle":
+        try:
+            import kagglehub
+        except ImportError:
+            raise ValueError(
+                "downloading needs kagglehub: pip install -e '.[kaggle]'. Received: data_dir='kaggle'"
+            ) from None
+        data_dir = kagglehub.dataset_download(_KAGGLE_DATASET)
+    folder = Path(data_dir).expanduser().resolve()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such data folder. Received: data_dir={str(data_dir)!r}")
+    while not split_folders(folder):
+        inner = folder / "chest_xray"
+        if not inner.is_dir():
+            return folder
+        folder = inner
+    return folder
+
+
+def split_folders(folder: Path) -> list[Path]:
+    """The folders train, val and test that there are."""
+    return [folder / name for name in SPLITS if (folder / name).is_dir()]
+
+
+_FACTS = ("bytes", "mtime", "sha256", "width", "height", "mode", "problem")
+
+
+def inspect_files(root: Path, paths: list[str]) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Hash every file and read its header.
+
+    Args:
+        root: Folder to which the paths are relative.
+        paths: Files to look at.
+
+    Returns:
+        Table with ``path, width, height, mode, bytes, sha256`` of the usable
+        files, and a dictionary from the path of each other file, as printed, to
+        the reason.
+    """
+    place = f"{PIXELS_VERSION} {root.resolve()}"
+    memory = cache_dir("files") / f"{hashlib.sha256(place.encode()).hexdigest()[:16]}.json"
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+
+    def look(path: str) -> list:
+        file = root / path
+        if path.encode(errors="replace").decode() != path:  # tables and pages could not hold it
+            return [0, 0, "", 0, 0, "", "file name is not UTF-8"]
+        try:
+            stat = file.stat()
+            old = known.get(path)
+            if old and old[:2] == [stat.st_size, stat.st_mtime_ns]:
+                return old
+            data = file.read_bytes()
+        except OSError as error:
+            return [0, 0, "", 0, 0, "", f"unreadable ({error.strerror})"]
+        entry = [stat.st_size, stat.st_mtime_ns, hashlib.sha256(data).hexdigest()]
+        try:
+            return [*entry, *check_image(data), ""]
+        except ValueError as error:
+            return [*entry, 0, 0, "", str(error)]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        entries = list(
+            tqdm(
+                pool.map(look, paths),
+                total=len(paths),
+                desc="looking at files",
+                unit="file",
+                delay=2,
+                disable=None,
+            )
+        )
+    found = dict(zip(paths, entries, strict=True))
+    if any(known.get(path) != entry for path, entry in found.items()):
+        write_json(memory, found)
+    table = pd.DataFrame(entries, columns=_FACTS).assign(path=paths)
+    usable = table["problem"] == ""
+    facts = table.loc[usable, ["path", "width", "height", "mode", "bytes", "sha256"]]
+    return facts, dict(
+        zip(map(printable, table.loc[~usable, "path"]), table.loc[~usable, "problem"], strict=True)
+    )

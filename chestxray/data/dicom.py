@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chestxray.data.headers import check_size, read_header
-from chestxray.data.images import blocks, look_up
+from chestxray.data.formats import blocks, check_size, look_up, read_header
 
 if TYPE_CHECKING:
     from pydicom import Dataset

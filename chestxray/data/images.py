@@ -7,14 +7,13 @@ differ. DICOM files are for prediction; to train on some, convert them before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from chestxray.data.headers import MIN_SIDE, check_image, is_dicom
+from chestxray.data.formats import MIN_SIDE, check_image, is_dicom, look_up
 
 PIXELS_VERSION = 1
 """Part of the key of stored pixels: raise it whenever :func:`preprocess` gives other pixels."""
@@ -79,19 +78,6 @@ def decode_image(data: bytes) -> np.ndarray:
         return image
     levels = 2 ** max(8, int(image.max()).bit_length())
     return look_up(np.rint(np.arange(levels) * (255.0 / (levels - 1))).astype(np.uint8), image)
-
-
-def blocks(image: np.ndarray, rows: int = 256) -> Iterator[np.ndarray]:
-    """Cut an image into views of some rows, so that what is computed of it stays small."""
-    return (image[start : start + rows] for start in range(0, len(image), rows))
-
-
-def look_up(table: np.ndarray, image: np.ndarray, least: int = 0) -> np.ndarray:
-    """Exchange whole numbers from ``least`` on for the entries of a table, ``uint8`` of the same shape."""
-    found = np.empty(image.shape, np.uint8)
-    for target, source in zip(blocks(found), blocks(image), strict=True):
-        target[...] = table[source.astype(np.intp) - least]
-    return found
 
 
 def read_image(path: str | Path) -> np.ndarray:

@@ -28,9 +28,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from chestxray.data.location import SPLITS
-from chestxray.data.tables import read_table
-from chestxray.files import whole_file
+from chestxray.files import read_table, whole_file
+from chestxray.schema import SPLITS
 
 RULES = ("official", "image", "patient", "given")
 FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}

@@ -15,10 +15,10 @@ import pandas as pd
 import tensorflow as tf
 
 from chestxray.data.dataset import XrayData
-from chestxray.deployment.bundle import Classifier, feature_maps, load_classifier, write_card
+from chestxray.deployment.classifier import Classifier, feature_maps, load_classifier, write_card
 from chestxray.deployment.runtime import MODEL_FILES, Runtime
 from chestxray.evaluation.calibration import calibrate
-from chestxray.evaluation.operating import choose_thresholds, choose_triage
+from chestxray.evaluation.thresholds import choose_thresholds, choose_triage
 from chestxray.files import read_json, whole_folder
 
 LEAST_IMAGES = 200

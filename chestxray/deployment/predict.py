@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from chestxray.data.dicom import NotAFrontalFilm, decode_dicom
-from chestxray.data.headers import is_dicom, read_header
+from chestxray.data.formats import is_dicom, read_header
 from chestxray.data.images import decode_image, fit
-from chestxray.deployment.bundle import Classifier, load_classifier
-from chestxray.deployment.refusal import is_colour
-from chestxray.deployment.workers import workers
+from chestxray.deployment.classifier import Classifier, load_classifier
+from chestxray.deployment.outliers import is_colour
+from chestxray.parallel import workers
 
 BATCH = 32
 
@@ -122,7 +122,7 @@ def predict_files(
     """Classify images, in batches; a file that cannot be read is reported, not fatal.
 
     Args:
-        classifier: From :func:`chestxray.deployment.bundle.load_classifier`.
+        classifier: From :func:`chestxray.deployment.classifier.load_classifier`.
         sources: See :func:`list_images`, or one of them.
         rule: Which of the stored thresholds decides.
         accept_all: Classify images, too, that do not look like those of
@@ -134,7 +134,7 @@ def predict_files(
         class name), None unless ok; ``problem`` (empty, or the reason);
         ``outside`` (what a DICOM file says that lies outside the training
         population: age, view); the raw ``logit`` and what is measured on the
-        image (:meth:`chestxray.deployment.refusal.Refusal.measure`), None
+        image (:meth:`chestxray.deployment.outliers.Refusal.measure`), None
         when there are no pixels.
 
     Raises:
@@ -163,7 +163,7 @@ def predict_parallel(
         rule: Which of the stored thresholds decides.
         accept_all: See :func:`predict_files`.
         jobs: Processes; -1 takes one a core.
-        backend: See :func:`chestxray.deployment.workers.workers`.
+        backend: See :func:`chestxray.parallel.workers`.
 
     Yields:
         Rows, in the order of the paths.

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from chestxray.terminal import native_messages_to
+from chestxray.parallel import native_messages_to
 
 MODEL_FILES = {"litert": "model.tflite", "onnx": "model.onnx"}
 """Name of the exported file, by format."""

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest, norm, rankdata
 
+from chestxray.evaluation.calibration import apply_platt, calibrate
 from chestxray.evaluation.metrics import (
     bootstrap_weights,
     check_labels,
     check_same_shape,
     check_scores,
+    evaluate,
     weighted_metrics,
     weighted_ranking,
 )
+from chestxray.evaluation.thresholds import choose_thresholds
 
 
 def auroc_difference(
@@ -252,3 +256,162 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     order = np.argsort(p, kind="stable")
     adjusted = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
     return adjusted[np.argsort(order, kind="stable")]
+
+
+ARM_METRICS = ("auroc", "sensitivity", "specificity", "brier")
+
+
+def score_arms(
+    table: pd.DataFrame,
+    arms: Mapping[str, Sequence[str]],
+    baseline: str,
+    part: str = "test",
+    draws: int = 2000,
+) -> dict[str, Any]:
+    """Score all arms, and the difference of each to the baseline.
+
+    Every model is calibrated and gets its threshold (Youden) on the
+    validation images.
+
+    Args:
+        table: One row an image: ``split`` (val and ``part``), ``label``,
+            ``group``, and the raw logits of each model.
+        arms: Columns with the logits of each arm, one a seed, in the same
+            order of seeds.
+        baseline: Arm to compare with.
+        part: Which images are scored.
+        draws: Draws of the bootstrap.
+
+    Returns:
+        ``{arm: {"seeds": {metric: [values]}, "mean": {…}, "sd": {…},
+        "difference": {metric: {"value", "low", "high"}}}}`` for
+        :data:`ARM_METRICS`; the baseline has no difference, and sd is None for one seed.
+    """
+    val, rows = table[table["split"] == "val"], table[table["split"] == part]
+    labels, everyone = rows["label"].to_numpy(), np.ones((1, len(rows)))
+    scores, cuts, found = {}, {}, {}
+    for arm, columns in arms.items():
+        scores[arm], cuts[arm], seeds = [], [], []
+        for column in columns:
+            slope, intercept = calibrate(val[column], val["label"])
+            thresholds, _ = choose_thresholds(val["label"], apply_platt(val[column], slope, intercept))
+            scores[arm].append(apply_platt(rows[column], slope, intercept))
+            cuts[arm].append(thresholds["youden"])
+            values = weighted_metrics(labels, scores[arm][-1], {"cut": cuts[arm][-1]}, {}, everyone)
+            seeds.append(
+                {
+                    metric: float(values["cut" if metric.endswith("ity") else None, metric][0])
+                    for metric in ARM_METRICS
+                }
+            )
+        seeds = pd.DataFrame(seeds)
+        found[arm] = {
+            "seeds": seeds.to_dict("list"),
+            "mean": seeds.mean().to_dict(),
+            "sd": seeds.std(ddof=1).to_dict() if len(seeds) > 1 else dict.fromkeys(ARM_METRICS),
+        }
+    for arm in found:
+        if arm != baseline:
+            found[arm]["difference"] = arm_difference(
+                labels, rows["group"], scores[arm], scores[baseline], cuts[arm], cuts[baseline], draws
+            )
+    return found
+
+
+def arm_table(scored: Mapping[str, Any]) -> pd.DataFrame:
+    """Lay out mean ± standard deviation over the seeds, one row an arm, as text."""
+
+    def cell(entry: Mapping[str, Any], metric: str) -> str:
+        spread = entry["sd"][metric]
+        return f"{entry['mean'][metric]:.4f}" + ("" if spread is None else f" ± {spread:.4f}")
+
+    return pd.DataFrame(
+        [
+            {"arm": arm, **{metric: cell(entry, metric) for metric in ARM_METRICS}}
+            for arm, entry in scored.items()
+        ]
+    )
+
+
+def difference_table(scored: Mapping[str, Any]) -> pd.DataFrame:
+    """Lay out each arm's difference to the baseline, one row a metric: arm, metric, value, low, high."""
+    return pd.DataFrame(
+        [
+            {"arm": arm, "metric": metric, **found}
+            for arm, entry in scored.items()
+            for metric, found in entry.get("difference", {}).items()
+        ]
+    )
+
+
+def conclude(scored: Mapping[str, Any], baseline: str) -> str:
+    """Say in words what each arm brought in AUROC over the baseline, whatever it is.
+
+    The number of seeds and of comparisons is named: the intervals are not
+    adjusted for the latter.
+    """
+    seeds = len(scored[baseline]["seeds"]["auroc"])
+    sentences = [f"{seeds} seeds, {len(scored) - 1} comparisons, each with its own 95 % interval:"]
+    for arm, entry in scored.items():
+        if "difference" not in entry:
+            continue
+        found = entry["difference"]["auroc"]
+        verdict = (
+            "better than"
+            if found["low"] > 0
+            else "worse than"
+            if found["high"] < 0
+            else "not shown to differ from"
+        )
+        sentences.append(
+            f"'{arm}' is {verdict} '{baseline}': AUROC {found['value']:+.4f} "
+            f"({found['low']:+.4f} to {found['high']:+.4f})."
+        )
+    return "\n".join(sentences)
+
+
+_LEAST = 1e-15  # probability: of a certain answer the log-odds would be infinite
+
+
+def score_ensemble(tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Average the calibrated log-odds of several models, and score the average as a model is scored.
+
+    All weigh the same, so nothing is fitted but the calibration; it and the
+    thresholds come from the validation rows alone.
+
+    Args:
+        tables: Predictions of the same images (contract 5), matched by
+            ``path``; with rows of the split ``val``.
+
+    Returns:
+        Predictions of the ensemble in the order of the first table (``path,
+        group, subtype, label, split, logit, probability``), and ``thresholds``
+        and, by split, ``metrics`` and ``confusion`` as in a result.
+
+    Raises:
+        ValueError: Fewer than two tables, or not the same images with the same
+            label and split.
+    """
+    if len(tables) < 2:
+        raise ValueError(f"an ensemble has at least two members. Received: tables={len(tables)}")
+    found = tables[0][["path", "group", "subtype", "label", "split"]].reset_index(drop=True)
+    odds = []
+    for table in tables:
+        other = found[["path", "label", "split"]].merge(table, on=["path", "label", "split"])
+        if not len(other) == len(found) == len(table):
+            raise ValueError(
+                "the members were scored on different images, labels or splits. "
+                f"Received: images={[len(one) for one in tables]}"
+            )
+        likely = other["probability"].to_numpy(float).clip(_LEAST, 1 - _LEAST)
+        odds.append(np.log(likely / (1 - likely)))
+    found["logit"] = np.mean(odds, axis=0)
+    val = found[found["split"] == "val"]
+    found["probability"] = apply_platt(found["logit"], *calibrate(val["logit"], val["label"]))
+    thresholds, _ = choose_thresholds(val["label"], found.loc[val.index, "probability"])
+    scored: dict[str, Any] = {"thresholds": thresholds, "metrics": {}, "confusion": {}}
+    for part, rows in found.groupby("split", sort=False):
+        scored["metrics"][part], scored["confusion"][part] = evaluate(
+            rows["label"], rows["probability"], rows["group"], thresholds, rows["subtype"]
+        )
+    return found, scored

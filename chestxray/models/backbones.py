@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import keras
 
-from chestxray.models.weights import find_weights
+from chestxray.files import find_weights
 
 
 def _caffe(grey: keras.KerasTensor) -> keras.KerasTensor:
@@ -131,7 +131,7 @@ def load_backbone_weights(model: keras.Model, weights: str | None, backbone: Bac
 
     Args:
         model: The backbone with its own preprocessing layers in front.
-        weights: See :func:`chestxray.models.weights.find_weights`.
+        weights: See :func:`chestxray.files.find_weights`.
         backbone: Registry row.
 
     Returns:

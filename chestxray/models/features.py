@@ -15,20 +15,20 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from chestxray.data.augmentation import Augmentation
-from chestxray.data.dataset import XrayData
-from chestxray.data.passes import pass_batches, pass_order
+from chestxray.data.dataset import XrayData, pass_batches, pass_order
 from chestxray.files import cache_dir, remove_debris, whole_folder
-from chestxray.models.checkpoint import fingerprint
-from chestxray.models.frozen import frozen_graph
+from chestxray.models.builders import as_float32
+from chestxray.models.checkpoint import fingerprint, wiring
 
 FEATURES_VERSION = 1
 _BATCH = 32
@@ -161,7 +161,7 @@ class Features:
     def dataset(
         self, part: str, batch_size: int = 32, shuffle: bool = False, epoch: Callable[[], int] = lambda: 0
     ) -> tf.data.Dataset:
-        """tf.data pipeline from the first cut; see :meth:`chestxray.data.pixels.PixelStore.dataset`.
+        """tf.data pipeline from the first cut; see :meth:`chestxray.data.dataset.PixelStore.dataset`.
 
         Args:
             part: train or val.
@@ -219,7 +219,7 @@ def plan_features(
 
     Args:
         model, data, augmentation: See :class:`Features`.
-        cuts: From :func:`chestxray.models.frozen.find_cut`: the phase's own, then those of later
+        cuts: From :func:`chestxray.models.features.find_cut`: the phase's own, then those of later
             phases; of these only layers in front of the phase's own are
             stored, because those behind it still change.
         views: Stored views of each training image; 0 asks for fresh ones in
@@ -284,3 +284,82 @@ def _open(folder: Path) -> np.ndarray | None:
     except (FileNotFoundError, ValueError, EOFError):
         return None
     return features
+
+
+_ONEDNN_BF16 = "auto_mixed_precision_onednn_bfloat16"
+
+
+def find_cut(model: keras.Model) -> keras.layers.Layer | None:
+    """Find the last layer before the first one that learns through which everything passes.
+
+    Dropout counts as learning, because it gives something else in every step.
+
+    Args:
+        model: A flat model.
+
+    Returns:
+        The layer, or None when neither it nor a layer in front of it has
+        weights other than those of the preprocessing: nothing is saved then.
+    """
+    layers, sources = model.operations, wiring(model)
+    first = next((number for number, layer in enumerate(layers) if _differs_in_training(layer)), 0)
+    last_use = {source: number for number, group in enumerate(sources) for source in group}
+    cut, live, weights, weights_at_cut = None, [], 0, 0
+    for number, layer in enumerate(layers[:first]):
+        weights += 0 if isinstance(layer, keras.layers.Normalization) else len(layer.weights)
+        live = [source for source in live if last_use[source] > number] + [number]
+        if len(live) == 1:
+            cut, weights_at_cut = layer, weights
+    return cut if weights_at_cut else None
+
+
+def _differs_in_training(layer: keras.layers.Layer) -> bool:
+    moving = isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+    return bool(layer.trainable_weights) or moving or hasattr(layer, "seed_generator")
+
+
+def frozen_graph(model: keras.Model, bf16: bool = False) -> Callable[[tf.Tensor], list[tf.Tensor]]:
+    """Turn a model into a function that computes it as fast as the processor can.
+
+    On a processor a model that computes in bfloat16 is taken in float32 and
+    left to oneDNN's own rewriting, which converts less back and forth than
+    Keras' policy. With batch normalisation the weights become constants, so
+    that convolution, normalisation and activation fuse; without it, constants
+    only cost time (VGG16: 48 images/s instead of 79).
+
+    Args:
+        model: From images to one or several tensors; is not changed.
+        bf16: Compute in bfloat16 on a processor also when the model itself
+            computes in float32.
+
+    Returns:
+        A function from images, ``float32`` (N, H, W, 1) in 0–255, to a list
+        of tensors, one an output.
+    """
+    rewrite = (
+        bf16 or any(layer.compute_dtype == "bfloat16" for layer in model.layers)
+    ) and not tf.config.list_physical_devices("GPU")
+    copy = as_float32(model) if rewrite else model
+    graph = tf.function(
+        lambda images: keras.tree.flatten(copy(images, training=False)),
+        input_signature=[tf.TensorSpec(model.input.shape, tf.float32)],
+    ).get_concrete_function()
+    if any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers):
+        graph = convert_variables_to_constants_v2(graph)
+
+    def compute(images: tf.Tensor) -> list[tf.Tensor]:
+        with _graph_option(_ONEDNN_BF16, rewrite):
+            return list(graph(images))
+
+    compute.model = copy  # the graph holds its variables only weakly
+    return compute
+
+
+@contextlib.contextmanager
+def _graph_option(name: str, value: bool) -> Iterator[None]:
+    former = tf.config.optimizer.get_experimental_options().get(name, False)
+    tf.config.optimizer.set_experimental_options({name: value})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({name: former})

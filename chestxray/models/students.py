@@ -11,7 +11,7 @@ import keras
 
 from chestxray.data.dataset import XrayData
 from chestxray.models.builders import CNNS
-from chestxray.models.schedules import TrainSettings
+from chestxray.models.settings import TrainSettings
 from chestxray.models.teachers import Distillation, Teacher
 from chestxray.models.training import Training, set_seed, train
 

@@ -14,14 +14,13 @@ import numpy as np
 import tensorflow as tf
 
 from chestxray.data.augmentation import Augmentation
-from chestxray.data.dataset import XrayData
+from chestxray.data.dataset import XrayData, pass_batches, pass_order
 from chestxray.data.images import ImageSettings
-from chestxray.data.passes import pass_batches, pass_order
 from chestxray.evaluation.calibration import log_odds
 from chestxray.files import cache_dir, whole_file
 from chestxray.models.checkpoint import fingerprint
-from chestxray.models.frozen import frozen_graph
-from chestxray.models.schedules import TrainSettings
+from chestxray.models.features import frozen_graph
+from chestxray.models.settings import TrainSettings
 
 TEACHERS_VERSION = 1
 """Part of the key of stored answers: raise it whenever views or their computation change."""

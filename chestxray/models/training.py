@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
+import shutil
+import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +21,9 @@ from chestxray.data.dataset import XrayData
 from chestxray.models.batch_norm import fused_batch_norm
 from chestxray.models.checkpoint import Checkpoint, fingerprint, starting_again
 from chestxray.models.distillation import Distiller
-from chestxray.models.features import plan_features
-from chestxray.models.frozen import find_cut
+from chestxray.models.features import find_cut, plan_features
 from chestxray.models.mixup import Mixup
-from chestxray.models.schedules import TrainSettings, make_optimizer
+from chestxray.models.settings import TrainSettings, make_optimizer
 from chestxray.models.teachers import Distillation
 
 
@@ -296,3 +299,175 @@ def summarise(phases: list[Training], policy: str, device: str) -> dict[str, Any
 def _six_digits(value: Any) -> Any:
     """Round to six significant digits: fixed decimals would turn small learning rates into 0."""
     return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def set_trainable_from(model: keras.Model, first: str) -> None:
+    """Train the named layer and all that follow it; batch normalisation stays frozen.
+
+    Its statistics come from ImageNet; small batches of another kind of
+    picture would overwrite them within an epoch. (Calling the backbone with
+    ``training=False`` does not prevent that in Keras 3's ``fit``.)
+
+    Args:
+        model: A flat model.
+        first: Name of a layer.
+
+    Raises:
+        ValueError: There is no such layer; names close ones.
+    """
+    start = _position(model, first)
+    for number, layer in enumerate(model.layers):
+        layer.trainable = number >= start and not isinstance(layer, keras.layers.BatchNormalization)
+
+
+def _position(model: keras.Model, name: str) -> int:
+    names = [layer.name for layer in model.layers]
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=5, cutoff=0.3) or names
+        raise ValueError(
+            f"the model has no such layer; close names: {close}. Received: unfreeze_from={name!r}"
+        )
+    return names.index(name)
+
+
+def train_head(
+    model: keras.Model,
+    data: XrayData,
+    settings: TrainSettings,
+    checkpoint: str | Path | None = None,
+    unfreeze_next: str | None = None,
+) -> Training:
+    """First phase: the backbone is frozen, the layers after its pooling learn.
+
+    Args:
+        unfreeze_next: ``unfreeze_from`` of the next phase, if there will be
+            one with the same augmentation and views: what it needs is stored
+            on the way.
+
+    See :func:`chestxray.models.training.train` for the other arguments.
+    """
+    keep = None
+    if unfreeze_next:
+        set_trainable_from(model, unfreeze_next)
+        keep = find_cut(model)
+    set_trainable_from(model, "pool")
+    return train(model, data, settings, checkpoint, "head", keep)
+
+
+def fine_tune(
+    model: keras.Model,
+    data: XrayData,
+    settings: TrainSettings,
+    unfreeze_from: str,
+    checkpoint: str | Path | None = None,
+) -> Training:
+    """Later phase: the named layer and all that follow learn too, batch normalisation does not.
+
+    Args:
+        unfreeze_from: Name of the first layer that learns, for example one
+            of the backbone's ``stages``.
+
+    See :func:`chestxray.models.training.train` for the other arguments and
+    :func:`set_trainable_from` for the errors.
+    """
+    set_trainable_from(model, unfreeze_from)
+    return train(model, data, settings, checkpoint, f"from {unfreeze_from}")
+
+
+def unfreeze_gradually(
+    model: keras.Model,
+    data: XrayData,
+    settings: TrainSettings,
+    stages: Sequence[str],
+    checkpoint: str | Path | None = None,
+) -> list[Training]:
+    """One fine-tuning phase for each stage: the last, then the last two, and so on.
+
+    Args:
+        stages: First layer of each stage, from the input on.
+        checkpoint: Each phase keeps its state beside it, with the stage in
+            the file's name.
+
+    See :func:`fine_tune` for the other arguments.
+    """
+    place = Path(checkpoint) if checkpoint else None
+    with starting_again(model, wanted=place is not None):
+        return [
+            fine_tune(model, data, settings, stage, place and place.with_stem(f"{place.stem}-{stage}"))
+            for stage in reversed(stages)
+        ]
+
+
+def train_whole(
+    model: keras.Model, data: XrayData, settings: TrainSettings, checkpoint: str | Path | None = None
+) -> Training:
+    """Only phase of a network with random weights: everything learns, batch normalisation too.
+
+    See :func:`chestxray.models.training.train` for the arguments.
+    """
+    for layer in model.layers:  # model.trainable = True does nothing where it is True already
+        layer.trainable = True
+    return train(model, data, settings, checkpoint, "whole network")
+
+
+def stages_from(model: keras.Model, stages: Sequence[str], first: str) -> list[str]:
+    """List where the stages that learn begin: the named layer, then each stage after it.
+
+    Args:
+        model: A flat model.
+        stages: First layer of each stage of its backbone.
+        first: Name of the first layer that learns.
+
+    Raises:
+        ValueError: There is no such layer; names close ones.
+    """
+    start = _position(model, first)
+    return [first, *(stage for stage in stages if _position(model, stage) > start)]
+
+
+POLICIES = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+
+
+def choose_precision(wanted: str = "auto", bf16_pays: bool = True) -> tuple[str, str]:
+    """Choose the Keras dtype policy for training, and print device and choice.
+
+    Args:
+        wanted: A policy, or ``"auto"``: on a GPU bfloat16 or, before compute
+            capability 8, float16; on a processor bfloat16 where it has the
+            units and the network gains by it; float32 otherwise.
+        bf16_pays: Whether the network is faster in bfloat16 on a processor
+            that has the units.
+
+    Returns:
+        The policy's name and the device's.
+
+    Raises:
+        ValueError: Unknown policy.
+    """
+    if wanted not in POLICIES:
+        raise ValueError(f"precision must be one of {POLICIES}. Received: precision={wanted!r}")
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = tf.config.experimental.get_device_details(gpus[0])
+        device = details.get("device_name", "GPU")
+        best = "mixed_bfloat16" if details.get("compute_capability", (0,))[0] >= 8 else "mixed_float16"
+    else:
+        if shutil.which("nvidia-smi"):
+            warnings.warn(
+                "there is an NVIDIA card, but TensorFlow does not see it: pip install -e '.[gpu]'",
+                stacklevel=2,
+            )
+        device = "CPU"
+        best = "mixed_bfloat16" if bf16_pays and cpu_has_bf16() else "float32"
+    policy = best if wanted == "auto" else wanted
+    print(f"computing on {device} in {policy}")
+    return policy, device
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor has bfloat16 units (AVX512-BF16 or AMX); False where unknown."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags

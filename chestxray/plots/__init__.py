@@ -5,7 +5,6 @@ ValueError before there is a figure. Label 0 is NORMAL, label 1 is PNEUMONIA, th
 ``synthetic=True`` writes "synthetic data" into the figure.
 """
 
-from chestxray.plots.costs import latency
 from chestxray.plots.data import (
     augmentation_preview,
     class_balance,
@@ -20,6 +19,7 @@ from chestxray.plots.scores import (
     calibration,
     comparison,
     confusion_matrices,
+    latency,
     learning_curves,
     roc_pr,
     score_distribution,

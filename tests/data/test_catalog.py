@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chestxray.data import inspection, location
-from chestxray.data.catalog import from_table, merge_groups, parse_name, scan, verify
+from chestxray.data import catalog as inspection
+from chestxray.data import catalog as location
+from chestxray.data.catalog import find_data, from_table, merge_groups, parse_name, scan, verify
 from chestxray.data.dataset import load_data
 from chestxray.data.images import ImageSettings
-from chestxray.data.location import find_data
 from chestxray.data.splits import make_split, split_hash, write_split
 
 KAGGLE = [

@@ -12,7 +12,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless
 
 from chestxray.data.dicom import NotAFrontalFilm, decode_dicom
 from chestxray.data.images import decode_image
-from chestxray.deployment.bundle import POPULATION
+from chestxray.deployment.classifier import POPULATION
 
 SECRET = "Doe^Jane"
 

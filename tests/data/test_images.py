@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chestxray.data.headers import check_image, read_header
+from chestxray.data.formats import check_image, read_header
 from chestxray.data.images import (
     ImageSettings,
     apply_clahe,

@@ -9,9 +9,8 @@ from click.testing import CliRunner
 from scipy.special import expit, logit
 
 from chestxray.cli import main
-from chestxray.deployment.evaluate import drift_report, locally_calibrated, report
+from chestxray.deployment.evaluate import drift_report, join_labels, locally_calibrated, report
 from chestxray.evaluation.drift import describe_reference
-from chestxray.evaluation.labels import join_labels
 from chestxray.files import read_json, write_json
 
 PUBLISHED = read_json(Path(__file__).parents[2] / "saved_models" / "custom_cnn-patient-s0" / "card.json")

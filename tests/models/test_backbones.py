@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 
+from chestxray.files import find_weights
 from chestxray.models.backbones import BACKBONES, get_backbone
 from chestxray.models.builders import as_float32, build_transfer_model
-from chestxray.models.phases import set_trainable_from
-from chestxray.models.weights import find_weights
+from chestxray.models.training import set_trainable_from
 
 MODULES = {
     "VGG16": keras.applications.vgg16,

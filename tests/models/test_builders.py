@@ -16,8 +16,7 @@ from chestxray.models.builders import (
     build_transfer_model,
     layer_table,
 )
-from chestxray.models.phases import set_trainable_from
-from chestxray.models.training import compile_model
+from chestxray.models.training import compile_model, set_trainable_from
 
 LAYERS = {
     "custom_cnn": (11, 5),

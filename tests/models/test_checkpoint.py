@@ -18,7 +18,7 @@ import tiny
 from chestxray.data.augmentation import Augmentation
 from chestxray.models import checkpoint, training
 from chestxray.models.builders import build_student_cnn
-from chestxray.models.schedules import TrainSettings
+from chestxray.models.settings import TrainSettings
 from chestxray.models.training import train
 
 SETTINGS = TrainSettings(

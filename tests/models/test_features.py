@@ -17,12 +17,16 @@ from chestxray.data.dataset import load_data
 from chestxray.data.images import ImageSettings
 from chestxray.files import cache_dir
 from chestxray.models.builders import as_float32, build_transfer_model
-from chestxray.models.features import Features, plan_features
-from chestxray.models.frozen import find_cut
-from chestxray.models.phases import fine_tune, set_trainable_from, train_head
-from chestxray.models.precision import cpu_has_bf16
-from chestxray.models.schedules import TrainSettings
-from chestxray.models.training import compile_model, train
+from chestxray.models.features import Features, find_cut, plan_features
+from chestxray.models.settings import TrainSettings
+from chestxray.models.training import (
+    compile_model,
+    cpu_has_bf16,
+    fine_tune,
+    set_trainable_from,
+    train,
+    train_head,
+)
 
 VIEWS = Augmentation()
 
@@ -245,7 +249,7 @@ def test_killed_while_computing_leaves_no_entry(tiny_folder, tmp_path):
         "import sys, time; sys.path.insert(0, sys.argv[1])\n"
         "import tiny\n"
         "from chestxray.models import features\n"
-        "from chestxray.models.frozen import find_cut\n"
+        "from chestxray.models.features import find_cut\n"
         "data = tiny.load(sys.argv[2])\n"
         "model = tiny.network()\n"
         "graph = features.frozen_graph\n"

@@ -11,7 +11,7 @@ import tiny
 from chestxray.data.augmentation import Augmentation
 from chestxray.models import training
 from chestxray.models.mixup import Mixup
-from chestxray.models.schedules import TrainSettings
+from chestxray.models.settings import TrainSettings
 from chestxray.models.students import Candidate, train_student
 from chestxray.models.teachers import Distillation
 from chestxray.models.training import compile_model, train

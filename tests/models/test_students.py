@@ -8,13 +8,13 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from chestxray.data import pixels
+from chestxray.data import dataset as pixels
 from chestxray.data.augmentation import Augmentation
-from chestxray.deployment.bundle import Classifier
+from chestxray.deployment.classifier import Classifier
 from chestxray.models import students
 from chestxray.models.builders import build_student_cnn
 from chestxray.models.features import Features
-from chestxray.models.schedules import TrainSettings
+from chestxray.models.settings import TrainSettings
 from chestxray.models.students import Candidate, read_candidates, train_student
 from chestxray.models.teachers import Distillation, Teacher
 from chestxray.models.training import train

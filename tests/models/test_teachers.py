@@ -8,13 +8,13 @@ import pytest
 import tiny
 
 from chestxray.data.augmentation import Augmentation
-from chestxray.deployment.bundle import Classifier
+from chestxray.deployment.classifier import Classifier
 from chestxray.evaluation.calibration import log_odds
 from chestxray.files import cache_dir
 from chestxray.models import teachers
 from chestxray.models.builders import build_student_cnn
 from chestxray.models.distillation import Distiller
-from chestxray.models.schedules import TrainSettings
+from chestxray.models.settings import TrainSettings
 from chestxray.models.teachers import Distillation, Teacher
 from chestxray.models.training import train
 

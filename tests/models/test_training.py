@@ -14,7 +14,7 @@ from tiny import STILL
 from chestxray.data.augmentation import Augmentation
 from chestxray.models import training
 from chestxray.models.builders import build_student_cnn
-from chestxray.models.schedules import TrainSettings
+from chestxray.models.settings import TrainSettings
 from chestxray.models.training import Training, class_weights, compile_model, summarise, train
 
 # Class weights

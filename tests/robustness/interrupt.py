@@ -26,8 +26,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from chestxray.data.phantom import write_phantoms
 from chestxray.files import project_path, write_json
+from chestxray.phantoms import write_phantoms
 
 CLI = "from chestxray.cli import main; main()"
 STORE = """

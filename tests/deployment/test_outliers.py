@@ -1,0 +1,141 @@
+"""Films are accepted; what is no upright frontal chest film is refused, and why is said."""
+
+import cv2
+import numpy as np
+import pytest
+
+from chestxray.deployment.outliers import ACCEPTED, Refusal, fit_refusal, is_colour
+from chestxray.phantoms import render_phantom
+
+SIDE = 64
+KINDS = ("normal", "bacteria", "virus")
+
+
+def features_of(images):
+    """What a small network would pool: means of filtered and rectified images, (N, 8)."""
+    filters = np.random.default_rng(0).normal(0, 1, (8, 5, 5)).astype(np.float32)
+    return np.stack(
+        [
+            [np.maximum(cv2.filter2D(image.astype(np.float32) / 255, -1, one), 0).mean() for one in filters]
+            for image in images
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def films():
+    return np.stack([render_phantom(KINDS[number % 3], SIDE, number).image for number in range(240)])
+
+
+@pytest.fixture(scope="module")
+def refusal(films):
+    return fit_refusal(films[:120], features_of(films[:120]), films[120:180], features_of(films[120:180]))
+
+
+def said(refusal, images):
+    images = np.ascontiguousarray(images, dtype=np.uint8)
+    return refusal.reasons(images, refusal.distances(features_of(images)))
+
+
+def test_other_films_are_accepted(refusal, films):
+    assert sum(map(bool, said(refusal, films[180:]))) <= 4
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda films: 255 - films, "looks inverted"),
+        (lambda films: np.rot90(films, 2, (1, 2)), "looks upside down"),
+        (lambda films: np.rot90(films, 1, (1, 2)), "counterclockwise"),
+        (lambda films: np.rot90(films, 3, (1, 2)), "90° clockwise"),
+        (lambda films: np.full_like(films, 77), "shows nothing"),
+        (lambda films: np.random.default_rng(0).integers(0, 256, films.shape), "frontal chest film"),
+    ],
+)
+def test_spoilt_films_are_refused_with_the_reason(refusal, films, change, reason):
+    reasons = said(refusal, change(films[180:]))
+    assert sum(map(bool, reasons)) >= 58
+    assert sum(reason in one for one in reasons) >= 40
+
+
+def leg(seed):
+    """Two bones in soft tissue on a dark background."""
+    generator = np.random.default_rng(seed)
+    image = np.zeros((SIDE, SIDE), np.float32)
+    middle, width = generator.uniform(28, 36), generator.uniform(12, 18)
+    image[:, int(middle - width) : int(middle + width)] = 90
+    for offset, thick in ((-5, 6), (7, 3)):
+        place = middle + offset
+        cv2.line(image, (int(place), 0), (int(place + generator.uniform(-3, 3)), SIDE), 200, thick)
+    return cv2.GaussianBlur(image, (0, 0), 1.5) + generator.normal(0, 3, image.shape)
+
+
+def photo(seed):
+    """Coloured discs."""
+    generator = np.random.default_rng(seed)
+    image = np.full((SIDE, SIDE, 3), generator.integers(0, 255, 3), np.uint8)
+    for _ in range(12):
+        cv2.circle(
+            image,
+            generator.integers(0, SIDE, 2).tolist(),
+            int(generator.integers(3, 18)),
+            generator.integers(0, 255, 3).tolist(),
+            -1,
+        )
+    return image
+
+
+def test_another_part_of_the_body_is_refused(refusal):
+    assert all(said(refusal, np.clip([leg(seed) for seed in range(40)], 0, 255)))
+
+
+def test_photographs_are_refused_in_grey_and_in_colour(refusal):
+    photos = [photo(seed) for seed in range(40)]
+    grey = said(refusal, [cv2.cvtColor(one, cv2.COLOR_BGR2GRAY) for one in photos])
+    assert sum(map(bool, grey)) >= 38
+    assert all(is_colour(cv2.imencode(".jpg", one)[1].tobytes()) for one in photos)
+
+
+def test_grey_in_three_channels_is_no_colour(films):
+    assert not is_colour(cv2.imencode(".jpg", np.dstack([films[0]] * 3))[1].tobytes())
+    assert not is_colour(b"no picture")
+
+
+def test_distance_is_mahalanobis():
+    """Features with standard deviations 1 and 2, uncorrelated: distance of (1, 4) is sqrt(1 + 4)."""
+    generator = np.random.default_rng(0)
+    features = generator.normal(0, [1, 2], (20_000, 2))
+    images = generator.integers(0, 256, (20, SIDE, SIDE)).astype(np.uint8)
+    fitted = fit_refusal(images, features, images, features)
+    assert fitted.distances(np.array([[1.0, 4.0]])) == pytest.approx([np.sqrt(5)], rel=0.03)
+    assert np.mean(fitted.distances(features) > fitted.most_distance) == pytest.approx(1 - ACCEPTED, abs=1e-4)
+
+
+def test_only_the_learned_distance_sees_a_change_that_keeps_the_place_of_things(refusal, films):
+    noisy = np.clip(films[180:] + np.random.default_rng(0).normal(0, 40, films[180:].shape), 0, 255)
+    reasons = said(refusal, noisy)
+    assert sum("unlike the training images" in one for one in reasons) >= 40
+
+
+def test_saved_and_loaded_says_the_same(refusal, films, tmp_path):
+    refusal.save(tmp_path / "refusal.npz")
+    loaded = Refusal.load(tmp_path / "refusal.npz")
+    mixed = np.concatenate([films[180:190], 255 - films[180:190], np.rot90(films[180:190], 2, (1, 2))])
+    before, after = said(refusal, mixed), said(loaded, mixed)
+    assert [one.split("(")[0] for one in after] == [one.split("(")[0] for one in before]
+
+
+def test_a_damaged_file_is_one_line(tmp_path):
+    (tmp_path / "refusal.npz").write_bytes(b"PK nothing")
+    with pytest.raises(ValueError, match="damaged .*Received: path="):
+        Refusal.load(tmp_path / "refusal.npz")
+
+
+def test_features_that_are_dead_or_depend_on_each_other():
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (30, SIDE, SIDE)).astype(np.uint8)
+    one = generator.normal(0, 1e-4, (30, 1))
+    for features in (np.zeros((30, 5)), np.hstack([one, one, 1e6 * one, np.zeros((30, 3))])):
+        fitted = fit_refusal(images, features.astype(np.float32), images, features.astype(np.float32))
+        assert np.isfinite(fitted.distances(features)).all() and np.isfinite(fitted.most_distance)
+        assert fitted.distances(features[:1] + 1e9) > fitted.most_distance
