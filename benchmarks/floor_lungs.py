@@ -1,12 +1,12 @@
-"""How much of the lungs does the floor of the audit hide, and what do their outlines alone tell?
+"""How much of the lungs does the baseline of the audit hide, and what do their outlines alone tell?
 
-    python benchmarks/floor_lungs.py --data-dir FOLDER --masks FILE
+    python benchmarks/baseline_lungs.py --data-dir FOLDER --masks FILE
 
 The best row of the audit that should tell nothing about pneumonia is a linear
 model on thumbnails whose centre is blacked out. By lung masks: what share of the
 lungs lies in that centre. And, because the lungs are blacked out along these masks
 in notebook 05: AUROC of a linear model that sees nothing but the masks (28 x 28),
-cross-validated by patient group. Writes results/benchmarks/floor_lungs.json.
+cross-validated by patient group. Writes results/benchmarks/baseline_lungs.json.
 """
 
 import argparse
@@ -45,8 +45,8 @@ def main() -> None:
     )
     found["outlines_auroc"] = float(roc_auc_score(table["label"], outlines))
     write_json(
-        project_path("results/benchmarks/floor_lungs.json"),
-        {"schema": "chestxray.benchmark/1", "name": "floor_lungs", **found},
+        project_path("results/benchmarks/baseline_lungs.json"),
+        {"schema": "chestxray.benchmark/1", "name": "baseline_lungs", **found},
     )
     print(found)
 

@@ -37,7 +37,7 @@ def auroc(data: cx.XrayData, weights: str, views: int) -> float:
     features = Features(model, data, [find_cut(model)], settings.augmentation, views)
     features.prepare("val")
     logits = features.rest.predict(features.dataset("val"), verbose=0).ravel()
-    return float(roc_auc_score(data.part("val")["label"], logits))
+    return float(roc_auc_score(data.subset("val")["label"], logits))
 
 
 def main() -> None:

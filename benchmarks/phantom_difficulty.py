@@ -53,8 +53,8 @@ def main() -> None:
             "name": "phantom_difficulty",
             "data": "synthetic",
             "phantom_version": PHANTOM_VERSION,
-            "training_images": len(data.part("train")),
-            "test_images": len(data.part("test")),
+            "training_images": len(data.subset("train")),
+            "test_images": len(data.subset("test")),
             "image_size": SIDE,
             "architecture": "compact_cnn",
             "epochs": len(training.history),
@@ -62,7 +62,7 @@ def main() -> None:
         },
     )
     print(
-        f"{len(data.part('train'))} training images, {len(data.part('test'))} test images of other "
+        f"{len(data.subset('train'))} training images, {len(data.subset('test'))} test images of other "
         "patients: AUROC {value:.3f} ({low:.3f} to {high:.3f})".format(**auroc)
     )
 

@@ -64,7 +64,7 @@ def main() -> None:
     given = parser.parse_args()
     root = cx.phantom_dataset(IMAGES, SIDE, seed=10)
     data = cx.load_data(root, "patient", 0, cx.ImageSettings(SIDE))
-    test = data.part("test").query("label == 1").reset_index(drop=True)
+    test = data.subset("test").query("label == 1").reset_index(drop=True)
     lesions, known = cx.read_masks(root.parent / "masks", test, SIDE)
     test = test[known]
     films, groups, chance = data.store.images(test), test["group"], lesions.mean(axis=(1, 2))

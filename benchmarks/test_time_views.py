@@ -30,7 +30,7 @@ def main() -> None:
     data = cx.load_data(given.data_dir, given.split, 0, classifier.image_settings)
     if data.split_hash != classifier.card["training_data"]["split_hash"]:
         raise SystemExit(f"the model was trained on another split. Received: split={given.split!r}")
-    rows = data.part("val")
+    rows = data.subset("val")
     labels = rows["label"].to_numpy()
 
     def logits(view: int | None) -> np.ndarray:

@@ -4,7 +4,7 @@
 
 Times 5 epochs of the head and 16 epochs of fine-tuning on 4,098 training and
 879 validation images (the real data set, split by patient), batch size 32,
-with four arms, each in a process of its own:
+with four variants, each in a process of its own:
 
 - common: frozen layers computed in every epoch, float32, ImageDataGenerator;
 - common, bf16 and cache: the same network under mixed_bfloat16 with
@@ -82,21 +82,21 @@ def fit(model, train, val, counts) -> dict[str, float]:
 def common(backbone: str, folder: Path, bf16: bool) -> dict:
     """The usual notebook: nested backbone, whole network in every epoch."""
     size = 299 if backbone == "InceptionV3" else 224
-    counts = [len(list((folder / part).rglob("*.*"))) for part in ("train", "val")]
+    counts = [len(list((folder / subset).rglob("*.*"))) for subset in ("train", "val")]
     if bf16:
         keras.config.set_dtype_policy("mixed_bfloat16")
         sets = [
             keras.utils.image_dataset_from_directory(
-                folder / part,
+                folder / subset,
                 label_mode="binary",
                 image_size=(size, size),
                 batch_size=BATCH,
-                shuffle=part == "train",
+                shuffle=subset == "train",
                 verbose=False,
             )
             .cache()
             .prefetch(2)
-            for part in ("train", "val")
+            for subset in ("train", "val")
         ]
         augment = [
             keras.layers.RandomRotation(0.02),
@@ -117,8 +117,10 @@ def common(backbone: str, folder: Path, bf16: bool) -> dict:
             ImageDataGenerator(rescale=1 / 255),
         )
         sets = [
-            generator.flow_from_directory(folder / part, (size, size), batch_size=BATCH, class_mode="binary")
-            for generator, part in zip(generators, ("train", "val"), strict=True)
+            generator.flow_from_directory(
+                folder / subset, (size, size), batch_size=BATCH, class_mode="binary"
+            )
+            for generator, subset in zip(generators, ("train", "val"), strict=True)
         ]
         augment = []
     base = getattr(keras.applications, backbone)(weights=None, include_top=False, input_shape=(size, size, 3))
@@ -151,7 +153,7 @@ def ours(backbone: str, folder: Path, bf16: bool) -> dict:
         backbone, None, (256,), 0.5, None, "mixed_bfloat16" if bf16 else "float32"
     )
     augmentation = cx.Augmentation()
-    counts = [len(data.part(part)) for part in ("train", "val")]
+    counts = [len(data.subset(subset)) for subset in ("train", "val")]
     cx.set_trainable_from(model, FROM[backbone])
     cuts = [find_cut(model)]
     cx.set_trainable_from(model, "pool")
@@ -166,12 +168,12 @@ def ours(backbone: str, folder: Path, bf16: bool) -> dict:
     speeds = {"decoding": {"train": sum(counts) / decoding}, "frozen": {"train": counts[0] / min(seconds)}}
     for name, first, cut in (("head", "pool", 0), ("fine", FROM[backbone], 1)):
         cx.set_trainable_from(model, first)
-        part = Features(model, data, cuts[cut:], augmentation, VIEWS)
+        subset = Features(model, data, cuts[cut:], augmentation, VIEWS)
         for name_, view in (("val", 0), *(("train", view) for view in range(VIEWS))):
-            part.prepare(name_, view)
-        compile_model(part.rest, keras.optimizers.Adam(1e-4))
+            subset.prepare(name_, view)
+        compile_model(subset.rest, keras.optimizers.Adam(1e-4))
         speeds[name] = fit(
-            part.rest, part.dataset("train", BATCH, shuffle=True), part.dataset("val", BATCH), counts
+            subset.rest, subset.dataset("train", BATCH, shuffle=True), subset.dataset("val", BATCH), counts
         )
     sample = VIEWS * counts[0] + counts[1]
     speeds["gigabytes"] = features.bytes / sample * (VIEWS * TRAIN + VAL) / 1e9
@@ -182,11 +184,11 @@ def ours(backbone: str, folder: Path, bf16: bool) -> dict:
 
 def work(model, cut: str) -> dict[str, float]:
     """Multiplications and additions of one image, in 10⁹ operations: up to the cut, and after it."""
-    found, part, mflops = {"frozen": 0.0, "rest": 0.0}, "frozen", cx.layer_mflops(model)
+    found, subset, mflops = {"frozen": 0.0, "rest": 0.0}, "frozen", cx.layer_mflops(model)
     for layer in model.layers:
-        found[part] += 1e-3 * mflops.get(layer.name, 0.0)
+        found[subset] += 1e-3 * mflops.get(layer.name, 0.0)
         if layer.name == cut:
-            part = "rest"
+            subset = "rest"
     return found
 
 
@@ -228,11 +230,11 @@ def links(folder: Path, data_dir: str) -> str:
     """Fill ``folder/{train,val}/{NORMAL,PNEUMONIA}`` with links to the measured images; name of the data."""
     root = cx.find_data(data_dir)
     table = cx.make_split(scan(root), "patient", 0)
-    for part, count in (("train", IMAGES), ("val", IMAGES // 2)):
-        rows = table[table["split"] == part]
+    for subset, count in (("train", IMAGES), ("val", IMAGES // 2)):
+        rows = table[table["split"] == subset]
         rows = rows.sample(min(count, len(rows)), random_state=0)
         for path, label in rows[["path", "label"]].itertuples(index=False):
-            target = folder / part / ("PNEUMONIA" if label else "NORMAL") / path.replace("/", "_")
+            target = folder / subset / ("PNEUMONIA" if label else "NORMAL") / path.replace("/", "_")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(root / path)
     return data_name(root)
@@ -242,11 +244,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="VGG16", choices=FROM)
     parser.add_argument("--data-dir", default="phantoms")
-    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--variant", choices=ARMS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.arm:
-        function, bf16 = ARMS[given.arm]
+    if given.variant:
+        function, bf16 = ARMS[given.variant]
         speeds = function(given.backbone, given.folder, bf16)
         speeds["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         if function is common and bf16:  # the cache of the whole training set
@@ -259,15 +261,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         name = links(Path(place) / "chest_xray", given.data_dir)
         os.environ["CHESTXRAY_CACHE"] = str(Path(place) / "cache")
-        for arm in ARMS if cpu_has_bf16() else list(ARMS)[::2]:
+        for variant in ARMS if cpu_has_bf16() else list(ARMS)[::2]:
             done = subprocess.run(
                 [
                     sys.executable,
                     __file__,
                     "--backbone",
                     given.backbone,
-                    "--arm",
-                    arm,
+                    "--variant",
+                    variant,
                     "--folder",
                     str(Path(place) / "chest_xray"),
                 ],
@@ -275,17 +277,17 @@ def main() -> None:
                 check=True,
                 text=True,
             )
-            measured[arm] = json.loads(done.stdout.splitlines()[-1])
-            measured[arm]["seconds"] = totals(measured[arm])
+            measured[variant] = json.loads(done.stdout.splitlines()[-1])
+            measured[variant]["seconds"] = totals(measured[variant])
             print(
-                f"{arm}: "
-                + ", ".join(f"{key} {value:,.0f} s" for key, value in measured[arm]["seconds"].items()),
+                f"{variant}: "
+                + ", ".join(f"{key} {value:,.0f} s" for key, value in measured[variant]["seconds"].items()),
                 flush=True,
             )
     slow = measured["common, float32"]["seconds"]["total"]
     print(f"\n{given.backbone}: {HEAD_EPOCHS} + {FINE_EPOCHS} epochs, {TRAIN} + {VAL} images, K = {VIEWS}")
     print(f"{'':24s}{'total':>10s}{'faster':>9s}{'memory':>10s}{'disk':>9s}{'limit':>9s}")
-    for arm, speeds in measured.items():
+    for variant, speeds in measured.items():
         disk = f"{speeds['gigabytes']:.1f} GB" if "gigabytes" in speeds else ""
         limit = ""
         if "work" in speeds:
@@ -298,7 +300,7 @@ def main() -> None:
             limit = f"{speeds['limit_seconds']:,.0f} s"
         speeds["times_faster"] = slow / speeds["seconds"]["total"]
         print(
-            f"{arm:24s}{speeds['seconds']['total']:>8,.0f} s{speeds['times_faster']:>8.1f}x"
+            f"{variant:24s}{speeds['seconds']['total']:>8,.0f} s{speeds['times_faster']:>8.1f}x"
             f"{speeds['peak_gb']:>7.1f} GB{disk:>9s}{limit:>9s}"
         )
     if name == "synthetic":
@@ -317,7 +319,7 @@ def main() -> None:
             "epochs": [HEAD_EPOCHS, FINE_EPOCHS],
             "views": VIEWS,
             "unfreeze_from": FROM[given.backbone],
-            "arms": measured,
+            "variants": measured,
         },
     )
 

@@ -403,7 +403,7 @@ def export(
     data = load_data(
         data_dir or find_data(),
         trained_on["split_rule"],
-        trained_on["seed"],
+        trained_on["split_seed"],
         ImageSettings(**card["image"]),
         tuple(card["classes"]),
     )

@@ -16,7 +16,7 @@ from PIL import Image
 
 from chestxray.audit import AUDIT_SCHEMA
 from chestxray.files import read_json, whole_file, whole_folder
-from chestxray.results import ARMS_SCHEMA, RESULT_SCHEMA, comparison_table
+from chestxray.results import RESULT_SCHEMA, VARIANTS_SCHEMA, comparison_table
 
 PUBLIC_FIGURES = (
     "class_balance",
@@ -26,7 +26,7 @@ PUBLIC_FIGURES = (
     "scores",
     "comparison",
     "calibration",
-    "arms",
+    "variants",
     "perturbation",
     "cascade",
     "latency",
@@ -40,7 +40,7 @@ PHANTOM_FIGURES = ("phantoms", "heatmaps", "heatmaps_fine")
 _LARGEST_MODEL = 20_000_000  # bytes
 _PUBLIC_SCHEMAS = (
     RESULT_SCHEMA,
-    ARMS_SCHEMA,
+    VARIANTS_SCHEMA,
     AUDIT_SCHEMA,
     "chestxray.dataset/1",
     "chestxray.comparison/1",
@@ -134,7 +134,7 @@ def publish(run: str | Path, repository: str | Path) -> list[str]:
         said.append(f"results/tried.csv: {', '.join(tried_names)}")
     for path, content in public.items():
         if path.stem not in tried_names:
-            if content["schema"] == ARMS_SCHEMA:
+            if content["schema"] == VARIANTS_SCHEMA:
                 table = path.with_suffix(".predictions.csv")
                 _copy(table, repository / "results" / table.name, said)
             _copy(path, repository / "results" / path.name, said)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 RESULT_SCHEMA = "chestxray.result/1"
-ARMS_SCHEMA = "chestxray.arms/1"
+VARIANTS_SCHEMA = "chestxray.variants/1"
 STEP_KEY = "CHESTXRAY_STEP_KEY"
 """Environment variable by which ``chestxray run`` tells a notebook which step it is."""
 
@@ -61,18 +61,35 @@ def write_result(output_dir: str | Path, content: dict[str, Any], final: bool = 
     return path
 
 
-def find_classifier(name: str, output_dir: str | Path, rule: str, seed: int) -> Path:
-    """Say where a saved classifier is.
+def result_name(model: str, split_rule: str, split_seed: int, train_seed: int | None = None) -> str:
+    """Name of a result and its files: ``<model>-<split_rule>-s<split seed>-t<training seed>``.
+
+    Without a training seed it names what is not one model, such as a comparison.
+    """
+    name = f"{model}-{split_rule}-s{split_seed}"
+    return name if train_seed is None else f"{name}-t{train_seed}"
+
+
+def parse_result_name(name: str) -> tuple[str, str, int, int]:
+    """Split the name of a model's result: model, split rule, split seed, training seed."""
+    model, split_rule, split_seed, train_seed = name.rsplit("-", 3)
+    return model, split_rule, int(split_seed.removeprefix("s")), int(train_seed.removeprefix("t"))
+
+
+def find_classifier(
+    name: str, output_dir: str | Path, split_rule: str, split_seed: int, train_seed: int = 0
+) -> Path:
+    """Return the folder of a saved classifier.
 
     Args:
-        name: Name of a model of this run (without split rule and seed), or a
+        name: Name of a model of this run (without split rule and seeds), or a
             path with a slash; relative ones start at the checkout.
         output_dir: Folder of the run.
-        rule, seed: Of the split.
+        split_rule, split_seed, train_seed: See :func:`result_name`.
     """
     if "/" in name:
         return project_path(name)
-    return Path(output_dir) / "saved_models" / f"{name}-{rule}-s{seed}"
+    return Path(output_dir) / "saved_models" / result_name(name, split_rule, split_seed, train_seed)
 
 
 def read_results(folder: str | Path) -> list[dict[str, Any]]:
@@ -104,31 +121,33 @@ def read_predictions(folder: str | Path, name: str) -> pd.DataFrame:
     return table.fillna({"subtype": ""})
 
 
-def comparison_table(results: list[dict[str, Any]], part: str = "test", rule: str = "youden") -> pd.DataFrame:
+def comparison_table(
+    results: list[dict[str, Any]], subset: str = "test", threshold_rule: str = "youden"
+) -> pd.DataFrame:
     """Put the metrics of several models side by side.
 
     Args:
         results: From :func:`read_results`.
-        part: val or test; models without it are left out.
-        rule: Rule of the threshold.
+        subset: val or test; models without it are left out.
+        threshold_rule: Rule of the threshold.
 
     Returns:
-        One row a model: name (and its parts: model, seed), data, split_rule,
+        One row a model: name (and its parts: model, split_seed, train_seed), data, split_rule,
         split_hash, record, weights, parameter_count, and for each metric its
         value, ``_low`` and ``_high``.
     """
     rows = []
     for result in results:
-        if part not in result["metrics"]:
+        if subset not in result["metrics"]:
             continue
-        metrics = result["metrics"][part]
+        metrics = result["metrics"][subset]
         row = {
             key: result[key]
             for key in ("name", "data", "split_rule", "split_hash", "record", "weights", "parameter_count")
         }
-        model, _, seed = result["name"].rsplit("-", 2)
-        row |= {"model": model, "seed": int(seed.removeprefix("s"))}
-        for metric, entry in {**metrics, **metrics[rule]}.items():
+        model, _, split_seed, train_seed = parse_result_name(result["name"])
+        row |= {"model": model, "split_seed": split_seed, "train_seed": train_seed}
+        for metric, entry in {**metrics, **metrics[threshold_rule]}.items():
             if "value" in entry:
                 row |= {
                     metric: entry["value"],
@@ -216,9 +235,9 @@ def record_model(
     _check_logits(model)
     bundle.feature_maps(model)  # raises where there are none
     output_dir = Path(output_dir)
-    full_name = f"{name}-{data.rule}-s{data.seed}"
+    full_name = result_name(name, data.split_rule, data.split_seed, data.train_seed)
     (output_dir / "results" / f"{full_name}.json").unlink(missing_ok=True)  # no longer true from here on
-    parts = ("val", "test") if score_test else ("val",)
+    subsets = ("val", "test") if score_test else ("val",)
     if score_test:
         settings = {"image": asdict(data.store.settings), "weights": weights, **parameters}
         log_test_look(output_dir, full_name, data, settings)
@@ -226,15 +245,15 @@ def record_model(
         as_float32(model).save(folder / "model.keras")
         reloaded = bundle.load_model(folder / "model.keras")
         scorer, told = bundle.with_features(reloaded), {}
-        for part in parts:
-            told[part] = scorer.predict(data.dataset(part), verbose=0)
+        for subset in subsets:
+            told[subset] = scorer.predict(data.dataset(subset), verbose=0)
         predictions = pd.concat(
-            [_prediction_table(data, part, told[part][0]) for part in parts], ignore_index=True
+            [_prediction_table(data, subset, told[subset][0]) for subset in subsets], ignore_index=True
         )
         predictions.insert(
             predictions.columns.get_loc("height") + 1,
             "sharpness",
-            np.concatenate([_sharpness(data, part) for part in parts]),
+            np.concatenate([_sharpness(data, subset) for subset in subsets]),
         )
         val = predictions[predictions["split"] == "val"]
         slope, intercept = calibrate(val["logit"], val["label"])
@@ -244,11 +263,13 @@ def record_model(
         val = predictions[predictions["split"] == "val"]
         thresholds, reasons = choose_thresholds(val["label"], val["probability"])
         metrics, confusion = {}, {}
-        for part, rows in predictions.groupby("split", sort=False):
-            metrics[part], confusion[part] = evaluate(
+        for subset, rows in predictions.groupby("split", sort=False):
+            metrics[subset], confusion[subset] = evaluate(
                 rows["label"], rows["probability"], rows["group"], thresholds, rows["subtype"]
             )
-            metrics[part] |= calibration_metrics(rows["label"], rows["probability"], rows["group"], draws=200)
+            metrics[subset] |= calibration_metrics(
+                rows["label"], rows["probability"], rows["group"], draws=200
+            )
         shared = {
             "name": full_name,
             "classes": list(data.classes),
@@ -258,7 +279,7 @@ def record_model(
             "threshold_reasons": reasons,
             "triage": choose_triage(val["label"], val["probability"]),
             "metrics": metrics,
-            "floor": _floor(output_dir, data),
+            "baseline": _baseline(output_dir, data),
             "parameters": parameters,
             "weights": weights,
             "versions": versions(),
@@ -281,10 +302,11 @@ def record_model(
                     "reference": reference,
                     "training_data": {
                         "name": data.name,
-                        "split_rule": data.rule,
+                        "split_rule": data.split_rule,
                         "split_hash": data.split_hash,
-                        "seed": data.seed,
-                        **{part: int(counts[part]) for part in ("train", "val", "test")},
+                        "split_seed": data.split_seed,
+                        "train_seed": data.train_seed,
+                        **{subset: int(counts[subset]) for subset in ("train", "val", "test")},
                     },
                 },
                 refusal,
@@ -297,7 +319,7 @@ def record_model(
         **shared,
         "record": record,
         "data": data.name,
-        "split_rule": data.rule,
+        "split_rule": data.split_rule,
         "split_hash": data.split_hash,
         "training": training,
         "parameter_count": int(model.count_params()),
@@ -305,7 +327,7 @@ def record_model(
     }
     if model.output_shape[-1] > 1:
         result["subtype_confusion"] = {
-            part: _subtype_confusion(rows) for part, rows in predictions.groupby("split", sort=False)
+            subset: _subtype_confusion(rows) for subset, rows in predictions.groupby("split", sort=False)
         }
     write_result(output_dir, result, final)
     if final:
@@ -323,13 +345,13 @@ def _check_logits(model: keras.Model) -> None:
         )
 
 
-def _floor(output_dir: Path, data: XrayData) -> dict[str, Any] | None:
+def _baseline(output_dir: Path, data: XrayData) -> dict[str, Any] | None:
     """What the run's audit of the same images reaches without lungs; None without an audit."""
     path = output_dir / "results" / "audit.json"
     found = read_json(path) if path.is_file() else {}
     if (found.get("data"), found.get("images")) != (data.name, len(data.table)):
         return None
-    return {"sees": found["floor"]["sees"], "auroc": found["floor"]["auroc"]}
+    return {"sees": found["baseline"]["sees"], "auroc": found["baseline"]["auroc"]}
 
 
 def _remove_checkpoints(output_dir: Path, full_name: str) -> None:
@@ -338,13 +360,13 @@ def _remove_checkpoints(output_dir: Path, full_name: str) -> None:
             checkpoint.unlink()
 
 
-def _logits(model: keras.Model, data: XrayData, part: str) -> pd.DataFrame:
-    return _prediction_table(data, part, model.predict(data.dataset(part), verbose=0))
+def _logits(model: keras.Model, data: XrayData, subset: str) -> pd.DataFrame:
+    return _prediction_table(data, subset, model.predict(data.dataset(subset), verbose=0))
 
 
-def _prediction_table(data: XrayData, part: str, logits: np.ndarray) -> pd.DataFrame:
-    """Predictions of one part, in the table's order (contract 5), without probability."""
-    rows = data.part(part)
+def _prediction_table(data: XrayData, subset: str, logits: np.ndarray) -> pd.DataFrame:
+    """Predictions of one subset, in the table's order (contract 5), without probability."""
+    rows = data.subset(subset)
     own = [
         column
         for column in rows
@@ -371,16 +393,16 @@ def _prediction_table(data: XrayData, part: str, logits: np.ndarray) -> pd.DataF
     return table.assign(logit=log_odds(logits))
 
 
-def _sharpness(data: XrayData, part: str) -> np.ndarray:
-    return image_statistics(data.images(part)[..., 0])["sharpness"].round(3)
+def _sharpness(data: XrayData, subset: str) -> np.ndarray:
+    return image_statistics(data.images(subset)[..., 0])["sharpness"].round(3)
 
 
-def subtype_confusion(model: keras.Model, data: XrayData, part: str) -> list[list[int]]:
+def subtype_confusion(model: keras.Model, data: XrayData, subset: str) -> list[list[int]]:
     """Count images by subtype (rows) and the likeliest class (columns) of a model with three logits.
 
     Both in the order normal, bacteria, virus.
     """
-    return _subtype_confusion(_logits(model, data, part))
+    return _subtype_confusion(_logits(model, data, subset))
 
 
 def _subtype_confusion(rows: pd.DataFrame) -> list[list[int]]:
@@ -391,7 +413,7 @@ def _subtype_confusion(rows: pd.DataFrame) -> list[list[int]]:
     ]
 
 
-def record_arms(
+def record_variants(
     name: str,
     output_dir: str | Path,
     data: XrayData,
@@ -405,8 +427,8 @@ def record_arms(
         name: Name of the experiment; split rule and seed are added.
         output_dir: Folder of the run.
         data: What the models were trained on.
-        table: From :func:`predict_arms`.
-        scored: From :func:`chestxray.evaluation.comparison.score_arms`, for each part.
+        table: From :func:`predict_variants`.
+        scored: From :func:`chestxray.evaluation.comparison.score_variants`, for each subset.
         content: What else belongs into the result: parameters, teachers, costs.
 
     Returns:
@@ -414,17 +436,17 @@ def record_arms(
         beside it. The checkpoints of the name have done their service and
         are removed.
     """
-    output_dir, full_name = Path(output_dir), f"{name}-{data.rule}-s{data.seed}"
+    output_dir, full_name = Path(output_dir), result_name(name, data.split_rule, data.split_seed)
     (output_dir / "results" / f"{full_name}.json").unlink(missing_ok=True)  # no longer true from here on
     result = {
-        "schema": ARMS_SCHEMA,
+        "schema": VARIANTS_SCHEMA,
         "name": full_name,
         "record": False,
         "data": data.name,
-        "split_rule": data.rule,
+        "split_rule": data.split_rule,
         "split_hash": data.split_hash,
         **content,
-        "arms": scored,
+        "variants": scored,
         "versions": versions(),
     }
     with whole_file(output_dir / "results" / f"{full_name}.predictions.csv") as partial:
@@ -434,7 +456,7 @@ def record_arms(
     return result
 
 
-def predict_arms(models: dict[str, keras.Model], data: XrayData, parts: Sequence[str]) -> pd.DataFrame:
+def predict_variants(models: dict[str, keras.Model], data: XrayData, subsets: Sequence[str]) -> pd.DataFrame:
     """Score the images of some parts with several models.
 
     Returns:
@@ -442,8 +464,8 @@ def predict_arms(models: dict[str, keras.Model], data: XrayData, parts: Sequence
         under its name.
     """
     tables = []
-    for part in parts:
-        found = {name: _logits(model, data, part) for name, model in models.items()}
+    for subset in subsets:
+        found = {name: _logits(model, data, subset) for name, model in models.items()}
         first = next(iter(found.values()))[["path", "group", "subtype", "label", "split"]]
         tables.append(first.assign(**{name: table["logit"] for name, table in found.items()}))
     return pd.concat(tables, ignore_index=True)
@@ -459,4 +481,4 @@ def log_test_look(output_dir: str | Path, name: str, data: XrayData, parameters:
         writer = csv.writer(file)
         if file.tell() == 0:
             writer.writerow(_LOG_COLUMNS)
-        writer.writerow([now, name, data.split_hash, len(data.part("test")), configuration])
+        writer.writerow([now, name, data.split_hash, len(data.subset("test")), configuration])

@@ -82,7 +82,7 @@ _WAVES = {"01": 0, "02": 1, "03": 1, "04": 2, "05": 3, "06": 3, "07": 3}
 def make_plan(
     preset: str,
     data_dir: str,
-    rules: list[str],
+    split_rules: list[str],
     output_dir: Path,
     overrides: dict[str, Any],
     only: str | None = None,
@@ -92,7 +92,7 @@ def make_plan(
     Args:
         preset: ``demo``, ``standard`` or ``full``.
         data_dir: See :func:`chestxray.data.catalog.find_data`.
-        rules: Split rules; the plan is played for each.
+        split_rules: Split rules; the plan is played for each.
         output_dir: Folder of the run.
         overrides: Parameters for every notebook that has them.
         only: Keep the steps whose name begins with this.
@@ -118,17 +118,17 @@ def make_plan(
     catalog = scan(root, tuple(overrides["classes"]) if overrides.get("classes") else None)
     content = hashlib.sha256("".join(catalog["sha256"]).encode()).hexdigest()[:16]
     steps, known = [], set()
-    for rule in rules:
-        table = make_split(catalog, rule, overrides.get("seed", 0))
+    for split_rule in split_rules:
+        table = make_split(catalog, split_rule, overrides.get("split_seed", 0))
         for notebook, recipe in PLANS[preset]:
-            name = "-".join(filter(None, (notebook, recipe, rule)))
+            name = "-".join(filter(None, (notebook, recipe, split_rule)))
             if only and not name.startswith(only):
                 continue
             source = NOTEBOOKS / f"{notebook}.ipynb"
             defaults = papermill.inspect_notebook(str(source))
             if not defaults:
                 raise ValueError(f"the notebook has no parameters cell. Received: notebook={str(source)!r}")
-            given = _read_recipe(recipe, rule) if recipe else {}
+            given = _read_recipe(recipe, split_rule) if recipe else {}
             unknown = set(given) - set(defaults)
             if unknown:
                 raise ValueError(
@@ -136,7 +136,7 @@ def make_plan(
                 )
             run_wide = {
                 "data_dir": str(data_dir) if data_dir == "phantoms" else str(root),
-                "split": rule,
+                "split": split_rule,
                 "output_dir": str(output_dir),
                 "results": str(output_dir / "results"),
             }
@@ -164,9 +164,9 @@ def make_plan(
     return steps
 
 
-def _read_recipe(name: str, rule: str) -> dict[str, Any]:
+def _read_recipe(name: str, split_rule: str) -> dict[str, Any]:
     """The recipe of this name; ``<name>_<rule>`` where the split rule has one of its own."""
-    own, common = (NOTEBOOKS / "recipes" / f"{stem}.yaml" for stem in (f"{name}_{rule}", name))
+    own, common = (NOTEBOOKS / "recipes" / f"{stem}.yaml" for stem in (f"{name}_{split_rule}", name))
     return yaml.safe_load((own if own.is_file() else common).read_text(encoding="utf-8"))
 
 
@@ -222,7 +222,7 @@ def play(step: Step, output_dir: Path) -> None:
 def run_plan(
     preset: str = "demo",
     data_dir: str = "phantoms",
-    rules: list[str] | None = None,
+    split_rules: list[str] | None = None,
     output_dir: str | Path = "runs/demo",
     overrides: dict[str, Any] | None = None,
     only: str | None = None,
@@ -239,7 +239,7 @@ def run_plan(
 
     Args:
         preset, data_dir, output_dir, overrides, only: See :func:`make_plan`.
-        rules: Split rules; by default ``patient``, and all for ``full``.
+        split_rules: Split rules; by default ``patient``, and all for ``full``.
         dry_run: Only say what would run.
         force: Run finished steps again.
         jobs: Steps at a time; -1 takes one a worker.
@@ -256,8 +256,8 @@ def run_plan(
     for name in ("CHESTXRAY_CACHE", "CHESTXRAY_WEIGHTS"):
         if os.environ.get(name):
             os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())  # kernels run elsewhere
-    rules = rules or (["official", "image", "patient"] if preset == "full" else ["patient"])
-    steps = sorted(make_plan(preset, data_dir, rules, output_dir, overrides or {}, only), key=_wave)
+    split_rules = split_rules or (["official", "image", "patient"] if preset == "full" else ["patient"])
+    steps = sorted(make_plan(preset, data_dir, split_rules, output_dir, overrides or {}, only), key=_wave)
     titles = {step.name: f"[{number}/{len(steps)}] {step.name}" for number, step in enumerate(steps, 1)}
     for name in overrides or {}:
         takers = sorted({step.notebook.stem for step in steps if name in step.parameters})
@@ -311,7 +311,7 @@ def _print_summary(output_dir: Path) -> None:
         )
         columns = ["name", "data", "weights", "auroc", "accuracy", "sensitivity", "specificity", "f1"]
         print(table[columns].to_string(index=False, float_format="{:.3f}".format))
-        if (table.groupby(["split_rule", "seed"])["split_hash"].nunique() > 1).any():
+        if (table.groupby(["split_rule", "split_seed"])["split_hash"].nunique() > 1).any():
             print("Not all were scored on the same images: some are left from another state of the data.")
     print(f"\nresults, figures, models: {output_dir}\nexecuted notebooks: {output_dir / 'results/notebooks'}")
 
@@ -376,7 +376,7 @@ def _weights_key(weights: str, backbone: str) -> str:
 def _model_key(name: str, parameters: dict[str, Any]) -> str:
     """Contents of the card of a model that a notebook loads."""
     card = (
-        find_classifier(name, Path(parameters["output_dir"]), parameters["split"], parameters.get("seed", 0))
+        find_classifier(name, Path(parameters["output_dir"]), parameters["split"], parameters.get("split_seed", 0), parameters.get("train_seed", 0))
         / "card.json"
     )
     return hashlib.sha256(card.read_bytes()).hexdigest() if card.is_file() else "missing"

@@ -56,7 +56,7 @@ def test_the_frozen_model_says_what_the_chosen_one_said(chosen, data, tiny_folde
     assert after["metrics"]["val"] == before["metrics"]["val"] and "test" in after["metrics"]
     assert (before["record"], after["record"]) == (False, True)
     rows = cx.read_predictions(final / "results", "best-patient-s0").query("split == 'test'")
-    assert list(rows["path"]) == list(data.part("test")["path"])
+    assert list(rows["path"]) == list(data.subset("test")["path"])
     assert {path.stem.split("-")[0] for path in (final / "images").glob("*-best-patient-s0.png")} == {
         "learning_curves",
         "confusion",

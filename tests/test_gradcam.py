@@ -58,8 +58,8 @@ def test_hirescam_adds_up_to_the_logit_and_gradcam_does_not():
 
     def total(method):
         """Positive part minus that of the negative score: the sum of the whole signed map."""
-        parts = [gradcam(model, X, "maps", target, method) for target in ("pneumonia", "normal")]
-        (positive, up), (negative, down) = parts
+        subsets = [gradcam(model, X, "maps", target, method) for target in ("pneumonia", "normal")]
+        (positive, up), (negative, down) = subsets
         return float(positive.sum() * up[0] - negative.sum() * down[0])
 
     logit = float(model.predict(X, verbose=0)[0, 0])
@@ -193,9 +193,9 @@ def test_model_and_images_are_left_as_they_were(compact):
 
 def test_batches_do_not_matter(compact):
     model, images = compact
-    whole, parts = gradcam(model, images), gradcam(model, images, batch_size=2)
-    np.testing.assert_allclose(parts[0], whole[0], atol=1e-5)
-    np.testing.assert_allclose(parts[1], whole[1], rtol=1e-5)
+    whole, subsets = gradcam(model, images), gradcam(model, images, batch_size=2)
+    np.testing.assert_allclose(subsets[0], whole[0], atol=1e-5)
+    np.testing.assert_allclose(subsets[1], whole[1], rtol=1e-5)
 
 
 def test_enlarging_keeps_place_and_range():

@@ -56,7 +56,7 @@ def test_06_compares_what_can_be_compared(tmp_path):
         parameters={"results": str(results), "output_dir": str(tmp_path / "out")},
     )
     found = read_json(tmp_path / "out" / "results" / "comparison-all.json")
-    assert found["part"] == "test"
+    assert found["subset"] == "test"
     assert {row["name"] for row in found["models"]} == {*names, "older-official-s0"}
     assert [set(one["members"]) for one in found["together"]] == [set(names)]
     figures = {path.name for path in (tmp_path / "out" / "images").glob("comparison-official-s0-*.png")}
@@ -81,8 +81,8 @@ def test_04_compares_ways_none_of_which_has_a_teacher(tmp_path, tiny_folder):
             "candidates": {"alone": [{}], "smooth": [{"label_smoothing": 0.1}]},
         },
     )
-    found = read_json(tmp_path / "results" / "student_arms-patient-s0.json")
-    assert list(found["arms"]["test"]) == ["alone", "smooth"] and found["teachers"] == []
+    found = read_json(tmp_path / "results" / "student_variants-patient-s0.json")
+    assert list(found["variants"]["test"]) == ["alone", "smooth"] and found["teachers"] == []
 
 
 @pytest.mark.slow

@@ -248,12 +248,12 @@ def test_confusion_of_three_classes():
     ]
 
 
-def test_arms_show_every_seed_and_the_mean():
+def test_variants_show_every_seed_and_the_mean():
     scored = {
         name: {"seeds": {"auroc": seeds, "brier": [0.1, 0.2]}, "mean": {"auroc": mean, "brier": 0.15}}
         for name, seeds, mean in (("alone", [0.9, 0.94], 0.92), ("taught", [0.95, 0.97], 0.96))
     }
-    auroc, brier = plots.arms(scored).axes
+    auroc, brier = plots.variants(scored).axes
     dots = [line for line in auroc.lines if line.get_marker() == "o"]
     assert [(list(line.get_xdata()), list(line.get_ydata())) for line in dots] == [
         ([0.9, 0.94], [0, 0]),
@@ -361,7 +361,7 @@ def test_roc_pr_shows_the_floor_and_the_band_of_the_first():
     figure = plots.roc_pr(
         {"a": ([0, 1, 0, 1], [0.1, 0.4, 0.5, 0.9])},
         band=(grid, [0, 0.2, 1], [0.5, 0.9, 1]),
-        floor={"sees": "border", "auroc": 0.75, "roc": [0.0, 1.0, 1.0]},
+        baseline={"sees": "border", "auroc": 0.75, "roc": [0.0, 1.0, 1.0]},
     )
     roc = figure.axes[0]
     lines = {line.get_label(): line for line in roc.lines}
@@ -377,7 +377,7 @@ def test_roc_pr_enlarges_the_corner_where_all_curves_lie():
     figure = plots.roc_pr(
         {str(number): good for number in range(6)},
         {"0": 0.5},
-        floor={"sees": "border", "auroc": 0.75, "roc": [0.0, 1.0, 1.0]},
+        baseline={"sees": "border", "auroc": 0.75, "roc": [0.0, 1.0, 1.0]},
     )
     figure.canvas.draw()
     for axis, recall in zip(figure.axes, ((-0.004, 0.2), (0.8, 1.004)), strict=True):
@@ -475,8 +475,8 @@ def test_overview_shows_seeds_published_numbers_and_floors_under_their_split():
         lines.get_segments()[0] for lines in accuracy.collections if lines.get_segments()[0][0][1] == first
     ]
     assert interval[:, 0].tolist() == pytest.approx([0.7, 0.9])  # of seed 0
-    (floor,) = [lines for lines in auroc.collections if lines.get_linestyle()[0][1]]
-    (x, top), (_, bottom) = floor.get_segments()[0]
+    (baseline,) = [lines for lines in auroc.collections if lines.get_linestyle()[0][1]]
+    (x, top), (_, bottom) = baseline.get_segments()[0]
     assert x == 0.55 and first < top < second and bottom > theirs
 
 
@@ -530,7 +530,7 @@ WRONG = {
     "logits": (lambda: plots.score_distribution(LABELS, [-3.0, 3.0], {}), "probabilities=(2,)"),
     "calibration of another": (lambda: plots.calibration({"a": None}, {"b": None}), "decisions=['b']"),
     "point": (lambda: plots.roc_pr({"a": (LABELS, [0.1, 0.2])}, {"b": 0.5}), "curves=['a']"),
-    "arm": (lambda: plots.arms({}), "scored=[]"),
+    "variant": (lambda: plots.variants({}), "scored=[]"),
     "costs": (lambda: plots.latency(pd.DataFrame({"model": ["a"]})), "columns=['model']"),
     "spread": (lambda: plots.spread({}), "panels_shown=[]"),
     "metric": (lambda: plots.comparison(pd.DataFrame({"name": ["a"]}), []), "metrics=[]"),

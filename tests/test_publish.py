@@ -8,7 +8,7 @@ from test_results import result
 
 from chestxray.files import write_json
 from chestxray.publish import publish
-from chestxray.results import ARMS_SCHEMA
+from chestxray.results import VARIANTS_SCHEMA
 
 PNG = cv2.imencode(".png", np.full((2, 2, 3), 255, np.uint8))[1].tobytes()
 
@@ -64,13 +64,15 @@ def test_curves_of_a_training_without_result_stay(tmp_path):
 
 def test_ways_of_training_are_copied_with_their_logits(tmp_path):
     make_run(tmp_path / "run", result("a"))
-    write_json(tmp_path / "run/results/b_arms.json", {"schema": ARMS_SCHEMA, "name": "b_arms"})
-    (tmp_path / "run/results/b_arms.predictions.csv").write_text("path\n")
-    (tmp_path / "run/images/arms-b_arms.png").write_bytes(PNG)
+    write_json(tmp_path / "run/results/b_variants.json", {"schema": VARIANTS_SCHEMA, "name": "b_variants"})
+    (tmp_path / "run/results/b_variants.predictions.csv").write_text("path\n")
+    (tmp_path / "run/images/variants-b_variants.png").write_bytes(PNG)
     publish(tmp_path / "run", tmp_path / "repo")
-    assert {"images/arms-b_arms.png", "results/b_arms.json", "results/b_arms.predictions.csv"} <= set(
-        files(tmp_path / "repo")
-    )
+    assert {
+        "images/variants-b_variants.png",
+        "results/b_variants.json",
+        "results/b_variants.predictions.csv",
+    } <= set(files(tmp_path / "repo"))
 
 
 def test_of_phantoms_only_pictures_are_published(tmp_path):
@@ -140,7 +142,7 @@ def test_looks_at_test_accumulate_without_repetition(tmp_path):
 
 
 def only_tried(name, auroc):
-    return result(name, auroc, parts=("val",)) | {
+    return result(name, auroc, subsets=("val",)) | {
         "training": {"epochs": {"head": 3}, "seconds": 9.0},
         "image": {"size": 64},
         "parameters": {"dropout": 0.5},

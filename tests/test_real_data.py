@@ -33,7 +33,7 @@ def test_no_image_of_the_folder_is_lost(data):
 
 
 def test_pretrained_vgg16_sees_real_images_as_that_of_keras_does(data, real_weights):
-    rows = data.part("val").groupby("label").sample(4, random_state=0)
+    rows = data.subset("val").groupby("label").sample(4, random_state=0)
     grey = data.store.images(rows).astype(np.float32)
     file = real_weights if real_weights.is_file() else real_weights / "vgg16_notop.weights.h5"
     plain = keras.applications.VGG16(

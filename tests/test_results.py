@@ -7,9 +7,9 @@ from chestxray import results
 from chestxray.files import read_json, write_json
 
 
-def result(model, auroc=0.9, rule="patient", data="chest_xray", parts=("val", "test"), seed=0):
+def result(model, auroc=0.9, rule="patient", data="chest_xray", subsets=("val", "test"), seed=0):
     entry = {"value": auroc, "low": auroc - 0.05, "high": auroc + 0.05}
-    metrics = {part: {"auroc": entry, "youden": {"accuracy": entry}} for part in parts}
+    metrics = {subset: {"auroc": entry, "youden": {"accuracy": entry}} for subset in subsets}
     return {
         "schema": results.RESULT_SCHEMA,
         "name": f"{model}-{rule}-s{seed}",
@@ -40,7 +40,7 @@ def test_no_result_is_an_error_that_names_the_folder(tmp_path):
 
 
 def test_comparison_leaves_out_models_without_test_scores():
-    table = results.comparison_table([result("a"), result("b", parts=("val",))])
+    table = results.comparison_table([result("a"), result("b", subsets=("val",))])
     assert table.loc[0, ["name", "model", "seed"]].tolist() == ["a-patient-s0", "a", 0] and len(table) == 1
     assert table.loc[0, ["auroc", "auroc_low", "accuracy_high"]].tolist() == pytest.approx([0.9, 0.85, 0.95])
 

@@ -52,7 +52,7 @@ def test_record_holds_contract_six(recorded):
     ):
         assert key in stored
     counts = stored["confusion"]["test"]["youden"]
-    assert sum(counts.values()) == len(data.part("test"))
+    assert sum(counts.values()) == len(data.subset("test"))
 
 
 def test_every_metric_can_be_recomputed_from_the_predictions(recorded):
@@ -76,15 +76,15 @@ def test_every_metric_can_be_recomputed_from_the_predictions(recorded):
     assert predictions["probability"].to_numpy() == pytest.approx(
         1 / (1 + np.exp(-(slope * predictions["logit"] + intercept))), abs=1e-12
     )
-    for part in ("val", "test"):
-        rows = predictions[predictions["split"] == part]
-        assert list(rows["path"]) == list(data.part(part)["path"])
+    for subset in ("val", "test"):
+        rows = predictions[predictions["split"] == subset]
+        assert list(rows["path"]) == list(data.subset(subset)["path"])
         assert roc_auc_score(rows["label"], rows["probability"]) == pytest.approx(
-            found["metrics"][part]["auroc"]["value"], abs=1e-12
+            found["metrics"][subset]["auroc"]["value"], abs=1e-12
         )
         cut = found["thresholds"]["youden"]
         called = rows["probability"] >= cut
-        assert int((called & (rows["label"] == 1)).sum()) == found["confusion"][part]["youden"]["tp"]
+        assert int((called & (rows["label"] == 1)).sum()) == found["confusion"][subset]["youden"]["tp"]
 
 
 def test_the_saved_model_is_float32_and_gives_the_recorded_logits(recorded):
@@ -102,7 +102,7 @@ def test_each_look_at_test_is_logged(recorded):
     record.log_test_look(folder, "again", data, {"b": 2, "a": "x"})
     rows = list(csv.DictReader(open(folder / "results" / "test_log.csv", encoding="utf-8")))
     assert [row["name"] for row in rows] == ["tiny-patient-s0", "again"]
-    assert rows[1]["configuration"] == "a=x;b=2" and rows[1]["images"] == str(len(data.part("test")))
+    assert rows[1]["configuration"] == "a=x;b=2" and rows[1]["images"] == str(len(data.subset("test")))
 
 
 def test_a_model_that_ranks_backwards_is_recorded_as_that(recorded, tmp_path, capsys):
@@ -262,7 +262,7 @@ def test_three_logits_become_the_odds_of_pneumonia(three, data):
 
 def test_confusion_by_subtype_by_hand(three, data):
     model, _, found = three
-    rows = data.part("test")
+    rows = data.subset("test")
     called = np.asarray(model(data.images("test").astype(np.float32))).argmax(axis=1)
     wanted = [
         [int(((rows["subtype"] == name).to_numpy() & (called == number)).sum()) for number in range(3)]
@@ -272,21 +272,21 @@ def test_confusion_by_subtype_by_hand(three, data):
     assert sum(map(sum, wanted)) == len(rows) and len({*called}) > 1
 
 
-def test_arms_are_written_with_their_logits(three, data, tmp_path, monkeypatch):
-    from chestxray.evaluation.comparison import score_arms
+def test_variants_are_written_with_their_logits(three, data, tmp_path, monkeypatch):
+    from chestxray.evaluation.comparison import score_variants
 
     model, _, _ = three
     monkeypatch.setenv(results.STEP_KEY, "0123")
-    table = record.predict_arms({"a0": model, "b0": model}, data, ["val", "test"])
+    table = record.predict_variants({"a0": model, "b0": model}, data, ["val", "test"])
     assert list(table.columns) == ["path", "group", "subtype", "label", "split", "a0", "b0"]
-    scored = {"test": score_arms(table, {"a": ["a0"], "b": ["b0"]}, "a", draws=20)}
+    scored = {"test": score_variants(table, {"a": ["a0"], "b": ["b0"]}, "a", draws=20)}
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "x_arms-patient-s0-1-0.npz").write_bytes(b"")
-    found = record.record_arms("x_arms", tmp_path, data, table, scored, {"student": "x"})
-    stored = read_json(tmp_path / "results" / "x_arms-patient-s0.json")
-    assert stored == found | {"step_key": "0123"} and stored["schema"] == results.ARMS_SCHEMA
-    assert stored["arms"]["test"]["b"]["difference"]["auroc"] == {"value": 0.0, "low": 0.0, "high": 0.0}
-    again = results.read_predictions(tmp_path / "results", "x_arms-patient-s0")
+    (tmp_path / "checkpoints" / "x_variants-patient-s0-1-0.npz").write_bytes(b"")
+    found = record.record_variants("x_variants", tmp_path, data, table, scored, {"student": "x"})
+    stored = read_json(tmp_path / "results" / "x_variants-patient-s0.json")
+    assert stored == found | {"step_key": "0123"} and stored["schema"] == results.VARIANTS_SCHEMA
+    assert stored["variants"]["test"]["b"]["difference"]["auroc"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    again = results.read_predictions(tmp_path / "results", "x_variants-patient-s0")
     np.testing.assert_allclose(again["a0"], table["a0"], rtol=1e-5)
     assert not list((tmp_path / "checkpoints").iterdir())
 
@@ -319,26 +319,30 @@ def test_the_floor_comes_from_the_audit_of_the_same_images(recorded, tmp_path):
     import chestxray as cx
 
     _, data, found = recorded
-    assert found["floor"] is None
+    assert found["baseline"] is None
     model = cx.build_student_cnn(32)
-    for images, floor in ((60, {"sees": "border", "auroc": 0.7}), (59, None)):
+    for images, baseline in ((60, {"sees": "border", "auroc": 0.7}), (59, None)):
         write_json(
             tmp_path / "results" / "audit.json",
-            {"data": "synthetic", "images": images, "floor": {"sees": "border", "auroc": 0.7, "roc": [0, 1]}},
+            {
+                "data": "synthetic",
+                "images": images,
+                "baseline": {"sees": "border", "auroc": 0.7, "roc": [0, 1]},
+            },
         )
         again = record.record_model(
             model,
             data,
-            "floor",
+            "baseline",
             tmp_path,
             parameters={},
             weights="random",
             training={"epochs": {}},
             score_test=False,
         )
-        assert again["floor"] == floor
-        text = (tmp_path / "saved_models" / "floor-patient-s0" / "README.md").read_text(encoding="utf-8")
-        assert ("(border) reaches AUROC 0.700" in text) == bool(floor)
+        assert again["baseline"] == baseline
+        text = (tmp_path / "saved_models" / "baseline-patient-s0" / "README.md").read_text(encoding="utf-8")
+        assert ("(border) reaches AUROC 0.700" in text) == bool(baseline)
 
 
 def test_the_card_tells_the_same_numbers(recorded):

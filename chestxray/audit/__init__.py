@@ -32,7 +32,7 @@ def audit(data_dir: str | Path, classes: tuple[str, str] | None = None) -> tuple
     Returns:
         The findings as plain JSON types: ``counts``, ``problems``,
         ``groups``, ``overlap`` (of the published test set), ``leak_by_image``,
-        ``copies``, ``shortcuts``, ``shift``, ``floor`` and ``flags`` (red
+        ``copies``, ``shortcuts``, ``shift``, ``baseline`` and ``flags`` (red
         flags, each with ``name`` and ``text``); and pictures (224, 224),
         values 0–255: the ``mean`` of each class.
 
@@ -50,7 +50,7 @@ def audit(data_dir: str | Path, classes: tuple[str, str] | None = None) -> tuple
     copies = find_copies(table, images)
     shortcuts = shortcut_table(table, images, root)
     sizes = {key: table.groupby(key)["path"].transform("size") for key in ("group", "group_conservative")}
-    floor = shortcuts[~shortcuts["lungs"]].sort_values("auroc").iloc[-1]
+    baseline = shortcuts[~shortcuts["lungs"]].sort_values("auroc").iloc[-1]
     kinds = table["subtype"].where(table["subtype"] != "", "unknown")
     found = {
         "schema": AUDIT_SCHEMA,
@@ -58,8 +58,8 @@ def audit(data_dir: str | Path, classes: tuple[str, str] | None = None) -> tuple
         "images": len(table),
         "classes": list(classes or CLASSES),
         "counts": {
-            part: {kind: int(count) for kind, count in rows.value_counts().items()}
-            for part, rows in kinds.groupby(table["official_split"].replace("", "all"))
+            subset: {kind: int(count) for kind, count in rows.value_counts().items()}
+            for subset, rows in kinds.groupby(table["official_split"].replace("", "all"))
         },
         "problems": {name: int(count) for name, count in problems["problem"].value_counts().items()},
         "groups": {key: int(table[key].nunique()) for key in ("group", "group_conservative")},
@@ -71,7 +71,7 @@ def audit(data_dir: str | Path, classes: tuple[str, str] | None = None) -> tuple
         "copies": copies.to_dict("records"),
         "shortcuts": _records(shortcuts.drop(columns="roc")),
         "shift": _records(test_set_shift(table, images)),
-        "floor": {"sees": floor["sees"], "auroc": float(floor["auroc"]), "roc": floor["roc"]},
+        "baseline": {"sees": baseline["sees"], "auroc": float(baseline["auroc"]), "roc": baseline["roc"]},
     }
     found["flags"] = list(_flags(found))
     means = {
@@ -163,8 +163,8 @@ def describe(found: dict[str, Any]) -> list[tuple[str, str, pd.DataFrame | None]
         (
             "Shortcuts",
             "AUROC of linear models, cross-validated by patient group on all but the published "
-            "test set, with 95 % intervals, and on the published test set. The floor under every score is the "
-            f"best row that sees hardly any lung: {found['floor']['sees']}, {found['floor']['auroc']:.2f}.",
+            "test set, with 95 % intervals, and on the published test set. The baseline under every score is the "
+            f"best row that sees hardly any lung: {found['baseline']['sees']}, {found['baseline']['auroc']:.2f}.",
             pd.DataFrame(found["shortcuts"]),
         ),
     ]

@@ -235,12 +235,12 @@ def _list_files(root: Path, classes: tuple[str, str] | None) -> pd.DataFrame:
     """List every file below the class folders, with its label and official split."""
     any_case = classes is None or tuple(classes) == CLASSES
     wanted = {name.lower() if any_case else name: label for label, name in enumerate(classes or CLASSES)}
-    rows, parts = [], split_folders(root)
-    for entry in sorted(root.iterdir()) if parts else ():
-        known = entry in parts or entry.name == "chest_xray" or entry.name.startswith(_DEBRIS)
+    rows, subsets = [], split_folders(root)
+    for entry in sorted(root.iterdir()) if subsets else ():
+        known = entry in subsets or entry.name == "chest_xray" or entry.name.startswith(_DEBRIS)
         if entry.is_dir() and not known:
             warnings.warn(f"folder ignored, it is none of {', '.join(SPLITS)}: {entry}", stacklevel=3)
-    for folder in parts or [root]:
+    for folder in subsets or [root]:
         split = "" if folder == root else folder.name
         found = sorted(
             entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(_DEBRIS)
@@ -260,7 +260,7 @@ def _list_files(root: Path, classes: tuple[str, str] | None) -> pd.DataFrame:
                 (path.relative_to(root).as_posix(), label, split)
                 for path in entry.rglob("*")
                 if not path.is_dir()
-                and not any(part.startswith(_DEBRIS) for part in path.relative_to(entry).parts)
+                and not any(subset.startswith(_DEBRIS) for subset in path.relative_to(entry).parts)
             ]
     return pd.DataFrame(rows, columns=["path", "label", "official_split"])
 

@@ -36,16 +36,18 @@ class XrayData:
     Attributes:
         table: Catalog with the column ``split``.
         store: Pixels of the table's images.
-        rule: Split rule.
-        seed: Seed of the split.
+        split_rule: Split rule.
+        split_seed: Seed of the split.
+        train_seed: Seed of order and augmentation in training.
         name: "synthetic", or the folder's name.
         classes: Names of the (negative, positive) class.
     """
 
     table: pd.DataFrame
     store: PixelStore
-    rule: str
-    seed: int
+    split_rule: str
+    split_seed: int
+    train_seed: int
     name: str
     classes: tuple[str, str] = CLASSES
 
@@ -57,16 +59,16 @@ class XrayData:
     def split_hash(self) -> str:
         return split_hash(self.table)
 
-    def part(self, split: str) -> pd.DataFrame:
-        """Rows of one part: train, val or test.
+    def subset(self, subset: str) -> pd.DataFrame:
+        """Rows of one subset: train, val or test.
 
         Raises:
-            ValueError: There is no such part.
+            ValueError: There is no such subset.
         """
-        rows = self.table[self.table["split"] == split]
+        rows = self.table[self.table["split"] == subset]
         if rows.empty:
             raise ValueError(
-                f"split must be one of {sorted(set(self.table['split']))}. Received: split={split!r}"
+                f"subset must be one of {sorted(set(self.table['split']))}. Received: subset={subset!r}"
             )
         return rows
 
@@ -75,11 +77,11 @@ class XrayData:
         """Whether every image is known to be normal, bacterial or viral."""
         return bool(self.table["subtype"].isin(SUBTYPES).all())
 
-    def targets(self, split: str, outputs: int = 1) -> np.ndarray:
-        """What a network with so many logits learns to say about one part.
+    def targets(self, subset: str, outputs: int = 1) -> np.ndarray:
+        """What a network with so many logits learns to say about one subset.
 
         Args:
-            split: train, val or test.
+            subset: train, val or test.
             outputs: 1: the label; 3: 0 normal, 1 bacteria, 2 virus.
 
         Returns:
@@ -88,7 +90,7 @@ class XrayData:
         Raises:
             ValueError: An image has none of the three subtypes.
         """
-        rows = self.part(split)
+        rows = self.subset(subset)
         if outputs == 1:
             return rows["label"].to_numpy(np.float32)
         number = rows["subtype"].map({name: number for number, name in enumerate(SUBTYPES)})
@@ -101,7 +103,7 @@ class XrayData:
 
     def dataset(
         self,
-        split: str,
+        subset: str,
         batch_size: int = 32,
         augment: Augmentation | None = None,
         shuffle: bool = False,
@@ -109,23 +111,25 @@ class XrayData:
         views: int = 0,
         outputs: int = 1,
     ) -> tf.data.Dataset:
-        """tf.data pipeline over one part; see :meth:`PixelStore.dataset`.
+        """tf.data pipeline over one subset; see :meth:`PixelStore.dataset`.
 
         Args:
             outputs: See :meth:`targets`.
 
         Raises:
-            ValueError: ``augment`` or ``shuffle`` was asked for a part that
+            ValueError: ``augment`` or ``shuffle`` was asked for a subset that
                 scores are computed on, or see :meth:`targets`.
         """
-        if split != "train" and (augment or shuffle):
-            raise ValueError(f"only train may be augmented or shuffled. Received: split={split!r}")
-        rows = self.part(split).assign(label=self.targets(split, outputs))
-        return self.store.dataset(rows, batch_size, shuffle, augment, self.seed, epoch, views)
+        if subset != "train" and (augment or shuffle):
+            raise ValueError(f"only train may be augmented or shuffled. Received: subset={subset!r}")
+        rows = self.subset(subset).assign(label=self.targets(subset, outputs))
+        return self.store.dataset(
+            rows, batch_size, shuffle, augment, seed=self.train_seed, epoch=epoch, views=views
+        )
 
-    def images(self, split: str) -> np.ndarray:
-        """Pixels of one part, ``uint8`` (N, size, size, 1), in the table's order."""
-        return self.store.images(self.part(split))
+    def images(self, subset: str) -> np.ndarray:
+        """Pixels of one subset, ``uint8`` (N, size, size, 1), in the table's order."""
+        return self.store.images(self.subset(subset))
 
 
 def data_name(root: Path) -> str:
@@ -138,23 +142,25 @@ def data_name(root: Path) -> str:
 def load_data(
     data_dir: str | Path | None = None,
     split: str = "patient",
-    seed: int = 0,
+    split_seed: int = 0,
     image: ImageSettings = ImageSettings(),
     classes: tuple[str, str] | None = None,
     catalog: pd.DataFrame | None = None,
+    train_seed: int = 0,
 ) -> XrayData:
     """Scan a folder, decode every image once, and split.
 
     Args:
         data_dir: See :func:`chestxray.data.catalog.find_data`.
         split: Rule; see :func:`chestxray.data.splits.make_split`.
-        seed: Seed of the split, and of order and augmentation in training.
+        split_seed: Seed of the split.
         image: How files become pixels.
         classes: Names of the (negative, positive) class folders; by default
             those of the catalog.
         catalog: The folder's catalog, for example from
             :func:`chestxray.data.catalog.from_table`; by default the folder is
-            scanned. That its parts are not used by this rule gives a warning.
+            scanned. That its subsets are not used by this rule gives a warning.
+        train_seed: Seed of order and augmentation in training.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -181,7 +187,7 @@ def load_data(
         )
         catalog = catalog.drop(columns=taken)
     store = PixelStore.build(catalog, root, image)
-    table = make_split(store.readable(catalog), split, seed)
+    table = make_split(store.readable(catalog), split, split_seed)
     if split != "patient":
         shared = overlap(table).set_index("key")["test_images_affected"]
         print(
@@ -189,7 +195,15 @@ def load_data(
             f"a strict patient group with training or validation, {shared['group_conservative']} a "
             "conservative one"
         )
-    return XrayData(table, store, split, seed, data_name(root), tuple(classes or CLASSES))
+    return XrayData(
+        table=table,
+        store=store,
+        split_rule=split,
+        split_seed=split_seed,
+        train_seed=train_seed,
+        name=data_name(root),
+        classes=tuple(classes or CLASSES),
+    )
 
 
 class PixelStore:

@@ -39,12 +39,12 @@ _OFFICIAL_VALIDATION = 0.12
 _TEXT = ("path", "subtype", "group", "group_conservative", "official_split", "split")
 
 
-def make_split(catalog: pd.DataFrame, rule: str = "patient", seed: int = 0) -> pd.DataFrame:
+def make_split(catalog: pd.DataFrame, split_rule: str = "patient", seed: int = 0) -> pd.DataFrame:
     """Add the column ``split`` to a catalog.
 
     Args:
         catalog: See :mod:`chestxray.data.catalog`.
-        rule: ``official``, ``image``, ``patient`` or ``given``.
+        split_rule: ``official``, ``image``, ``patient`` or ``given``.
         seed: Decides who goes where.
 
     Returns:
@@ -52,31 +52,31 @@ def make_split(catalog: pd.DataFrame, rule: str = "patient", seed: int = 0) -> p
 
     Raises:
         ValueError: Unknown rule, no such seed, ``official`` without a published test set, a
-            patient group on both sides of a split, or a part without both
+            patient group on both sides of a split, or a subset without both
             classes.
     """
-    if rule not in RULES:
-        raise ValueError(f"rule must be one of {RULES}. Received: rule={rule!r}")
+    if split_rule not in RULES:
+        raise ValueError(f"rule must be one of {RULES}. Received: split_rule={split_rule!r}")
     if not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"seed must be a whole number, at least 0. Received: seed={seed!r}")
     table = catalog.copy()
     rng = np.random.default_rng(seed)
-    if rule == "image":
+    if split_rule == "image":
         table["split"] = _cut_images(table["label"].to_numpy(), rng)
-    elif rule == "patient":
+    elif split_rule == "patient":
         table["split"] = _cut_groups(table, FRACTIONS, rng)
-    elif rule == "given":
+    elif split_rule == "given":
         table["split"] = table["official_split"]
     else:
         if not (table["official_split"] == "test").any():
             raise ValueError(
-                "the folder has no published test set (no test folder). Received: rule='official'"
+                "the folder has no published test set (no test folder). Received: split_rule='official'"
             )
         rest = table["official_split"] != "test"
         table["split"] = "test"
         fractions = {"train": 1 - _OFFICIAL_VALIDATION, "val": _OFFICIAL_VALIDATION}
         table.loc[rest, "split"] = _cut_groups(table[rest], fractions, rng)
-    check_split(table, rule)
+    check_split(table, split_rule)
     return table
 
 
@@ -92,58 +92,58 @@ def _cut_images(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _cut_groups(table: pd.DataFrame, fractions: dict[str, float], rng: np.random.Generator) -> np.ndarray:
-    """Give whole groups to the part that lacks most, large groups first.
+    """Give whole groups to the subset that lacks most, large groups first.
 
     A group that holds several subtypes (``person12`` with bacterial and viral
     films) counts for each of them.
     """
-    parts = list(fractions)
+    subsets = list(fractions)
     strata = table["label"].astype(str) + table["subtype"]
     counts = pd.crosstab(table["group_conservative"], strata)
     counts = counts.iloc[rng.permutation(len(counts))]
     counts = counts.iloc[np.argsort(-counts.sum(axis=1).to_numpy(), kind="stable")]
-    lacking = np.outer([fractions[part] for part in parts], counts.sum().to_numpy())
+    lacking = np.outer([fractions[subset] for subset in subsets], counts.sum().to_numpy())
     wanted = lacking.copy()
     chosen = {}
     for group, row in zip(counts.index, counts.to_numpy(), strict=True):
-        part = int(np.argmax((lacking / wanted) @ row))
-        lacking[part] -= row
-        chosen[group] = parts[part]
+        subset = int(np.argmax((lacking / wanted) @ row))
+        lacking[subset] -= row
+        chosen[group] = subsets[subset]
     return table["group_conservative"].map(chosen).to_numpy()
 
 
-def check_split(table: pd.DataFrame, rule: str) -> None:
+def check_split(table: pd.DataFrame, split_rule: str) -> None:
     """Refuse a split that leaks or that cannot be scored.
 
     Raises:
         ValueError: A patient group lies on both sides (strict key between
             test and the rest for ``official``, conservative key otherwise;
-            not asked for ``image``), a part has another name than train, val
+            not asked for ``image``), a subset has another name than train, val
             and test, or lacks a class.
     """
     unknown = ~table["split"].isin(SPLITS)
     if unknown.any():
         raise ValueError(
-            f"a part must be one of {SPLITS}. Received: split={table['split'][unknown].iloc[0]!r}"
+            f"a subset must be one of {SPLITS}. Received: split={table['split'][unknown].iloc[0]!r}"
         )
-    for part in SPLITS:
-        labels = set(table.loc[table["split"] == part, "label"])
+    for subset in SPLITS:
+        labels = set(table.loc[table["split"] == subset, "label"])
         if labels != {0, 1}:
             raise ValueError(
-                f"{part} must hold images of both classes, it holds labels "
-                f"{sorted(labels)}. Received: rule={rule!r}"
+                f"{subset} must hold images of both classes, it holds labels "
+                f"{sorted(labels)}. Received: split_rule={split_rule!r}"
             )
-    if rule == "image":
+    if split_rule == "image":
         return
-    inner = table[table["split"] != "test"] if rule == "official" else table
+    inner = table[table["split"] != "test"] if split_rule == "official" else table
     crossing = _crossing(inner, "group_conservative")
-    if rule == "official":
+    if split_rule == "official":
         tested = table.assign(split=table["split"].where(table["split"] == "test", "train"))
         crossing += _crossing(tested, "group")
     if crossing:
         raise ValueError(
             f"{len(crossing)} patient groups lie on both sides of the split, for example "
-            f"{crossing[0]}. Received: rule={rule!r}"
+            f"{crossing[0]}. Received: split_rule={split_rule!r}"
         )
 
 
@@ -175,7 +175,7 @@ def overlap(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def split_hash(table: pd.DataFrame) -> str:
-    """Identify a split by path, label and part, as text: no pixels, 16 hex digits."""
+    """Identify a split by path, label and subset, as text: no pixels, 16 hex digits."""
     lines = sorted(
         f"{path}\t{label}\t{split}"
         for path, label, split in table[["path", "label", "split"]].itertuples(index=False)
@@ -183,10 +183,10 @@ def split_hash(table: pd.DataFrame) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def write_split(table: pd.DataFrame, path: str | Path, rule: str, seed: int) -> None:
+def write_split(table: pd.DataFrame, path: str | Path, split_rule: str, seed: int) -> None:
     """Write a split as CSV below one line with rule, seed and hash."""
     with whole_file(path) as partial:
-        header = json.dumps({"rule": rule, "seed": seed, "hash": split_hash(table)})
+        header = json.dumps({"rule": split_rule, "seed": seed, "hash": split_hash(table)})
         partial.write_text(f"# {header}\n" + table.to_csv(index=False), encoding="utf-8")
 
 
@@ -204,14 +204,14 @@ def read_split(path: str | Path) -> tuple[pd.DataFrame, dict]:
         first = file.readline()
     try:
         header = json.loads(first.removeprefix("# "))
-        rule, expected = header["rule"], header["hash"]
-        if rule not in RULES:
-            raise KeyError(rule)
+        split_rule, expected = header["rule"], header["hash"]
+        if split_rule not in RULES:
+            raise KeyError(split_rule)
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"not a split file. Received: path={str(path)!r}") from None
     table = read_table(path, _TEXT, skiprows=1).fillna(dict.fromkeys(_TEXT, ""))
     if split_hash(table) != expected:
         warnings.warn(f"split file was edited after writing: {path}", stacklevel=2)
         header["hash"] = split_hash(table)
-    check_split(table, rule)
+    check_split(table, split_rule)
     return table, header

@@ -82,7 +82,7 @@ def model_card(card: Mapping[str, Any]) -> str:
         card: Contents of ``card.json``.
     """
     data, image = card["training_data"], card["image"]
-    first, floor = card["limits"][0], card["floor"]
+    first, baseline = card["limits"][0], card["baseline"]
     lines = [
         f"# {card['name']}",
         "",
@@ -97,7 +97,7 @@ def model_card(card: Mapping[str, Any]) -> str:
         "## Data",
         "",
         f"{data['name']}: {data['train']:,} training, {data['val']:,} validation and {data['test']:,} test "
-        f"images; split rule `{data['split_rule']}`, seed {data['seed']}, hash `{data['split_hash']}`. "
+        f"images; split rule `{data['split_rule']}`, split seed {data['split_seed']}, hash `{data['split_hash']}`. "
         f"Initial weights: {card['weights']}.",
         "",
         f"Input: {image['size']} × {image['size']} grey pixels in 0–255, {image['resize']}"
@@ -115,18 +115,18 @@ def model_card(card: Mapping[str, Any]) -> str:
         ["data", "AUROC", "accuracy", "sensitivity", "specificity"],
         [
             [
-                part,
+                subset,
                 _cell(found["auroc"]),
                 *(_cell(found["youden"][name]) for name in ("accuracy", "sensitivity", "specificity")),
             ]
-            for part, found in metrics.items()
+            for subset, found in metrics.items()
         ],
     )
-    if floor:
+    if baseline:
         lines += [
             "",
-            f"The floor: a linear model that sees hardly any lung ({floor['sees']}) reaches AUROC "
-            f"{floor['auroc']:.3f} on other patients of these data.",
+            f"The baseline: a linear model that sees hardly any lung ({baseline['sees']}) reaches AUROC "
+            f"{baseline['auroc']:.3f} on other patients of these data.",
         ]
     lines += [
         "",
@@ -137,7 +137,7 @@ def model_card(card: Mapping[str, Any]) -> str:
     names = ("brier", "brier_skill", "slope", "intercept", "ece")
     lines += _table(
         ["data", "Brier", "skill", "slope", "intercept", "expected calibration error"],
-        [[part, *(_cell(found[name]) for name in names)] for part, found in metrics.items()],
+        [[subset, *(_cell(found[name]) for name in names)] for subset, found in metrics.items()],
     )
     lines += [
         "",
@@ -149,19 +149,21 @@ def model_card(card: Mapping[str, Any]) -> str:
         "",
     ]
     rows = []
-    for rule, value in card["thresholds"].items():
+    for threshold_rule, value in card["thresholds"].items():
         if value is None:
-            rows.append([f"`{rule}`", f"none: {card['threshold_reasons'][rule]}", "", "", ""])
+            rows.append(
+                [f"`{threshold_rule}`", f"none: {card['threshold_reasons'][threshold_rule]}", "", "", ""]
+            )
         else:
             rows += [
                 [
-                    f"`{rule}`",
+                    f"`{threshold_rule}`",
                     f"{value:.4f}",
-                    part,
-                    _cell(found[rule]["sensitivity"]),
-                    _cell(found[rule]["specificity"]),
+                    subset,
+                    _cell(found[threshold_rule]["sensitivity"]),
+                    _cell(found[threshold_rule]["specificity"]),
                 ]
-                for part, found in metrics.items()
+                for subset, found in metrics.items()
             ]
     lines += _table(["rule", "threshold", "data", "sensitivity", "specificity"], rows)
     out, into = card["triage"]["rule_out"], card["triage"]["rule_in"]

@@ -137,7 +137,9 @@ class Classifier:
     def _run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The Keras model's outputs and last features, (N, C) and (N, F), of a batch of any size."""
         batches = (images[first : first + 32].astype(np.float32) for first in range(0, len(images), 32))
-        outputs, features = (np.concatenate(parts) for parts in zip(*map(self._graph, batches), strict=True))
+        outputs, features = (
+            np.concatenate(subsets) for subsets in zip(*map(self._graph, batches), strict=True)
+        )
         return outputs, features
 
     @functools.cached_property
@@ -156,18 +158,20 @@ class Classifier:
         calibration = self.card["calibration"]
         return apply_platt(logits, calibration["slope"], calibration["intercept"])
 
-    def threshold(self, rule: str) -> float:
+    def threshold(self, threshold_rule: str) -> float:
         """Threshold on the calibrated probability, as chosen on validation data.
 
         Raises:
             ValueError: Unknown rule, or validation could not support it.
         """
         thresholds = self.card["thresholds"]
-        if thresholds.get(rule) is None:
+        if thresholds.get(threshold_rule) is None:
             usable = sorted(name for name, value in thresholds.items() if value is not None)
-            reason = self.card["threshold_reasons"].get(rule, "no such rule")
-            raise ValueError(f"no threshold ({reason}); usable rules: {usable}. Received: rule={rule!r}")
-        return thresholds[rule]
+            reason = self.card["threshold_reasons"].get(threshold_rule, "no such rule")
+            raise ValueError(
+                f"no threshold ({reason}); usable rules: {usable}. Received: threshold_rule={threshold_rule!r}"
+            )
+        return thresholds[threshold_rule]
 
 
 def self_test_pattern() -> np.ndarray:
@@ -319,7 +323,7 @@ def learn_reference(
         The refusal, and what :func:`chestxray.evaluation.drift.drift_table`
         compares with: what :meth:`Refusal.measure` gives, and the raw logit.
     """
-    train = data.part("train")
+    train = data.subset("train")
     train = train.sample(min(MOST_TRAIN, len(train)), random_state=data.seed)
     train_images, val_images = data.store.images(train), data.images("val")
     _, train_features = scorer.predict(train_images, batch_size=32, verbose=0)

@@ -87,8 +87,8 @@ def export_model(
             f"the model sees other pixels: {original.image_settings}. "
             f"Received: data with {data.store.settings}"
         )
-    compared = pd.concat([data.part("val"), data.part("train")])
-    compared = compared[: max(LEAST_IMAGES, len(data.part("val")))]
+    compared = pd.concat([data.subset("val"), data.subset("train")])
+    compared = compared[: max(LEAST_IMAGES, len(data.subset("val")))]
     with whole_folder(output) as partial:
         path = partial / MODEL_FILES[format]
         _CONVERTERS[format](deployable(original), path, float16)
@@ -101,7 +101,7 @@ def export_model(
                 f"the export was removed: {'; '.join(faults)} (--force keeps it). "
                 f"Received: format={format!r}, float16={float16}"
             )
-        labels = data.part("val")["label"]
+        labels = data.subset("val")["label"]
         refitted = _refitted(original, logits[: len(labels)], labels) if own_split else {}
         write_card(
             partial,

@@ -74,7 +74,7 @@ def list_images(sources: Iterable[str | Path]) -> Iterator[Path]:
 
 def _files_like(pattern: Path) -> list[Path]:
     """Files, not hidden ones, that a pattern fits, in order; ``**`` does not follow links to folders."""
-    plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    plain = list(itertools.takewhile(lambda subset: not glob.has_magic(subset), pattern.parts))
     return sorted(
         path
         for path in Path(*plain).glob(str(Path(*pattern.parts[len(plain) :])))
@@ -116,7 +116,7 @@ def _paths_of_table(source: Path) -> Iterator[Path]:
 def predict_files(
     classifier: Classifier,
     sources: str | Path | Iterable[str | Path],
-    rule: str = "youden",
+    threshold_rule: str = "youden",
     accept_all: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Classify images, in batches; a file that cannot be read is reported, not fatal.
@@ -124,7 +124,7 @@ def predict_files(
     Args:
         classifier: From :func:`chestxray.deployment.classifier.load_classifier`.
         sources: See :func:`list_images`, or one of them.
-        rule: Which of the stored thresholds decides.
+        threshold_rule: Which of the stored thresholds decides.
         accept_all: Classify images, too, that do not look like those of
             training; ``problem`` still says so.
 
@@ -140,17 +140,17 @@ def predict_files(
     Raises:
         ValueError: The rule has no threshold.
     """
-    classifier.threshold(rule)
+    classifier.threshold(threshold_rule)
     if isinstance(sources, (str, Path)):
         sources = [sources]
     for paths in chunks(list_images(sources)):
-        yield from judge(classifier, paths, rule, accept_all)
+        yield from judge(classifier, paths, threshold_rule, accept_all)
 
 
 def predict_parallel(
     folder: str | Path,
     paths: Iterable[Path],
-    rule: str = "youden",
+    threshold_rule: str = "youden",
     accept_all: bool = False,
     jobs: int = -1,
     backend: str | None = None,
@@ -160,7 +160,7 @@ def predict_parallel(
     Args:
         folder: Of the model; every process loads it once.
         paths: Of the images.
-        rule: Which of the stored thresholds decides.
+        threshold_rule: Which of the stored thresholds decides.
         accept_all: See :func:`predict_files`.
         jobs: Processes; -1 takes one a core.
         backend: See :func:`chestxray.parallel.workers`.
@@ -178,17 +178,17 @@ def predict_parallel(
     with workers(backend):
         parallel = Parallel(jobs, return_as="generator", pre_dispatch="2 * n_jobs")
         for rows in parallel(
-            delayed(_judge_in_worker)(*place, paths, rule, accept_all) for paths in chunks(paths)
+            delayed(_judge_in_worker)(*place, paths, threshold_rule, accept_all) for paths in chunks(paths)
         ):
             yield from rows
 
 
 def _judge_in_worker(
-    folder: str, card: str, base: Path, paths: list[Path], rule: str, accept_all: bool
+    folder: str, card: str, base: Path, paths: list[Path], threshold_rule: str, accept_all: bool
 ) -> list[dict[str, Any]]:
     with _LOADING:
         classifier = _loaded(folder, card)
-    return judge(classifier, paths, rule, accept_all, base)
+    return judge(classifier, paths, threshold_rule, accept_all, base)
 
 
 @functools.lru_cache(maxsize=1)
@@ -208,10 +208,10 @@ def chunks(paths: Iterable[Path]) -> Iterator[list[Path]]:
 
 
 def judge(
-    classifier: Classifier, paths: list[Path], rule: str, accept_all: bool, base: Path = Path()
+    classifier: Classifier, paths: list[Path], threshold_rule: str, accept_all: bool, base: Path = Path()
 ) -> list[dict[str, Any]]:
     """Classify some files, relative to ``base``; see :func:`predict_files`."""
-    threshold, settings = classifier.threshold(rule), classifier.image_settings
+    threshold, settings = classifier.threshold(threshold_rule), classifier.image_settings
     rows, films, coloured = [], [], []
     for path in paths:
         row = dict.fromkeys(COLUMNS) | {"path": str(path), "status": "ok", "problem": "", "outside": ""}

@@ -62,7 +62,7 @@ def report_page(
     rows: Sequence[Mapping[str, Any]],
     problems: Sequence[Mapping[str, Any]],
     count: Mapping[str, int],
-    rule: str,
+    threshold_rule: str,
 ) -> str:
     """Write the page.
 
@@ -73,7 +73,7 @@ def report_page(
         problems: Refused and unreadable images.
         count: ``images``, ``ok``, ``refused``, ``unreadable``, and ``outside
             age`` and ``outside view`` of all images.
-        rule: The threshold that decided.
+        threshold_rule: The threshold that decided.
     """
     card = classifier.card
     films, with_maps = _films(classifier, rows)
@@ -82,7 +82,7 @@ def report_page(
         f"{html.escape(' '.join(card['limits'][1:]))}</p>",
         f"<p>{count['images']:,} images: {count.get('ok', 0):,} classified, {count.get('refused', 0):,} "
         f"refused, {count.get('unreadable', 0):,} unreadable. Model <code>{html.escape(card['name'])}"
-        f"</code>. {_operating_point(classifier, rule)}</p>",
+        f"</code>. {_operating_point(classifier, threshold_rule)}</p>",
     ]
     for name, what in (
         ("age", "show people outside the age range of the training images"),
@@ -105,14 +105,16 @@ def report_page(
     return page("Chest films, most suspicious first", "\n".join(texts), _STYLE)
 
 
-def _operating_point(classifier: Classifier, rule: str) -> str:
+def _operating_point(classifier: Classifier, threshold_rule: str) -> str:
     card = classifier.card
     found = card["metrics"].get("test") or card["metrics"]["val"]
     where = "test" if "test" in card["metrics"] else "validation"
-    rates = ", ".join(f"{name} {found[rule][name]['value']:.2f}" for name in ("sensitivity", "specificity"))
+    rates = ", ".join(
+        f"{name} {found[threshold_rule][name]['value']:.2f}" for name in ("sensitivity", "specificity")
+    )
     return (
         f"{html.escape(card['classes'][1])} is said from a probability of "
-        f"{classifier.threshold(rule):.3f} on (threshold <code>{html.escape(rule)}</code>: {rates} on "
+        f"{classifier.threshold(threshold_rule):.3f} on (threshold <code>{html.escape(threshold_rule)}</code>: {rates} on "
         f"its own {where} images, of the same source as the training images). By the two triage "
         f"thresholds a film is unsuspicious below {card['triage']['rule_out']:.3f} and suspicious from "
         f"{card['triage']['rule_in']:.3f} on. Between them, and where they contradict what is said, it "
@@ -263,13 +265,13 @@ def number_text(value: float) -> str:
 
 def section(title: str, text: str = "", table: pd.DataFrame | None = None) -> str:
     """Make a section of plain text and a table."""
-    parts = [f"<h2>{html.escape(title)}</h2>"]
+    subsets = [f"<h2>{html.escape(title)}</h2>"]
     if text:
-        parts.append(f"<p>{html.escape(text)}</p>")
+        subsets.append(f"<p>{html.escape(text)}</p>")
     if table is not None:
         shown = table.to_html(index=False, float_format=number_text, na_rep="–", border=0)
-        parts.append(f'<div class="scroll">{shown}</div>')
-    return "\n".join(parts)
+        subsets.append(f'<div class="scroll">{shown}</div>')
+    return "\n".join(subsets)
 
 
 def picture(image: np.ndarray, caption: str) -> str:
@@ -308,7 +310,7 @@ def audit_page(findings: Sequence[tuple], means: Mapping[str, np.ndarray]) -> st
     )
     note = (
         '<p class="note">What a linear model can do without lungs, a network can do too. A score on '
-        "these data is worth what it adds to the floor below.</p>"
+        "these data is worth what it adds to the baseline below.</p>"
     )
     shown = section("Class means", "Differences outside the lungs are shortcuts made visible.")
     return page("Audit of chest X-rays", "\n".join([note, sections[-1], *sections[:-1], shown, *pictures]))

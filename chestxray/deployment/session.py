@@ -33,7 +33,7 @@ class Session:
     Args:
         model: Folder of the model.
         sources: See :func:`chestxray.deployment.predict.list_images`.
-        rule: Which of the stored thresholds decides.
+        threshold_rule: Which of the stored thresholds decides.
         accept_all: Classify also what does not look like the training images.
         jobs: Processes; None takes one a core with an exported model and
             this one with a Keras model, which uses all cores by itself.
@@ -47,15 +47,15 @@ class Session:
         self,
         model: str | Path,
         sources: Iterable[str | Path],
-        rule: str = "youden",
+        threshold_rule: str = "youden",
         accept_all: bool = False,
         jobs: int | None = None,
         backend: str | None = None,
     ):
         self.model, self.sources = Path(model), list(sources)
-        self.rule, self.accept_all, self.backend = rule, accept_all, backend
+        self.threshold_rule, self.accept_all, self.backend = threshold_rule, accept_all, backend
         self.classifier = load_classifier(model)
-        self.threshold = self.classifier.threshold(rule)
+        self.threshold = self.classifier.threshold(threshold_rule)
         exported = isinstance(self.classifier.model, Runtime)
         self.jobs = jobs if jobs is not None else -1 if exported or backend else 1
         self.count: collections.Counter[str] = collections.Counter()
@@ -98,7 +98,7 @@ class Session:
             card = (self.model / "card.json").read_bytes()
             identity = {
                 "card": hashlib.sha256(card).hexdigest(),
-                "rule": self.rule,
+                "rule": self.threshold_rule,
                 "accept_all": self.accept_all,
             }
             found = journaled(output, identity, paths, predict, COLUMNS, finish)
@@ -111,11 +111,11 @@ class Session:
 
     def _alone(self, paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
         for some in chunks(paths):
-            yield from judge(self.classifier, some, self.rule, self.accept_all)
+            yield from judge(self.classifier, some, self.threshold_rule, self.accept_all)
 
     def _spread(self, paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
         return predict_parallel(
-            self.model.absolute(), paths, self.rule, self.accept_all, self.jobs, self.backend
+            self.model.absolute(), paths, self.threshold_rule, self.accept_all, self.jobs, self.backend
         )
 
     def _remember(self, row: dict[str, Any]) -> None:
@@ -134,7 +134,8 @@ class Session:
         rows = [row for _, _, row in sorted(self._urgent, key=lambda one: one[:2], reverse=True)]
         with whole_file(path) as partial:
             partial.write_text(
-                report_page(self.classifier, rows, self._problems, self.count, self.rule), encoding="utf-8"
+                report_page(self.classifier, rows, self._problems, self.count, self.threshold_rule),
+                encoding="utf-8",
             )
 
     def summary(self) -> str:
@@ -147,7 +148,7 @@ class Session:
         return (
             f"{self.count['images']} images, {self.count['refused']} refused, "
             f"{self.count['unreadable']} unreadable{outside}; decided at {self.threshold:.3f} "
-            f"({self.rule}). {self.classifier.card['limits'][0]}"
+            f"({self.threshold_rule}). {self.classifier.card['limits'][0]}"
         )
 
 

@@ -64,7 +64,7 @@ def auroc_difference(
     return float(difference(np.ones((1, len(labels))))[0]), float(low), float(high)
 
 
-def arm_difference(
+def variant_difference(
     labels: ArrayLike,
     groups: ArrayLike,
     first: ArrayLike,
@@ -85,8 +85,8 @@ def arm_difference(
     Args:
         labels: Shape (N,), 0 or 1, both present.
         groups: Shape (N,), the patient group of each image.
-        first: Shape (S, N), probabilities of the first arm, one row a seed.
-        second: Shape (S, N), of the second arm, with the same seeds.
+        first: Shape (S, N), probabilities of the first variant, one row a seed.
+        second: Shape (S, N), of the second variant, with the same seeds.
         first_thresholds: Shape (S,), for sensitivity and specificity.
         second_thresholds: Shape (S,).
         draws: Draws of the bootstrap.
@@ -99,21 +99,21 @@ def arm_difference(
     Raises:
         ValueError: Shapes differ, or labels or probabilities are no such.
     """
-    arms = []
+    variants = []
     for scores, cuts in ((first, first_thresholds), (second, second_thresholds)):
         pairs = list(zip(np.asarray(scores, np.float64), np.asarray(cuts, np.float64), strict=True))
-        arms.append([(check_scores(labels, row, both_classes=True)[1], float(cut)) for row, cut in pairs])
-    if len(arms[0]) != len(arms[1]):
+        variants.append([(check_scores(labels, row, both_classes=True)[1], float(cut)) for row, cut in pairs])
+    if len(variants[0]) != len(variants[1]):
         raise ValueError(
-            f"both arms need the same seeds. Received: first={len(arms[0])}, second={len(arms[1])}"
+            f"both variants need the same seeds. Received: first={len(variants[0])}, second={len(variants[1])}"
         )
-    labels, seeds = np.asarray(labels, np.int64), len(arms[0])
+    labels, seeds = np.asarray(labels, np.int64), len(variants[0])
 
     def values(weights: np.ndarray) -> dict[str, np.ndarray]:
         """Differences, (seeds, draws), by metric."""
         both = [
-            [weighted_metrics(labels, scores, {"cut": cut}, {}, weights) for scores, cut in arm]
-            for arm in arms
+            [weighted_metrics(labels, scores, {"cut": cut}, {}, weights) for scores, cut in variant]
+            for variant in variants
         ]
         keys = {
             "auroc": (None, "auroc"),
@@ -258,68 +258,68 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     return adjusted[np.argsort(order, kind="stable")]
 
 
-ARM_METRICS = ("auroc", "sensitivity", "specificity", "brier")
+VARIANT_METRICS = ("auroc", "sensitivity", "specificity", "brier")
 
 
-def score_arms(
+def score_variants(
     table: pd.DataFrame,
-    arms: Mapping[str, Sequence[str]],
+    variants: Mapping[str, Sequence[str]],
     baseline: str,
-    part: str = "test",
+    subset: str = "test",
     draws: int = 2000,
 ) -> dict[str, Any]:
-    """Score all arms, and the difference of each to the baseline.
+    """Score all variants, and the difference of each to the baseline.
 
     Every model is calibrated and gets its threshold (Youden) on the
     validation images.
 
     Args:
-        table: One row an image: ``split`` (val and ``part``), ``label``,
+        table: One row an image: ``split`` (val and ``subset``), ``label``,
             ``group``, and the raw logits of each model.
-        arms: Columns with the logits of each arm, one a seed, in the same
+        variants: Columns with the logits of each variant, one a seed, in the same
             order of seeds.
         baseline: Arm to compare with.
-        part: Which images are scored.
+        subset: Which images are scored.
         draws: Draws of the bootstrap.
 
     Returns:
-        ``{arm: {"seeds": {metric: [values]}, "mean": {…}, "sd": {…},
+        ``{variant: {"seeds": {metric: [values]}, "mean": {…}, "sd": {…},
         "difference": {metric: {"value", "low", "high"}}}}`` for
-        :data:`ARM_METRICS`; the baseline has no difference, and sd is None for one seed.
+        :data:`VARIANT_METRICS`; the baseline has no difference, and sd is None for one seed.
     """
-    val, rows = table[table["split"] == "val"], table[table["split"] == part]
+    val, rows = table[table["split"] == "val"], table[table["split"] == subset]
     labels, everyone = rows["label"].to_numpy(), np.ones((1, len(rows)))
     scores, cuts, found = {}, {}, {}
-    for arm, columns in arms.items():
-        scores[arm], cuts[arm], seeds = [], [], []
+    for variant, columns in variants.items():
+        scores[variant], cuts[variant], seeds = [], [], []
         for column in columns:
             slope, intercept = calibrate(val[column], val["label"])
             thresholds, _ = choose_thresholds(val["label"], apply_platt(val[column], slope, intercept))
-            scores[arm].append(apply_platt(rows[column], slope, intercept))
-            cuts[arm].append(thresholds["youden"])
-            values = weighted_metrics(labels, scores[arm][-1], {"cut": cuts[arm][-1]}, {}, everyone)
+            scores[variant].append(apply_platt(rows[column], slope, intercept))
+            cuts[variant].append(thresholds["youden"])
+            values = weighted_metrics(labels, scores[variant][-1], {"cut": cuts[variant][-1]}, {}, everyone)
             seeds.append(
                 {
                     metric: float(values["cut" if metric.endswith("ity") else None, metric][0])
-                    for metric in ARM_METRICS
+                    for metric in VARIANT_METRICS
                 }
             )
         seeds = pd.DataFrame(seeds)
-        found[arm] = {
+        found[variant] = {
             "seeds": seeds.to_dict("list"),
             "mean": seeds.mean().to_dict(),
-            "sd": seeds.std(ddof=1).to_dict() if len(seeds) > 1 else dict.fromkeys(ARM_METRICS),
+            "sd": seeds.std(ddof=1).to_dict() if len(seeds) > 1 else dict.fromkeys(VARIANT_METRICS),
         }
-    for arm in found:
-        if arm != baseline:
-            found[arm]["difference"] = arm_difference(
-                labels, rows["group"], scores[arm], scores[baseline], cuts[arm], cuts[baseline], draws
+    for variant in found:
+        if variant != baseline:
+            found[variant]["difference"] = variant_difference(
+                labels, rows["group"], scores[variant], scores[baseline], cuts[variant], cuts[baseline], draws
             )
     return found
 
 
-def arm_table(scored: Mapping[str, Any]) -> pd.DataFrame:
-    """Lay out mean ± standard deviation over the seeds, one row an arm, as text."""
+def variant_table(scored: Mapping[str, Any]) -> pd.DataFrame:
+    """Lay out mean ± standard deviation over the seeds, one row an variant, as text."""
 
     def cell(entry: Mapping[str, Any], metric: str) -> str:
         spread = entry["sd"][metric]
@@ -327,32 +327,32 @@ def arm_table(scored: Mapping[str, Any]) -> pd.DataFrame:
 
     return pd.DataFrame(
         [
-            {"arm": arm, **{metric: cell(entry, metric) for metric in ARM_METRICS}}
-            for arm, entry in scored.items()
+            {"variant": variant, **{metric: cell(entry, metric) for metric in VARIANT_METRICS}}
+            for variant, entry in scored.items()
         ]
     )
 
 
 def difference_table(scored: Mapping[str, Any]) -> pd.DataFrame:
-    """Lay out each arm's difference to the baseline, one row a metric: arm, metric, value, low, high."""
+    """Lay out each variant's difference to the baseline, one row a metric: variant, metric, value, low, high."""
     return pd.DataFrame(
         [
-            {"arm": arm, "metric": metric, **found}
-            for arm, entry in scored.items()
+            {"variant": variant, "metric": metric, **found}
+            for variant, entry in scored.items()
             for metric, found in entry.get("difference", {}).items()
         ]
     )
 
 
 def conclude(scored: Mapping[str, Any], baseline: str) -> str:
-    """Say in words what each arm brought in AUROC over the baseline, whatever it is.
+    """Say in words what each variant brought in AUROC over the baseline, whatever it is.
 
     The number of seeds and of comparisons is named: the intervals are not
     adjusted for the latter.
     """
     seeds = len(scored[baseline]["seeds"]["auroc"])
     sentences = [f"{seeds} seeds, {len(scored) - 1} comparisons, each with its own 95 % interval:"]
-    for arm, entry in scored.items():
+    for variant, entry in scored.items():
         if "difference" not in entry:
             continue
         found = entry["difference"]["auroc"]
@@ -364,7 +364,7 @@ def conclude(scored: Mapping[str, Any], baseline: str) -> str:
             else "not shown to differ from"
         )
         sentences.append(
-            f"'{arm}' is {verdict} '{baseline}': AUROC {found['value']:+.4f} "
+            f"'{variant}' is {verdict} '{baseline}': AUROC {found['value']:+.4f} "
             f"({found['low']:+.4f} to {found['high']:+.4f})."
         )
     return "\n".join(sentences)
@@ -410,8 +410,8 @@ def score_ensemble(tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, dict[s
     found["probability"] = apply_platt(found["logit"], *calibrate(val["logit"], val["label"]))
     thresholds, _ = choose_thresholds(val["label"], found.loc[val.index, "probability"])
     scored: dict[str, Any] = {"thresholds": thresholds, "metrics": {}, "confusion": {}}
-    for part, rows in found.groupby("split", sort=False):
-        scored["metrics"][part], scored["confusion"][part] = evaluate(
+    for subset, rows in found.groupby("split", sort=False):
+        scored["metrics"][subset], scored["confusion"][subset] = evaluate(
             rows["label"], rows["probability"], rows["group"], thresholds, rows["subtype"]
         )
     return found, scored

@@ -79,8 +79,10 @@ def evaluate(
         ValueError: Bad input, only one class, a missing group, or no draws.
     """
     labels, probabilities = check_scores(labels, probabilities, both_classes=True)
-    thresholds = {rule: cut for rule, cut in thresholds.items() if cut is not None}
-    counts = {rule: confusion(labels, probabilities, cut) for rule, cut in thresholds.items()}
+    thresholds = {threshold_rule: cut for threshold_rule, cut in thresholds.items() if cut is not None}
+    counts = {
+        threshold_rule: confusion(labels, probabilities, cut) for threshold_rule, cut in thresholds.items()
+    }
     kinds = np.full(labels.shape, "") if subtypes is None else np.asarray(subtypes)
     check_same_shape(labels, "subtypes", kinds)
     masks = {kind: m for kind in SUBTYPES if (m := (kinds == kind) & (labels == 1)).any()}
@@ -89,9 +91,9 @@ def evaluate(
     values = weighted_metrics(*data, np.ones((1, len(labels))))
     chunks = [weighted_metrics(*data, w) for w in bootstrap_weights(labels, groups, draws, seed)]
     metrics: dict = {}
-    for (rule, metric), value in values.items():
-        place = metrics if rule is None else metrics.setdefault(rule, {})
-        drawn = np.concatenate([chunk[rule, metric] for chunk in chunks])
+    for (threshold_rule, metric), value in values.items():
+        place = metrics if threshold_rule is None else metrics.setdefault(threshold_rule, {})
+        drawn = np.concatenate([chunk[threshold_rule, metric] for chunk in chunks])
         drawn = drawn[~np.isnan(drawn)]
         bounds = np.percentile(drawn, [2.5, 97.5]) if 2 * len(drawn) >= draws else (np.nan, np.nan)
         place[metric] = dict(zip(("value", "low", "high"), map(_plain, (value[0], *bounds))))
@@ -208,12 +210,12 @@ def weighted_metrics(labels, probabilities, thresholds, masks, weights) -> dict:
     values = {(None, "auroc"): area, (None, "auprc"): steps}
     values[None, "loss"] = weights @ _cross_entropy(labels, probabilities) / total
     values[None, "brier"] = weights @ (probabilities - labels) ** 2 / total
-    for rule, threshold in thresholds.items():
+    for threshold_rule, threshold in thresholds.items():
         decisions = probabilities >= threshold
         counts = _weighted_confusion(labels, decisions, weights)
-        values |= {(rule, metric): value for metric, value in _rates(**counts).items()}
+        values |= {(threshold_rule, metric): value for metric, value in _rates(**counts).items()}
         for kind, m in masks.items():
-            values[rule, f"sensitivity_{kind}"] = _ratio(weights @ (m & decisions), weights @ m)
+            values[threshold_rule, f"sensitivity_{kind}"] = _ratio(weights @ (m & decisions), weights @ m)
     return values
 
 
@@ -240,9 +242,9 @@ def _cross_entropy(labels: NDArray, probabilities: NDArray) -> NDArray:
     return -np.where(labels == 1, np.log(clipped), np.log1p(-clipped))
 
 
-def _ratio(part, whole):
+def _ratio(subset, whole):
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.true_divide(part, whole)
+        return np.true_divide(subset, whole)
 
 
 def _plain(value) -> float | None:

@@ -220,8 +220,8 @@ def centre_box(size: int) -> NDArray:
 
 def _border(image: NDArray) -> NDArray:
     kept, width = np.zeros_like(image), max(1, round(len(image) * FRAME))
-    for part in (np.s_[:width], np.s_[-width:], np.s_[:, :width], np.s_[:, -width:]):
-        kept[part] = image[part]
+    for subset in (np.s_[:width], np.s_[-width:], np.s_[:, :width], np.s_[:, -width:]):
+        kept[subset] = image[subset]
     return kept
 
 

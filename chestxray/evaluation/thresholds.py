@@ -84,11 +84,11 @@ def operating_points(
     """
     check_labels(labels, both_classes=True)
     rows = []
-    for rule, threshold in thresholds.items():
+    for threshold_rule, threshold in thresholds.items():
         if threshold is None:
             continue
         counts = confusion(labels, probabilities, threshold)
-        row = {"rule": rule, "threshold": threshold, **counts}
+        row = {"rule": threshold_rule, "threshold": threshold, **counts}
         for name, right, wrong in (("sensitivity", "tp", "fn"), ("specificity", "tn", "fp")):
             low, high = wilson_interval(counts[right], counts[right] + counts[wrong])
             row |= {
@@ -109,8 +109,8 @@ def operating_points(
     return pd.DataFrame(rows)
 
 
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else np.inf if part else np.nan
+def _ratio(subset: float, whole: float) -> float:
+    return subset / whole if whole else np.inf if subset else np.nan
 
 
 def threshold_elsewhere(
@@ -125,7 +125,7 @@ def threshold_elsewhere(
 
     In each draw patient groups are taken at random until they hold enough
     images; the Youden threshold of these decides about all others. A draw
-    does not count when either part lacks a class, and a row is left out when
+    does not count when either subset lacks a class, and a row is left out when
     fewer than half of its draws do. The spread over the draws is the luck of
     which images are labelled, not a confidence interval.
 
@@ -148,7 +148,7 @@ def threshold_elsewhere(
         for _ in range(draws):
             rank = generator.permutation(groups.max() + 1)[groups]
             known = rank <= np.sort(rank)[min(count, len(rank)) - 1]
-            if all(len(np.unique(labels[part])) == 2 for part in (known, ~known)):
+            if all(len(np.unique(labels[subset])) == 2 for subset in (known, ~known)):
                 cut = choose_thresholds(labels[known], probabilities[known])[0]["youden"]
                 right = (probabilities[~known] >= cut) == labels[~known]
                 found.append([right.mean(), *(right[labels[~known] == label].mean() for label in (1, 0))])

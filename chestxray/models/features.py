@@ -39,7 +39,7 @@ class Features:
     """Activations of the frozen part of a network for all training and validation images.
 
     Each view of each image is computed when it is first asked for. An entry
-    on disk is one view of all images of one part: a ``float16`` memory map,
+    on disk is one view of all images of one subset: a ``float16`` memory map,
     keyed by the frozen layers and weights, the pixels, the images' paths and
     the view, so that it can never serve anything else. Activations are
     rounded to float16.
@@ -84,11 +84,11 @@ class Features:
         }
         identities = [fingerprint(keras.Model(model.input, cut.output), versions) for cut in cuts]
         root, self._folders = cache_dir("features"), {}
-        for part in ("train", "val"):
-            rows = data.part(part)
-            views_ = range(self.views) if part == "train" and augmentation else [None]
+        for subset in ("train", "val"):
+            rows = data.subset(subset)
+            views_ = range(self.views) if subset == "train" and augmentation else [None]
             for number, view in itertools.product(range(len(cuts)), views_):
-                drawn = None if view is None else [asdict(augmentation), view, data.seed]
+                drawn = None if view is None else [asdict(augmentation), view, data.train_seed]
                 key = json.dumps(
                     [
                         FEATURES_VERSION,
@@ -99,48 +99,48 @@ class Features:
                         drawn,
                     ]
                 )
-                self._folders[part, number, view] = root / hashlib.sha256(key.encode()).hexdigest()[:24]
+                self._folders[subset, number, view] = root / hashlib.sha256(key.encode()).hexdigest()[:24]
         self.entries = list(self._folders.values())
-        images = self.views * len(data.part("train")) + len(data.part("val"))
+        images = self.views * len(data.subset("train")) + len(data.subset("val"))
         self.bytes = sum(2 * images * math.prod(cut.output.shape[1:]) for cut in cuts)
 
-    def _view(self, part: str, epoch: int) -> int | None:
-        return epoch % self.views if part == "train" and self.augmentation else None
+    def _view(self, subset: str, epoch: int) -> int | None:
+        return epoch % self.views if subset == "train" and self.augmentation else None
 
-    def prepare(self, part: str, epoch: int = 0) -> None:
+    def prepare(self, subset: str, epoch: int = 0) -> None:
         """Compute the view of an epoch, unless it is on disk.
 
         Args:
-            part: train or val.
+            subset: train or val.
             epoch: Number of the epoch; its view is ``epoch % views``.
         """
-        view = self._view(part, epoch)
+        view = self._view(subset, epoch)
         missing = tuple(
-            number for number in range(len(self.cuts)) if _open(self._folders[part, number, view]) is None
+            number for number in range(len(self.cuts)) if _open(self._folders[subset, number, view]) is None
         )
         if missing:
-            self._compute(part, view, missing)
+            self._compute(subset, view, missing)
         # Once open it stays readable, also when another process clears the cache.
-        self._maps[part, view] = _open(self._folders[part, 0, view])
+        self._maps[subset, view] = _open(self._folders[subset, 0, view])
 
-    def _compute(self, part: str, view: int | None, missing: tuple[int, ...]) -> None:
+    def _compute(self, subset: str, view: int | None, missing: tuple[int, ...]) -> None:
         """Write the entries of one view at the cuts that lack it, in one pass."""
         if missing not in self._graphs:
             self._graphs[missing] = frozen_graph(
                 keras.Model(self._model.input, [self.cuts[number].output for number in missing])
             )
-        rows, what = self.data.part(part), part if view is None else f"view {view + 1} of {self.views}"
+        rows, what = self.data.subset(subset), subset if view is None else f"view {view + 1} of {self.views}"
         print(f"computing the frozen layers for {len(rows)} images ({what})", flush=True)
         images = self.data.store.dataset(
             rows,
             _BATCH,
             epoch=lambda: view,
-            seed=self.data.seed,
+            seed=self.data.train_seed,
             augment=None if view is None else self.augmentation,
         )
         with contextlib.ExitStack() as stack:
             folders = [
-                stack.enter_context(whole_folder(self._folders[part, number, view])) for number in missing
+                stack.enter_context(whole_folder(self._folders[subset, number, view])) for number in missing
             ]
             maps = [
                 _create(folder, (len(rows), *self.cuts[number].output.shape[1:]))
@@ -159,12 +159,12 @@ class Features:
                 target.flush()
 
     def dataset(
-        self, part: str, batch_size: int = 32, shuffle: bool = False, epoch: Callable[[], int] = lambda: 0
+        self, subset: str, batch_size: int = 32, shuffle: bool = False, epoch: Callable[[], int] = lambda: 0
     ) -> tf.data.Dataset:
         """tf.data pipeline from the first cut; see :meth:`chestxray.data.dataset.PixelStore.dataset`.
 
         Args:
-            part: train or val.
+            subset: train or val.
             batch_size: Images a batch; the last batch may be smaller.
             shuffle: New order in every epoch, the same as that of the pixels.
             epoch: Tells the number of the epoch when one begins; its view
@@ -173,16 +173,16 @@ class Features:
         Returns:
             Dataset of ``(activations, labels)``.
         """
-        labels = self.data.targets(part, self.rest.output.shape[-1])
+        labels = self.data.targets(subset, self.rest.output.shape[-1])
         tensor = self.cuts[0].output
 
         def begin() -> tuple[np.ndarray, ...]:
             number = epoch()
-            order = pass_order(len(labels), shuffle, self.data.seed, number)
+            order = pass_order(len(labels), shuffle, self.data.train_seed, number)
             return order, labels[order], np.full(len(order), number)
 
         def activations(some: np.ndarray, number: np.ndarray) -> np.ndarray:
-            return self._maps[part, self._view(part, int(number[0]))][some]
+            return self._maps[subset, self._view(subset, int(number[0]))][some]
 
         def read(some: tf.Tensor, labels: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             found = tf.numpy_function(activations, [some, number], tf.float16)

@@ -21,7 +21,7 @@ class Candidate:
     """Settings of one way of training a student.
 
     Attributes:
-        arm: Name of the way, for example ``alone`` or ``distilled``.
+        variant: Name of the way, for example ``alone`` or ``distilled``.
         outputs: Logits of the student: 1, or 3 (normal, bacteria, virus).
         alpha: Share of the labels in the loss; 1 needs no teacher.
         temperature: Of the distillation, with ``alpha`` below 1.
@@ -30,7 +30,7 @@ class Candidate:
         learning_rate: See :class:`TrainSettings`; None for that of the experiment.
     """
 
-    arm: str
+    variant: str
     outputs: int = 1
     alpha: float = 1.0
     temperature: float = 1.0
@@ -55,33 +55,37 @@ class Candidate:
             ("learning_rate", self.learning_rate is None or self.learning_rate > 0, "must be above 0"),
         ):
             if not right:
-                raise ValueError(f"{name} {rule}. Received: arm={self.arm!r}, {name}={getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name} {rule}. Received: variant={self.variant!r}, {name}={getattr(self, name)!r}"
+                )
 
     @property
     def text(self) -> str:
-        """The arm with what differs from the defaults."""
+        """The variant with what differs from the defaults."""
         differing = [
             f"{field.name}={getattr(self, field.name):g}"
             for field in dataclasses.fields(self)[1:]
             if getattr(self, field.name) != field.default
         ]
-        return " ".join([self.arm, *differing])
+        return " ".join([self.variant, *differing])
 
 
 def read_candidates(given: Mapping[str, list[dict]]) -> list[Candidate]:
-    """Read a notebook's parameter: for each arm a list of settings, equally many.
+    """Read a notebook's parameter: for each variant a list of settings, equally many.
 
     Raises:
-        ValueError: An arm may try more than another or the same twice, or a
+        ValueError: An variant may try more than another or the same twice, or a
             setting is unknown or useless.
     """
-    counts = {arm: len(settings) for arm, settings in given.items()}
+    counts = {variant: len(settings) for variant, settings in given.items()}
     if len(set(counts.values())) != 1 or not all(counts.values()):
-        raise ValueError(f"every arm must have the same number of candidates. Received: candidates={counts}")
-    known = {field.name for field in dataclasses.fields(Candidate)} - {"arm"}
+        raise ValueError(
+            f"every variant must have the same number of candidates. Received: candidates={counts}"
+        )
+    known = {field.name for field in dataclasses.fields(Candidate)} - {"variant"}
     if unknown := sorted({name for settings in given.values() for one in settings for name in one} - known):
         raise ValueError(f"a candidate may set {sorted(known)}. Received: setting={unknown[0]!r}")
-    ways = [Candidate(arm, **one) for arm, settings in given.items() for one in settings]
+    ways = [Candidate(variant, **one) for variant, settings in given.items() for one in settings]
     if twice := next((way.text for way in ways if ways.count(way) > 1), None):
         raise ValueError(f"a candidate is listed twice. Received: candidate={twice!r}")
     return ways
@@ -122,7 +126,7 @@ def train_student(
         if candidate.outputs not in teachers:
             raise ValueError(
                 f"a teacher with {candidate.outputs} logits is needed. "
-                f"Received: arm={candidate.arm!r}, teachers with {sorted(teachers)}"
+                f"Received: variant={candidate.variant!r}, teachers with {sorted(teachers)}"
             )
         distillation = Distillation(teachers[candidate.outputs], candidate.alpha, candidate.temperature)
     set_seed(seed)

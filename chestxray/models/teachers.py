@@ -42,8 +42,8 @@ class Teacher:
     Each member sees its own pixels (size, CLAHE) of the very views that the
     student sees: the parameters of a view depend on the image's path, the
     number of the view and the data's seed, not on the pixels. The answers
-    about one view of all images of a part are one file on disk, looked up by
-    path, so that a big teacher is asked once for all students, arms and seeds.
+    about one view of all images of a subset are one file on disk, looked up by
+    path, so that a big teacher is asked once for all students, variants and seeds.
     """
 
     def __init__(self, members: Sequence[tuple[SavedClassifier, XrayData]], bf16: bool = False):
@@ -104,13 +104,13 @@ class Teacher:
         ]
 
     def logits(
-        self, part: str, paths: Sequence[str], augmentation: Augmentation | None = None, view: int = 0
+        self, subset: str, paths: Sequence[str], augmentation: Augmentation | None = None, view: int = 0
     ) -> np.ndarray:
         """Ask about the given images, or look up what was answered before.
 
         Args:
-            part: train, val or test: all its images are asked about at once.
-            paths: Images of this part.
+            subset: train, val or test: all its images are asked about at once.
+            paths: Images of this subset.
             augmentation: Random views, or None for the images as they are.
             view: Number of the view.
 
@@ -120,10 +120,10 @@ class Teacher:
         Raises:
             ValueError: A member has no such image.
         """
-        key = part, augmentation, view if augmentation else None
+        key = subset, augmentation, view if augmentation else None
         if key not in self._answers:
             self._answers = {
-                kept: answers for kept, answers in self._answers.items() if kept[0] != part
+                kept: answers for kept, answers in self._answers.items() if kept[0] != subset
             }  # one view of each part at a time
             self._answers[key] = self._ask_all(*key)
         try:
@@ -132,9 +132,9 @@ class Teacher:
             raise ValueError(f"the teacher has no such image. Received: path={error.args[0]!r}") from None
 
     def _ask_all(
-        self, part: str, augmentation: Augmentation | None, view: int | None
+        self, subset: str, augmentation: Augmentation | None, view: int | None
     ) -> dict[str, np.ndarray]:
-        found = [self._ask(number, part, augmentation, view) for number in range(len(self.members))]
+        found = [self._ask(number, subset, augmentation, view) for number in range(len(self.members))]
         if self.outputs == 1:
             found = [{path: np.float32(log_odds(row)) for path, row in answers.items()} for answers in found]
         return {
@@ -143,22 +143,22 @@ class Teacher:
         }
 
     def _ask(
-        self, number: int, part: str, augmentation: Augmentation | None, view: int | None
+        self, number: int, subset: str, augmentation: Augmentation | None, view: int | None
     ) -> dict[str, np.ndarray]:
         """Answers of one member by path, from the disk or computed."""
         classifier, data = self.members[number]
-        rows = data.part(part)
-        drawn = [asdict(augmentation), view, data.seed] if augmentation else None
+        rows = data.subset(subset)
+        drawn = [asdict(augmentation), view, data.train_seed] if augmentation else None
         key = json.dumps([*self.identity[number], list(rows["path"]), list(rows["sha256"]), drawn])
         file = cache_dir("teachers") / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
         answers = _read_answers(file)
         if answers is None:
             if number not in self._graphs:
                 self._graphs[number] = frozen_graph(classifier.model, self.bf16)
-            shown = f"{part}, view {view + 1}" if augmentation else part
+            shown = f"{subset}, view {view + 1}" if augmentation else subset
             print(f"asking {self.names[number]} about {len(rows)} images ({shown})", flush=True)
             images = data.store.dataset(
-                rows, _BATCH, augment=augmentation, seed=data.seed, epoch=lambda: view or 0
+                rows, _BATCH, augment=augmentation, seed=data.train_seed, epoch=lambda: view or 0
             )
             logits = np.concatenate([self._graphs[number](pixels)[0].numpy() for pixels, _ in images])
             answers = dict(zip(rows["path"], logits.astype(np.float32), strict=True))
@@ -197,7 +197,7 @@ class Distillation:
         return {"teacher": self.teacher.identity, "alpha": self.alpha, "temperature": self.temperature}
 
     def answers(
-        self, data: XrayData, part: str, settings: TrainSettings, epoch: int, outputs: int
+        self, data: XrayData, subset: str, settings: TrainSettings, epoch: int, outputs: int
     ) -> np.ndarray:
         """The teacher's logits for the pictures of an epoch, (N, outputs), in the table's order.
 
@@ -207,26 +207,26 @@ class Distillation:
                 other views.
         """
         for _, taught in self.teacher.members:
-            if (taught.split_hash, taught.seed) != (data.split_hash, data.seed):
+            if (taught.split_hash, taught.train_seed) != (data.split_hash, data.train_seed):
                 raise ValueError(
                     "teacher and student must have the same split and seed. Received: "
-                    f"teacher={taught.split_hash}, {taught.seed}, "
-                    f"student={data.split_hash}, {data.seed}"
+                    f"teacher={taught.split_hash}, {taught.train_seed}, "
+                    f"student={data.split_hash}, {data.train_seed}"
                 )
         if outputs > self.teacher.outputs:
             raise ValueError(
                 f"a student of three classes needs a teacher of three. Received: teacher={self.teacher.names}"
             )
-        augmentation = settings.augmentation if part == "train" else None
+        augmentation = settings.augmentation if subset == "train" else None
         view = epoch % settings.views if settings.views else epoch
-        logits = self.teacher.logits(part, list(data.part(part)["path"]), augmentation, view)
+        logits = self.teacher.logits(subset, list(data.subset(subset)["path"]), augmentation, view)
         return logits if outputs == logits.shape[1] else log_odds(logits)[:, np.newaxis]
 
     def join(
         self,
         images: tf.data.Dataset,
         data: XrayData,
-        part: str,
+        subset: str,
         settings: TrainSettings,
         outputs: int,
         epoch: Callable[[], int] = lambda: 0,
@@ -236,18 +236,18 @@ class Distillation:
         Args:
             images: From ``data.dataset`` with the same settings and epoch;
                 train is shuffled.
-            data, part, settings, outputs: Of the student.
+            data, subset, settings, outputs: Of the student.
             epoch: Tells the number of the epoch when one begins.
 
         Returns:
             Dataset of ``({"image": …, "teacher_logit": …}, labels)``.
         """
-        count = len(data.part(part))
+        count = len(data.subset(subset))
 
         def begin() -> list[np.ndarray]:
             number = epoch()
-            order = pass_order(count, part == "train", data.seed, number)
-            return [self.answers(data, part, settings, number, outputs)[order]]
+            order = pass_order(count, subset == "train", data.train_seed, number)
+            return [self.answers(data, subset, settings, number, outputs)[order]]
 
         signature = [tf.TensorSpec((None, outputs), tf.float32)]
         taught = pass_batches(begin, signature, count, settings.batch_size)

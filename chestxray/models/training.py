@@ -182,7 +182,7 @@ def train(
         )
         learner = features.rest if features else model
         if settings.mixup:
-            learner = Mixup(learner, settings.mixup, data.seed)
+            learner = Mixup(learner, settings.mixup, data.train_seed)
         compile_model(learner, optimizer, settings.label_smoothing)
     learner.optimizer.build(learner.trainable_variables)
     watched = []
@@ -213,7 +213,7 @@ def train(
             "pixels": data.store.key,
             "split": data.split_hash,
             "contents": contents,
-            "seed": data.seed,
+            "seed": data.train_seed,
             "keras": keras.__version__,
             "tensorflow": tf.__version__,
             "distillation": distillation.identity if distillation else None,

@@ -15,7 +15,6 @@ from chestxray.plots.data import (
 from chestxray.plots.heatmaps import cascade, heatmaps, perturbation, spread
 from chestxray.plots.overview import overview
 from chestxray.plots.scores import (
-    arms,
     calibration,
     comparison,
     confusion_matrices,
@@ -23,10 +22,11 @@ from chestxray.plots.scores import (
     learning_curves,
     roc_pr,
     score_distribution,
+    variants,
 )
 
 __all__ = [
-    "arms",
+    "variants",
     "augmentation_preview",
     "calibration",
     "cascade",

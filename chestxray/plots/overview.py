@@ -19,7 +19,7 @@ def overview(
     table: pd.DataFrame,
     published: pd.DataFrame,
     questions: Mapping[str, str],
-    floors: Mapping[str, float] | None = None,
+    baselines: Mapping[str, float] | None = None,
 ) -> Figure:
     """Draw accuracy, specificity and AUROC of our models and of published ones, split by split.
 
@@ -31,7 +31,7 @@ def overview(
             images were also chosen on, which gets a star), and the metrics, NaN where it does not say.
         questions: ``{split rule: heading}``, in the order in which they are drawn; the others are
             left out.
-        floors: ``{split rule: AUROC}`` of the best linear model that sees hardly any lung.
+        baselines: ``{split rule: AUROC}`` of the best linear model that sees hardly any lung.
     """
     metrics = {"accuracy": "Accuracy", "specificity": "Specificity", "auroc": "AUROC"}
     check_table(
@@ -45,9 +45,12 @@ def overview(
     check(len(questions), "a split is needed", questions=questions)
     heads, labels, colours, row = [], {}, [], 0
     figure, axes = panels(3, 3, 3.2, 1, sharey=True)
-    for rule, question in questions.items():
+    for threshold_rule, question in questions.items():
         heads.append((row, question))
-        ours, theirs = table[table["split_rule"] == rule], published[published["split"] == rule]
+        ours, theirs = (
+            table[table["split_rule"] == threshold_rule],
+            published[published["split"] == threshold_rule],
+        )
         for model, seeds in ours.groupby("model", sort=False):
             row += 1
             labels[row] = model
@@ -64,11 +67,16 @@ def overview(
             colours.append(PUBLISHED)
             for axis, metric in zip(axes, metrics, strict=True):
                 axis.plot(one[metric], row, "D", color=PUBLISHED, mfc="white", ms=5)
-        if rule in (floors or {}):
+        if threshold_rule in (baselines or {}):
             low = heads[-1][0] + 0.5
-            axes[2].vlines(floors[rule], low, row + 0.4, color=FLOOR, ls=":", lw=1.5)
+            axes[2].vlines(baselines[threshold_rule], low, row + 0.4, color=FLOOR, ls=":", lw=1.5)
             axes[2].text(
-                floors[rule], low - 0.1, "sees hardly any lung", color=FLOOR, fontsize=8, ha="center"
+                baselines[threshold_rule],
+                low - 0.1,
+                "sees hardly any lung",
+                color=FLOOR,
+                fontsize=8,
+                ha="center",
             )
         row += 1.4
     for axis, (metric, title) in zip(axes, metrics.items(), strict=True):

@@ -129,7 +129,7 @@ def roc_pr(
     points: Mapping[str, float] | None = None,
     synthetic: bool = False,
     band: Sequence[np.ndarray] | None = None,
-    floor: Mapping | None = None,
+    baseline: Mapping | None = None,
 ) -> Figure:
     """Draw ROC and precision-recall curves; the legends give AUROC and average precision.
 
@@ -139,7 +139,7 @@ def roc_pr(
         curves: Name to (labels, probabilities), both (N,).
         points: Name to the threshold (decision: probability >= threshold) to mark on its curves.
         band: Of the first curve's ROC: 1 − specificity, lower and upper bound of sensitivity.
-        floor: What can be had without lungs (``floor`` of an audit): ``sees``, ``auroc`` and
+        baseline: What can be had without lungs (``baseline`` of an audit): ``sees``, ``auroc`` and
             ``roc``, sensitivities at evenly spaced 1 − specificity from 0 to 1.
     """
     checked, points = {name: check_scores(*pair) for name, pair in curves.items()}, points or {}
@@ -150,10 +150,10 @@ def roc_pr(
         curves=list(checked),
     )
     crowded = all(skm.roc_auc_score(*pair) >= 0.98 for pair in checked.values())
-    lines = len(checked) + 2 * bool(floor) + bool(band) + len(points) + 1  # of the legend
+    lines = len(checked) + 2 * bool(baseline) + bool(band) + len(points) + 1  # of the legend
     below = 0.5 + 0.19 * lines if crowded else 0
     figure, (roc, pr) = panels(2, 2, 4.3, 4.2 + below, synthetic=synthetic)
-    _draw_roc_pr(roc, pr, checked, points, band, floor)
+    _draw_roc_pr(roc, pr, checked, points, band, baseline)
     roc.set(title="ROC", xlabel="1 − specificity", ylabel="sensitivity")
     pr.set(title="Precision–recall", xlabel="recall (sensitivity)", ylabel="precision")
     for axis, place in ((roc, "lower right"), (pr, "lower left")):
@@ -161,7 +161,7 @@ def roc_pr(
         axis.legend(**{"loc": "upper center", "bbox_to_anchor": (0.5, -0.13)} if crowded else {"loc": place})
     if crowded:
         corners = roc.inset_axes((0.38, 0.1, 0.56, 0.56)), pr.inset_axes((0.14, 0.1, 0.56, 0.56))
-        _draw_roc_pr(*corners, checked, points, band, floor)
+        _draw_roc_pr(*corners, checked, points, band, baseline)
         for axis, corner, recall in ((roc, corners[0], (-0.004, 0.2)), (pr, corners[1], (0.8, 1.004))):
             corner.set(xlim=recall, ylim=(0.8, 1.004), xticks=np.round(recall, 1), yticks=(0.8, 0.9, 1))
             corner.tick_params(labelsize=8)
@@ -175,18 +175,18 @@ def _draw_roc_pr(
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
     points: Mapping[str, float],
     band: Sequence[np.ndarray] | None,
-    floor: Mapping | None,
+    baseline: Mapping | None,
 ) -> None:
     """Draw what both panels, and the enlarged corner of each, have in common."""
     roc.plot([0, 1], [0, 1], label="chance, 0.500", **GUIDE)
-    if floor:
+    if baseline:
         roc.plot(
-            np.linspace(0, 1, len(floor["roc"])),
-            floor["roc"],
+            np.linspace(0, 1, len(baseline["roc"])),
+            baseline["roc"],
             color="#8C8C8C",
             lw=2.5,
             alpha=0.6,
-            label=f"hardly any lung seen, {floor['auroc']:.3f}\n({floor['sees']})",
+            label=f"hardly any lung seen, {baseline['auroc']:.3f}\n({baseline['sees']})",
         )
     if band:
         roc.fill_between(*band, color=MODELS[0], alpha=0.15, lw=0, label="95 % of the first")
@@ -283,7 +283,9 @@ def score_distribution(
         thresholds: Rule to value; a rule without one (None) is left out.
     """
     y, p = check_scores(labels, probabilities)
-    lines = sorted(((v, rule) for rule, v in thresholds.items() if v is not None), reverse=True)
+    lines = sorted(
+        ((v, threshold_rule) for threshold_rule, v in thresholds.items() if v is not None), reverse=True
+    )
     figure, axes = panels(2, 1, 6.6, 1.9 + 0.08 * len(lines), "", synthetic, sharex=True, sharey=True)
     for axis, label in zip(axes, (1, 0), strict=True):
         mine, colour = y == label, COLOURS[CLASSES[label]]
@@ -297,13 +299,13 @@ def score_distribution(
             ax=axis,
         )
         axis.set_ylabel(f"{classes[label]} (n = {mine.sum():,})\nimages (%)", color=colour)
-    for level, (value, rule) in enumerate(lines):  # a flag a threshold, each on its own level
+    for level, (value, threshold_rule) in enumerate(lines):  # a flag a threshold, each on its own level
         axes[0].axvline(value, ymax=1.08 + 0.1 * level, color="black", lw=1, clip_on=False)
         axes[1].axvline(value, color="black", lw=1)
         axes[0].text(
             value,
             1.01 + 0.1 * level,
-            f" {rule}: {value:.3f}",
+            f" {threshold_rule}: {value:.3f}",
             fontsize=8.5,
             transform=axes[0].get_xaxis_transform(),
         )
@@ -350,14 +352,14 @@ def comparison(table: pd.DataFrame, metrics: Sequence[str], synthetic: bool = Fa
 
 
 @mpl.rc_context(STYLE)
-def arms(scored: Mapping[str, Mapping], synthetic: bool = False) -> Figure:
+def variants(scored: Mapping[str, Mapping], synthetic: bool = False) -> Figure:
     """Draw several ways of training: a dot for each seed, a bar for their mean, one panel a metric.
 
     Args:
-        scored: From :func:`chestxray.evaluation.comparison.score_arms`; the first arm's mean is drawn
+        scored: From :func:`chestxray.evaluation.comparison.score_variants`; the first variant's mean is drawn
             through all.
     """
-    check(len(scored), "an arm is needed", scored=list(scored))
+    check(len(scored), "an variant is needed", scored=list(scored))
     metrics = list(next(iter(scored.values()))["mean"])
     figure, axes = panels(
         len(metrics),

@@ -337,7 +337,7 @@ def test_numbers_on_the_real_images(real_data):
         assert rows[name]["auroc"] == pytest.approx(train, abs=0.03)
         assert rows[name]["test_auroc"] == pytest.approx(test, abs=0.03)
     assert rows["high frequencies"]["auroc"] == pytest.approx(0.94, abs=0.03)
-    assert found["floor"]["sees"] == "28 × 28, centre blacked out"
+    assert found["baseline"]["sees"] == "28 × 28, centre blacked out"
     assert len(found["copies"]) == 34 and all(pair["exact"] for pair in found["copies"])
     assert found["leak_by_image"] == pytest.approx({"group": 0.38, "group_conservative": 0.59}, abs=0.02)
     assert describe(found)[-1][0] == "Red flags"

@@ -482,8 +482,8 @@ def test_list_with_columns_of_its_own(table, plain):
 
 def test_parts_and_class_names_of_a_list_reach_the_data(table, tmp_path, make_images):
     paths = [
-        f"{part}/{label}{number}.png"
-        for part in ("train", "val", "test")
+        f"{subset}/{label}{number}.png"
+        for subset in ("train", "val", "test")
         for label in "ab"
         for number in (1, 2)
     ]
@@ -551,7 +551,11 @@ def test_columns_that_predictions_have_themselves_are_left_out(tmp_path, make_im
 def test_folders_beside_the_parts_are_named(tmp_path, make_images):
     folder = make_images(
         tmp_path / "x",
-        [f"{part}/{kind}/1.png" for part in ("train", "valid", "test") for kind in ("NORMAL", "PNEUMONIA")],
+        [
+            f"{subset}/{kind}/1.png"
+            for subset in ("train", "valid", "test")
+            for kind in ("NORMAL", "PNEUMONIA")
+        ],
     )
     (folder / "chest_xray_more").mkdir()
     for debris in ("__MACOSX", ".git", "chest_xray"):

@@ -25,10 +25,11 @@ from chestxray.files import cache_dir, cached_folder, whole_file, whole_folder, 
 
 SETTINGS = ImageSettings(16)
 NAMES = [
-    f"{part}/NORMAL/IM-{number:04d}-0001.png" for number, part in enumerate(["train"] * 8 + ["test"] * 3)
+    f"{subset}/NORMAL/IM-{number:04d}-0001.png" for number, subset in enumerate(["train"] * 8 + ["test"] * 3)
 ]
 NAMES += [
-    f"{part}/PNEUMONIA/person{number}_virus_1.png" for number, part in enumerate(["train"] * 9 + ["test"] * 3)
+    f"{subset}/PNEUMONIA/person{number}_virus_1.png"
+    for number, subset in enumerate(["train"] * 9 + ["test"] * 3)
 ]
 
 
@@ -372,7 +373,7 @@ def positions(images, reference):
 
 
 def test_pipeline_keeps_the_order_of_the_table(data):
-    table = data.part("train").sample(frac=1, random_state=2)
+    table = data.subset("train").sample(frac=1, random_state=2)
     dataset = data.store.dataset(table, batch_size=4)
     images, labels = collected(dataset)
     assert images.dtype == labels.dtype == np.float32
@@ -389,7 +390,7 @@ def test_number_of_batches_is_known(catalog, store, batch_size, batches):
 
 
 def test_every_pass_is_another_permutation_with_the_labels_attached(data):
-    table = data.part("train")
+    table = data.subset("train")
     reference = data.images("train")
     dataset = data.dataset("train", batch_size=4, shuffle=True)
     orders = []
@@ -404,7 +405,7 @@ def test_every_pass_is_another_permutation_with_the_labels_attached(data):
 
 
 def test_a_pass_can_be_repeated_by_its_number(data):
-    table, plan = data.part("train"), Augmentation()
+    table, plan = data.subset("train"), Augmentation()
 
     def seen(epoch, seed=0):
         return collected(data.store.dataset(table, 4, True, plan, seed, epoch=lambda: epoch))[0]
@@ -417,7 +418,7 @@ def test_a_pass_can_be_repeated_by_its_number(data):
 
 
 def test_views_belong_to_the_image_not_to_its_place(data):
-    table, plan = data.part("train"), Augmentation(flip=True)
+    table, plan = data.subset("train"), Augmentation(flip=True)
     ordered, labels = collected(data.store.dataset(table, 5, False, plan, seed=0, epoch=lambda: 6))
     shuffled, shuffled_labels = collected(data.store.dataset(table, 3, True, plan, seed=0, epoch=lambda: 6))
     order = np.random.default_rng([0, 6]).permutation(len(table))
@@ -442,12 +443,12 @@ def test_only_train_is_shuffled_or_augmented(data, split, wish):
         data.dataset(split, **wish)
     images, labels = collected(data.dataset(split))
     assert np.array_equal(images, data.images(split))
-    assert np.array_equal(labels, data.part(split)["label"])
+    assert np.array_equal(labels, data.subset(split)["label"])
 
 
 def test_unknown_part(data):
     with pytest.raises(ValueError, match="Received: split='dev'$"):
-        data.part("dev")
+        data.subset("dev")
 
 
 def test_a_folder_becomes_data_without_its_damaged_images(folder, capsys):
@@ -456,11 +457,11 @@ def test_a_folder_becomes_data_without_its_damaged_images(folder, capsys):
         data = load_data(folder, "image", seed=1, image=SETTINGS)
     assert len(data.table) == 22 and NAMES[1] not in set(data.table["path"])
     for split in ("train", "val", "test"):
-        for image, path in zip(data.images(split), data.part(split)["path"], strict=True):
+        for image, path in zip(data.images(split), data.subset(split)["path"], strict=True):
             assert np.array_equal(image[..., 0], preprocess(folder / path, SETTINGS))
-    assert (data.rule, data.seed, data.name, data.synthetic) == ("image", 1, "images", False)
+    assert (data.split_rule, data.seed, data.name, data.synthetic) == ("image", 1, "images", False)
     printed = capsys.readouterr().out
-    assert f"0 of {len(data.part('test'))} test images share a strict patient group" in printed
+    assert f"0 of {len(data.subset('test'))} test images share a strict patient group" in printed
 
 
 def test_phantoms_are_named_synthetic(tmp_path):

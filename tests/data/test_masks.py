@@ -55,9 +55,9 @@ def test_what_is_no_mask(tmp_path):
 
 
 def test_equal_names_in_two_folders_are_told_apart_by_path(tmp_path):
-    for part, value in (("train", 255), ("test", 0)):
-        (tmp_path / part).mkdir()
-        cv2.imwrite(str(tmp_path / part / "a.png"), np.full((8, 8), value, np.uint8))
+    for subset, value in (("train", 255), ("test", 0)):
+        (tmp_path / subset).mkdir()
+        cv2.imwrite(str(tmp_path / subset / "a.png"), np.full((8, 8), value, np.uint8))
     found, known = read_masks(tmp_path, pd.DataFrame({"path": ["train/a.jpeg", "test/a.jpeg"]}), 8)
     assert known.all() and found[0].all() and not found[1].any()
 

@@ -22,7 +22,7 @@ def seed(request):
 def small():
     """Two patients a class and part, two films each; one patient has both subtypes."""
     rows = []
-    for part in ("train", "val", "test"):
+    for subset in ("train", "val", "test"):
         for label, patient, film in [
             (0, 1, 1),
             (0, 1, 2),
@@ -36,13 +36,13 @@ def small():
             subtype = ("normal", ["bacteria", "virus"][film - 1])[label]
             rows.append(
                 (
-                    f"{part}/{patient}-{film}.png",
+                    f"{subset}/{patient}-{film}.png",
                     label,
                     subtype,
-                    f"{part}{patient}{subtype}",
-                    f"{part}{patient}",
-                    part,
-                    part,
+                    f"{subset}{patient}{subtype}",
+                    f"{subset}{patient}",
+                    subset,
+                    subset,
                 )
             )
     return pd.DataFrame(
@@ -52,8 +52,8 @@ def small():
 
 def counts(table):
     return {
-        part: tuple((rows["label"] == label).sum() for label in (0, 1))
-        for part, rows in table.groupby("split")
+        subset: tuple((rows["label"] == label).sum() for label in (0, 1))
+        for subset, rows in table.groupby("split")
     }
 
 
@@ -92,8 +92,8 @@ def test_patient_split_is_stratified(kaggle_names, seed):
     table = make_split(kaggle_names, "patient", seed)
     for subtype, rows in table.groupby("subtype"):
         shares = rows["split"].value_counts(normalize=True)
-        for part, share in {"train": 0.70, "val": 0.15, "test": 0.15}.items():
-            assert abs(shares[part] - share) < 0.01, (subtype, part)
+        for subset, share in {"train": 0.70, "val": 0.15, "test": 0.15}.items():
+            assert abs(shares[subset] - share) < 0.01, (subtype, subset)
 
 
 def test_small_groups_are_not_all_in_one_part(kaggle_names):
@@ -249,9 +249,11 @@ def test_overlap_by_hand(small):
 
 
 @pytest.mark.parametrize("part", ["Train", "dev", ""])
-def test_parts_of_another_name_are_refused(small, part):
-    with pytest.raises(ValueError, match=f"Received: split='{part}'$"):
-        check_split(small.assign(split=small["split"].where(small["path"] != "val/1-1.png", part)), "patient")
+def test_parts_of_another_name_are_refused(small, subset):
+    with pytest.raises(ValueError, match=f"Received: split='{subset}'$"):
+        check_split(
+            small.assign(split=small["split"].where(small["path"] != "val/1-1.png", subset)), "patient"
+        )
 
 
 # The hash

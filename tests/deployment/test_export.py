@@ -46,7 +46,7 @@ def test_the_mean_of_the_map_is_the_logit_without_its_bias(compact, exported, da
 
 def test_the_gate_measures_all_validation_images(exported, data):
     found = exported[1]
-    assert found["images"] == len(data.part("val"))
+    assert found["images"] == len(data.subset("val"))
     assert found["logit_difference"] <= 1e-3
     assert found["decisions_changed"] == found["refusals_changed"] == 0
     assert found["brier"][0] == pytest.approx(found["brier"][1], abs=1e-4)
@@ -57,7 +57,7 @@ def test_the_gate_measures_all_validation_images(exported, data):
 
 def test_calibration_is_that_of_the_file(exported, data):
     classifier = load_classifier(exported[0])
-    slope, intercept = calibrate(classifier.logits(data.images("val")), data.part("val")["label"])
+    slope, intercept = calibrate(classifier.logits(data.images("val")), data.subset("val")["label"])
     assert classifier.card["calibration"] == pytest.approx({"slope": slope, "intercept": intercept})
 
 

@@ -180,7 +180,7 @@ def test_empty_folder_gives_no_rows(classifier, tmp_path):
 
 
 def test_refused_images_get_a_reason_and_no_answer(classifier, tiny_folder, data, tmp_path):
-    films = [str(tiny_folder / path) for path in data.part("val")["path"]]
+    films = [str(tiny_folder / path) for path in data.subset("val")["path"]]
     coloured = write(tmp_path / "colour.png", np.dstack([picture(1), picture(2), picture(3)]))
     flat = write(tmp_path / "flat.png", np.full((64, 64), 99, np.uint8))
     rows = list(predict.predict_files(classifier, [*films, coloured, flat]))
@@ -194,7 +194,7 @@ def test_refused_images_get_a_reason_and_no_answer(classifier, tiny_folder, data
 
 
 def test_three_equal_channels_are_no_colours(classifier, tmp_path, tiny_folder, data):
-    film = cv2.imread(str(tiny_folder / data.part("val")["path"].iloc[0]), 0)
+    film = cv2.imread(str(tiny_folder / data.subset("val")["path"].iloc[0]), 0)
     row = next(predict.predict_files(classifier, [write(tmp_path / "rgb.png", np.dstack([film] * 3))]))
     assert row["status"] == "ok"
 

@@ -22,7 +22,7 @@ COUNT = {"images": 9, "ok": 6, "refused": 2, "unreadable": 1, "outside age": 4}
 @pytest.fixture(scope="module")
 def rows(litert, data, tiny_folder):
     """Six films, the first three called pneumonia."""
-    paths = [tiny_folder / path for path in data.part("val")["path"]][:6]
+    paths = [tiny_folder / path for path in data.subset("val")["path"]][:6]
     classifier = load_classifier(litert)
     found = list(predict_files(classifier, paths, accept_all=True))
     found.sort(key=lambda row: -row["probability"])

@@ -34,7 +34,7 @@ def test_a_clean_environment_with_the_extra_lite(compact, litert, data, tiny_fol
         pytest.skip("needs a package index")
     assert installed.returncode == 0, installed.stderr
     assert subprocess.run([python, "-c", "import tensorflow"], capture_output=True).returncode != 0
-    films = [tiny_folder / path for path in data.part("test")["path"]]
+    films = [tiny_folder / path for path in data.subset("test")["path"]]
     table = tmp_path / "out.jsonl"
     told = subprocess.run(
         [

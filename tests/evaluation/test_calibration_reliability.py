@@ -73,8 +73,8 @@ def test_interval_of_a_mean_is_as_wide_as_it_must_be():
     share = labels.mean()
     wanted = 1.96 * np.sqrt(
         sum(
-            part**2 * errors[labels == label].var() / (labels == label).sum()
-            for label, part in ((1, share), (0, 1 - share))
+            subset**2 * errors[labels == label].var() / (labels == label).sum()
+            for label, subset in ((1, share), (0, 1 - share))
         )
     )
     found = calibration_metrics(labels, p, np.arange(400), draws=1500)["brier"]

@@ -3,12 +3,12 @@ import pytest
 from scipy.stats import norm
 
 from chestxray.evaluation.comparison import (
-    arm_difference,
     auroc_difference,
     delong,
     holm,
     mcnemar,
     pair_table,
+    variant_difference,
 )
 from chestxray.evaluation.metrics import evaluate
 
@@ -66,7 +66,7 @@ def test_one_seed_is_the_paired_difference_of_two_models():
     _, second = scores(2, good=1.0)
     groups = np.arange(120) // 2
     first, second = (1 / (1 + np.exp(-one)) for one in (first, second))
-    found = arm_difference(labels, groups, [first], [second], [0.5], [0.5], draws=300)["auroc"]
+    found = variant_difference(labels, groups, [first], [second], [0.5], [0.5], draws=300)["auroc"]
     assert tuple(found.values()) == pytest.approx(auroc_difference(labels, groups, first, second, draws=300))
 
 
@@ -74,7 +74,7 @@ def test_values_by_hand():
     labels, groups = [1, 1, 0, 0], [0, 1, 2, 3]
     first = [[0.9, 0.6, 0.4, 0.2], [0.9, 0.2, 0.6, 0.4]]
     second = [[0.9, 0.4, 0.6, 0.2], [0.5, 0.5, 0.5, 0.5]]
-    found = arm_difference(labels, groups, first, second, [0.5, 0.5], [0.5, 0.7], draws=50)
+    found = variant_difference(labels, groups, first, second, [0.5, 0.5], [0.5, 0.7], draws=50)
     # AUROC 1 and 0.5 against 0.75 and 0.5; at the cuts sensitivity 1, ½ against ½, 0 and
     # specificity 1, ½ against ½, 1
     assert found["auroc"]["value"] == pytest.approx((0.25 + 0.0) / 2)
@@ -90,7 +90,7 @@ def test_values_by_hand():
 def test_an_arm_does_not_differ_from_itself():
     labels, logits = scores(1)
     rows = [1 / (1 + np.exp(-logits)), 1 / (1 + np.exp(-logits / 2))]
-    found = arm_difference(labels, np.arange(120), rows, rows, [0.5, 0.4], [0.5, 0.4], draws=100)
+    found = variant_difference(labels, np.arange(120), rows, rows, [0.5, 0.4], [0.5, 0.4], draws=100)
     assert all(entry == {"value": 0.0, "low": 0.0, "high": 0.0} for entry in found.values())
 
 
@@ -99,8 +99,10 @@ def test_disagreement_of_seeds_widens_the_interval():
     _, bad = scores(2, good=0.5)
     good, bad, middle = (1 / (1 + np.exp(-one)) for one in (good, bad, scores(3, good=1.5)[1]))
     groups = np.arange(120)
-    agreed = arm_difference(labels, groups, [good, good], [middle] * 2, [0.5] * 2, [0.5] * 2, 300)["auroc"]
-    mixed = arm_difference(labels, groups, [good, bad], [middle] * 2, [0.5] * 2, [0.5] * 2, 300)["auroc"]
+    agreed = variant_difference(labels, groups, [good, good], [middle] * 2, [0.5] * 2, [0.5] * 2, 300)[
+        "auroc"
+    ]
+    mixed = variant_difference(labels, groups, [good, bad], [middle] * 2, [0.5] * 2, [0.5] * 2, 300)["auroc"]
     assert mixed["high"] - mixed["low"] > 1.5 * (agreed["high"] - agreed["low"])
 
 
@@ -109,7 +111,9 @@ def test_interval_over_seeds_by_hand():
     # A quarter of the draws holds one seed twice: 0.25 ± 0.25, widened by the root of 2 / (2 - 1).
     labels, groups = np.arange(40) % 2, np.arange(40)
     right, coin = np.where(labels, 0.9, 0.1), np.full(40, 0.5)
-    found = arm_difference(labels, groups, [right, coin], [coin, coin], [0.5] * 2, [0.5] * 2, 200)["auroc"]
+    found = variant_difference(labels, groups, [right, coin], [coin, coin], [0.5] * 2, [0.5] * 2, 200)[
+        "auroc"
+    ]
     assert found == pytest.approx({"value": 0.25, "low": 0.25 - 0.25 * 2**0.5, "high": 0.25 + 0.25 * 2**0.5})
 
 
@@ -117,7 +121,7 @@ def test_other_seeds_cannot_be_paired():
     labels, logits = scores()
     p = 1 / (1 + np.exp(-logits))
     with pytest.raises(ValueError, match="same seeds. Received: first=2, second=1"):
-        arm_difference(labels, np.arange(120), [p, p], [p], [0.5, 0.5], [0.5])
+        variant_difference(labels, np.arange(120), [p, p], [p], [0.5, 0.5], [0.5])
 
 
 # Tests that give a p-value

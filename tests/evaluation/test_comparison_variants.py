@@ -6,7 +6,13 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from chestxray.evaluation.calibration import apply_platt, fit_platt
-from chestxray.evaluation.comparison import ARM_METRICS, arm_table, conclude, difference_table, score_arms
+from chestxray.evaluation.comparison import (
+    VARIANT_METRICS,
+    conclude,
+    difference_table,
+    score_variants,
+    variant_table,
+)
 
 
 def scores(seed=0, count=120, good=2.0):
@@ -15,7 +21,7 @@ def scores(seed=0, count=120, good=2.0):
     return labels.astype(int), generator.normal(0, 1, count) + good * labels
 
 
-def table(arms):
+def table(variants):
     """Validation and test, each with the same 120 labels in groups of two images."""
     labels, _ = scores()
     rows = pd.DataFrame(
@@ -27,8 +33,10 @@ def table(arms):
     )
     return rows.assign(
         **{
-            f"{arm}{seed}": np.concatenate([scores(10 * seed + part, good=good)[1] for part in (1, 2)])
-            for arm, good in arms.items()
+            f"{variant}{seed}": np.concatenate(
+                [scores(10 * seed + subset, good=good)[1] for subset in (1, 2)]
+            )
+            for variant, good in variants.items()
             for seed in (0, 1)
         }
     )
@@ -42,16 +50,18 @@ COLUMNS = {"alone": ["alone0", "alone1"], "taught": ["taught0", "taught1"]}
 
 def test_scores_of_each_seed():
     rows = table({"alone": 1.0, "taught": 2.0})
-    found = score_arms(rows, COLUMNS, "alone", draws=50)
+    found = score_variants(rows, COLUMNS, "alone", draws=50)
     val, test = rows[rows["split"] == "val"], rows[rows["split"] == "test"]
-    for arm, columns in COLUMNS.items():
+    for variant, columns in COLUMNS.items():
         for seed, column in enumerate(columns):
             auroc = roc_auc_score(test["label"], test[column])
-            assert found[arm]["seeds"]["auroc"][seed] == pytest.approx(auroc)
+            assert found[variant]["seeds"]["auroc"][seed] == pytest.approx(auroc)
             p = apply_platt(test[column], *fit_platt(val[column], val["label"]))
-            assert found[arm]["seeds"]["brier"][seed] == pytest.approx(np.mean((p - test["label"]) ** 2))
-        assert found[arm]["mean"]["auroc"] == pytest.approx(np.mean(found[arm]["seeds"]["auroc"]))
-        assert found[arm]["sd"]["auroc"] == pytest.approx(np.std(found[arm]["seeds"]["auroc"], ddof=1))
+            assert found[variant]["seeds"]["brier"][seed] == pytest.approx(np.mean((p - test["label"]) ** 2))
+        assert found[variant]["mean"]["auroc"] == pytest.approx(np.mean(found[variant]["seeds"]["auroc"]))
+        assert found[variant]["sd"]["auroc"] == pytest.approx(
+            np.std(found[variant]["seeds"]["auroc"], ddof=1)
+        )
     assert "difference" not in found["alone"]
     assert found["taught"]["difference"]["auroc"]["value"] == pytest.approx(
         found["taught"]["mean"]["auroc"] - found["alone"]["mean"]["auroc"]
@@ -62,15 +72,15 @@ def test_thresholds_come_from_validation():
     # On test the classes are shifted together: a cut chosen there would move along.
     rows = table({"alone": 3.0, "taught": 3.0})
     rows.loc[rows["split"] == "test", "taught0"] += 5
-    found = score_arms(rows, COLUMNS, "alone", draws=20)["taught"]["seeds"]
+    found = score_variants(rows, COLUMNS, "alone", draws=20)["taught"]["seeds"]
     assert found["specificity"][0] < 0.1 and found["sensitivity"][0] == 1.0
     assert found["specificity"][1] > 0.7
 
 
 def test_one_seed_has_no_spread():
-    found = score_arms(table({"alone": 1.0}), {"alone": ["alone0"]}, "alone", "val")
-    assert found["alone"]["sd"] == dict.fromkeys(ARM_METRICS)
-    assert "±" not in arm_table(found).to_string()
+    found = score_variants(table({"alone": 1.0}), {"alone": ["alone0"]}, "alone", "val")
+    assert found["alone"]["sd"] == dict.fromkeys(VARIANT_METRICS)
+    assert "±" not in variant_table(found).to_string()
 
 
 # Words
@@ -84,9 +94,9 @@ def test_conclusion_follows_the_interval(low, high, words):
     entry = {"value": (low + high) / 2, "low": low, "high": high}
     scored = {
         "alone": {"seeds": {"auroc": [0.9, 0.91]}},
-        "taught": {"difference": dict.fromkeys(ARM_METRICS, entry)},
+        "taught": {"difference": dict.fromkeys(VARIANT_METRICS, entry)},
     }
     said = conclude(scored, "alone")
     assert said.startswith("2 seeds, 1 comparisons")
     assert f"'taught' is {words} 'alone': AUROC {entry['value']:+.4f}" in said
-    assert difference_table(scored).to_dict("records")[0] == {"arm": "taught", "metric": "auroc", **entry}
+    assert difference_table(scored).to_dict("records")[0] == {"variant": "taught", "metric": "auroc", **entry}

@@ -7,7 +7,7 @@ from scipy.special import expit
 
 from chestxray.deployment import evaluate as evaluate_module
 from chestxray.deployment.evaluate import report
-from chestxray.evaluation.comparison import score_arms, score_ensemble
+from chestxray.evaluation.comparison import score_ensemble, score_variants
 from chestxray.evaluation.metrics import subgroup_table
 from chestxray.evaluation.saliency import faithfulness_table, stress_table
 
@@ -61,8 +61,8 @@ def stress(table):
     return found[["auroc", "low", "high"]][:1]  # this model answers all changes alike
 
 
-def arms(table):
-    found = score_arms(table, {"one": ["first"], "other": ["second"]}, "one", draws=100)["other"]
+def variants(table):
+    found = score_variants(table, {"one": ["first"], "other": ["second"]}, "one", draws=100)["other"]
     return [found["difference"]["auroc"]]
 
 
@@ -98,7 +98,7 @@ CARD = {
 
 
 @pytest.mark.parametrize(
-    "found", [ensemble, subgroups, stress, arms, faithfulness, discrimination, calibration]
+    "found", [ensemble, subgroups, stress, variants, faithfulness, discrimination, calibration]
 )
 def test_copies_change_no_interval(rows, found):
     def numbers(table):

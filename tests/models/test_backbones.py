@@ -205,13 +205,13 @@ def test_failed_download_is_an_error_with_both_ways_out(failure, monkeypatch):
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", get_file)
     with pytest.raises(FileNotFoundError) as caught:
         build_transfer_model("VGG16", 32)
-    for part in (
+    for subset in (
         "connect to the internet",
         "CHESTXRAY_WEIGHTS",
         type(failure).__name__,
         "Received: weights='imagenet'",
     ):
-        assert part in str(caught.value)
+        assert subset in str(caught.value)
 
 
 def test_file_of_another_network_is_an_error(tmp_path, monkeypatch):

@@ -131,7 +131,7 @@ def test_interrupted_training_ends_with_the_same_weights(
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == f"training: continued after epoch {where[0]}"
     assert len(printed) == 1 + 5 - where[0]
-    assert found.images == 5 * len(data.part("train"))
+    assert found.images == 5 * len(data.subset("train"))
 
 
 @pytest.mark.parametrize("where", [(0, 1), pytest.param((2, 1), marks=pytest.mark.slow)])
@@ -352,7 +352,7 @@ def test_finished_training_is_not_run_again(data, finished, stored, monkeypatch,
     found = train(model, data, settings, stored)
     same_histories(found.history, history)
     assert tiny.same(tiny.state(model), final)
-    assert found.images == 2 * len(data.part("train"))
+    assert found.images == 2 * len(data.subset("train"))
     assert capsys.readouterr().out == "training: finished earlier, 2 epochs\n"
 
 
@@ -415,7 +415,7 @@ def test_other_data_is_not_continued(data, finished, stored, monkeypatch):
     for other in (
         dataclasses.replace(data, table=split),
         dataclasses.replace(data, table=pixels),
-        dataclasses.replace(data, seed=1),
+        dataclasses.replace(data, train_seed=1),
         dataclasses.replace(data, store=decoded_otherwise),
     ):
         assert not taken_up(tiny.network(), other, finished[1], stored, monkeypatch)

@@ -156,12 +156,12 @@ def test_class_weights_weigh_both_terms():
         layer.trainable = not isinstance(layer, layers.BatchNormalization)
     distiller = Distiller(student, teacher, alpha=0.5)
     distiller.compile(keras.optimizers.SGD(0.0))
-    parts = [
+    subsets = [
         distiller.evaluate(x[y == label], y[y == label], verbose=0, return_dict=True) for label in (0, 1)
     ]
     found = distiller.fit(x, y, batch_size=24, verbose=0, class_weight={0: 3.0, 1: 0.5}).history
     for name in ("student_loss", "distillation_loss", "loss"):
-        wanted = (8 * 3.0 * parts[0][name] + 16 * 0.5 * parts[1][name]) / 24
+        wanted = (8 * 3.0 * subsets[0][name] + 16 * 0.5 * subsets[1][name]) / 24
         assert found[name][0] == pytest.approx(wanted, rel=1e-5)
 
 

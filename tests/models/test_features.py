@@ -92,7 +92,7 @@ def test_stored_activations_and_labels_belong_together(data):
         assert np.array_equal(labels, theirs)
         np.testing.assert_allclose(activations, prefix(images), rtol=1e-3, atol=1e-3)
         batches += 1
-    assert batches == -(-len(data.part("train")) // 7)
+    assert batches == -(-len(data.subset("train")) // 7)
 
 
 @pytest.mark.slow
@@ -196,7 +196,7 @@ def test_entries_of_other_weights_pixels_or_settings_are_other_entries(change, d
     elif change == "size":
         data = load_data(tiny_folder, "patient", 0, ImageSettings(tiny.SIZE, "letterbox"))
     elif change == "seed":
-        data = dataclasses.replace(data, seed=1)
+        data = dataclasses.replace(data, train_seed=1)
     elif change == "strength":
         augmentation = Augmentation(rotation=8)
     elif change == "policy":
@@ -216,7 +216,7 @@ def test_reordered_images_get_their_own_and_new_labels_do_not(data):
     other = Features(model, relabelled, [find_cut(model)], None, 0)
     assert first.entries == other.entries
     other.prepare("val")
-    assert np.array_equal(next(iter(other.dataset("val", 100)))[1], 1 - data.part("val")["label"])
+    assert np.array_equal(next(iter(other.dataset("val", 100)))[1], 1 - data.subset("val")["label"])
     turned = dataclasses.replace(data, table=data.table[::-1])
     assert not set(first.entries) & set(Features(model, turned, [find_cut(model)], None, 0).entries)
 
@@ -297,7 +297,7 @@ def test_what_it_takes_is_stated_before_and_exact(data, capsys):
     model = _frozen()
     features = plan_features(model, data, [find_cut(model)], VIEWS, 3, 20.0)
     assert not list(cache_dir("features").iterdir())
-    images = 3 * len(data.part("train")) + len(data.part("val"))
+    images = 3 * len(data.subset("train")) + len(data.subset("val"))
     assert features.bytes == images * 16 * 16 * 8 * 2
     assert f"{features.bytes / 1e9:.2f} GB, 3 views" in capsys.readouterr().out
     for view in range(3):

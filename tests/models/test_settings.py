@@ -91,7 +91,7 @@ def test_one_sgd_step_by_hand(data):
         data,
         TrainSettings(epochs=1, learning_rate=0.1, optimizer="sgd", batch_size=1000, class_weights=False),
     )
-    labels = data.part("train")["label"]
+    labels = data.subset("train")["label"]
     bias = model.get_layer("logit").get_weights()[1][0]
     assert bias == pytest.approx(-0.1 * (0.5 - labels.mean()), rel=1e-5)
 

@@ -80,12 +80,12 @@ def test_unequal_budgets_and_unknown_settings_are_refused(given, text):
     ],
 )
 def test_settings_that_are_wrong_or_would_do_nothing_are_refused(setting, text):
-    with pytest.raises(ValueError, match=f"{text}. Received: arm='x', "):
+    with pytest.raises(ValueError, match=f"{text}. Received: variant='x', "):
         Candidate("x", **setting)
 
 
 @pytest.mark.slow
-def test_arms_of_one_seed_begin_alike_and_end_apart(data, teacher):
+def test_variants_of_one_seed_begin_alike_and_end_apart(data, teacher):
     still = dataclasses.replace(SETTINGS, learning_rate=1e-30)
     ways = [Candidate("alone"), Candidate("smooth", label_smoothing=0.1), Candidate("taught", alpha=0.3)]
     begin = [train_student("student_cnn", data, still, way, 0, teacher)[0].get_weights() for way in ways]
@@ -97,7 +97,7 @@ def test_arms_of_one_seed_begin_alike_and_end_apart(data, teacher):
     assert not tiny.same(begin[0], other_seed)
 
 
-def test_all_arms_and_seeds_see_the_same_views_in_the_same_order(data, teacher, monkeypatch):
+def test_all_variants_and_seeds_see_the_same_views_in_the_same_order(data, teacher, monkeypatch):
     drawn, draw, ordered, order = [], Augmentation.draw, [], pixels.pass_order
 
     def draw_spy(self, paths, size, view, seed):
@@ -111,7 +111,7 @@ def test_all_arms_and_seeds_see_the_same_views_in_the_same_order(data, teacher, 
 
     settings = dataclasses.replace(SETTINGS, epochs=3, views=2)
     for view in range(2):
-        teacher[1].logits("train", list(data.part("train")["path"]), settings.augmentation, view)
+        teacher[1].logits("train", list(data.subset("train")["path"]), settings.augmentation, view)
     monkeypatch.setattr(Augmentation, "draw", draw_spy)
     monkeypatch.setattr(pixels, "pass_order", order_spy)
     for way, seed in ((Candidate("alone"), 0), (Candidate("taught", alpha=0.5), 0), (Candidate("alone"), 5)):
@@ -127,7 +127,7 @@ def test_no_data_set_comes_from_a_generator(data, teacher, monkeypatch):
 
     monkeypatch.setattr(tf.data.Dataset, "from_generator", refuse)
     model, trained = train_student("student_cnn", data, SETTINGS, Candidate("taught", alpha=0.3), 0, teacher)
-    assert trained.images == len(data.part("train"))
+    assert trained.images == len(data.subset("train"))
     features = Features(model, data, [model.layers[-2]], SETTINGS.augmentation, 1)
     features.prepare("train")
     assert sum(len(labels) for _, labels in features.dataset("train")) == trained.images
@@ -173,5 +173,7 @@ def test_an_unknown_architecture_is_named(data):
 
 
 def test_a_missing_teacher_is_named(data, teacher):
-    with pytest.raises(ValueError, match=r"teacher with 3 logits is needed. Received: arm='kinds'.*\[1\]"):
+    with pytest.raises(
+        ValueError, match=r"teacher with 3 logits is needed. Received: variant='kinds'.*\[1\]"
+    ):
         train_student("student_cnn", data, SETTINGS, Candidate("kinds", 3, 0.3), 0, teacher)

@@ -60,7 +60,7 @@ def says(one, pixels):
 
 def test_answers_follow_the_path_not_the_place(data):
     one = classifier(data)
-    paths = list(data.part("val")["path"])
+    paths = list(data.subset("val")["path"])
     wanted = says(one, data.images("val"))
     for order in (range(len(paths)), reversed(range(len(paths))), [3, 0, 3]):
         order = list(order)
@@ -70,7 +70,7 @@ def test_answers_follow_the_path_not_the_place(data):
 
 def test_answers_are_about_the_view_that_the_student_sees(data):
     one = classifier(data)
-    asked, paths = Teacher([(one, data)]), list(data.part("train")["path"])
+    asked, paths = Teacher([(one, data)]), list(data.subset("train")["path"])
     views = [asked.logits("train", paths, VIEWS, view) for view in range(3)]
     for view, found in enumerate(views):
         pixels = np.concatenate(
@@ -95,12 +95,12 @@ def test_members_see_their_own_pixels(tiny_folder, data):
         },
         None,
     )
-    found = Teacher([(one, large)]).logits("val", list(data.part("val")["path"]))
+    found = Teacher([(one, large)]).logits("val", list(data.subset("val")["path"]))
     np.testing.assert_allclose(found, says(one, large.images("val")), atol=1e-5)
 
 
 def test_ensemble_is_the_mean_logit(data):
-    paths, members = list(data.part("val")["path"]), [classifier(data, seed=seed) for seed in (1, 2, 3)]
+    paths, members = list(data.subset("val")["path"]), [classifier(data, seed=seed) for seed in (1, 2, 3)]
     found = Teacher([(one, data) for one in members]).logits("val", paths)
     np.testing.assert_allclose(
         found, np.mean([says(one, data.images("val")) for one in members], axis=0), atol=1e-5
@@ -108,7 +108,7 @@ def test_ensemble_is_the_mean_logit(data):
 
 
 def test_three_logits_become_the_odds_of_pneumonia_beside_one(data):
-    paths, two, three = list(data.part("val")["path"]), classifier(data), classifier(data, 3, seed=2)
+    paths, two, three = list(data.subset("val")["path"]), classifier(data), classifier(data, 3, seed=2)
     images = data.images("val")
     p = np.exp(says(three, images))
     wanted = (says(two, images)[:, 0] + np.log((p[:, 1] + p[:, 2]) / p[:, 0])) / 2
@@ -128,7 +128,7 @@ def test_three_logits_become_the_odds_of_pneumonia_beside_one(data):
 
 
 def test_a_second_teacher_reads_what_the_first_was_asked(data, monkeypatch, capsys):
-    paths = list(data.part("train")["path"])
+    paths = list(data.subset("train")["path"])
     first = Teacher([(classifier(data), data)]).logits("train", paths, VIEWS, 1)
     assert capsys.readouterr().out == "asking teacher1 about 36 images (train, view 2)\n"
     monkeypatch.setattr(teachers, "frozen_graph", None)  # would fail
@@ -138,15 +138,15 @@ def test_a_second_teacher_reads_what_the_first_was_asked(data, monkeypatch, caps
 
 @pytest.mark.parametrize("other", ["weights", "view", "augmentation", "pixels", "part", "bf16"])
 def test_nothing_else_is_served(data, tiny_folder, other):
-    paths = list(data.part("train")["path"])
+    paths = list(data.subset("train")["path"])
     Teacher([(classifier(data), data)]).logits("train", paths, VIEWS, 0)
     elsewhere = equalised(data, tiny_folder) if other == "pixels" else data
     one = classifier(elsewhere, seed=2 if other == "weights" else 1)
     asked = Teacher([(one, elsewhere)], other == "bf16")
-    part = "val" if other == "part" else "train"
+    subset = "val" if other == "part" else "train"
     asked.logits(
-        part,
-        list(data.part(part)["path"]),
+        subset,
+        list(data.subset(subset)["path"]),
         Augmentation(zoom=0.2) if other == "augmentation" else VIEWS,
         1 if other == "view" else 0,
     )
@@ -154,7 +154,7 @@ def test_nothing_else_is_served(data, tiny_folder, other):
 
 
 def test_damaged_answers_are_asked_again(data):
-    paths = list(data.part("val")["path"])
+    paths = list(data.subset("val")["path"])
     first = Teacher([(classifier(data), data)]).logits("val", paths)
     (file,) = cache_dir("teachers").iterdir()
     file.write_bytes(file.read_bytes()[:-30])
@@ -169,7 +169,7 @@ def test_broken_off_while_asking_leaves_nothing(data, monkeypatch):
 
     monkeypatch.setattr(teachers.np, "savez", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        Teacher([(classifier(data), data)]).logits("val", list(data.part("val")["path"]))
+        Teacher([(classifier(data), data)]).logits("val", list(data.subset("val")["path"]))
     assert not list(cache_dir("teachers").iterdir())
 
 
@@ -218,7 +218,7 @@ def test_three_class_student_learns_the_subtype(data):
     found = train(student, data, still, distillation=Distillation(teacher)).history.iloc[0]
     p = np.exp([0.1, 0.5, -0.9]) / np.exp([0.1, 0.5, -0.9]).sum()
     assert found["student_loss"] == pytest.approx(-np.log(p).mean(), rel=1e-5)  # each class counts a third
-    shares = [(data.part("val")["subtype"] == name).mean() for name in ("normal", "bacteria", "virus")]
+    shares = [(data.subset("val")["subtype"] == name).mean() for name in ("normal", "bacteria", "virus")]
     assert found["val_student_loss"] == pytest.approx(-np.log(p) @ shares, rel=1e-5)
     assert found["val_accuracy"] == pytest.approx(shares[1])
 
@@ -264,7 +264,7 @@ def test_views_of_another_seed_are_refused(data):
     with pytest.raises(ValueError, match="same split and seed"):
         train(
             build_student_cnn(tiny.SIZE),
-            dataclasses.replace(data, seed=1),
+            dataclasses.replace(data, train_seed=1),
             SETTINGS,
             distillation=Distillation(Teacher([(classifier(data), data)])),
         )

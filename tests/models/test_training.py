@@ -40,14 +40,14 @@ def test_losses_by_hand(data, weighted):
     settings = dataclasses.replace(STILL, batch_size=16, class_weights=weighted)
     found = train(model, data, settings).history.iloc[0]
     expected = {}
-    for part in ("train", "val"):
-        labels = data.part(part)["label"].to_numpy()
+    for subset in ("train", "val"):
+        labels = data.subset(subset)["label"].to_numpy()
         assert len(labels) % 16
-        logits = np.ravel(model(data.images(part).astype(np.float32))).astype(np.float64)
+        logits = np.ravel(model(data.images(subset).astype(np.float32))).astype(np.float64)
         losses = np.logaddexp(0, logits) - labels * logits
-        expected[part] = (
+        expected[subset] = (
             losses * np.where(labels, len(labels) / 2 / labels.sum(), len(labels) / 2 / (1 - labels).sum())
-            if weighted and part == "train"
+            if weighted and subset == "train"
             else losses
         )
     assert found["loss"] == pytest.approx(expected["train"].mean(), rel=1e-4)
@@ -153,8 +153,8 @@ def test_a_loss_that_is_not_a_number_stops_the_training(data, tmp_path):
 
 def test_targets_by_subtype(data):
     kinds = {"normal": 0, "bacteria": 1, "virus": 2}
-    assert list(data.targets("test", 3)) == [kinds[name] for name in data.part("test")["subtype"]]
-    assert list(data.targets("test")) == list(data.part("test")["label"])
+    assert list(data.targets("test", 3)) == [kinds[name] for name in data.subset("test")["subtype"]]
+    assert list(data.targets("test")) == list(data.subset("test")["label"])
     unknown = dataclasses.replace(data, table=data.table.assign(subtype=""))
     assert data.has_subtypes and not unknown.has_subtypes
     with pytest.raises(ValueError, match="three classes need a subtype.*Received: path="):
@@ -199,7 +199,7 @@ def test_every_epoch_has_its_own_views_and_order(data, monkeypatch):
 
 def test_images_are_counted(data):
     found = train(build_student_cnn(tiny.SIZE), data, dataclasses.replace(STILL, epochs=2))
-    assert found.images == 2 * len(data.part("train"))
+    assert found.images == 2 * len(data.subset("train"))
     assert len(found.history) == 2
 
 
