@@ -32,7 +32,7 @@ def main() -> None:
         labels = generator.integers(0, 2, (BATCH, 1)).astype(np.float32)
         models = {}
         for kind in ("keras", "fused"):
-            cx.set_seed(0)
+            keras.utils.set_random_seed(0)
             models[kind] = model = cx.CNNS[name](size)
             model.compile("adam", keras.losses.BinaryCrossentropy(from_logits=True), jit_compile=False)
             with fused_batch_norm(model) if kind == "fused" else nullcontext():

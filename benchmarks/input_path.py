@@ -31,6 +31,7 @@ from keras.src.legacy.preprocessing.image import ImageDataGenerator
 
 import chestxray as cx
 from chestxray.data.catalog import scan
+from chestxray.data.dataset import PixelStore
 from chestxray.data.images import apply_clahe, decode_image, resize
 from chestxray.files import write_json
 
@@ -93,8 +94,8 @@ def main() -> None:
         steps = Parallel(n_jobs=cores)(delayed(alone)(paths[core::cores]) for core in range(cores))
         steps = {name: float(np.mean([core[name] for core in steps])) for name in steps[0]}
         limit = cores / sum(steps.values())
-        build = timed(lambda: cx.PixelStore.build(catalog, folder, SETTINGS))
-        store = cx.PixelStore.build(catalog, folder, SETTINGS)
+        build = timed(lambda: PixelStore.build(catalog, folder, SETTINGS))
+        store = PixelStore.build(catalog, folder, SETTINGS)
 
         def epoch(augment: cx.Augmentation | None = None) -> None:
             for _ in store.dataset(catalog, BATCH, shuffle=True, augment=augment):

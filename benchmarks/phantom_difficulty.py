@@ -12,8 +12,11 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+import keras
+
 import chestxray as cx
 from chestxray.files import whole_folder, write_json
+from chestxray.models.training import summarise
 from chestxray.phantoms import PHANTOM_VERSION
 
 IMAGES, SIDE, EPOCHS = 2_858, 128, 25  # 70 % of the images are for training
@@ -22,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def main() -> None:
     data = cx.load_data(cx.phantom_dataset(IMAGES, SIDE, seed=10), "patient", 0, cx.ImageSettings(SIDE))
-    cx.set_seed(0)
+    keras.utils.set_random_seed(0)
     model = cx.build_compact_cnn(SIDE)
     settings = cx.TrainSettings(
         epochs=EPOCHS,
@@ -41,7 +44,7 @@ def main() -> None:
             folder,
             weights="random",
             parameters={"architecture": "compact_cnn", **asdict(settings)},
-            training=cx.summarise([training], "float32", "CPU"),
+            training=summarise([training], "float32", "CPU"),
         )
         with whole_folder(REPOSITORY / "saved_models" / "phantom_cnn") as target:
             shutil.copytree(Path(folder) / "saved_models" / found["name"], target, dirs_exist_ok=True)

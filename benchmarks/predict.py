@@ -31,7 +31,7 @@ def measure(model: str, paths: list[str]) -> dict[str, float]:
 
     from chestxray.data.images import fit
     from chestxray.deployment.classifier import load_classifier
-    from chestxray.deployment.predict import predict_files, read_film
+    from chestxray.deployment.predict import predict_files, decode_file
 
     cv2.setNumThreads(1)
     classifier = load_classifier(model)
@@ -43,7 +43,7 @@ def measure(model: str, paths: list[str]) -> dict[str, float]:
         assert all(row["status"] == "ok" for row in rows), rows[0]
         start = time.perf_counter()
         for path in paths:
-            fit(read_film(Path(path)).pixels, settings)
+            fit(decode_file(Path(path)).pixels, settings)
         best["reading"] = min(best["reading"], time.perf_counter() - start)
     return {name: len(paths) / seconds for name, seconds in best.items()}
 

@@ -29,6 +29,7 @@ from keras.src.legacy.preprocessing.image import ImageDataGenerator
 
 import chestxray as cx
 from chestxray.data.catalog import scan
+from chestxray.data.dataset import PixelStore
 from chestxray.files import project_path, write_json
 from chestxray.models.batch_norm import fused_batch_norm
 from chestxray.results import versions
@@ -63,7 +64,7 @@ class Steps(keras.callbacks.Callback):
 def measure(kind: str, name: str, folder: Path, epochs: int) -> dict[str, float]:
     """Train one network one way; what :class:`Steps` found, seconds before the training, peak memory."""
     size = NETWORKS[name]
-    cx.set_seed(0)
+    keras.utils.set_random_seed(0)
     model, found = cx.CNNS[name](size), Steps()
     model.compile("adam", keras.losses.BinaryCrossentropy(from_logits=True), jit_compile=False)
     start = time.perf_counter()
@@ -81,7 +82,7 @@ def measure(kind: str, name: str, folder: Path, epochs: int) -> dict[str, float]
         )
     else:
         catalog = scan(folder)
-        store = cx.PixelStore.build(catalog, folder, cx.ImageSettings(size))
+        store = PixelStore.build(catalog, folder, cx.ImageSettings(size))
         images = store.dataset(catalog, BATCH, shuffle=True, augment=cx.Augmentation())
     before = time.perf_counter() - start
     with fused_batch_norm(model) if kind == "chestxray" else nullcontext():

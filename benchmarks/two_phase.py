@@ -38,9 +38,11 @@ from keras.src.legacy.preprocessing.image import ImageDataGenerator
 import chestxray as cx
 from chestxray.data.catalog import scan
 from chestxray.data.dataset import data_name
+from chestxray.deployment.costs import layer_mflops
 from chestxray.files import write_json
+from chestxray.models.backbones import get_backbone
 from chestxray.models.features import Features, find_cut
-from chestxray.models.training import compile_model, cpu_has_bf16
+from chestxray.models.training import compile_model, cpu_has_bf16, set_trainable_from
 from chestxray.results import versions
 
 IMAGES, BATCH, REPEATS = 256, 32, 3  # measured training images; half as many for validation
@@ -144,7 +146,7 @@ def common(backbone: str, folder: Path, bf16: bool) -> dict:
 
 def ours(backbone: str, folder: Path, bf16: bool) -> dict:
     """Frozen layers once for each of the stored views, then the rest from there."""
-    row = cx.get_backbone(backbone)
+    row = get_backbone(backbone)
     began = time.perf_counter()
     data = cx.load_data(folder, "image", 0, cx.ImageSettings(row.image_size))
     decoding = time.perf_counter() - began
@@ -154,9 +156,9 @@ def ours(backbone: str, folder: Path, bf16: bool) -> dict:
     )
     augmentation = cx.Augmentation()
     counts = [len(data.subset(subset)) for subset in ("train", "val")]
-    cx.set_trainable_from(model, FROM[backbone])
+    set_trainable_from(model, FROM[backbone])
     cuts = [find_cut(model)]
-    cx.set_trainable_from(model, "pool")
+    set_trainable_from(model, "pool")
     cuts.insert(0, find_cut(model))
     features = Features(model, data, cuts, augmentation, VIEWS)
     seconds = []
@@ -167,7 +169,7 @@ def ours(backbone: str, folder: Path, bf16: bool) -> dict:
         seconds.append(time.perf_counter() - began)
     speeds = {"decoding": {"train": sum(counts) / decoding}, "frozen": {"train": counts[0] / min(seconds)}}
     for name, first, cut in (("head", "pool", 0), ("fine", FROM[backbone], 1)):
-        cx.set_trainable_from(model, first)
+        set_trainable_from(model, first)
         subset = Features(model, data, cuts[cut:], augmentation, VIEWS)
         for name_, view in (("val", 0), *(("train", view) for view in range(VIEWS))):
             subset.prepare(name_, view)
@@ -184,7 +186,7 @@ def ours(backbone: str, folder: Path, bf16: bool) -> dict:
 
 def work(model, cut: str) -> dict[str, float]:
     """Multiplications and additions of one image, in 10⁹ operations: up to the cut, and after it."""
-    found, subset, mflops = {"frozen": 0.0, "rest": 0.0}, "frozen", cx.layer_mflops(model)
+    found, subset, mflops = {"frozen": 0.0, "rest": 0.0}, "frozen", layer_mflops(model)
     for layer in model.layers:
         found[subset] += 1e-3 * mflops.get(layer.name, 0.0)
         if layer.name == cut:
@@ -252,7 +254,7 @@ def main() -> None:
         speeds = function(given.backbone, given.folder, bf16)
         speeds["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         if function is common and bf16:  # the cache of the whole training set
-            side = cx.get_backbone(given.backbone).image_size
+            side = get_backbone(given.backbone).image_size
             speeds["peak_gb"] += (TRAIN + VAL - 1.5 * IMAGES) * 3 * 4 * side**2 / 1e9
         print("\n" + json.dumps(speeds))
         return

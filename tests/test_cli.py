@@ -41,13 +41,28 @@ def test_a_terminal_that_is_not_utf8(tmp_path):
             ["predict", "/nowhere", "x.png"],
             "card.json is missing from the model folder. Received: folder='/nowhere'",
         ),
-        (["publish", "/nowhere"], "the run has no result. Received: run='/nowhere'"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_two(arguments, message):
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert result.output.strip().splitlines()[-1] == f"Error: {message}"
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("x"), ValueError("x"), TypeError("int + str")])
+def test_an_error_of_the_program_is_not_dressed_as_a_mistake(error, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("chestxray.data.catalog.find_data", fail)
+    result = CliRunner().invoke(main, ["run", "--dry-run"])
+    assert result.exit_code == 1 and result.exception is error
+
+
+def test_debug_shows_the_traceback_of_a_mistake(monkeypatch):
+    monkeypatch.setenv("CHESTXRAY_DEBUG", "")  # the option sets it; this restores it
+    result = CliRunner().invoke(main, ["run", "--data-dir", "/nowhere", "--debug"])
+    assert result.exit_code == 1 and isinstance(result.exception, FileNotFoundError)
 
 
 @pytest.mark.parametrize(

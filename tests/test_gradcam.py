@@ -222,7 +222,7 @@ def test_mistakes_are_named(given, message):
 
 
 def test_no_picture_is_a_mistake():
-    with pytest.raises(ValueError, match="one picture or more is needed. Received: shape=\\(0,"):
+    with pytest.raises(ValueError, match="one image or more is needed. Received: shape=\\(0,"):
         gradcam(two_channels([1.0, 0.0]), X[:0])
 
 

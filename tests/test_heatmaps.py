@@ -1,4 +1,4 @@
-"""Figures of heatmaps show what they are given, on one scale."""
+"""Figures of heatmaps show the given numbers, on one scale."""
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,6 @@ def test_perturbation_and_cascade_draw_their_numbers():
     assert figure.axes[0].lines[1].get_ydata()[0] == 0.3
 
 
-def test_a_map_for_each_picture():
+def test_a_map_for_each_image():
     with pytest.raises(ValueError, match="strengths=1"):
         plots.heatmaps(np.full((2, 8, 8), 9, np.uint8), np.zeros((2, 2, 2)), np.array([1.0]), ["a", "b"])

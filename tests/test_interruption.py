@@ -61,7 +61,7 @@ def test_a_broken_off_run_ends_with_the_predictions_of_an_undisturbed_one(tmp_pa
     assert quiet.returncode == 0
 
     killed = start(data, tmp_path / "killed", tmp_path / "cache2")
-    checkpoint = tmp_path / "killed" / "checkpoints" / "custom_cnn-patient-s0.npz"
+    checkpoint = tmp_path / "killed" / "checkpoints" / "custom_cnn-patient-s0-t0.npz"
     deadline = time.monotonic() + 300
     while epochs_done(checkpoint) < 3:
         assert killed.poll() is None and time.monotonic() < deadline
@@ -82,7 +82,7 @@ def test_a_broken_off_run_ends_with_the_predictions_of_an_undisturbed_one(tmp_pa
     assert second.returncode == 0, said
     notebook = (results / "notebooks" / "02_custom_cnn-patient.ipynb").read_text(encoding="utf-8")
     assert "continued after epoch" in notebook
-    name = "custom_cnn-patient-s0.predictions.csv"
+    name = "custom_cnn-patient-s0-t0.predictions.csv"
     assert (results / name).read_bytes() == (tmp_path / "quiet" / "results" / name).read_bytes()
     assert not list((tmp_path / "killed").rglob(".partial-*"))
     assert not list((tmp_path / "killed" / "checkpoints").iterdir())

@@ -1,4 +1,4 @@
-"""Work shared out: nothing is lost or done twice, errors arrive, other work of the caller goes on."""
+"""Chunks in processes: no item is lost or done twice, errors arrive, the caller's own work goes on."""
 
 import multiprocessing
 import os
@@ -16,24 +16,24 @@ from chestxray.parallel import in_processes
 
 def children():
     return [
-        one
-        for one in psutil.Process().children(recursive=True)
-        if one.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in " ".join(one.cmdline())
+        child
+        for child in psutil.Process().children(recursive=True)
+        if child.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in " ".join(child.cmdline())
     ]
 
 
-@pytest.mark.parametrize(("count", "pieces"), [(0, 1), (64, 1), (65, 5), (200, 13)])
-def test_every_item_is_worked_on_once(count, pieces):
-    found = list(in_processes(sum, list(range(count)), "adding"))
-    assert len(found) == pieces
-    assert sum(found) == count * (count - 1) // 2
+@pytest.mark.parametrize(("count", "chunks"), [(0, 1), (64, 1), (65, 5), (200, 13)])
+def test_every_item_is_worked_on_once(count, chunks):
+    sums = list(in_processes(sum, list(range(count)), "adding"))
+    assert len(sums) == chunks
+    assert sum(sums) == count * (count - 1) // 2
 
 
 def test_an_error_arrives_as_it_was_raised_and_leaves_no_process():
     before = children()
     with pytest.raises(ValueError, match="invalid literal for int.*'no number'"):
         list(in_processes(partial(map_to_list, int), ["1"] * 99 + ["no number"], "reading"))
-    assert not [one for one in children() if one not in before]
+    assert not [child for child in children() if child not in before]
 
 
 def map_to_list(function, items):
@@ -45,7 +45,7 @@ def test_a_caller_that_breaks_off_leaves_no_process():
     results = in_processes(sum, list(range(400)), "adding")
     assert next(results) > 0
     results.close()
-    assert not [one for one in children() if one not in before]
+    assert not [child for child in children() if child not in before]
 
 
 def threads(items):
@@ -87,7 +87,7 @@ def test_the_processes_of_a_killed_one_end():
 
 def test_work_of_the_caller_goes_on():
     # A pool that is shared, or shut down for all, would leave the caller waiting.
-    own = Parallel(n_jobs=2, return_as="generator")(delayed(abs)(-number) for number in range(40))
-    assert next(own) == 0
+    numbers = Parallel(n_jobs=2, return_as="generator")(delayed(abs)(-number) for number in range(40))
+    assert next(numbers) == 0
     assert sum(in_processes(sum, list(range(100)), "adding")) == 4950
-    assert list(own) == list(range(1, 40))
+    assert list(numbers) == list(range(1, 40))

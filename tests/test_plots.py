@@ -1,4 +1,4 @@
-"""The figures are read back: bar heights, texts, positions, not only that they were drawn."""
+"""Figures are read back: bar heights, texts, positions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from matplotlib import pyplot as plt
 from matplotlib.text import Text
 
 from chestxray import plots
-from chestxray.evaluation.calibration import decision_curve, reliability_table
 
 
 @pytest.fixture(autouse=True)
@@ -74,9 +73,7 @@ def test_class_balance_counts_by_hand(catalog):
         "PNEUMONIA, bacterial": [(0, 10), (0, 0)],
         "PNEUMONIA, viral": [(10, 8), (0, 1)],
     }
-    found = texts(figure)
-    for text in ("6\n25 %", "18\n75 %", "3\n75 %", "1\n25 %", "10", "8"):
-        assert text in found
+    assert {"6\n25 %", "18\n75 %", "3\n75 %", "1\n25 %", "10", "8"} <= set(texts(figure))
     assert axis.containers[0][0].get_facecolor() == matplotlib.colors.to_rgba("#0072B2")
 
 
@@ -102,18 +99,16 @@ def test_image_sizes_draws_each_image_and_the_median_aspect():
     assert legend(histogram) == ["NORMAL (n = 2, median 1.25)", "PNEUMONIA (n = 2, median 2.50)"]
 
 
-@pytest.mark.parametrize("labels", [[0, 1, 1], [1, 1, 1]])
-def test_image_sizes_of_one_size(labels):
-    table = pd.DataFrame({"width": [64] * 3, "height": [48] * 3, "label": labels})
+def test_image_sizes_of_one_size_and_class():
+    table = pd.DataFrame({"width": [64] * 3, "height": [48] * 3, "label": 1})
     figure = plots.image_sizes(table)
     assert figure.axes[0].get_title("left") == "Size, all 64 × 48"
     low, high = figure.axes[0].get_xlim()
     assert low < 64 < high and any(low < tick < high for tick in figure.axes[0].get_xticks())
 
 
-@pytest.mark.parametrize("channel", [(), (1,)])
-def test_sample_grid_shows_the_pixels(channel):
-    images = np.arange(5 * 6 * 4, dtype=np.uint8).reshape(5, 6, 4, *channel)
+def test_sample_grid_shows_the_pixels():
+    images = np.arange(5 * 6 * 4, dtype=np.uint8).reshape(5, 6, 4, 1)
     figure = plots.sample_grid(images, list("abcde"), columns=3, suptitle="Five")
     assert len(figure.axes) == 5 and figure.get_suptitle() == "Five"
     for axis, image, title in zip(figure.axes, images, "abcde", strict=True):
@@ -140,22 +135,16 @@ def test_augmentation_preview_puts_the_original_first():
     assert [axis.images[0].get_array()[0, 0] for axis in figure.axes] == [9, *range(40, 47)]
 
 
-def synthetic_figures(catalog, synthetic):
-    picture = np.full((4, 4), 7, np.uint8)
-    sized = catalog.assign(width=32, height=32)
-    return [
-        plots.class_balance(catalog, synthetic),
-        plots.image_sizes(sized, synthetic),
-        plots.sample_grid([picture], ["a"], synthetic=synthetic),
-        plots.preprocessing_steps([picture], ["a"], synthetic),
-        plots.augmentation_preview(picture, [picture], synthetic),
-    ]
-
-
 @pytest.mark.parametrize("synthetic", [True, False])
 def test_synthetic_is_written_when_asked_only(catalog, synthetic):
-    for figure in synthetic_figures(catalog, synthetic):
-        assert ("synthetic" in " ".join(texts(figure))) is synthetic
+    image, sized = np.full((4, 4), 7, np.uint8), catalog.assign(width=32, height=32)
+    for figure in (
+        plots.class_balance(catalog, synthetic),
+        plots.image_sizes(sized, synthetic),
+        plots.augmentation_preview(image, [image], synthetic),
+        plots.preprocessing_steps([image], ["a"], synthetic),
+    ):
+        assert ("synthetic data" in " ".join(texts(figure))) is synthetic
 
 
 @pytest.fixture
@@ -202,9 +191,9 @@ def test_one_epoch_of_a_huge_loss_does_not_flatten_the_others(history):
 
 
 def test_learning_curves_of_one_epoch_and_of_losses_only(history):
-    one = plots.learning_curves(history.iloc[2:3])  # an index that does not start at 0
-    assert len(one.axes) == 3 and vertical(one.axes[0]) == []
-    assert "lowest validation loss (epoch 3)" in texts(one)
+    figure = plots.learning_curves(history.iloc[2:3])  # an index that does not start at 0
+    assert len(figure.axes) == 3 and vertical(figure.axes[0]) == []
+    assert "lowest validation loss (epoch 3)" in texts(figure)
     assert len(plots.learning_curves(history[["epoch", "loss", "val_loss"]]).axes) == 1
 
 
@@ -303,7 +292,7 @@ def test_spread_shows_every_known_value_and_the_mean():
 
 
 def test_long_names_are_not_cut_off():
-    name = "a_rather_long_name_of_a_model-patient-s0"
+    name = "a_rather_long_name_of_a_model-patient-s0-t0"
     costs = pd.DataFrame(
         {
             "model": [name] * 2,
@@ -314,27 +303,8 @@ def test_long_names_are_not_cut_off():
             "milliseconds": [0.4, 300.0],
         }
     )
-    scores = pd.DataFrame(
-        [
-            {
-                "name": name,
-                "model": name,
-                "split_rule": "patient",
-                "seed": 0,
-                **{
-                    key: 0.9
-                    for metric in ("auroc", "accuracy", "specificity")
-                    for key in (metric, f"{metric}_low", f"{metric}_high")
-                },
-            }
-        ]
-    )
-    nobody = pd.DataFrame(columns=["split", "model", "who", "held_out", "accuracy", "specificity", "auroc"])
-    for figure in (
-        plots.latency(costs),
-        plots.comparison(scores, ["auroc"]),
-        plots.overview(scores, nobody, {"patient": "By patient"}),
-    ):
+    scores = pd.DataFrame({"name": [name], "auroc": 0.9, "auroc_low": 0.9, "auroc_high": 0.9})
+    for figure in (plots.latency(costs), plots.comparison(scores, ["auroc"])):
         figure.canvas.draw()
         for label in figure.axes[0].get_yticklabels():
             assert label.get_window_extent().x0 >= 0
@@ -356,7 +326,7 @@ def test_roc_pr_values_by_hand():
     assert list(roc.lines[1].get_ydata()) == [0, 0.5, 0.5, 1, 1]
 
 
-def test_roc_pr_shows_the_floor_and_the_band_of_the_first():
+def test_roc_pr_shows_the_baseline_and_the_band_of_the_first():
     grid = np.array([0.0, 0.5, 1.0])
     figure = plots.roc_pr(
         {"a": ([0, 1, 0, 1], [0.1, 0.4, 0.5, 0.9])},
@@ -392,13 +362,12 @@ def test_roc_pr_enlarges_the_corner_where_all_curves_lie():
 
 
 def test_calibration_draws_bins_and_net_benefit():
-    labels, p = [0, 0, 1, 0, 1, 1, 1, 1], [0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9]
-    figure = plots.calibration(
-        {"a": reliability_table(labels, p, 2)}, {"a": decision_curve(labels, p, [0.5])}
-    )
+    bins = pd.DataFrame({"predicted": [0.25, 0.75], "observed": [0.25, 1], "low": [0, 0.5], "high": [0.7, 1]})
+    decisions = pd.DataFrame({"threshold": [0.5], "model": [0.5], "all": [0.25]})
+    figure = plots.calibration({"a": bins}, {"a": decisions})
     reliability, benefit = figure.axes
-    assert reliability.lines[1].get_xydata().tolist() == pytest.approx(np.array([[0.25, 0.25], [0.75, 1]]))
-    assert [line.get_ydata()[0] for line in benefit.lines] == pytest.approx([5 / 8 - 3 / 8, 0, 0.5])
+    assert reliability.lines[1].get_xydata().tolist() == [[0.25, 0.25], [0.75, 1]]
+    assert [line.get_ydata()[0] for line in benefit.lines] == [0.25, 0, 0.5]
     figure.draw_without_rendering()
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
@@ -432,52 +401,6 @@ def test_score_distribution_bars_and_thresholds():
     ]
     assert pneumonia.get_ylabel().startswith("PNEUMONIA (n = 2)")
     assert normal.get_ylabel().startswith("NORMAL (n = 4)")
-
-
-def test_overview_shows_seeds_published_numbers_and_floors_under_their_split():
-    metrics = ("accuracy", "specificity", "auroc")
-    ours = pd.DataFrame(
-        [
-            {
-                "model": "net",
-                "split_rule": rule,
-                **{
-                    key: value + change
-                    for metric in metrics
-                    for key, change in ((metric, 0), (f"{metric}_low", -0.1), (f"{metric}_high", 0.1))
-                },
-            }
-            for rule, value in (("patient", 0.7), ("patient", 0.8), ("official", 0.6), ("image", 0.5))
-        ]
-    )
-    ours["seed"] = [1, 0, 0, 0]  # the better one on validation comes first
-    published = pd.DataFrame(
-        {
-            "model": ["theirs", "left out"],
-            "who": ["A 2020", "B"],
-            "split": ["official", "image"],
-            "held_out": [False, True],
-            "accuracy": [0.9, 0.1],
-            "specificity": [np.nan, 0.1],
-            "auroc": [0.95, 0.1],
-        }
-    )
-    figure = plots.overview(
-        ours, published, {"patient": "By patient", "official": "Theirs"}, {"official": 0.55, "image": 0.2}
-    )
-    accuracy, _, auroc = figure.axes
-    assert [text.get_text() for text in accuracy.get_yticklabels()] == ["net", "net", "theirs (A 2020) *"]
-    first, second, theirs = accuracy.get_yticks()
-    drawn = {(round(x, 3), y) for line in auroc.lines for x, y in line.get_xydata() if np.isfinite(x)}
-    assert drawn == {(0.8, first), (0.7, first), (0.6, second), (0.95, theirs)}
-    assert [text.get_text() for text in accuracy.texts] == ["By patient", "Theirs"]
-    (interval,) = [
-        lines.get_segments()[0] for lines in accuracy.collections if lines.get_segments()[0][0][1] == first
-    ]
-    assert interval[:, 0].tolist() == pytest.approx([0.7, 0.9])  # of seed 0
-    (baseline,) = [lines for lines in auroc.collections if lines.get_linestyle()[0][1]]
-    (x, top), (_, bottom) = baseline.get_segments()[0]
-    assert x == 0.55 and first < top < second and bottom > theirs
 
 
 def test_comparison_points_intervals_and_order():
@@ -544,3 +467,14 @@ def test_wrong_input_raises_and_leaves_no_figure(case):
         call()
     assert "Received: " in str(caught.value) and str(caught.value).endswith(received)
     assert plt.get_fignums() == []
+
+
+def test_model_summary_shows_trainable_beside_frozen_parameters():
+    table = pd.DataFrame({"part": ["block1", "head"], "parameters": [1000, 50]})
+    table = table.assign(**{"trainable at first": [0, 50], "trainable in the end": [400, 50]})
+    first, last = plots.model_summary(table, ["at first", "in the end"]).axes
+    widths = [[bar.get_width() for bar in axis.patches] for axis in (first, last)]
+    assert widths == [[0, 50, 1000, 0], [400, 50, 600, 0]]  # trainable of each part, then frozen
+    assert last.get_title(loc="left") == "in the end: 450 of 1,050 trainable"
+    with pytest.raises(ValueError, match="rows are needed"):
+        plots.model_summary(table, ["later"])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import chestxray as cx
+from chestxray.data.splits import split_hash
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +25,7 @@ def test_the_split_by_image_is_the_published_one(data, kaggle_names):
         ("test", 0): 238,
         ("test", 1): 641,
     }
-    assert data.split_hash == cx.split_hash(cx.make_split(kaggle_names, "image", 0))
+    assert data.split_hash == split_hash(cx.make_split(kaggle_names, "image", 0))
 
 
 def test_no_image_of_the_folder_is_lost(data):

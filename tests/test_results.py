@@ -12,7 +12,7 @@ def result(model, auroc=0.9, rule="patient", data="chest_xray", subsets=("val", 
     metrics = {subset: {"auroc": entry, "youden": {"accuracy": entry}} for subset in subsets}
     return {
         "schema": results.RESULT_SCHEMA,
-        "name": f"{model}-{rule}-s{seed}",
+        "name": results.result_name(model, rule, seed, seed),
         "data": data,
         "split_rule": rule,
         "split_hash": "abc",
@@ -28,9 +28,9 @@ def test_results_are_ordered_by_split_and_validation_and_others_are_ignored(tmp_
         write_json(tmp_path / f"{one['name']}.json", one)
     write_json(tmp_path / "other.json", {"schema": "chestxray.dataset/1", "name": "other"})
     assert [one["name"] for one in results.read_results(tmp_path)] == [
-        "c-image-s0",
-        "b-patient-s0",
-        "a-patient-s0",
+        "c-image-s0-t0",
+        "b-patient-s0-t0",
+        "a-patient-s0-t0",
     ]
 
 
@@ -41,7 +41,8 @@ def test_no_result_is_an_error_that_names_the_folder(tmp_path):
 
 def test_comparison_leaves_out_models_without_test_scores():
     table = results.comparison_table([result("a"), result("b", subsets=("val",))])
-    assert table.loc[0, ["name", "model", "seed"]].tolist() == ["a-patient-s0", "a", 0] and len(table) == 1
+    assert table.loc[0, ["name", "model", "train_seed"]].tolist() == ["a-patient-s0-t0", "a", 0]
+    assert len(table) == 1
     assert table.loc[0, ["auroc", "auroc_low", "accuracy_high"]].tolist() == pytest.approx([0.9, 0.85, 0.95])
 
 
@@ -68,9 +69,8 @@ def test_a_metric_that_no_model_has_is_no_number():
     assert np.isnan(summed.loc[0, "auroc"]) and summed.loc[0, "accuracy"] == pytest.approx(0.9)
 
 
-def test_result_carries_the_key_of_the_step(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv(results.STEP_KEY, "0123")
-    path = results.write_result(tmp_path, {"name": "x"})
+def test_result_carries_the_key_of_the_step(tmp_path, capsys):
+    path = results.write_result(tmp_path, {"name": "x"}, "0123")
     assert read_json(path) == {"name": "x", "step_key": "0123"}
     assert capsys.readouterr().out == "wrote results/x.json\n"
 
@@ -82,5 +82,7 @@ def test_nan_is_refused_and_leaves_no_file(tmp_path):
 
 
 def test_a_classifier_is_found_by_name_or_folder(tmp_path):
-    assert results.find_classifier("vgg16", tmp_path, "image", 3) == tmp_path / "saved_models/vgg16-image-s3"
+    folder = results.find_classifier("vgg16", tmp_path, "image", split_seed=3, train_seed=5)
+    assert folder == tmp_path / "saved_models/vgg16-image-s3-t5"
     assert results.find_classifier(f"{tmp_path}/mine", "x", "image", 3) == tmp_path / "mine"
+    assert results.parse_result_name("a-b-image-s3-t5") == ("a-b", "image", 3, 5)

@@ -4,29 +4,29 @@ import csv
 import shutil
 
 import cv2
+import keras
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from chestxray import results
-from chestxray import results as record
 from chestxray.files import read_json, write_json
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """An untrained network on 60 phantoms, put on record."""
+    """An untrained network on 60 phantoms, put on results."""
     import chestxray as cx
     from chestxray.phantoms import write_phantoms
 
     folder = tmp_path_factory.mktemp("recorded")
     write_phantoms(folder, 60, 48, 1)
     data = cx.load_data(folder / "chest_xray", "patient", 0, cx.ImageSettings(32))
-    cx.set_seed(3)
+    keras.utils.set_random_seed(3)
     model = cx.build_student_cnn(32, precision="mixed_bfloat16")
     model.get_layer("logit").set_weights([np.random.default_rng(0).normal(size=(64, 1)), np.zeros(1)])
-    found = record.record_model(
+    found = results.record_model(
         model, data, "tiny", folder, parameters={"a": 1}, weights="random", training={"epochs": {}}
     )
     return folder, data, found
@@ -34,7 +34,7 @@ def recorded(tmp_path_factory):
 
 def test_record_holds_contract_six(recorded):
     folder, data, found = recorded
-    stored = read_json(folder / "results" / "tiny-patient-s0.json")
+    stored = read_json(folder / "results" / "tiny-patient-s0-t0.json")
     assert stored == found | {"step_key": None}
     assert stored["data"] == "synthetic" and stored["split_hash"] == data.split_hash
     for key in (
@@ -57,7 +57,7 @@ def test_record_holds_contract_six(recorded):
 
 def test_every_metric_can_be_recomputed_from_the_predictions(recorded):
     folder, data, found = recorded
-    predictions = results.read_predictions(folder / "results", "tiny-patient-s0")
+    predictions = results.read_predictions(folder / "results", "tiny-patient-s0-t0")
     assert list(predictions) == [
         "path",
         "group",
@@ -91,24 +91,22 @@ def test_the_saved_model_is_float32_and_gives_the_recorded_logits(recorded):
     from chestxray.deployment.classifier import load_classifier
 
     folder, data, _ = recorded
-    classifier = load_classifier(folder / "saved_models" / "tiny-patient-s0")
+    classifier = load_classifier(folder / "saved_models" / "tiny-patient-s0-t0")
     assert {layer.compute_dtype for layer in classifier.model.layers} == {"float32"}
-    predictions = results.read_predictions(folder / "results", "tiny-patient-s0").query("split == 'test'")
+    predictions = results.read_predictions(folder / "results", "tiny-patient-s0-t0").query("split == 'test'")
     assert classifier.logits(data.images("test")) == pytest.approx(predictions["logit"].to_numpy(), abs=1e-5)
 
 
-def test_each_look_at_test_is_logged(recorded):
+def test_each_test_evaluation_is_logged(recorded):
     folder, data, _ = recorded
-    record.log_test_look(folder, "again", data, {"b": 2, "a": "x"})
+    results.log_test_evaluation(folder, "again", data, {"b": 2, "a": "x"})
     rows = list(csv.DictReader(open(folder / "results" / "test_log.csv", encoding="utf-8")))
-    assert [row["name"] for row in rows] == ["tiny-patient-s0", "again"]
+    assert [row["name"] for row in rows] == ["tiny-patient-s0-t0", "again"]
     assert rows[1]["configuration"] == "a=x;b=2" and rows[1]["images"] == str(len(data.subset("test")))
 
 
 def test_a_model_that_ranks_backwards_is_recorded_as_that(recorded, tmp_path, capsys):
     """Platt scaling with a negative slope would turn it round and publish 1 - AUROC."""
-    import keras
-
     import chestxray as cx
 
     _, data, _ = recorded
@@ -119,12 +117,12 @@ def test_a_model_that_ranks_backwards_is_recorded_as_that(recorded, tmp_path, ca
     for sign in (1, -1):
         model = keras.Model(inputs, keras.layers.Rescaling(sign)(darkness))
         cx.record_model(model, data, f"sign{sign}", tmp_path, parameters={}, weights="", training={})
-    found = [read_json(tmp_path / "results" / f"sign{sign}-patient-s0.json") for sign in (1, -1)]
+    found = [read_json(tmp_path / "results" / f"sign{sign}-patient-s0-t0.json") for sign in (1, -1)]
     scores = [one["metrics"]["val"]["auroc"]["value"] for one in found]
     assert sum(scores) == pytest.approx(1.0, abs=1e-9) and scores[0] != scores[1]
     assert "ranks the validation images backwards" in capsys.readouterr().out
     for sign, score in zip((1, -1), scores, strict=True):
-        rows = results.read_predictions(tmp_path / "results", f"sign{sign}-patient-s0")
+        rows = results.read_predictions(tmp_path / "results", f"sign{sign}-patient-s0-t0")
         rows = rows[rows["split"] == "val"]
         assert roc_auc_score(rows["label"], rows["logit"]) == pytest.approx(score, abs=1e-9)
 
@@ -141,44 +139,38 @@ def layers_of_a_user():
 
 
 def test_models_of_the_user_are_recorded(recorded, tmp_path):
-    import keras
-
     _, data, _ = recorded
     inner = keras.Sequential([keras.Input((32, 32, 1)), *layers_of_a_user()[:2]])
     for name, layers in (("sequential", layers_of_a_user()), ("nested", [inner, *layers_of_a_user()[2:]])):
         model = keras.Sequential([keras.Input((32, 32, 1)), *layers])
-        record.record_model(model, data, name, tmp_path, parameters={}, weights="random", training={})
-        table = results.read_predictions(tmp_path / "results", f"{name}-patient-s0").query("split == 'val'")
+        results.record_model(model, data, name, tmp_path, parameters={}, weights="random", training={})
+        table = results.read_predictions(tmp_path / "results", f"{name}-patient-s0-t0").query(
+            "split == 'val'"
+        )
         assert table["logit"].to_numpy() == pytest.approx(model.predict(data.images("val"))[:, 0], abs=1e-4)
 
 
 def test_a_model_whose_feature_maps_are_out_of_reach_looks_at_nothing(recorded, tmp_path):
-    import keras
-
     _, data, _ = recorded
     inner = keras.Sequential([keras.Input((32, 32, 1)), *layers_of_a_user()[:3]])
     model = keras.Sequential([keras.Input((32, 32, 1)), inner, keras.layers.Dense(1)])
     with pytest.raises(ValueError, match="lie inside a nested model"):
-        record.record_model(model, data, "pooled", tmp_path, parameters={}, weights="random", training={})
+        results.record_model(model, data, "pooled", tmp_path, parameters={}, weights="random", training={})
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("units", "activation"), [(1, "sigmoid"), (2, None), (3, "softmax")])
 def test_a_model_that_gives_no_logits_is_refused(recorded, tmp_path, units, activation):
-    import keras
-
     _, data, _ = recorded
     model = keras.Sequential(
         [keras.Input((32, 32, 1)), *layers_of_a_user()[:3], keras.layers.Dense(units, activation=activation)]
     )
     with pytest.raises(ValueError, match=f"raw logits.*outputs={units}"):
-        record.record_model(model, data, "other", tmp_path, parameters={}, weights="random", training={})
+        results.record_model(model, data, "other", tmp_path, parameters={}, weights="random", training={})
     assert not list(tmp_path.iterdir())
 
 
 def test_what_is_known_of_the_children_is_said_of_them_only(tmp_path):
-    import keras
-
     import chestxray as cx
     from chestxray.phantoms import write_phantoms
 
@@ -200,8 +192,8 @@ def test_what_is_known_of_the_children_is_said_of_them_only(tmp_path):
         ),
     }.items():
         model = keras.Sequential([keras.Input((32, 32, 1)), *layers_of_a_user()])
-        record.record_model(model, data, name, tmp_path, parameters={}, weights="random", training={})
-        card = read_json(tmp_path / "saved_models" / f"{name}-patient-s0" / "card.json")
+        results.record_model(model, data, name, tmp_path, parameters={}, weights="random", training={})
+        card = read_json(tmp_path / "saved_models" / f"{name}-patient-s0-t0" / "card.json")
         said = "children" in " ".join(card["limits"])
         assert said == ("population" in card) == (name == "children")
 
@@ -210,7 +202,7 @@ def test_validation_only_leaves_test_alone(recorded, tmp_path):
     import chestxray as cx
 
     _, data, _ = recorded
-    found = record.record_model(
+    found = results.record_model(
         cx.build_student_cnn(32),
         data,
         "val_only",
@@ -220,7 +212,7 @@ def test_validation_only_leaves_test_alone(recorded, tmp_path):
         training={},
         score_test=False,
     )
-    predictions = pd.read_csv(tmp_path / "results" / "val_only-patient-s0.predictions.csv")
+    predictions = pd.read_csv(tmp_path / "results" / "val_only-patient-s0-t0.predictions.csv")
     assert set(found["metrics"]) == set(predictions["split"]) == {"val"}
     assert not (tmp_path / "results" / "test_log.csv").exists()
 
@@ -230,17 +222,17 @@ def test_validation_only_leaves_test_alone(recorded, tmp_path):
 
 @pytest.fixture(scope="module")
 def three(data, tmp_path_factory):
-    """A network with three logits that nobody trained, on record."""
+    """A network with three logits that nobody trained, on results."""
     import chestxray as cx
 
     folder = tmp_path_factory.mktemp("three")
-    cx.set_seed(0)
+    keras.utils.set_random_seed(0)
     model = cx.build_student_cnn(32, outputs=3)
     kernel = np.random.default_rng(5).normal(0, 30, (64, 3))
     model.get_layer("logit").set_weights([kernel, np.zeros(3)])
     mean = np.asarray(model(data.images("test").astype(np.float32))).mean(axis=0)
     model.get_layer("logit").set_weights([kernel, -mean])  # so that no class wins everywhere
-    found = record.record_model(
+    found = results.record_model(
         model, data, "three", folder, parameters={}, weights="random", training={"epochs": {}}
     )
     return model, folder, found
@@ -250,13 +242,13 @@ def test_three_logits_become_the_odds_of_pneumonia(three, data):
     from chestxray.deployment.classifier import load_classifier
 
     model, folder, _ = three
-    rows = results.read_predictions(folder / "results", "three-patient-s0").query("split == 'test'")
+    rows = results.read_predictions(folder / "results", "three-patient-s0-t0").query("split == 'test'")
     logits = np.asarray(model(data.images("test").astype(np.float32)))
     for number, name in enumerate(("normal", "bacteria", "virus")):
         np.testing.assert_allclose(rows[f"logit_{name}"], logits[:, number], atol=1e-4)
     odds = np.log(np.exp(logits[:, 1]) + np.exp(logits[:, 2])) - logits[:, 0]
     np.testing.assert_allclose(rows["logit"], odds, atol=1e-4)
-    loaded = load_classifier(folder / "saved_models" / "three-patient-s0")
+    loaded = load_classifier(folder / "saved_models" / "three-patient-s0-t0")
     np.testing.assert_allclose(loaded.logits(data.images("test")), odds, atol=1e-4)
 
 
@@ -268,21 +260,22 @@ def test_confusion_by_subtype_by_hand(three, data):
         [int(((rows["subtype"] == name).to_numpy() & (called == number)).sum()) for number in range(3)]
         for name in ("normal", "bacteria", "virus")
     ]
-    assert found["subtype_confusion"]["test"] == wanted == record.subtype_confusion(model, data, "test")
+    assert found["subtype_confusion"]["test"] == wanted == results.subtype_confusion(model, data, "test")
     assert sum(map(sum, wanted)) == len(rows) and len({*called}) > 1
 
 
-def test_variants_are_written_with_their_logits(three, data, tmp_path, monkeypatch):
+def test_variants_are_written_with_their_logits(three, data, tmp_path):
     from chestxray.evaluation.comparison import score_variants
 
     model, _, _ = three
-    monkeypatch.setenv(results.STEP_KEY, "0123")
-    table = record.predict_variants({"a0": model, "b0": model}, data, ["val", "test"])
+    table = results.predict_variants({"a0": model, "b0": model}, data, ["val", "test"])
     assert list(table.columns) == ["path", "group", "subtype", "label", "split", "a0", "b0"]
-    scored = {"test": score_variants(table, {"a": ["a0"], "b": ["b0"]}, "a", draws=20)}
+    scored = {"test": score_variants(table, {"a": ["a0"], "b": ["b0"]}, "a")}
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "x_variants-patient-s0-1-0.npz").write_bytes(b"")
-    found = record.record_variants("x_variants", tmp_path, data, table, scored, {"student": "x"})
+    found = results.record_variants(
+        "x_variants", tmp_path, data, table=table, scored=scored, content={"student": "x"}, step_key="0123"
+    )
     stored = read_json(tmp_path / "results" / "x_variants-patient-s0.json")
     assert stored == found | {"step_key": "0123"} and stored["schema"] == results.VARIANTS_SCHEMA
     assert stored["variants"]["test"]["b"]["difference"]["auroc"] == {"value": 0.0, "low": 0.0, "high": 0.0}
@@ -291,15 +284,14 @@ def test_variants_are_written_with_their_logits(three, data, tmp_path, monkeypat
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
-def test_what_a_step_records_on_its_way_does_not_finish_it(three, data, tmp_path, monkeypatch):
+def test_what_a_step_records_on_its_way_does_not_finish_it(three, data, tmp_path):
     model, _, _ = three
-    monkeypatch.setenv(results.STEP_KEY, "0123")
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "way-patient-s0.npz").write_bytes(b"")
-    (tmp_path / "checkpoints" / "way-patient-s0-fine.npz").write_bytes(b"")
-    (tmp_path / "checkpoints" / "way-patient-s01-fine.npz").write_bytes(b"")  # of another seed
+    (tmp_path / "checkpoints" / "way-patient-s0-t0.npz").write_bytes(b"")
+    (tmp_path / "checkpoints" / "way-patient-s0-t0-fine.npz").write_bytes(b"")
+    (tmp_path / "checkpoints" / "way-patient-s0-t01-fine.npz").write_bytes(b"")  # of another seed
     for final in (False, True):
-        record.record_model(
+        results.record_model(
             model,
             data,
             "way",
@@ -309,13 +301,14 @@ def test_what_a_step_records_on_its_way_does_not_finish_it(three, data, tmp_path
             training={"epochs": {}},
             score_test=False,
             final=final,
+            step_key="0123" if final else None,
         )
-        stored = read_json(tmp_path / "results" / "way-patient-s0.json")
+        stored = read_json(tmp_path / "results" / "way-patient-s0-t0.json")
         assert stored["step_key"] == ("0123" if final else None)
         assert len(list((tmp_path / "checkpoints").iterdir())) == (1 if final else 3)
 
 
-def test_the_floor_comes_from_the_audit_of_the_same_images(recorded, tmp_path):
+def test_the_baseline_comes_from_the_audit_of_the_same_images(recorded, tmp_path):
     import chestxray as cx
 
     _, data, found = recorded
@@ -330,7 +323,7 @@ def test_the_floor_comes_from_the_audit_of_the_same_images(recorded, tmp_path):
                 "baseline": {"sees": "border", "auroc": 0.7, "roc": [0, 1]},
             },
         )
-        again = record.record_model(
+        again = results.record_model(
             model,
             data,
             "baseline",
@@ -341,13 +334,15 @@ def test_the_floor_comes_from_the_audit_of_the_same_images(recorded, tmp_path):
             score_test=False,
         )
         assert again["baseline"] == baseline
-        text = (tmp_path / "saved_models" / "baseline-patient-s0" / "README.md").read_text(encoding="utf-8")
+        text = (tmp_path / "saved_models" / "baseline-patient-s0-t0" / "README.md").read_text(
+            encoding="utf-8"
+        )
         assert ("(border) reaches AUROC 0.700" in text) == bool(baseline)
 
 
 def test_the_card_tells_the_same_numbers(recorded):
     folder, _, found = recorded
-    text = (folder / "saved_models" / "tiny-patient-s0" / "README.md").read_text(encoding="utf-8")
+    text = (folder / "saved_models" / "tiny-patient-s0-t0" / "README.md").read_text(encoding="utf-8")
     test = found["metrics"]["test"]
     for entry in (test["auroc"], test["brier"], test["slope"], test["half"]["specificity"]):
         assert f"{entry['value']:.3f}" in text

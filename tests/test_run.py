@@ -65,18 +65,18 @@ def test_all_notebooks_on_a_plain_folder_with_broken_files(tmp_path, plain_folde
     results = tmp_path / "out" / "results"
     counts = read_json(results / "dataset-patient-s0.json")
     assert counts["problems"] == {"empty file": 1, "not an image": 1, "truncated": 1, "unknown name": 121}
-    model = read_json(results / "custom_cnn-patient-s0.json")
+    model = read_json(results / "custom_cnn-patient-s0-t0.json")
     assert model["classes"] == ["healthy", "sick"] and model["data"] == "mine"
     assert set(model["metrics"]) == {"val"} and not (results / "test_log.csv").exists()
     assert {model["name"] for model in read_json(results / "comparison-patient.json")["models"]} == {
-        f"{name}-patient-s0" for name in ("custom_cnn", "vgg16", "student", "student_teacher1")
+        f"{name}-patient-s0-t0" for name in ("custom_cnn", "vgg16", "student", "student_teacher1")
     }
     assert set(read_json(results / "student_variants-patient-s0.json")["variants"]["val"]) == {
         "alone",
         "label smoothing",
         "distilled",
     }  # no subtype is known
-    card = (tmp_path / "out" / "saved_models" / "custom_cnn-patient-s0" / "README.md").read_text()
+    card = (tmp_path / "out" / "saved_models" / "custom_cnn-patient-s0-t0" / "README.md").read_text()
     assert "healthy (0) against sick (1)" in card and "one hospital" not in card
 
 
@@ -116,8 +116,8 @@ def test_two_dask_workers_play_a_plan_and_one_is_killed(tmp_path, monkeypatch):
         killer.join()
         assert cluster.workers[0].pid != pid
     for rule in ("image", "patient"):
-        name = f"results/custom_cnn-{rule}-s0.predictions.csv"
+        name = f"results/custom_cnn-{rule}-s0-t0.predictions.csv"
         found = pd.read_csv(tmp_path / "spread" / name)
         pd.testing.assert_frame_equal(found, pd.read_csv(tmp_path / "alone" / name), atol=1e-3)
     log = pd.read_csv(tmp_path / "spread" / "results" / "test_log.csv")
-    assert sorted(log["name"]) == ["custom_cnn-image-s0", "custom_cnn-patient-s0"]
+    assert sorted(log["name"]) == ["custom_cnn-image-s0-t0", "custom_cnn-patient-s0-t0"]

@@ -7,18 +7,26 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from chestxray import TrainSettings
-from chestxray import run as experiments
+from chestxray import TrainSettings, run
 from chestxray.files import read_json, write_json
 from chestxray.phantoms import write_phantoms
 
 RESULTS = Path(__file__).parent.parent / "results"
 PARAMETERS = (
     'data_dir: str = "phantoms"\nsplit: str = "patient"\noutput_dir: str = "x"\n'
-    "seed: int = 0\nlevel: int = 1  # how high"
+    'split_seed: int = 0\nlevel: int = 1  # how high\nstep_key: str = ""'
 )
+
+
+WRITE = """
+import json, pathlib
+pathlib.Path(output_dir, "log.txt").open("a").write("{name} ")
+pathlib.Path(output_dir, "results", "{name}.json").write_text(
+    json.dumps({{"name": "{name}", "level": level, "step_key": step_key}})
+)
+"""
 
 
 def write_notebook(folder, name, body, parameters=PARAMETERS):
@@ -41,22 +49,17 @@ def house(tmp_path, monkeypatch):
     """A plan of three notebooks; the second one fails unless level is 2."""
     notebooks = tmp_path / "notebooks"
     (notebooks / "recipes").mkdir(parents=True)
-    write = (
-        "import chestxray as cx, pathlib\n"
-        'pathlib.Path(output_dir, "log.txt").open("a").write("{name} ")\n'
-        'cx.write_result(output_dir, {{"schema": "test", "name": "{name}", "level": level}})'
-    )
-    write_notebook(notebooks, "01_first", write.format(name="first"))
+    write_notebook(notebooks, "01_first", WRITE.format(name="first"))
     write_notebook(
         notebooks,
         "02_second",
-        'if level != 2:\n    raise OSError("level is too low")\n' + write.format(name="second"),
+        'if level != 2:\n    raise OSError("level is too low")\n' + WRITE.format(name="second"),
     )
-    write_notebook(notebooks, "03_third", write.format(name="third"))
+    write_notebook(notebooks, "03_third", WRITE.format(name="third"))
     (notebooks / "recipes" / "high.yaml").write_text("level: 5\n")
-    monkeypatch.setattr(experiments, "NOTEBOOKS", notebooks)
+    monkeypatch.setattr(run, "NOTEBOOKS", notebooks)
     monkeypatch.setattr(
-        experiments, "PLANS", {"demo": [("01_first", None), ("02_second", None), ("03_third", "high")]}
+        run, "PLANS", {"demo": [("01_first", None), ("02_second", None), ("03_third", "high")]}
     )
     return tmp_path
 
@@ -66,7 +69,7 @@ def log(house):
 
 
 def test_a_failing_step_is_named_and_the_others_go_on(house, phantoms, capsys):
-    code = experiments.run_plan("demo", phantoms, output_dir=house / "out")
+    code = run.run_plan("demo", phantoms, output_dir=house / "out")
     assert code == 1
     assert log(house) == ["first", "third"]
     assert "FAILED 02_second-patient, cell [3]: OSError: level is too low" in capsys.readouterr().out
@@ -74,43 +77,67 @@ def test_a_failing_step_is_named_and_the_others_go_on(house, phantoms, capsys):
 
 
 def test_finished_steps_are_skipped_and_changed_ones_run_again(house, phantoms):
-    play = lambda **more: experiments.run_plan("demo", phantoms, output_dir=house / "out", **more)  # noqa: E731
+    play = functools.partial(run.run_plan, "demo", phantoms, output_dir=house / "out")
     assert play(overrides={"level": 2}) == 0
     assert play(overrides={"level": 2}) == 0
     assert log(house) == ["first", "second", "third"]
-    write_notebook(
-        house / "notebooks",
-        "01_first",
-        "import chestxray as cx, pathlib\n"
-        'pathlib.Path(output_dir, "log.txt").open("a").write("changed ")\n'
-        'cx.write_result(output_dir, {"name": "first"})',
-    )
+    write_notebook(house / "notebooks", "01_first", WRITE.format(name="changed"))
     assert play(overrides={"level": 2}) == 0
     assert log(house) == ["first", "second", "third", "changed"]
-    assert play(overrides={"level": 2}, rules=["image"], only="03") == 0
+    assert play(overrides={"level": 2}, split_rules=["image"], only="03") == 0
     assert log(house)[4:] == ["third"]
     assert play(overrides={"level": 2}, only="02", force=True) == 0
     assert log(house)[5:] == ["second"]
 
 
-def test_the_key_depends_on_all_that_the_result_depends_on(house, phantoms, monkeypatch):
-    def keys(seed=0, **overrides):
-        steps = experiments.make_plan(
-            "demo", phantoms, ["patient"], house / "out", {"seed": seed, **overrides}
-        )
+def test_the_key_depends_on_split_and_parameters(house, phantoms):
+    def keys(**overrides):
+        steps = run.make_plan("demo", phantoms, ["patient"], house / "out", overrides)
         return [step.key() for step in steps]
 
     first = keys()
     assert first == keys()
-    assert all(a != b for a, b in zip(first, keys(seed=1)))
+    assert all(a != b for a, b in zip(first, keys(split_seed=1)))
     assert all(a != b for a, b in zip(first, keys(level=7)))
-    monkeypatch.setattr("chestxray.run.__version__", "99")
-    assert all(a != b for a, b in zip(first, keys()))
+
+
+def test_the_key_depends_on_code_and_not_on_words(house, monkeypatch):
+    """Markdown, comments and docstrings may change; cells and imported modules may not."""
+    package = shutil.copytree(run.PACKAGE, house / "chestxray")
+    monkeypatch.setattr(run, "PACKAGE", package)
+    notebook = house / "notebooks" / "02.ipynb"
+
+    def key(body="import chestxray as cx\ncx.scan(data_dir)  # list", markdown="text"):
+        cells = [new_code_cell("%matplotlib inline\n" + body), new_markdown_cell(markdown)]
+        nbformat.write(new_notebook(cells=cells), notebook)
+        return run.code_key(notebook)
+
+    def change(module, former, new):
+        path = package / module
+        text = path.read_text(encoding="utf-8")
+        assert former in text
+        path.write_text(text.replace(former, new, 1), encoding="utf-8")
+
+    first = key()
+    assert key(markdown="other text") == first
+    assert key("import chestxray as cx\n\ncx.scan( data_dir )") == first
+    assert key("import chestxray as cx\ncx.scan(output_dir)") != first
+    change("data/catalog.py", '"""', '"""Other words. ')
+    change("models/training.py", "import", "import this\nimport")  # scan does not need it
+    assert key() == first
+    change("schema.py", "CLASSES = ", "CLASSES = tuple() or ")  # imported by data/catalog.py
+    assert key() != first
+
+
+def test_comparisons_wait_for_explanations():
+    """Notebook 06 reads what 05 writes: they must not run at the same time."""
+    waves = {name[:2]: run.Step(name, Path(f"{name}.ipynb"), {}, "").wave for name, _ in run.PLANS["full"]}
+    assert waves["01"] < waves["02"] == waves["03"] < waves["04"] < waves["05"] < waves["06"]
 
 
 def test_the_key_depends_on_the_bytes_of_every_file(house, phantoms, tmp_path):
     def key():
-        return experiments.make_plan("demo", folder, ["image"], house / "out", {})[0].key()
+        return run.make_plan("demo", folder, ["image"], house / "out", {})[0].key()
 
     folder = shutil.copytree(phantoms, tmp_path / "copy" / "chest_xray")
     first = key()
@@ -127,7 +154,7 @@ def test_the_key_depends_on_the_weights_file_and_not_on_its_place(house, tmp_pat
         (tmp_path / folder).mkdir(exist_ok=True)
         path = tmp_path / folder / "vgg16_notop.weights.h5"
         path.write_bytes(content)
-        return experiments.Step(
+        return run.Step(
             "04",
             house / "notebooks" / "04.ipynb",
             {"backbone": "VGG16", "weights": str(tmp_path / folder)},
@@ -139,14 +166,14 @@ def test_the_key_depends_on_the_weights_file_and_not_on_its_place(house, tmp_pat
 
 
 def test_the_key_depends_on_the_teachers_card(house, tmp_path):
-    step = experiments.Step(
+    step = run.Step(
         "04",
         house / "notebooks" / "01_first.ipynb",
-        {"teachers": ["big"], "output_dir": str(tmp_path), "split": "patient", "seed": 0},
+        {"teachers": ["big"], "output_dir": str(tmp_path), "split": "patient"},
         "data",
     )
     keys = [step.key()]
-    card = tmp_path / "saved_models" / "big-patient-s0" / "card.json"
+    card = tmp_path / "saved_models" / "big-patient-s0-t0" / "card.json"
     for logit in (1, 2):
         write_json(card, {"logit": logit})
         keys.append(step.key())
@@ -155,7 +182,9 @@ def test_the_key_depends_on_the_teachers_card(house, tmp_path):
 
 def test_the_key_of_a_comparison_depends_on_what_it_reads(house, tmp_path):
     folder = tmp_path / "results"
-    step = experiments.Step("06", house / "notebooks" / "01_first.ipynb", {"results": str(folder)}, "data")
+    step = run.Step(
+        "06", house / "notebooks" / "01_first.ipynb", {"results": str(folder), "split": "patient"}, "data"
+    )
     keys = [step.key()]
     for schema, auroc in (("result", 0.9), ("result", 0.8), ("audit", 0.6), ("explanation", 0.7)):
         write_json(folder / f"{schema}.json", {"schema": f"chestxray.{schema}/1", "auroc": auroc})
@@ -163,6 +192,7 @@ def test_the_key_of_a_comparison_depends_on_what_it_reads(house, tmp_path):
     assert len(set(keys)) == 5
     write_json(folder / "comparison-all.json", {"schema": "chestxray.comparison/1"})  # its own result
     write_json(folder / "deploy_x.json", {"schema": "chestxray.deployment/1"})
+    write_json(folder / "other.json", {"schema": "chestxray.result/1", "split_rule": "image"})
     assert step.key() == keys[-1]
 
 
@@ -170,51 +200,53 @@ def test_models_of_another_state_of_the_data_are_told(tmp_path, capsys):
     results = tmp_path / "results"
     results.mkdir()
     for seed in (0, 1):
-        shutil.copy(RESULTS / f"custom_cnn-patient-s{seed}.json", results)
-    experiments._print_summary(tmp_path)
+        shutil.copy(RESULTS / f"custom_cnn-patient-s{seed}-t{seed}.json", results)
+    run._print_summary(tmp_path)
     assert "another state" not in capsys.readouterr().out  # of two seeds, two splits are expected
-    older = read_json(results / "custom_cnn-patient-s0.json")
-    write_json(results / "older-patient-s0.json", older | {"name": "older-patient-s0", "split_hash": "0"})
-    experiments._print_summary(tmp_path)
+    older = read_json(results / "custom_cnn-patient-s0-t0.json")
+    write_json(
+        results / "older-patient-s0-t0.json", older | {"name": "older-patient-s0-t0", "split_hash": "0"}
+    )
+    run._print_summary(tmp_path)
     assert "some are left from another state of the data" in capsys.readouterr().out
 
 
 def test_an_unknown_parameter_stops_before_anything_runs(house, phantoms):
-    with pytest.raises(ValueError, match=r"\['data_dir', 'level'.*Received: parameter='levle'"):
-        experiments.run_plan("demo", phantoms, output_dir=house / "out", overrides={"levle": 3})
+    with pytest.raises(ValueError, match=r"\['classes', 'level'.*Received: parameter='levle'"):
+        run.run_plan("demo", phantoms, output_dir=house / "out", overrides={"levle": 3})
     assert not (house / "out").exists()
 
 
 def test_class_names_are_for_the_folder_even_if_no_notebook_asks_for_them(house, phantoms):
     classes = {"classes": ["NORMAL", "PNEUMONIA"]}
-    assert experiments.make_plan("demo", phantoms, ["patient"], house / "out", classes)
+    assert run.make_plan("demo", phantoms, ["patient"], house / "out", classes)
 
 
 @pytest.mark.parametrize("name", ["data_dir", "split", "output_dir"])
 def test_data_split_and_folders_are_no_parameters(house, phantoms, name):
     with pytest.raises(ValueError, match=f"options of the run. Received: parameter='{name}'"):
-        experiments.run_plan("demo", phantoms, output_dir=house / "out", overrides={name: "x"})
+        run.run_plan("demo", phantoms, output_dir=house / "out", overrides={name: "x"})
 
 
 def test_a_relative_data_folder_is_found_by_the_kernels(house, phantoms, monkeypatch):
     monkeypatch.chdir(Path(phantoms).parent)
-    (step, *_) = experiments.make_plan("demo", "chest_xray", ["patient"], house / "out", {})
+    (step, *_) = run.make_plan("demo", "chest_xray", ["patient"], house / "out", {})
     assert step.parameters["data_dir"] == phantoms
 
 
 def test_a_forced_step_that_writes_nothing_has_failed(house, phantoms):
     write_notebook(house / "notebooks", "01_first", "1 + 1")
-    step = experiments.make_plan("demo", phantoms, ["patient"], house / "out", {}, "01")[0]
+    step = run.make_plan("demo", phantoms, ["patient"], house / "out", {}, "01")[0]
     write_json(house / "out" / "results" / "first.json", {"step_key": step.key()})  # of an earlier call
-    run = functools.partial(experiments.run_plan, "demo", phantoms, output_dir=house / "out", only="01")
-    assert run() == 0
-    assert run(force=True) == 1
+    again = functools.partial(run.run_plan, "demo", phantoms, output_dir=house / "out", only="01")
+    assert again() == 0
+    assert again(force=True) == 1
 
 
 def test_a_recipe_with_an_unknown_parameter_stops_before_anything_runs(house, phantoms):
     (house / "notebooks" / "recipes" / "high.yaml").write_text("hight: 5\n")
     with pytest.raises(ValueError, match=r"\['hight'\]. Received: recipe='high'"):
-        experiments.run_plan("demo", phantoms, output_dir=house / "out")
+        run.run_plan("demo", phantoms, output_dir=house / "out")
     assert not (house / "out").exists()
 
 
@@ -222,9 +254,7 @@ def test_a_split_rule_may_have_a_recipe_of_its_own(house, phantoms):
     (house / "notebooks" / "recipes" / "high_image.yaml").write_text("level: 7\n")
     levels = {
         step.name: step.parameters["level"]
-        for step in experiments.make_plan(
-            "demo", phantoms, ["patient", "image"], house / "out", {}, only="03"
-        )
+        for step in run.make_plan("demo", phantoms, ["patient", "image"], house / "out", {}, only="03")
     }
     assert levels == {"03_third-high-patient": 5, "03_third-high-image": 7}
 
@@ -233,7 +263,7 @@ def test_three_classes_are_left_out_where_the_kind_of_pneumonia_is_not_known(
     plain_folder, phantoms, tmp_path, capsys
 ):
     def names(folder, **overrides):
-        return [step.name for step in experiments.make_plan("full", folder, ["patient"], tmp_path, overrides)]
+        return [step.name for step in run.make_plan("full", folder, ["patient"], tmp_path, overrides)]
 
     three = "03_transfer_learning-vgg16_three-patient"
     assert three in names(phantoms) and not capsys.readouterr().out
@@ -242,35 +272,28 @@ def test_three_classes_are_left_out_where_the_kind_of_pneumonia_is_not_known(
     assert f"{three} is left out: not every image is known to be normal" in capsys.readouterr().out
 
 
-def test_a_notebook_without_parameters_is_refused(house, phantoms):
-    notebook = new_notebook(cells=[new_code_cell("level = 3")])
-    nbformat.write(notebook, house / "notebooks" / "01_first.ipynb")
-    with pytest.raises(ValueError, match="no parameters cell"):
-        experiments.run_plan("demo", phantoms, output_dir=house / "out")
-
-
 def test_a_notebook_that_writes_no_result_has_failed(house, phantoms, capsys):
     write_notebook(house / "notebooks", "01_first", "1 + 1")
-    assert experiments.run_plan("demo", phantoms, output_dir=house / "out", only="01") == 1
+    assert run.run_plan("demo", phantoms, output_dir=house / "out", only="01") == 1
     assert "ended without writing its result" in capsys.readouterr().out
 
 
 def test_a_run_says_which_notebooks_take_a_parameter(house, phantoms, capsys):
     write_notebook(house / "notebooks", "02_second", "other", parameters="other: int = 0")
-    experiments.run_plan("demo", phantoms, output_dir=house / "out", overrides={"level": 2}, dry_run=True)
+    run.run_plan("demo", phantoms, output_dir=house / "out", overrides={"level": 2}, dry_run=True)
     assert "level is set in 01_first, 03_third\n" in capsys.readouterr().out
 
 
 def test_dry_run_runs_nothing(house, phantoms, capsys):
-    assert experiments.run_plan("demo", phantoms, output_dir=house / "out", dry_run=True) == 0
+    assert run.run_plan("demo", phantoms, output_dir=house / "out", dry_run=True) == 0
     assert capsys.readouterr().out.count("would run") == 3
     assert not (house / "out").exists()
 
 
 def test_outside_a_checkout_it_says_where_the_notebooks_are(monkeypatch, tmp_path, phantoms):
-    monkeypatch.setattr(experiments, "NOTEBOOKS", tmp_path / "none")
+    monkeypatch.setattr(run, "NOTEBOOKS", tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="clone https://"):
-        experiments.run_plan("demo", phantoms)
+        run.run_plan("demo", phantoms)
 
 
 def test_every_recipe_fits_a_notebook_of_the_plan_it_names():
@@ -279,11 +302,11 @@ def test_every_recipe_fits_a_notebook_of_the_plan_it_names():
     import yaml
 
     known = {
-        name: set(papermill.inspect_notebook(str(experiments.NOTEBOOKS / f"{name}.ipynb")))
+        name: set(papermill.inspect_notebook(str(run.NOTEBOOKS / f"{name}.ipynb")))
         for name in ("02_custom_cnn", "03_transfer_learning", "04_distillation", "05_explain", "07_deploy")
     }
-    recipes = sorted((experiments.NOTEBOOKS / "recipes").glob("*.yaml"))
-    assert {recipe for plan in experiments.PLANS.values() for _, recipe in plan if recipe} <= {
+    recipes = sorted((run.NOTEBOOKS / "recipes").glob("*.yaml"))
+    assert {recipe for plan in run.PLANS.values() for _, recipe in plan if recipe} <= {
         path.stem for path in recipes
     }
     for path in recipes:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from chestxray.run import EpochLines
+from chestxray.run import _EpochLines
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def interruptible():
 
 @pytest.mark.parametrize("later_line", [True, False])
 def test_a_swallowed_interruption_is_raised_again(later_line, interruptible):
-    lines = EpochLines()
+    lines = _EpochLines()
     reached = []
     with pytest.raises(KeyboardInterrupt), lines.watch():
         with contextlib.suppress(KeyboardInterrupt):

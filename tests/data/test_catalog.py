@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chestxray.data import catalog as inspection
-from chestxray.data import catalog as location
+from chestxray.data import catalog as module
 from chestxray.data.catalog import find_data, from_table, merge_groups, parse_name, scan, verify
 from chestxray.data.dataset import load_data
 from chestxray.data.images import ImageSettings
@@ -324,7 +323,7 @@ def test_missing_folder_is_an_error(tmp_path):
 
 
 def test_no_folder_named_at_all(monkeypatch, tmp_path):
-    monkeypatch.setattr(location, "_KAGGLE_INPUT", tmp_path)
+    monkeypatch.setattr(module, "_KAGGLE_INPUT", tmp_path)
     for nothing in (None, ""):
         with pytest.raises(FileNotFoundError, match="CHESTXRAY_DATA.*Received: data_dir=None$"):
             find_data(nothing)
@@ -333,7 +332,7 @@ def test_no_folder_named_at_all(monkeypatch, tmp_path):
 def test_folders_that_are_found_by_themselves(monkeypatch, tmp_path, kaggle):
     attached = tmp_path / "input" / "chest-xray-pneumonia" / "chest_xray"
     shutil.copytree(kaggle, attached)
-    monkeypatch.setattr(location, "_KAGGLE_INPUT", tmp_path / "input")
+    monkeypatch.setattr(module, "_KAGGLE_INPUT", tmp_path / "input")
     assert find_data() == attached
     monkeypatch.setenv("CHESTXRAY_DATA", str(tmp_path))
     assert find_data() == kaggle  # the variable comes first, and its nested folder is seen through
@@ -423,7 +422,7 @@ def test_a_whole_folder_has_no_problems(kaggle):
 
 def test_facts_are_remembered(kaggle, monkeypatch):
     first = scan(kaggle)
-    monkeypatch.setattr(inspection, "check_image", lambda data: pytest.fail("was read again"))
+    monkeypatch.setattr(module, "check_image", lambda data: pytest.fail("was read again"))
     pd.testing.assert_frame_equal(scan(kaggle), first)
 
 
@@ -446,7 +445,7 @@ def test_facts_are_refreshed_when_a_file_changes(kaggle):
 
 def test_a_damaged_memory_is_not_trusted(kaggle):
     first = scan(kaggle)
-    for memory in inspection.cache_dir("files").glob("*.json"):
+    for memory in module.cache_dir("files").glob("*.json"):
         memory.write_text('{"train')
     pd.testing.assert_frame_equal(scan(kaggle), first)
 
@@ -480,7 +479,7 @@ def test_list_with_columns_of_its_own(table, plain):
     assert listed["width"].tolist() == [24] * 4
 
 
-def test_parts_and_class_names_of_a_list_reach_the_data(table, tmp_path, make_images):
+def test_subsets_and_class_names_of_a_list_reach_the_data(table, tmp_path, make_images):
     paths = [
         f"{subset}/{label}{number}.png"
         for subset in ("train", "val", "test")
@@ -500,7 +499,7 @@ def test_parts_and_class_names_of_a_list_reach_the_data(table, tmp_path, make_im
     data = load_data(folder, "given", image=ImageSettings(32), catalog=listed)
     assert data.classes == ("healthy", "sick")
     assert data.table["split"].tolist() == [path.split("/")[0] for path in data.table["path"]]
-    with pytest.warns(UserWarning, match="the parts that the list names are not used"):
+    with pytest.warns(UserWarning, match="the subsets that the list names are not used"):
         load_data(folder, "patient", image=ImageSettings(32), catalog=listed)
 
 
@@ -548,7 +547,7 @@ def test_columns_that_predictions_have_themselves_are_left_out(tmp_path, make_im
     assert data.table["age"].eq(3).all() and not {"sharpness", "logit"} & set(data.table)
 
 
-def test_folders_beside_the_parts_are_named(tmp_path, make_images):
+def test_folders_beside_the_subsets_are_named(tmp_path, make_images):
     folder = make_images(
         tmp_path / "x",
         [
@@ -560,9 +559,10 @@ def test_folders_beside_the_parts_are_named(tmp_path, make_images):
     (folder / "chest_xray_more").mkdir()
     for debris in ("__MACOSX", ".git", "chest_xray"):
         (folder / debris).mkdir()
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning) as caught:
         assert len(scan(folder)) == 4
-    assert [str(one.message) for one in told if "ignored" in str(one.message)] == [
+    messages = [str(warning.message) for warning in caught]
+    assert [message for message in messages if "ignored" in message] == [
         f"folder ignored, it is none of train, val, test: {folder / name}"
         for name in ("chest_xray_more", "valid")
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import signal
@@ -21,7 +22,7 @@ from chestxray.data.augmentation import Augmentation
 from chestxray.data.catalog import scan
 from chestxray.data.dataset import PixelStore, XrayData, data_name, load_data
 from chestxray.data.images import ImageSettings, preprocess
-from chestxray.files import cache_dir, cached_folder, whole_file, whole_folder, write_json
+from chestxray.files import cache_dir, cached_folder, whole_folder, write_json
 
 SETTINGS = ImageSettings(16)
 NAMES = [
@@ -56,7 +57,7 @@ def store(catalog, folder):
 @pytest.fixture
 def data(catalog, store):
     split = catalog["official_split"].where(catalog.index % 3 != 1, "val")
-    return XrayData(catalog.assign(split=split), store, "image", 0, "images")
+    return XrayData(catalog.assign(split=split), store, "image", 0, 0, "images")
 
 
 def stores():
@@ -147,9 +148,15 @@ def test_a_file_that_vanished_is_not_remembered_as_damaged(catalog, folder):
 
 
 def test_a_store_is_built_once(catalog, folder, store, monkeypatch):
-    monkeypatch.setattr(module, "_decode_all", lambda *_: pytest.fail("was built again"))
+    monkeypatch.setattr(module, "in_processes", lambda *_: pytest.fail("was built again"))
     again = PixelStore.build(catalog.sample(frac=1, random_state=0).assign(label=0), folder, SETTINGS)
     assert np.array_equal(again.images(catalog), store.images(catalog))
+
+
+def test_clahe_settings_are_part_of_the_key(catalog, folder):
+    changes = [{}, {"clahe_clip_limit": 4.0}, {"clahe_tiles": 4}]
+    settings = [ImageSettings(16, clahe=True, **change) for change in changes]
+    assert len({PixelStore.build(catalog, folder, each).key for each in settings}) == 3
 
 
 @pytest.mark.parametrize(
@@ -179,6 +186,7 @@ import os, signal, sys
 from pathlib import Path
 import pandas as pd
 import tqdm
+from chestxray import parallel
 from chestxray.data.images import ImageSettings
 from chestxray.data.dataset import PixelStore
 
@@ -187,7 +195,7 @@ class Deadly(tqdm.tqdm):
         os.kill(os.getpid(), signal.SIGKILL)
 
 if sys.argv[1] == "killed":
-    tqdm.tqdm = Deadly
+    parallel.tqdm = Deadly
 folder = Path(sys.argv[2])
 PixelStore.build(pd.read_csv(folder / "catalog.csv"), folder, ImageSettings(16))
 assert not {"tensorflow", "keras", "torch", "jax"} & set(sys.modules)
@@ -236,7 +244,7 @@ def test_a_killed_build_is_never_taken_for_a_whole_one(build, tmp_path):
     assert np.load(whole / "pixels.npy").shape == (150, 16, 16)
 
     assert build("killed", "two")[0] == -signal.SIGKILL
-    (left,) = (tmp_path / "two" / "pixels").iterdir()
+    (left,) = (tmp_path / "two" / "pixels").glob(".partial-*[0-9a-f]")  # and its .lock
     assert left.name.startswith(".partial-") and left.name.endswith(whole.name)
     assert (left / "pixels.npy").is_file() and not (left / "index.json").exists()
 
@@ -246,7 +254,7 @@ def test_a_killed_build_is_never_taken_for_a_whole_one(build, tmp_path):
     assert again.name == whole.name
     for name in ("pixels.npy", "index.json"):
         assert (again / name).read_bytes() == (whole / name).read_bytes()
-    store = PixelStore(again, ImageSettings(16))
+    store = PixelStore(again)
     assert len(store.failed) == 1
     with pytest.warns(UserWarning, match="1 of 150 images left out: a/5.png"):
         catalog = store.readable(pd.read_csv(tmp_path / "many" / "catalog.csv"))
@@ -299,7 +307,7 @@ def test_processes_wait_for_a_cached_folder_and_it_is_made_once(first, tmp_path)
     if first == "dies":
         assert subprocess.run([*start, "dies"]).returncode == -signal.SIGKILL
     together = [subprocess.Popen([*start, "lives"], stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    assert [one.communicate(timeout=60)[0] for one in together] == 3 * ["whole\n"]
+    assert [process.communicate(timeout=60)[0] for process in together] == 3 * ["whole\n"]
     assert log.read_text().split() == ["made"] * (2 if first == "dies" else 1)
     assert [path.name for path in cache_dir("phantoms").iterdir()] == ["some"]
 
@@ -331,30 +339,12 @@ def test_a_file_system_without_locks_has_a_cache(monkeypatch):
     assert cached_folder("phantoms", "some", pytest.fail) == made
 
 
-def test_debris_of_dead_processes_is_removed_and_of_living_ones_is_not(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    # A container gives its next process the same id: debris under our own is not ours either.
-    names = {process: f".partial-{process}-store" for process in (dead.pid, os.getpid(), os.getppid())}
-    for name in [*names.values(), f".partial-{dead.pid}-other"]:
-        (tmp_path / name).mkdir()
-    with whole_folder(tmp_path / "store") as partial:
-        assert list(partial.iterdir()) == []
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"store", names[os.getppid()], f".partial-{dead.pid}-other"}
-
-
-def test_file_appears_whole_or_not_at_all(tmp_path):
-    target = tmp_path / "facts.json"
-    write_json(target, {"a": 1})
-    with pytest.raises(RuntimeError), whole_file(target) as partial:
-        partial.write_text("{")
-        assert partial.suffix == ".json"
-        raise RuntimeError
+def test_json_without_numbers_is_refused_and_the_old_file_stays(tmp_path):
+    write_json(tmp_path / "facts.json", {"a": 1})
     with pytest.raises(ValueError):
-        write_json(target, {"a": float("nan")})
-    assert target.read_text() == '{\n  "a": 1\n}\n'
-    assert list(tmp_path.iterdir()) == [target]
+        write_json(tmp_path / "facts.json", {"a": float("nan")})
+    assert (tmp_path / "facts.json").read_text() == '{\n  "a": 1\n}\n'
+    assert [path.name for path in tmp_path.iterdir()] == ["facts.json"]
 
 
 # The pipeline
@@ -367,9 +357,9 @@ def collected(dataset):
 
 def positions(images, reference):
     """Where in the reference (all different) each image stands."""
-    found = (images[:, None] == reference[None]).all(axis=(2, 3, 4))
-    assert (found.sum(axis=1) == 1).all()
-    return found.argmax(axis=1)
+    equal = (images[:, None] == reference[None]).all(axis=(2, 3, 4))
+    assert (equal.sum(axis=1) == 1).all()
+    return equal.argmax(axis=1)
 
 
 def test_pipeline_keeps_the_order_of_the_table(data):
@@ -417,6 +407,15 @@ def test_a_pass_can_be_repeated_by_its_number(data):
     assert not np.array_equal(seen(2), seen(2, seed=1))
 
 
+def test_the_training_seed_decides_order_and_views(data):
+    def seen(**seeds):
+        changed = dataclasses.replace(data, **seeds)
+        return collected(changed.dataset("train", augment=Augmentation(), shuffle=True))[0]
+
+    assert np.array_equal(seen(), seen(split_seed=1))
+    assert not np.array_equal(seen(), seen(train_seed=1))
+
+
 def test_views_belong_to_the_image_not_to_its_place(data):
     table, plan = data.subset("train"), Augmentation(flip=True)
     ordered, labels = collected(data.store.dataset(table, 5, False, plan, seed=0, epoch=lambda: 6))
@@ -433,33 +432,34 @@ def test_augmentation_without_limits_changes_nothing(data):
     assert np.array_equal(images, data.images("train"))
 
 
-# The parts
+# The subsets
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
 @pytest.mark.parametrize("wish", [{"shuffle": True}, {"augment": Augmentation()}])
 def test_only_train_is_shuffled_or_augmented(data, split, wish):
-    with pytest.raises(ValueError, match=f"only train .*Received: split='{split}'$"):
+    with pytest.raises(ValueError, match=f"only train .*Received: subset='{split}'$"):
         data.dataset(split, **wish)
     images, labels = collected(data.dataset(split))
     assert np.array_equal(images, data.images(split))
     assert np.array_equal(labels, data.subset(split)["label"])
 
 
-def test_unknown_part(data):
-    with pytest.raises(ValueError, match="Received: split='dev'$"):
+def test_unknown_subset(data):
+    with pytest.raises(ValueError, match="Received: subset='dev'$"):
         data.subset("dev")
 
 
 def test_a_folder_becomes_data_without_its_damaged_images(folder, capsys):
     damage(folder / NAMES[1])
     with pytest.warns(UserWarning, match=f"1 of 23 images left out: {NAMES[1]}"):
-        data = load_data(folder, "image", seed=1, image=SETTINGS)
+        data = load_data(folder, "image", split_seed=1, image=SETTINGS, train_seed=2)
     assert len(data.table) == 22 and NAMES[1] not in set(data.table["path"])
     for split in ("train", "val", "test"):
         for image, path in zip(data.images(split), data.subset(split)["path"], strict=True):
             assert np.array_equal(image[..., 0], preprocess(folder / path, SETTINGS))
-    assert (data.split_rule, data.seed, data.name, data.synthetic) == ("image", 1, "images", False)
+    assert (data.split_rule, data.split_seed, data.train_seed) == ("image", 1, 2)
+    assert (data.name, data.synthetic) == ("images", False)
     printed = capsys.readouterr().out
     assert f"0 of {len(data.subset('test'))} test images share a strict patient group" in printed
 

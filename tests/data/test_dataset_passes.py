@@ -58,7 +58,7 @@ def test_tuning_stays_switched_off_in_what_is_derived():
 def test_two_passes_at_once_stay_apart():
     dataset = counted()
     first, second = iter(dataset), iter(dataset)
-    seen = [next(one)[0].numpy().tolist() for one in (first, second, first, second)]
+    seen = [next(batches)[0].numpy().tolist() for batches in (first, second, first, second)]
     assert seen == [[0, 1], [10, 11], [2, 3], [12, 13]]
 
 

@@ -13,15 +13,7 @@ import pytest
 from PIL import Image
 
 from chestxray.data.formats import check_image, read_header
-from chestxray.data.images import (
-    ImageSettings,
-    apply_clahe,
-    as_batch,
-    decode_image,
-    preprocess,
-    read_image,
-    resize,
-)
+from chestxray.data.images import ImageSettings, apply_clahe, as_batch, decode_image, fit, preprocess, resize
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (20, 30), dtype=np.uint8)
@@ -200,7 +192,7 @@ WHOLE_PNG, WHOLE_JPEG = encode(NOISE), encode(NOISE, "JPEG")
     ("data", "reason"),
     [
         (b"", "empty file"),
-        (b"this is a letter, not a film\n" * 9, "not an image"),
+        (b"this is a letter, not an image\n" * 9, "not an image"),
         (b"GIF89a" + bytes(99), "not an image"),
         (WHOLE_JPEG[: len(WHOLE_JPEG) // 2], "truncated"),
         (WHOLE_PNG[: len(WHOLE_PNG) // 2], "truncated"),
@@ -263,16 +255,17 @@ def test_png_without_its_middle_is_truncated():
         check_image(WHOLE_PNG[: len(WHOLE_PNG) // 2] + WHOLE_PNG[-12:])
 
 
-def test_read_image_names_the_file(tmp_path):
+def test_errors_name_the_file(tmp_path):
+    settings = ImageSettings(16)
     good, bad = tmp_path / "good.png", tmp_path / "text.jpeg"
     good.write_bytes(encode(GREY))
-    bad.write_text("not a film")
-    assert np.array_equal(read_image(str(good)), GREY)
+    bad.write_text("not an image")
+    assert np.array_equal(preprocess(str(good), settings), resize(GREY, settings))
     with pytest.raises(ValueError, match=r"^not an image .*Received: path='.*text\.jpeg'$"):
-        read_image(bad)
+        preprocess(bad, settings)
     for missing in (tmp_path / "none.png", tmp_path):
         with pytest.raises(FileNotFoundError, match=r"Received: path='.+'$"):
-            read_image(missing)
+            preprocess(missing, settings)
 
 
 # Resizing
@@ -349,14 +342,23 @@ def test_clahe_does_not_depend_on_the_resolution_of_the_source(tmp_path):
     assert np.abs(before[0] - before[1]).max() > 10  # what the rule avoids
 
 
-def test_clahe_by_hand():
-    # Each of the 8 × 8 tiles holds 32 pixels of 100 and 32 of 110. The clip limit is 2.0 · 64/256,
-    # at least 1, so that 62 counts are cut off and handed out again, one to every fourth bin
-    # (0, 4, … 244). Up to bin 100 lie 26 of them and 1 of its own, up to 110 it is 28 and 2.
+@pytest.mark.parametrize(("limit", "first", "second"), [(2.0, 26 + 1, 28 + 2), (40.0, 21 + 10, 23 + 20)])
+def test_clahe_by_hand(limit, first, second):
+    # Each of the 8 × 8 tiles holds 32 pixels of 100 and 32 of 110. With limit 2.0, a bin holds at most
+    # 2.0 · 64/256 counts, at least 1, so that 62 counts are cut off and handed out again, one to every
+    # fourth bin (0, 4, … 244). Up to bin 100 lie 26 of them and 1 of its own, up to 110 it is 28 and 2.
+    # With limit 40.0, a bin holds at most 10; 44 counts are cut off and go to every fifth bin.
     tile = np.repeat(np.array([100, 110], np.uint8), 32).reshape(8, 8)
     image = np.tile(tile, (8, 8))
-    expected = np.where(image == 100, round(255 * 27 / 64), round(255 * 30 / 64))
-    assert np.array_equal(apply_clahe(image), expected)
+    expected = np.where(image == 100, round(255 * first / 64), round(255 * second / 64))
+    assert np.array_equal(apply_clahe(image, limit), expected)
+
+
+@pytest.mark.parametrize("change", [{"clahe_clip_limit": 40.0}, {"clahe_tiles": 4}])
+def test_clahe_settings_change_the_pixels(change):
+    assert np.array_equal(fit(NOISE, ImageSettings(96, clahe=True)), apply_clahe(NOISE))
+    assert not np.array_equal(fit(NOISE, ImageSettings(96, clahe=True, **change)), apply_clahe(NOISE))
+    assert np.array_equal(fit(NOISE, ImageSettings(96, **change)), NOISE)  # without CLAHE they do nothing
 
 
 def test_clahe_is_off_by_default(tmp_path):
@@ -366,7 +368,12 @@ def test_clahe_is_off_by_default(tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"size": 15}, {"size": 224.0}, {"size": "224"}, {"size": True}, {"resize": "crop"}, {"resize": None}],
+    [
+        *({"size": value} for value in (15, 224.0, "224", True)),
+        *({"resize": value} for value in ("crop", None)),
+        *({"clahe_clip_limit": value} for value in (0, -1.0, float("inf"), float("nan"), "2")),
+        *({"clahe_tiles": value} for value in (0, 8.0, "8", 225)),
+    ],
 )
 def test_settings_are_checked(settings):
     ((name, value),) = settings.items()
@@ -375,9 +382,11 @@ def test_settings_are_checked(settings):
 
 
 def test_settings_come_back_from_a_card():
-    settings = ImageSettings(96, "letterbox", True)
-    assert asdict(settings) == {"size": 96, "resize": "letterbox", "clahe": True}
+    settings = ImageSettings(96, "letterbox", True, 3.0, 4)
+    card = {"size": 96, "resize": "letterbox", "clahe": True}
+    assert asdict(settings) == card | {"clahe_clip_limit": 3.0, "clahe_tiles": 4}
     assert ImageSettings(**asdict(settings)) == settings
+    assert ImageSettings(**card) == ImageSettings(96, "letterbox", True, 2.0, 8)  # an older card
 
 
 # Batches

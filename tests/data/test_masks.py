@@ -18,7 +18,7 @@ def masks():
     return made
 
 
-def test_npz_packed_or_not_and_a_folder_say_the_same(tmp_path, masks):
+def test_npz_packed_or_not_and_a_folder_give_the_same(tmp_path, masks):
     names = np.array(["c.jpeg", "a.jpeg"])
     np.savez(tmp_path / "plain.npz", names=names, masks=masks)
     np.savez(
@@ -31,10 +31,10 @@ def test_npz_packed_or_not_and_a_folder_say_the_same(tmp_path, masks):
     for name, mask in zip(names, masks, strict=True):
         cv2.imwrite(str(tmp_path / "folder" / f"{name[0]}.png"), mask.astype(np.uint8) * 255)
     for source in ("plain.npz", "packed.npz", "folder"):
-        found, known = read_masks(tmp_path / source, TABLE, 20)
-        assert known.tolist() == [True, False, True] and found.shape == (2, 20, 20)
-        assert found[0, :, :10].all() and not found[0, :, 10:].any()  # a: the left half
-        assert found[1, :10].all() and not found[1, 10:].any()  # c: the upper half
+        shown, known = read_masks(tmp_path / source, TABLE, 20)
+        assert known.tolist() == [True, False, True] and shown.shape == (2, 20, 20)
+        assert shown[0, :, :10].all() and not shown[0, :, 10:].any()  # a: the left half
+        assert shown[1, :10].all() and not shown[1, 10:].any()  # c: the upper half
 
 
 def test_what_is_no_mask(tmp_path):
@@ -55,11 +55,15 @@ def test_what_is_no_mask(tmp_path):
 
 
 def test_equal_names_in_two_folders_are_told_apart_by_path(tmp_path):
-    for subset, value in (("train", 255), ("test", 0)):
+    made = np.array([np.full((8, 8), 255), np.zeros((8, 8))], np.uint8)
+    for subset, mask in zip(("train", "test"), made):
         (tmp_path / subset).mkdir()
-        cv2.imwrite(str(tmp_path / subset / "a.png"), np.full((8, 8), value, np.uint8))
-    found, known = read_masks(tmp_path, pd.DataFrame({"path": ["train/a.jpeg", "test/a.jpeg"]}), 8)
-    assert known.all() and found[0].all() and not found[1].any()
+        cv2.imwrite(str(tmp_path / subset / "a.png"), mask)
+    np.savez(tmp_path / "m.npz", names=np.array(["train/a.png", "test/a.png"]), masks=made)
+    table = pd.DataFrame({"path": ["train/a.jpeg", "test/a.jpeg"]})
+    for source in (tmp_path, tmp_path / "m.npz"):
+        shown, known = read_masks(source, table, 8)
+        assert known.all() and shown[0].all() and not shown[1].any()
 
 
 def test_a_name_that_two_images_have_fits_neither(tmp_path):
@@ -73,8 +77,8 @@ def test_a_name_that_two_images_have_fits_neither(tmp_path):
 def test_masks_of_0_and_255_are_those_of_0_and_1(tmp_path):
     made = np.zeros((1, 14, 14), np.uint8)
     made[0, 3:10, 3:10] = 1
-    found = []
+    shown = []
     for factor in (1, 255):
         np.savez(tmp_path / "m.npz", names=np.array(["x/2.png"]), masks=made * factor)
-        found.append(read_masks(tmp_path / "m.npz", pd.DataFrame({"path": ["sick/2.jpeg"]}), 28)[0])
-    assert np.array_equal(*found) and found[0].sum() == 4 * 49
+        shown.append(read_masks(tmp_path / "m.npz", pd.DataFrame({"path": ["sick/2.jpeg"]}), 28)[0])
+    assert np.array_equal(*shown) and shown[0].sum() == 4 * 49

@@ -15,7 +15,7 @@ def bundle(data, tmp_path_factory):
     model.get_layer("conv").kernel.assign(rng.normal(0, 0.5, (3, 3, 1, 8)))
     model.get_layer("logit").kernel.assign(rng.normal(0, 3, (16, 1)))
     cx.record_model(model, data, "tiny", run, parameters={}, weights="random", training={"epochs": {}})
-    return run / "saved_models" / "tiny-patient-s0", run
+    return run / "saved_models" / "tiny-patient-s0-t0", run
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def compact(data, tmp_path_factory):
     model.get_layer("conv").kernel.assign(rng.normal(0, 0.5, (5, 5, 1, 64)))
     model.get_layer("logit").set_weights([rng.normal(0, 0.5, (64, 1)), np.array([0.3])])
     cx.record_model(model, data, "compact", run, parameters={}, weights="random", training={"epochs": {}})
-    return run / "saved_models" / "compact-patient-s0"
+    return run / "saved_models" / "compact-patient-s0-t0"
 
 
 @pytest.fixture(scope="session")

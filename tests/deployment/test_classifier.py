@@ -116,10 +116,10 @@ def test_rule_that_validation_could_not_support_gives_its_reason(bundle):
     with pytest.raises(
         ValueError,
         match=r"positive.*at least.*usable rules: \['half', 'youden'\]"
-        r".*Received: rule='sensitivity_95'",
+        r".*Received: threshold_rule='sensitivity_95'",
     ):
         classifier.threshold("sensitivity_95")
-    with pytest.raises(ValueError, match="no such rule.*Received: rule='f1'"):
+    with pytest.raises(ValueError, match="no such rule.*Received: threshold_rule='f1'"):
         classifier.threshold("f1")
 
 

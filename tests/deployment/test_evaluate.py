@@ -13,7 +13,7 @@ from chestxray.deployment.evaluate import drift_report, join_labels, locally_cal
 from chestxray.evaluation.drift import describe_reference
 from chestxray.files import read_json, write_json
 
-PUBLISHED = read_json(Path(__file__).parents[2] / "saved_models" / "custom_cnn-patient-s0" / "card.json")
+PUBLISHED = read_json(Path(__file__).parents[2] / "saved_models" / "custom_cnn-patient-s0-t0" / "card.json")
 CLASSES = ("NORMAL", "PNEUMONIA")
 MEASURES = ("brightness", "contrast", "sharpness", "likeness", "distance")
 
@@ -108,7 +108,10 @@ def test_without_groups_each_image_is_a_patient(told):
             lambda given: given.assign(path="x/" + given["path"].str.removeprefix("/films/") + "x"),
             "no path of the labels is among the predictions",
         ),
-        (lambda given: pd.concat([given.iloc[:1], given.iloc[:1].assign(path="0.png")]), "same prediction"),
+        (
+            lambda given: pd.concat([given.iloc[:1], given.iloc[:1].assign(path="0.png")]),
+            "match the same prediction",
+        ),
     ],
 )
 def test_labels_that_do_not_fit(told, change, message):
@@ -323,7 +326,7 @@ def test_drift_shares_and_what_to_label(told):
     later.loc[30:35, ["status", "probability", "logit", *MEASURES]] = ["unreadable", *[np.nan] * 7]
     sections = drift_report(later, card)
     shares = section(sections, "Shares")[2].set_index("what")
-    assert shares.loc["unlike a film of the trained kind", ["images", "of"]].tolist() == [30, 294]
+    assert shares.loc["unlike the training images", ["images", "of"]].tolist() == [30, 294]
     assert shares.loc["unreadable", ["images", "of"]].tolist() == [6, 300]
     assert shares.loc["called pneumonia", "of"] == 264
     assert shares.loc["called pneumonia", "images"] == (later.loc[36:, "logit"] >= 0).sum()

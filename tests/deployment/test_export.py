@@ -128,9 +128,9 @@ def test_the_preprocessing_of_every_backbone_is_in_the_file(backbone, format_, t
     model.layers[-1].set_weights([rng.normal(size=(3, 1)), np.zeros(1)])
     path = tmp_path / MODEL_FILES[format_]
     export._CONVERTERS[format_](model, path, False)
-    films = rng.integers(0, 256, (3, 8, 8, 1)).astype(np.float32)
-    expected = model.predict(films, verbose=0)["logit"]
-    np.testing.assert_allclose(Runtime(path).predict(films)["logit"], expected, rtol=1e-4)
+    images = rng.integers(0, 256, (3, 8, 8, 1)).astype(np.float32)
+    expected = model.predict(images, verbose=0)["logit"]
+    np.testing.assert_allclose(Runtime(path).predict(images)["logit"], expected, rtol=1e-4)
 
 
 def damage(convert):

@@ -1,10 +1,10 @@
-"""Films are accepted; what is no upright frontal chest film is refused, and why is said."""
+"""Out-of-distribution check: images of the trained kind are accepted, others refused with a reason."""
 
 import cv2
 import numpy as np
 import pytest
 
-from chestxray.deployment.outliers import ACCEPTED, Refusal, fit_refusal, is_colour
+from chestxray.deployment.outliers import ACCEPTED, OutlierCheck, fit_outlier_check, is_colour
 from chestxray.phantoms import render_phantom
 
 SIDE = 64
@@ -23,37 +23,37 @@ def features_of(images):
 
 
 @pytest.fixture(scope="module")
-def films():
-    return np.stack([render_phantom(KINDS[number % 3], SIDE, number).image for number in range(240)])
+def images():
+    return np.stack([render_phantom(KINDS[number % 3], SIDE, number)[0] for number in range(240)])
 
 
 @pytest.fixture(scope="module")
-def refusal(films):
-    return fit_refusal(films[:120], features_of(films[:120]), films[120:180], features_of(films[120:180]))
+def check(images):
+    return fit_outlier_check(images[:120], features_of(images[:120]), images[120:180], features_of(images[120:180]))
 
 
-def said(refusal, images):
+def reasons_of(check, images):
     images = np.ascontiguousarray(images, dtype=np.uint8)
-    return refusal.reasons(images, refusal.distances(features_of(images)))
+    return check.reasons(images, check.distances(features_of(images)))
 
 
-def test_other_films_are_accepted(refusal, films):
-    assert sum(map(bool, said(refusal, films[180:]))) <= 4
+def test_other_images_are_accepted(check, images):
+    assert sum(map(bool, reasons_of(check, images[180:]))) <= 4
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda films: 255 - films, "looks inverted"),
-        (lambda films: np.rot90(films, 2, (1, 2)), "looks upside down"),
-        (lambda films: np.rot90(films, 1, (1, 2)), "counterclockwise"),
-        (lambda films: np.rot90(films, 3, (1, 2)), "90° clockwise"),
-        (lambda films: np.full_like(films, 77), "shows nothing"),
-        (lambda films: np.random.default_rng(0).integers(0, 256, films.shape), "frontal chest film"),
+        (lambda images: 255 - images, "looks inverted"),
+        (lambda images: np.rot90(images, 2, (1, 2)), "looks upside down"),
+        (lambda images: np.rot90(images, 1, (1, 2)), "counterclockwise"),
+        (lambda images: np.rot90(images, 3, (1, 2)), "90° clockwise"),
+        (lambda images: np.full_like(images, 77), "shows nothing"),
+        (lambda images: np.random.default_rng(0).integers(0, 256, images.shape), "frontal chest image"),
     ],
 )
-def test_spoilt_films_are_refused_with_the_reason(refusal, films, change, reason):
-    reasons = said(refusal, change(films[180:]))
+def test_spoilt_images_are_refused_with_the_reason(check, images, change, reason):
+    reasons = reasons_of(check, change(images[180:]))
     assert sum(map(bool, reasons)) >= 58
     assert sum(reason in one for one in reasons) >= 40
 
@@ -85,19 +85,19 @@ def photo(seed):
     return image
 
 
-def test_another_part_of_the_body_is_refused(refusal):
-    assert all(said(refusal, np.clip([leg(seed) for seed in range(40)], 0, 255)))
+def test_another_part_of_the_body_is_refused(check):
+    assert all(reasons_of(check, np.clip([leg(seed) for seed in range(40)], 0, 255)))
 
 
-def test_photographs_are_refused_in_grey_and_in_colour(refusal):
+def test_photographs_are_refused_in_grey_and_in_colour(check):
     photos = [photo(seed) for seed in range(40)]
-    grey = said(refusal, [cv2.cvtColor(one, cv2.COLOR_BGR2GRAY) for one in photos])
+    grey = reasons_of(check, [cv2.cvtColor(one, cv2.COLOR_BGR2GRAY) for one in photos])
     assert sum(map(bool, grey)) >= 38
     assert all(is_colour(cv2.imencode(".jpg", one)[1].tobytes()) for one in photos)
 
 
-def test_grey_in_three_channels_is_no_colour(films):
-    assert not is_colour(cv2.imencode(".jpg", np.dstack([films[0]] * 3))[1].tobytes())
+def test_grey_in_three_channels_is_no_colour(images):
+    assert not is_colour(cv2.imencode(".jpg", np.dstack([images[0]] * 3))[1].tobytes())
     assert not is_colour(b"no picture")
 
 
@@ -106,29 +106,29 @@ def test_distance_is_mahalanobis():
     generator = np.random.default_rng(0)
     features = generator.normal(0, [1, 2], (20_000, 2))
     images = generator.integers(0, 256, (20, SIDE, SIDE)).astype(np.uint8)
-    fitted = fit_refusal(images, features, images, features)
+    fitted = fit_outlier_check(images, features, images, features)
     assert fitted.distances(np.array([[1.0, 4.0]])) == pytest.approx([np.sqrt(5)], rel=0.03)
     assert np.mean(fitted.distances(features) > fitted.most_distance) == pytest.approx(1 - ACCEPTED, abs=1e-4)
 
 
-def test_only_the_learned_distance_sees_a_change_that_keeps_the_place_of_things(refusal, films):
-    noisy = np.clip(films[180:] + np.random.default_rng(0).normal(0, 40, films[180:].shape), 0, 255)
-    reasons = said(refusal, noisy)
+def test_only_the_learned_distance_sees_a_change_that_keeps_the_place_of_things(check, images):
+    noisy = np.clip(images[180:] + np.random.default_rng(0).normal(0, 40, images[180:].shape), 0, 255)
+    reasons = reasons_of(check, noisy)
     assert sum("unlike the training images" in one for one in reasons) >= 40
 
 
-def test_saved_and_loaded_says_the_same(refusal, films, tmp_path):
-    refusal.save(tmp_path / "refusal.npz")
-    loaded = Refusal.load(tmp_path / "refusal.npz")
-    mixed = np.concatenate([films[180:190], 255 - films[180:190], np.rot90(films[180:190], 2, (1, 2))])
-    before, after = said(refusal, mixed), said(loaded, mixed)
+def test_saved_and_loaded_says_the_same(check, images, tmp_path):
+    check.save(tmp_path / "refusal.npz")
+    loaded = OutlierCheck.load(tmp_path / "refusal.npz")
+    mixed = np.concatenate([images[180:190], 255 - images[180:190], np.rot90(images[180:190], 2, (1, 2))])
+    before, after = reasons_of(check, mixed), reasons_of(loaded, mixed)
     assert [one.split("(")[0] for one in after] == [one.split("(")[0] for one in before]
 
 
 def test_a_damaged_file_is_one_line(tmp_path):
     (tmp_path / "refusal.npz").write_bytes(b"PK nothing")
     with pytest.raises(ValueError, match="damaged .*Received: path="):
-        Refusal.load(tmp_path / "refusal.npz")
+        OutlierCheck.load(tmp_path / "refusal.npz")
 
 
 def test_features_that_are_dead_or_depend_on_each_other():
@@ -136,6 +136,6 @@ def test_features_that_are_dead_or_depend_on_each_other():
     images = generator.integers(0, 256, (30, SIDE, SIDE)).astype(np.uint8)
     one = generator.normal(0, 1e-4, (30, 1))
     for features in (np.zeros((30, 5)), np.hstack([one, one, 1e6 * one, np.zeros((30, 3))])):
-        fitted = fit_refusal(images, features.astype(np.float32), images, features.astype(np.float32))
+        fitted = fit_outlier_check(images, features.astype(np.float32), images, features.astype(np.float32))
         assert np.isfinite(fitted.distances(features)).all() and np.isfinite(fitted.most_distance)
         assert fitted.distances(features[:1] + 1e9) > fitted.most_distance

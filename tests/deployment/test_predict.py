@@ -17,7 +17,7 @@ from chestxray.data.images import preprocess
 from chestxray.deployment import predict
 from chestxray.deployment.predict import list_images
 
-predict_files = functools.partial(predict.predict_files, accept_all=True)  # the pictures here are no films
+predict_files = functools.partial(predict.predict_files, accept_all=True)  # the images here are no radiographs
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def classifier(bundle):
     return load_classifier(bundle[0])
 
 
-def picture(seed, size=64):
+def drawn(seed, size=64):
     rng = np.random.default_rng(seed)
     return np.clip(rng.normal(rng.uniform(90, 110), 25, (size, size)), 0, 255).astype(np.uint8)
 
@@ -55,18 +55,18 @@ def strange(tmp_path):
     """The folder of the issue; names give the order."""
     folder = tmp_path / "strange"
     folder.mkdir()
-    grey = picture(1)
+    grey = drawn(1)
     write(folder / "a_good.png", grey)
-    whole = cv2.imencode(".jpg", picture(2, 200))[1].tobytes()
+    whole = cv2.imencode(".jpg", drawn(2, 200))[1].tobytes()
     (folder / "b_truncated.jpeg").write_bytes(whole[: len(whole) // 2])
     (folder / "c_empty.png").touch()
-    (folder / "d_text.jpeg").write_text("this is no picture\n" * 50)
+    (folder / "d_text.jpeg").write_text("this is no drawn\n" * 50)
     write(folder / "e_sixteen.png", grey.astype(np.uint16) * 257)
     Image.fromarray(grey).convert("CMYK").save(folder / "f_cmyk.jpg", quality=95)
     write(folder / "g_rgba.png", np.dstack([grey] * 3 + [np.full_like(grey, 255)]))
     write(folder / "h_one.png", np.array([[7]], dtype=np.uint8))
     (folder / "i_huge.png").write_bytes(png_header(12_000, 12_000))
-    write(folder / "j_last.png", picture(3))
+    write(folder / "j_last.png", drawn(3))
     return folder
 
 
@@ -90,7 +90,7 @@ def test_each_file_is_read_or_named_and_the_rest_goes_on(classifier, strange):
         else:
             assert row["status"] == "ok" and 0 <= row["probability"] <= 1
     good = by_name["a_good.png"]["probability"]
-    assert by_name["e_sixteen.png"]["probability"] == pytest.approx(good, abs=1e-5)  # same film, 16 bits
+    assert by_name["e_sixteen.png"]["probability"] == pytest.approx(good, abs=1e-5)  # same image, 16 bits
     assert by_name["g_rgba.png"]["probability"] == pytest.approx(good, abs=1e-3)  # and with an alpha channel
     assert by_name["f_cmyk.jpg"]["probability"] == pytest.approx(good, abs=0.03)  # and as lossy CMYK
     assert abs(by_name["j_last.png"]["probability"] - good) > 0.001
@@ -110,7 +110,7 @@ def test_order_over_batches_with_bad_files_at_their_edges(classifier, tmp_path):
         if number in bad:
             path.write_bytes(b"bad")
         else:
-            write(path, picture(number))
+            write(path, drawn(number))
         paths.append(path)
     rows = list(predict_files(classifier, [tmp_path]))
     assert [row["path"] for row in rows] == [str(path) for path in paths]
@@ -122,7 +122,7 @@ def test_order_over_batches_with_bad_files_at_their_edges(classifier, tmp_path):
 
 
 def test_decision_at_the_stored_threshold(classifier, tmp_path):
-    paths = [write(tmp_path / f"{number}.png", picture(number)) for number in range(6)]
+    paths = [write(tmp_path / f"{number}.png", drawn(number)) for number in range(6)]
     probabilities = expected(classifier, paths)
     cut = float(np.sort(probabilities)[2:4].mean())
     card = classifier.card | {"thresholds": {"youden": cut}, "classes": ["healthy", "ill"]}
@@ -131,7 +131,7 @@ def test_decision_at_the_stored_threshold(classifier, tmp_path):
 
 
 def test_probability_equal_to_the_threshold_is_positive(classifier, tmp_path):
-    path = write(tmp_path / "one.png", picture(1))
+    path = write(tmp_path / "one.png", drawn(1))
     probability = next(predict_files(classifier, [path]))["probability"]
     card = classifier.card | {"thresholds": {"youden": probability}}
     row = next(predict_files(dataclasses.replace(classifier, card=card), [path]))
@@ -139,21 +139,21 @@ def test_probability_equal_to_the_threshold_is_positive(classifier, tmp_path):
 
 
 def test_missing_and_repeated_files_are_reported_each_time(classifier, tmp_path):
-    good, missing = write(tmp_path / "good.png", picture(1)), tmp_path / "missing.png"
+    good, missing = write(tmp_path / "good.png", drawn(1)), tmp_path / "missing.png"
     rows = list(predict_files(classifier, [missing, good, missing, good]))
     assert [row["problem"] for row in rows[::2]] == ["no such image file"] * 2
     assert rows[1] == rows[3]
 
 
 def test_one_path_is_not_taken_for_its_letters(classifier, tmp_path):
-    good = write(tmp_path / "good.png", picture(1))
+    good = write(tmp_path / "good.png", drawn(1))
     for one in (good, str(good), str(tmp_path)):
         assert [row["path"] for row in predict_files(classifier, one)] == [str(good)]
 
 
 def test_rule_without_threshold_stops_before_the_first_file(classifier, tmp_path):
-    with pytest.raises(ValueError, match="Received: rule='sensitivity_95'"):
-        next(predict_files(classifier, [tmp_path / "missing.png"], rule="sensitivity_95"))
+    with pytest.raises(ValueError, match="Received: threshold_rule='sensitivity_95'"):
+        next(predict_files(classifier, [tmp_path / "missing.png"], threshold_rule="sensitivity_95"))
 
 
 def test_folders_are_searched_without_debris(tmp_path):
@@ -180,13 +180,13 @@ def test_empty_folder_gives_no_rows(classifier, tmp_path):
 
 
 def test_refused_images_get_a_reason_and_no_answer(classifier, tiny_folder, data, tmp_path):
-    films = [str(tiny_folder / path) for path in data.subset("val")["path"]]
-    coloured = write(tmp_path / "colour.png", np.dstack([picture(1), picture(2), picture(3)]))
+    images = [str(tiny_folder / path) for path in data.subset("val")["path"]]
+    coloured = write(tmp_path / "colour.png", np.dstack([drawn(1), drawn(2), drawn(3)]))
     flat = write(tmp_path / "flat.png", np.full((64, 64), 99, np.uint8))
-    rows = list(predict.predict_files(classifier, [*films, coloured, flat]))
-    assert [row["status"] for row in rows[:-2]] == ["ok"] * len(films)  # on these the limits were set
+    rows = list(predict.predict_files(classifier, [*images, coloured, flat]))
+    assert [row["status"] for row in rows[:-2]] == ["ok"] * len(images)  # on these the limits were set
     assert [row["status"] for row in rows[-2:]] == ["refused"] * 2
-    assert rows[-2]["problem"] == "a colour picture"
+    assert rows[-2]["problem"] == "a colour image"
     for row in rows[-2:]:
         assert row["probability"] is None and row["decision"] is None and np.isfinite(row["logit"])
     again = next(predict_files(classifier, [flat]))
@@ -194,8 +194,8 @@ def test_refused_images_get_a_reason_and_no_answer(classifier, tiny_folder, data
 
 
 def test_three_equal_channels_are_no_colours(classifier, tmp_path, tiny_folder, data):
-    film = cv2.imread(str(tiny_folder / data.subset("val")["path"].iloc[0]), 0)
-    row = next(predict.predict_files(classifier, [write(tmp_path / "rgb.png", np.dstack([film] * 3))]))
+    image = cv2.imread(str(tiny_folder / data.subset("val")["path"].iloc[0]), 0)
+    row = next(predict.predict_files(classifier, [write(tmp_path / "rgb.png", np.dstack([image] * 3))]))
     assert row["status"] == "ok"
 
 
@@ -238,7 +238,7 @@ def test_names_that_could_do_harm(classifier, tmp_path):
         os.fsdecode(b"bad\xff.png"),
     ]
     for number, name in enumerate(names):
-        write(tmp_path / "plain.png", picture(number))
+        write(tmp_path / "plain.png", drawn(number))
         os.rename(tmp_path / "plain.png", tmp_path / name)
     rows = list(predict_files(classifier, tmp_path))
     assert sorted(row["path"] for row in rows) == sorted(str(tmp_path / name) for name in names)
@@ -248,7 +248,7 @@ def test_names_that_could_do_harm(classifier, tmp_path):
 def test_threads_give_the_same_rows_in_the_same_order(litert, tmp_path):
     classifier = load_classifier(litert)
     for number in range(100):
-        write(tmp_path / f"{number:02d}.png", picture(number))
+        write(tmp_path / f"{number:02d}.png", drawn(number))
     (tmp_path / "33.png").write_bytes(b"bad")
     alone = list(predict_files(classifier, [tmp_path]))
     spread = list(

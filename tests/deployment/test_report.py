@@ -21,7 +21,7 @@ COUNT = {"images": 9, "ok": 6, "refused": 2, "unreadable": 1, "outside age": 4}
 
 @pytest.fixture(scope="module")
 def rows(litert, data, tiny_folder):
-    """Six films, the first three called pneumonia."""
+    """Six images, the first three called pneumonia."""
     paths = [tiny_folder / path for path in data.subset("val")["path"]][:6]
     classifier = load_classifier(litert)
     found = list(predict_files(classifier, paths, accept_all=True))
@@ -32,7 +32,7 @@ def rows(litert, data, tiny_folder):
 
 @pytest.fixture(scope="module")
 def written(litert, rows):
-    """Page of six films, with triage thresholds between them: two of each kind."""
+    """Page of six images, with triage thresholds between them: two of each kind."""
     classifier = load_classifier(litert)
     said = [row["probability"] for row in rows]
     classifier.card["triage"] = {"rule_in": (said[1] + said[2]) / 2, "rule_out": (said[3] + said[4]) / 2}
@@ -58,14 +58,14 @@ class Reader(html.parser.HTMLParser):
         self.text.append(data)
 
 
-def test_films_in_order_with_their_numbers(written, rows):
+def test_images_in_order_with_their_numbers(written, rows):
     said = re.findall(r'<span class="p">([\d.]+)</span> (\w+), ([\w ]+)<', written)
     assert [one[0] for one in said] == [f"{row['probability']:.3f}" for row in rows]
     assert [one[1] for one in said] == [row["decision"] for row in rows]
     assert [one[2] for one in said] == ["suspicious"] * 2 + ["to be looked at"] * 2 + ["unsuspicious"] * 2
 
 
-def test_a_film_whose_decision_contradicts_the_triage_is_to_be_looked_at(litert, rows):
+def test_an_image_whose_decision_contradicts_the_triage_is_to_be_looked_at(litert, rows):
     classifier = load_classifier(litert)
     normal, ill = classifier.card["classes"]
     middle = (rows[2]["probability"] + rows[3]["probability"]) / 2
@@ -115,7 +115,7 @@ def test_the_page_is_one_file_and_accessible(written):
     assert all(cell["scope"] == "col" for cell in found.tags["th"])
 
 
-def test_a_film_that_is_gone_does_not_end_the_page(litert, rows, tmp_path):
+def test_an_image_that_is_gone_does_not_end_the_page(litert, rows, tmp_path):
     gone = [rows[0] | {"path": str(tmp_path / "gone.png")}, rows[1]]
     assert "gone.png" in report_page(load_classifier(litert), gone, [], {"images": 2, "ok": 2}, "youden")
 
@@ -126,7 +126,7 @@ def test_keras_and_its_export_draw_the_same(compact, litert, rows):
     assert shares[0] == shares[1] and len(shares[0]) == 6
 
 
-def test_where_the_map_is_zero_the_film_stays():
+def test_where_the_map_is_zero_the_image_stays():
     image = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
     heat = np.zeros((4, 4))
     np.testing.assert_array_equal(overlay(image, heat), np.dstack([image] * 3))
@@ -136,7 +136,7 @@ def test_where_the_map_is_zero_the_film_stays():
 
 
 def test_the_map_lies_where_it_belongs():
-    # The hot cell of a 4 x 5 map, row 1, column 3, is centred 37.5 % down and 70 % across the film.
+    # The hot cell of a 4 x 5 map, row 1, column 3, is centred 37.5 % down and 70 % across the image.
     image, heat = np.zeros((80, 60), np.uint8), np.zeros((4, 5))
     heat[1, 3] = 1
     brightness = overlay(image, heat).sum(axis=-1)
@@ -146,8 +146,8 @@ def test_the_map_lies_where_it_belongs():
 
 
 CLICKS = """<script>
-const told = [], shown = () => [...document.querySelectorAll('.films li')].map((film, number) =>
-  film.offsetHeight > 0 ? number + 1 : 0).filter(Boolean);
+const told = [], shown = () => [...document.querySelectorAll('.images li')].map((image, number) =>
+  image.offsetHeight > 0 ? number + 1 : 0).filter(Boolean);
 const press = name => document.querySelector(name).click();
 told.push(shown());
 press('button[data-group=rule_in]'); told.push(shown(), document.getElementById('shown').textContent);
@@ -182,10 +182,10 @@ def test_what_happens_on_clicks(written, tmp_path):
         check=True,
     ).stdout
     told = json.loads(re.search(r"<title>told (.*?)</title>", dom)[1])
-    assert told == [[1, 2, 3, 4, 5, 6], [1, 2], "2 of 6 films shown", [3, 4], 6, 0, 6, True, "all"]
+    assert told == [[1, 2, 3, 4, 5, 6], [1, 2], "2 of 6 images shown", [3, 4], 6, 0, 6, True, "all"]
 
 
-def test_pictures_can_be_decoded(written):
+def test_images_can_be_decoded(written):
     found = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', written)
     assert len(found) >= 6
     for data in found:

@@ -34,14 +34,14 @@ def test_a_clean_environment_with_the_extra_lite(compact, litert, data, tiny_fol
         pytest.skip("needs a package index")
     assert installed.returncode == 0, installed.stderr
     assert subprocess.run([python, "-c", "import tensorflow"], capture_output=True).returncode != 0
-    films = [tiny_folder / path for path in data.subset("test")["path"]]
+    images = [tiny_folder / path for path in data.subset("test")["path"]]
     table = tmp_path / "out.jsonl"
     told = subprocess.run(
         [
             tmp_path / "lite" / "bin" / "chestxray",
             "predict",
             litert,
-            *films,
+            *images,
             "--accept-all",
             "--output",
             table,
@@ -51,7 +51,7 @@ def test_a_clean_environment_with_the_extra_lite(compact, litert, data, tiny_fol
     )
     assert told.returncode == 0, told.stderr
     rows = [json.loads(line) for line in table.read_text().splitlines()]
-    for found, row in zip(rows, predict_files(load_classifier(compact), films, accept_all=True), strict=True):
+    for found, row in zip(rows, predict_files(load_classifier(compact), images, accept_all=True), strict=True):
         for name in set(COLUMNS) - {"logit", "probability", "distance"}:
             assert found[name] == row[name], name
         assert found["logit"] == pytest.approx(row["logit"], abs=1e-3)

@@ -22,14 +22,14 @@ from chestxray.files import read_json, write_json
 
 
 @pytest.fixture
-def films(tmp_path):
-    """40 pictures, one of them damaged."""
-    folder = tmp_path / "films"
+def images(tmp_path):
+    """40 images, one of them damaged."""
+    folder = tmp_path / "images"
     folder.mkdir()
     rng = np.random.default_rng(2)
     for number in range(40):
-        picture = np.clip(rng.normal(rng.uniform(60, 140), 25, (48, 48)), 0, 255).astype(np.uint8)
-        assert cv2.imwrite(str(folder / f"{number:02d}.png"), picture)
+        pixels = np.clip(rng.normal(rng.uniform(60, 140), 25, (48, 48)), 0, 255).astype(np.uint8)
+        assert cv2.imwrite(str(folder / f"{number:02d}.png"), pixels)
     (folder / "07.png").write_bytes(b"bad")
     return folder
 
@@ -38,22 +38,22 @@ def call(*words):
     return CliRunner().invoke(main, [str(word) for word in words])
 
 
-def test_lines_summary_and_exit_code(litert, films):
-    told = call("predict", litert, films, "--accept-all")
+def test_lines_summary_and_exit_code(litert, images):
+    told = call("predict", litert, images, "--accept-all")
     assert told.exit_code == 1  # one could not be read
     lines = told.output.splitlines()
     assert len(lines) == 41 and "07.png  unreadable (not an image" in lines[7]
     assert lines[-1].startswith("40 images, 0 refused, 1 unreadable; decided at")
     assert "not a medical device" in lines[-1]
-    (films / "07.png").unlink()
-    assert call("predict", litert, films, "--accept-all").exit_code == 0
+    (images / "07.png").unlink()
+    assert call("predict", litert, images, "--accept-all").exit_code == 0
 
 
-def test_table_and_report_at_once(litert, films, tmp_path):
+def test_table_and_report_at_once(litert, images, tmp_path):
     told = call(
         "predict",
         litert,
-        films,
+        images,
         "--accept-all",
         "--output",
         tmp_path / "out.csv",
@@ -69,33 +69,33 @@ def test_table_and_report_at_once(litert, films, tmp_path):
     page = (tmp_path / "page.html").read_text()
     best = max((row for row in rows if row["probability"]), key=lambda row: float(row["probability"]))
     assert f"1. {best['path']}" in page and "39 classified, 0 refused, 1 unreadable" in page
-    again = call("predict", litert, films, "--accept-all", "--output", tmp_path / "out.jsonl", "--jobs", 1)
+    again = call("predict", litert, images, "--accept-all", "--output", tmp_path / "out.jsonl", "--jobs", 1)
     told = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert again.exit_code == 1 and [row["path"] for row in told] == [row["path"] for row in rows]
 
 
-def test_table_and_page_are_no_films(litert, films):
+def test_table_and_page_are_not_among_the_images(litert, images):
     given = (
         "predict",
         litert,
-        films,
+        images,
         "--accept-all",
         "--jobs",
         1,
         "--output",
-        films / "out.csv",
+        images / "out.csv",
         "--report",
-        films / "page.html",
+        images / "page.html",
     )
     told = [call(*given).output.splitlines()[-1] for _ in range(2)]
     assert told[0] == told[1] and told[0].startswith("40 images, 0 refused, 1 unreadable")
 
 
-def test_broken_off_in_the_report_nothing_is_predicted_again(litert, films, tmp_path, monkeypatch):
+def test_broken_off_in_the_report_nothing_is_predicted_again(litert, images, tmp_path, monkeypatch):
     given = (
         "predict",
         litert,
-        films,
+        images,
         "--accept-all",
         "--jobs",
         1,
@@ -106,7 +106,7 @@ def test_broken_off_in_the_report_nothing_is_predicted_again(litert, films, tmp_
     )
     page, judge = session_module.report_page, session_module.judge
 
-    def broken_off(*args):
+    def broken_off(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(session_module, "report_page", broken_off)
@@ -114,30 +114,30 @@ def test_broken_off_in_the_report_nothing_is_predicted_again(litert, films, tmp_
     assert told.exit_code == 130 and told.output.endswith("interrupted; the same command goes on from here\n")
     monkeypatch.setattr(session_module, "report_page", page)
     monkeypatch.setattr(session_module, "judge", broken_off)
-    assert call(*given).exit_code == 1  # one film cannot be read
+    assert call(*given).exit_code == 1  # one image cannot be read
     assert "39 classified" in (tmp_path / "page.html").read_text()
-    assert {path.name for path in tmp_path.iterdir()} == {"films", "out.csv", "page.html"}
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "out.csv", "page.html"}
     alone = call(*given[:4], "--jobs", 1)  # without a table there is nothing to go on from
     assert alone.exit_code == 130 and alone.output == "interrupted\n"
     monkeypatch.setattr(session_module, "judge", judge)
     assert len(call(*given[:4], "--jobs", 1, "--report", tmp_path / "page.html").output.splitlines()) == 42
 
 
-def test_a_table_among_the_films_is_no_list_of_films(litert, films):
-    (films / "labels.csv").write_text("film,label\n1,0\n")
+def test_a_table_among_the_images_is_no_list_of_images(litert, images):
+    (images / "labels.csv").write_text("image,label\n1,0\n")
     for jobs in (1, 2):
-        told = call("predict", litert, films, "--accept-all", "--jobs", jobs)
+        told = call("predict", litert, images, "--accept-all", "--jobs", jobs)
         assert told.exit_code == 1 and "41 images, 0 refused, 2 unreadable" in told.output
         assert "labels.csv  unreadable (not an image" in told.output
 
 
-def test_paths_relative_to_here_reach_the_workers(litert, films, monkeypatch):
-    monkeypatch.chdir(films)
+def test_paths_relative_to_here_reach_the_workers(litert, images, monkeypatch):
+    monkeypatch.chdir(images)
     told = call("predict", litert, ".", "--accept-all", "--jobs", 2)
     assert told.output.splitlines()[0].startswith("00.png  0.") and "1 unreadable" in told.output
 
 
-def test_workers_notice_another_model_in_the_same_folder(compact, litert, films, tmp_path):
+def test_workers_notice_another_model_in_the_same_folder(compact, litert, images, tmp_path):
     folder = tmp_path / "model"
     for source, bias in ((litert, 0.0), (compact, 50.0)):
         shutil.rmtree(folder, ignore_errors=True)
@@ -147,17 +147,17 @@ def test_workers_notice_another_model_in_the_same_folder(compact, litert, films,
         write_json(folder / "card.json", card)
         rows = list(
             predict.predict_parallel(
-                folder, sorted(films.glob("*.png"))[:3], accept_all=True, jobs=2, backend="threading"
+                folder, sorted(images.glob("*.png"))[:3], accept_all=True, jobs=2, backend="threading"
             )
         )
         assert [row["probability"] > 0.999 for row in rows] == [bool(bias)] * 3
 
 
-def test_the_report_holds_the_most_suspicious_only(litert, films, monkeypatch):
-    monkeypatch.setattr(session_module, "MOST_FILMS", 5)
-    session = Session(litert, [films], accept_all=True, jobs=1)
+def test_the_report_holds_the_most_suspicious_only(litert, images, monkeypatch):
+    monkeypatch.setattr(session_module, "MOST_IMAGES", 5)
+    session = Session(litert, [images], accept_all=True, jobs=1)
     said = sorted((row["probability"] for row in session.rows() if row["probability"]), reverse=True)
-    kept = sorted((one[0] for one in session._urgent), reverse=True)
+    kept = sorted((entry[0] for entry in session._highest), reverse=True)
     assert kept == said[:5]
 
 
@@ -166,18 +166,18 @@ def test_the_report_holds_the_most_suspicious_only(litert, films, monkeypatch):
     [
         (["/nowhere", "x.png"], "card.json is missing"),
         (["MODEL", "EMPTY"], "no image found"),
-        (["MODEL", "FILMS", "--rule", "best"], "no threshold"),
-        (["MODEL", "FILMS", "--output", "out.xlsx"], "must end in .csv or .jsonl"),
-        (["MODEL", "FILMS", "--backend", "abacus"], "abacus"),
-        (["MODEL", "FILMS", "--report", "/nowhere/page.html"], "the report cannot be written there"),
-        (["MODEL", "FILMS", "--report", "out.png"], "the name must end in .html or .htm"),
+        (["MODEL", "IMAGES", "--threshold-rule", "best"], "no threshold"),
+        (["MODEL", "IMAGES", "--output", "out.xlsx"], "must end in .csv or .jsonl"),
+        (["MODEL", "IMAGES", "--backend", "abacus"], "abacus"),
+        (["MODEL", "IMAGES", "--report", "/nowhere/page.html"], "the report cannot be written there"),
+        (["MODEL", "IMAGES", "--report", "out.png"], "the name must end in .html or .htm"),
     ],
 )
-def test_mistakes_are_told_in_one_line(litert, films, tmp_path, words, reason):
+def test_mistakes_are_told_in_one_line(litert, images, tmp_path, words, reason):
     (tmp_path / "empty").mkdir()
     places = {
         "MODEL": litert,
-        "FILMS": films,
+        "IMAGES": images,
         "EMPTY": tmp_path / "empty",
         "out.xlsx": tmp_path / "out.xlsx",
         "out.png": tmp_path / "out.png",
@@ -187,13 +187,13 @@ def test_mistakes_are_told_in_one_line(litert, films, tmp_path, words, reason):
     assert not any(path.name.startswith((".partial", "out")) for path in tmp_path.iterdir())
 
 
-def test_a_list_is_not_replaced_by_its_predictions(litert, films):
-    (films / "list.csv").write_text("path,age\n01.png,4\n")
-    told = call("predict", litert, films / "list.csv", "--output", films / "list.csv")
+def test_a_list_is_not_replaced_by_its_predictions(litert, images):
+    (images / "list.csv").write_text("path,age\n01.png,4\n")
+    told = call("predict", litert, images / "list.csv", "--output", images / "list.csv")
     assert told.exit_code == 2 and "would replace what it is made from" in told.output
-    assert (films / "list.csv").read_text() == "path,age\n01.png,4\n"
-    (films / "table.csv").mkdir()
-    told = call("predict", litert, films / "list.csv", "--output", films / "table.csv")
+    assert (images / "list.csv").read_text() == "path,age\n01.png,4\n"
+    (images / "table.csv").mkdir()
+    told = call("predict", litert, images / "list.csv", "--output", images / "table.csv")
     assert told.exit_code == 2 and "a folder. Received" in told.output
 
 
@@ -216,21 +216,21 @@ def mounted(tmp_path):
         subprocess.run(["umount", place], check=True)
 
 
-def test_a_disk_that_cannot_be_written(litert, films, mounted):
+def test_a_disk_that_cannot_be_written(litert, images, mounted):
     place = mounted("ro,size=64k")
-    told = call("predict", litert, films, "--output", place / "out.csv", "--jobs", 1)
+    told = call("predict", litert, images, "--output", place / "out.csv", "--jobs", 1)
     assert told.exit_code == 2 and "Read-only file system" in told.output and told.output.count("\n") == 1
 
 
-def test_a_full_disk_loses_nothing(litert, films, mounted, tmp_path):
+def test_a_full_disk_loses_nothing(litert, images, mounted, tmp_path):
     place = mounted("size=8k")
     table = place / "out.jsonl"
-    told = call("predict", litert, films, "--output", table, "--jobs", 1, "--accept-all")
+    told = call("predict", litert, images, "--output", table, "--jobs", 1, "--accept-all")
     assert told.exit_code == 2 and "No space left on device" in told.output and not table.exists()
     assert [path.name for path in place.iterdir()] == [".partial-out.jsonl.jsonl"]
     subprocess.run(["mount", "-o", "remount,size=1m", place], check=True)
-    assert call("predict", litert, films, "--output", table, "--jobs", 1, "--accept-all").exit_code == 1
-    call("predict", litert, films, "--output", tmp_path / "out.jsonl", "--jobs", 1, "--accept-all")
+    assert call("predict", litert, images, "--output", table, "--jobs", 1, "--accept-all").exit_code == 1
+    call("predict", litert, images, "--output", tmp_path / "out.jsonl", "--jobs", 1, "--accept-all")
     assert table.read_text() == (tmp_path / "out.jsonl").read_text()
     assert [path.name for path in place.iterdir()] == ["out.jsonl"]
 
@@ -252,8 +252,8 @@ def test_export_from_the_command_line(compact, few_images_are_enough, tiny_folde
 def test_two_dask_workers_one_is_killed(litert, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     for number in range(4):  # large, so that the work lasts some seconds
-        picture = rng.integers(0, 256, (2000, 2000), dtype=np.uint8)
-        assert cv2.imwrite(str(tmp_path / f"{number}.jpeg"), picture)
+        pixels = rng.integers(0, 256, (2000, 2000), dtype=np.uint8)
+        assert cv2.imwrite(str(tmp_path / f"{number}.jpeg"), pixels)
     paths = [tmp_path / f"{number % 4}.jpeg" for number in range(160)]
     alone = list(predict.judge(load_classifier(litert), paths[:4], "youden", accept_all=True))
     monkeypatch.setattr(predict, "BATCH", 4)  # 40 tasks
@@ -268,15 +268,15 @@ def test_two_dask_workers_one_is_killed(litert, tmp_path, monkeypatch):
     assert found == [alone[number % 4] for number in range(160)]
 
 
-def test_both_formats_of_the_table_are_evaluated_alike(litert, films, tmp_path):
-    (films / "07.png").unlink()
+def test_both_formats_of_the_table_are_evaluated_alike(litert, images, tmp_path):
+    (images / "07.png").unlink()
     (tmp_path / "labels.csv").write_text(
         "path,label\n"
-        + "".join(f"{path},{number % 2}\n" for number, path in enumerate(sorted(films.iterdir())))
+        + "".join(f"{path},{number % 2}\n" for number, path in enumerate(sorted(images.iterdir())))
     )
     told = []
     for name in ("out.csv", "out.JSONL"):
-        call("predict", litert, films, "--accept-all", "--output", tmp_path / name, "--jobs", 1)
+        call("predict", litert, images, "--accept-all", "--output", tmp_path / name, "--jobs", 1)
         for labels in ([], ["--labels", tmp_path / "labels.csv"]):
             told.append(call("evaluate", tmp_path / name, "--model", litert, *labels))
             assert told[-1].exit_code == 0, told[-1].output

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from chestxray.deployment import session
 from chestxray.deployment.session import journaled
 
-COLUMNS = ("path", "value")
 PATHS = [Path(f"{number}.png") for number in range(6)]
 
 
@@ -28,8 +28,8 @@ class Predictor:
             yield {"path": str(path), "value": path.stem * 2}
 
 
-def play(output, predictor, paths=PATHS, identity=None):
-    return list(journaled(output, identity or {"rule": "youden"}, paths, predictor, COLUMNS))
+def run(output, predictor, paths=PATHS, identity="youden"):
+    return list(journaled(output, identity, paths, predictor, finish=lambda: None))
 
 
 def table(output):
@@ -44,7 +44,7 @@ EXPECTED = [{"path": f"{number}.png", "value": f"{number}{number}"} for number i
 
 @pytest.mark.parametrize("name", ["out.csv", "out.jsonl"])
 def test_undisturbed(tmp_path, name):
-    rows = play(tmp_path / name, Predictor())
+    rows = run(tmp_path / name, Predictor())
     assert table(tmp_path / name) == EXPECTED
     assert [row["value"] for row in rows] == [row["value"] for row in EXPECTED]
     assert [path.name for path in tmp_path.iterdir()] == [name]  # no journal is left
@@ -54,9 +54,9 @@ def test_undisturbed(tmp_path, name):
 def test_goes_on_where_it_was_interrupted(tmp_path, stop):
     output, first, second = tmp_path / "out.csv", Predictor(PATHS[stop]), Predictor()
     with pytest.raises(KeyboardInterrupt):
-        play(output, first)
+        run(output, first)
     assert not output.exists()
-    rows = play(output, second)
+    rows = run(output, second)
     assert first.asked + second.asked == PATHS
     assert table(output) == EXPECTED and len(rows) == 6
 
@@ -65,28 +65,28 @@ def test_goes_on_where_it_was_interrupted(tmp_path, stop):
 def test_a_line_that_was_cut_short_is_predicted_again(tmp_path, cut):
     output = tmp_path / "out.csv"
     with pytest.raises(KeyboardInterrupt):
-        play(output, Predictor(PATHS[3]))
-    (journal,) = tmp_path.iterdir()
+        run(output, Predictor(PATHS[3]))
+    (journal,) = tmp_path.glob("*.jsonl")
     journal.write_bytes(journal.read_bytes()[:-cut])
     second = Predictor()
-    play(output, second)
+    run(output, second)
     assert second.asked[0] == PATHS[2] and table(output) == EXPECTED
 
 
 def test_another_model_begins_anew(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        play(tmp_path / "out.csv", Predictor(PATHS[3]))
+        run(tmp_path / "out.csv", Predictor(PATHS[3]))
     second = Predictor()
-    play(tmp_path / "out.csv", second, identity={"rule": "half"})
+    run(tmp_path / "out.csv", second, identity="half")
     assert second.asked == PATHS
 
 
 def test_files_that_came_or_went_since(tmp_path):
     output = tmp_path / "out.csv"
     with pytest.raises(KeyboardInterrupt):
-        play(output, Predictor(PATHS[4]))
+        run(output, Predictor(PATHS[4]))
     second = Predictor()
-    play(output, second, [*PATHS[:2], *PATHS[3:]])
+    run(output, second, [*PATHS[:2], *PATHS[3:]])
     assert second.asked == PATHS[3:] and [row["path"] for row in table(output)] == [
         "0.png",
         "1.png",
@@ -95,8 +95,8 @@ def test_files_that_came_or_went_since(tmp_path):
         "5.png",
     ]
     with pytest.raises(KeyboardInterrupt):
-        play(output, Predictor(PATHS[4]))
-    play(output, third := Predictor(), PATHS[:2])
+        run(output, Predictor(PATHS[4]))
+    run(output, third := Predictor(), PATHS[:2])
     assert third.asked == [] and len(table(output)) == 2
 
 
@@ -108,10 +108,10 @@ def test_other_files_of_the_same_name_are_predicted(tmp_path, monkeypatch):
             path.write_text(folder)
     monkeypatch.chdir(tmp_path / "a")
     with pytest.raises(KeyboardInterrupt):
-        play(tmp_path / "out.csv", Predictor(PATHS[4]))
+        run(tmp_path / "out.csv", Predictor(PATHS[4]))
     monkeypatch.chdir(tmp_path / "b")
     second = Predictor()
-    play(tmp_path / "out.csv", second)
+    run(tmp_path / "out.csv", second)
     assert second.asked == PATHS and table(tmp_path / "out.csv") == EXPECTED
 
 
@@ -124,47 +124,45 @@ def test_a_file_that_has_changed_since_is_predicted_again(tmp_path, change):
     for path in paths:
         path.write_text("half")
     with pytest.raises(KeyboardInterrupt):
-        play(tmp_path / "out.csv", Predictor(paths[4]), paths)
+        run(tmp_path / "out.csv", Predictor(paths[4]), paths)
     change(paths[2])
     second = Predictor()
-    play(tmp_path / "out.csv", second, paths)
+    run(tmp_path / "out.csv", second, paths)
     assert second.asked == paths[2:] and len(table(tmp_path / "out.csv")) == 6
 
 
 def test_the_former_table_stays_until_the_new_one_is_whole(tmp_path):
-    play(tmp_path / "out.csv", Predictor())
+    run(tmp_path / "out.csv", Predictor())
     with pytest.raises(KeyboardInterrupt):
-        play(tmp_path / "out.csv", Predictor(PATHS[3]))
+        run(tmp_path / "out.csv", Predictor(PATHS[3]))
     assert table(tmp_path / "out.csv") == EXPECTED
 
 
 def test_paths_that_are_no_text_survive(tmp_path):
     strange = [Path("line\nend.png"), Path("bad\udcff.png"), Path("quote\"'.png")]
-    play(tmp_path / "out.csv", Predictor(), strange)
+    run(tmp_path / "out.csv", Predictor(), strange)
     with open(tmp_path / "out.csv", newline="", errors="surrogateescape", encoding="utf-8") as file:
         assert [row["path"] for row in csv.DictReader(file)] == [str(path) for path in strange]
 
 
 def test_unknown_format(tmp_path):
     with pytest.raises(ValueError, match="must end in .csv or .jsonl"):
-        play(tmp_path / "out.xlsx", Predictor())
+        run(tmp_path / "out.xlsx", Predictor())
 
 
 def test_a_file_system_without_locks_has_tables(tmp_path, monkeypatch):
-    fcntl = pytest.importorskip("fcntl")
-
-    def flock(*given):
+    def acquire(*_, **__):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "flock", flock)
-    play(tmp_path / "out.csv", Predictor())
+    monkeypatch.setattr(session.FileLock, "acquire", acquire)
+    run(tmp_path / "out.csv", Predictor())
     assert table(tmp_path / "out.csv") == EXPECTED
 
 
 def test_two_processes_do_not_write_one_table(tmp_path):
-    rows = journaled(tmp_path / "out.csv", {}, PATHS, Predictor(), COLUMNS)
+    rows = journaled(tmp_path / "out.csv", "", PATHS, Predictor(), finish=lambda: None)
     next(rows)
     with pytest.raises(ValueError, match="another process writes this table"):
-        play(tmp_path / "out.csv", Predictor())
+        run(tmp_path / "out.csv", Predictor())
     list(rows)
     assert table(tmp_path / "out.csv") == EXPECTED

@@ -1,15 +1,7 @@
 import numpy as np
 import pytest
-from scipy.stats import norm
 
-from chestxray.evaluation.comparison import (
-    auroc_difference,
-    delong,
-    holm,
-    mcnemar,
-    pair_table,
-    variant_difference,
-)
+from chestxray.evaluation.comparison import auroc_difference, pair_table, variant_difference
 from chestxray.evaluation.metrics import evaluate
 
 LABELS = np.array([0, 0, 1, 1])
@@ -61,20 +53,25 @@ def scores(seed=0, count=120, good=2.0):
     return labels.astype(int), generator.normal(0, 1, count) + good * labels
 
 
+def models(rows, *thresholds):
+    """Probabilities and threshold of each seed."""
+    return list(zip(map(np.asarray, rows), thresholds, strict=True))
+
+
 def test_one_seed_is_the_paired_difference_of_two_models():
     labels, first = scores(1)
     _, second = scores(2, good=1.0)
     groups = np.arange(120) // 2
-    first, second = (1 / (1 + np.exp(-one)) for one in (first, second))
-    found = variant_difference(labels, groups, [first], [second], [0.5], [0.5], draws=300)["auroc"]
-    assert tuple(found.values()) == pytest.approx(auroc_difference(labels, groups, first, second, draws=300))
+    first, second = (1 / (1 + np.exp(-logits)) for logits in (first, second))
+    found = variant_difference(labels, groups, [(first, 0.5)], [(second, 0.5)])["auroc"]
+    assert tuple(found.values()) == pytest.approx(auroc_difference(labels, groups, first, second))
 
 
 def test_values_by_hand():
     labels, groups = [1, 1, 0, 0], [0, 1, 2, 3]
     first = [[0.9, 0.6, 0.4, 0.2], [0.9, 0.2, 0.6, 0.4]]
     second = [[0.9, 0.4, 0.6, 0.2], [0.5, 0.5, 0.5, 0.5]]
-    found = variant_difference(labels, groups, first, second, [0.5, 0.5], [0.5, 0.7], draws=50)
+    found = variant_difference(labels, groups, models(first, 0.5, 0.5), models(second, 0.5, 0.7))
     # AUROC 1 and 0.5 against 0.75 and 0.5; at the cuts sensitivity 1, ½ against ½, 0 and
     # specificity 1, ½ against ½, 1
     assert found["auroc"]["value"] == pytest.approx((0.25 + 0.0) / 2)
@@ -87,10 +84,10 @@ def test_values_by_hand():
     assert found["brier"]["value"] == pytest.approx(np.mean(brier))
 
 
-def test_an_arm_does_not_differ_from_itself():
+def test_a_variant_does_not_differ_from_itself():
     labels, logits = scores(1)
     rows = [1 / (1 + np.exp(-logits)), 1 / (1 + np.exp(-logits / 2))]
-    found = variant_difference(labels, np.arange(120), rows, rows, [0.5, 0.4], [0.5, 0.4], draws=100)
+    found = variant_difference(labels, np.arange(120), models(rows, 0.5, 0.4), models(rows, 0.5, 0.4))
     assert all(entry == {"value": 0.0, "low": 0.0, "high": 0.0} for entry in found.values())
 
 
@@ -99,10 +96,9 @@ def test_disagreement_of_seeds_widens_the_interval():
     _, bad = scores(2, good=0.5)
     good, bad, middle = (1 / (1 + np.exp(-one)) for one in (good, bad, scores(3, good=1.5)[1]))
     groups = np.arange(120)
-    agreed = variant_difference(labels, groups, [good, good], [middle] * 2, [0.5] * 2, [0.5] * 2, 300)[
-        "auroc"
-    ]
-    mixed = variant_difference(labels, groups, [good, bad], [middle] * 2, [0.5] * 2, [0.5] * 2, 300)["auroc"]
+    baseline = models([middle] * 2, 0.5, 0.5)
+    agreed = variant_difference(labels, groups, models([good, good], 0.5, 0.5), baseline)["auroc"]
+    mixed = variant_difference(labels, groups, models([good, bad], 0.5, 0.5), baseline)["auroc"]
     assert mixed["high"] - mixed["low"] > 1.5 * (agreed["high"] - agreed["low"])
 
 
@@ -111,9 +107,8 @@ def test_interval_over_seeds_by_hand():
     # A quarter of the draws holds one seed twice: 0.25 ± 0.25, widened by the root of 2 / (2 - 1).
     labels, groups = np.arange(40) % 2, np.arange(40)
     right, coin = np.where(labels, 0.9, 0.1), np.full(40, 0.5)
-    found = variant_difference(labels, groups, [right, coin], [coin, coin], [0.5] * 2, [0.5] * 2, 200)[
-        "auroc"
-    ]
+    first, second = models([right, coin], 0.5, 0.5), models([coin, coin], 0.5, 0.5)
+    found = variant_difference(labels, groups, first, second)["auroc"]
     assert found == pytest.approx({"value": 0.25, "low": 0.25 - 0.25 * 2**0.5, "high": 0.25 + 0.25 * 2**0.5})
 
 
@@ -121,89 +116,35 @@ def test_other_seeds_cannot_be_paired():
     labels, logits = scores()
     p = 1 / (1 + np.exp(-logits))
     with pytest.raises(ValueError, match="same seeds. Received: first=2, second=1"):
-        variant_difference(labels, np.arange(120), [p, p], [p], [0.5, 0.5], [0.5])
+        variant_difference(labels, np.arange(120), [(p, 0.5)] * 2, [(p, 0.5)])
 
 
-# Tests that give a p-value
+# Pairs
 
 
-def test_mcnemar_by_hand():
-    labels = [1, 1, 1, 1, 0, 0]
-    # Right alone: the first on 4 images, the second on 1. Two-sided, 5 coins: 2 (1 + 5) / 32.
-    found = mcnemar(labels, [1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0])
-    assert found == {"first_only": 4, "second_only": 1, "p": pytest.approx(12 / 32)}
-
-
-def test_mcnemar_of_equal_decisions():
-    assert mcnemar([0, 1], [1, 1], [1, 1])["p"] == 1.0
-
-
-def test_delong_variance_is_that_of_the_placements():
-    # One model against a constant one: its variance alone, by the placement values.
-    positive, negative = np.array([0.9, 0.8, 0.3]), np.array([0.1, 0.4, 0.35, 0.2])
-    above = (positive[:, None] > negative).astype(float)
-    wanted = above.mean(axis=1).var(ddof=1) / 3 + above.mean(axis=0).var(ddof=1) / 4
-    found = delong([1, 1, 1, 0, 0, 0, 0], np.concatenate([positive, negative]), [0.5] * 7)
-    assert found["difference"] == pytest.approx(above.mean() - 0.5)
-    assert found["standard_error"] == pytest.approx(np.sqrt(wanted))
-    assert found["high"] - found["difference"] == pytest.approx(1.959964 * np.sqrt(wanted), rel=1e-6)
-    assert found["difference"] - found["low"] == pytest.approx(1.959964 * np.sqrt(wanted), rel=1e-6)
-    assert found["p"] == pytest.approx(2 * norm.sf(found["difference"] / np.sqrt(wanted)))
-
-
-def test_delong_agrees_with_the_bootstrap_on_single_images():
-    labels, first = scores(3, count=600)
-    _, second = scores(4, count=600, good=1.6)
-    first, second = (1 / (1 + np.exp(-one)) for one in (first, second))
-    value, low, high = auroc_difference(labels, np.arange(600), first, second)
-    found = delong(labels, first, second)
-    assert found["difference"] == pytest.approx(value)
-    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.006)
-
-
-def test_delong_is_quiet_when_nothing_differs():
-    """Of 400 pairs of equally good models, about 5 in 100 get a p-value below .05."""
-    generator, small = np.random.default_rng(5), 0
-    labels = np.repeat([0, 1], 60)
-    for _ in range(400):
-        first, second = (1 / (1 + np.exp(-(labels + generator.normal(0, 1, 120)))) for _ in range(2))
-        small += delong(labels, first, second)["p"] < 0.05
-    assert 8 <= small <= 34  # binomial(400, .05): beyond 3 standard deviations
-
-
-def test_holm_by_hand():
-    # Sorted .01 .02 .03 .04 times 4 3 2 1: .04 .06 .06 .04, never falling: .04 .06 .06 .06.
-    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert holm([0.6, 0.9]) == pytest.approx([1.0, 1.0])
+def test_mcnemar_and_both_wrong_by_hand():
+    # Only the first is right on 4 images, only the second on 1. Two-sided, 5 coins: 2 (1 + 5) / 32.
+    labels, first, second = [1, 1, 1, 1, 0, 0], [0.9, 0.9, 0.9, 0.9, 0.9, 0.1], [0.1] * 6
+    row = pair_table(labels, np.arange(6), {"a": first, "b": second}, {"a": 0.5, "b": 0.5}).iloc[0]
+    assert row["p_mcnemar"] == pytest.approx(12 / 32)
+    assert row["agree"] == 1 / 6 and row["both_wrong"] == 0
 
 
 def test_pairs_are_adjusted_together():
-    # c decides as a does, but for seven films on which a is right.
+    # c decides as a does, but for seven images on which a is right.
     labels, first = scores(6, count=200)
     a = 1 / (1 + np.exp(-first))
     right = np.flatnonzero((a >= 0.5) == labels)[:7]
     c = a.copy()
     c[right] = 1 - a[right]
-    told = {"a": a, "b": a, "c": c}
-    table = pair_table(labels, np.arange(200), told, dict.fromkeys(told, 0.5)).set_index(["first", "second"])
+    probabilities = {"a": a, "b": a, "c": c}
+    thresholds = dict.fromkeys(probabilities, 0.5)
+    table = pair_table(labels, np.arange(200), probabilities, thresholds).set_index(["first", "second"])
     assert list(table.index) == [("a", "b"), ("a", "c"), ("b", "c")]
     same, other = table.loc["a", "b"], table.loc["a", "c"]
-    assert (same["difference"], same["agree"], same["p_delong"], same["p_mcnemar"]) == (0, 1, 1, 1)
-    assert same["both_wrong"] == ((told["a"] >= 0.5) != labels).sum()
+    assert (same["difference"], same["agree"], same["p_mcnemar"]) == (0, 1, 1)
+    assert same["both_wrong"] == ((a >= 0.5) != labels).sum()
     assert other["agree"] == 193 / 200 and other["both_wrong"] == same["both_wrong"]
     # Seven coins, two-sided: 2 / 128. The smallest of three, times three; the next, as small, not below it.
     assert other["p_mcnemar"] == table.loc["b", "c"]["p_mcnemar"] == pytest.approx(6 / 128)
-    assert other["p_delong"] == pytest.approx(3 * delong(labels, a, c)["p"]) and other["p_delong"] < 1
-    assert pair_table(labels, np.arange(200), {"a": told["a"]}, {"a": 0.5}).empty
-
-
-def test_delong_needs_two_images_of_each_class():
-    with pytest.raises(ValueError, match="Received: positives=1, negatives=3"):
-        delong([1, 0, 0, 0], [0.5, 0.1, 0.6, 0.2], [0.9, 0.1, 0.2, 0.3])
-    few = pair_table(
-        [1, 0, 0, 0],
-        np.arange(4),
-        {"a": [0.5, 0.1, 0.6, 0.2], "b": [0.9, 0.1, 0.2, 0.3]},
-        {"a": 0.5, "b": 0.5},
-    )
-    assert np.isnan(few["p_delong"][0]) and few["p_mcnemar"][0] == 1
+    assert pair_table(labels, np.arange(200), {"a": a}, {"a": 0.5}).empty

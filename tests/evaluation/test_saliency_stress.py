@@ -21,7 +21,7 @@ def films():
 
 def found(score, films, **given):
     images, labels = films
-    table = stress_table(score, images, labels, np.arange(80), 0.5, draws=50, **given)
+    table = stress_table(score, images, labels, np.arange(80), 0.5, **given)
     return table.set_index("change")
 
 

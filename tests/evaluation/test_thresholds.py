@@ -182,7 +182,7 @@ def test_negatives_that_are_certain_leave_no_cut_for_ruling_in():
 
 def test_labels_of_the_place_mend_a_cut_that_moved():
     labels = np.arange(60) % 2
-    found = threshold_elsewhere(labels, np.where(labels, 0.9, 0.8), np.arange(60), (10,), draws=30)
+    found = threshold_elsewhere(labels, np.where(labels, 0.9, 0.8), np.arange(60), (10,))
     assert (found.drop(columns=["labelled", "draws"]) == 1).all(axis=None)
 
 
@@ -225,8 +225,8 @@ def test_whole_patients_are_labelled_until_the_images_suffice(monkeypatch):
         )[1],
     )
     patients = np.repeat(np.arange(40), 10)
-    threshold_elsewhere(np.arange(400) % 2, patients / 40, [f"p{one}" for one in patients], (25,), draws=50)
-    assert seen == [[10, 10, 10]] * 50
+    threshold_elsewhere(np.arange(400) % 2, patients / 40, [f"p{one}" for one in patients], (25,))
+    assert seen == [[10, 10, 10]] * 200
 
 
 def test_draws_without_a_class_are_counted_and_rows_of_few_left_out():

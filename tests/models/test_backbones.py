@@ -7,6 +7,7 @@ import pytest
 from chestxray.files import find_weights
 from chestxray.models.backbones import BACKBONES, get_backbone
 from chestxray.models.builders import as_float32, build_transfer_model
+from chestxray.models.features import find_cut
 from chestxray.models.training import set_trainable_from
 
 MODULES = {
@@ -14,13 +15,15 @@ MODULES = {
     "ResNet50": keras.applications.resnet,
     "InceptionV3": keras.applications.inception_v3,
     "DenseNet121": keras.applications.densenet,
+    "EfficientNetB0": keras.applications.efficientnet,
 }
-SMALL = {"VGG16": 32, "ResNet50": 32, "InceptionV3": 75, "DenseNet121": 32}
+SMALL = {"VGG16": 32, "ResNet50": 32, "InceptionV3": 75, "DenseNet121": 32, "EfficientNetB0": 32}
 NATIVE = {
     "VGG16": (224, 14),
     "ResNet50": (224, 7),
     "InceptionV3": (299, 8),
     "DenseNet121": (224, 7),
+    "EfficientNetB0": (224, 7),
 }  # sides: input, Grad-CAM layer
 
 
@@ -55,6 +58,10 @@ def pretrained(row, tmp_path_factory):
     scramble(bare)
     path = tmp_path_factory.mktemp(row.name) / f"{row.name.lower()}_notop.weights.h5"
     bare.save_weights(path)
+    if row.pretrained_variance:  # Keras adds a layer when the weights are called "imagenet"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("keras.src.utils.file_utils.get_file", lambda *_, **__: str(path))
+            bare = row.build(weights="imagenet", include_top=False, input_shape=(None, None, 3))
     return bare, path
 
 
@@ -74,7 +81,7 @@ def has_weights_of(model, bare):
     theirs = weighted(bare)
     ours = weighted(model)[: len(theirs)]
     return all(
-        np.array_equal(a, b)
+        np.array_equal(a, b) or isinstance(one, keras.layers.Normalization)
         for one, other in zip(ours, theirs, strict=True)
         for a, b in zip(one.get_weights(), other.get_weights(), strict=True)
     )
@@ -84,7 +91,8 @@ def test_preprocessing_inside_equals_keras(row, built):
     size = SMALL[row.name]
     grey = (np.arange(2 * size * size, dtype=np.float32) % 256).reshape(2, size, size, 1)
     expected = MODULES[row.name].preprocess_input(np.repeat(grey, 3, axis=-1))
-    name = "scale" if row.name == "InceptionV3" else "imagenet_means"
+    names = {"InceptionV3": "scale", "EfficientNetB0": "three_channels"}
+    name = names.get(row.name, "imagenet_means")
     inside = keras.Model(built.input, built.get_layer(name).output)
     np.testing.assert_allclose(inside(grey), expected, rtol=0, atol=1e-4)
     assert len(np.unique(expected[..., 0])) == 256
@@ -99,6 +107,14 @@ def test_features_equal_those_of_the_bare_backbone(row, built, pretrained):
     found = np.asarray(keras.Model(built.input, built.get_layer("pool").output)(grey))
     assert found.std() > 0
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_dropout_of_the_backbone_does_not_end_its_frozen_part(row, built):
+    set_trainable_from(built, row.stages[-1])
+    frozen = built.layers[: built.layers.index(find_cut(built))]
+    later = [layer for layer in built.layers if layer.trainable_weights]
+    between = set(built.layers[len(frozen) : built.layers.index(later[0])])
+    assert not [layer.name for layer in between if isinstance(layer, keras.layers.Conv2D)]
 
 
 def test_model_is_flat_and_its_named_layers_exist(row, built):
@@ -141,7 +157,7 @@ def test_fine_tuning_from_a_stage_trains_this_stage_and_all_later_ones(row, buil
     for stage in reversed(row.stages):
         set_trainable_from(built, stage)
         trained = trainable_convolutions(built)
-        if row.name in ("InceptionV3", "DenseNet121"):  # pool4_conv belongs to the stage of conv4
+        if row.name not in ("VGG16", "ResNet50"):  # pool4_conv belongs to the stage of conv4
             expected = convolutions & {stage, *descendants(built.get_layer(stage))}
         else:
             prefix = stage.split("_")[0]  # block5_conv1, conv5_block1_1_conv

@@ -237,7 +237,7 @@ def test_layer_table_adds_up(cnn):
     table = layer_table(cnn)
     assert table["parameters"].sum() == cnn.count_params()
     assert table["trainable"].sum() == sum(math.prod(w.shape) for w in cnn.trainable_weights)
-    assert table["subset"].is_unique and table["subset"].iloc[-1] == "logit"
+    assert table["part"].is_unique and table["part"].iloc[-1] == "logit"
 
 
 def test_layer_table_shows_what_unfreezing_changes():

@@ -235,7 +235,7 @@ def test_a_half_written_entry_is_computed_again(damage, data, capsys):
     elif damage == "missing":
         path.unlink()
     else:  # as a killed process leaves it
-        path.parent.rename(path.parent.with_name(f".partial-999999999-{path.parent.name}"))
+        path.parent.rename(path.parent.with_name(f".partial-0123abcd-{path.parent.name}"))
     capsys.readouterr()
     features.prepare("val")
     assert "computing" in capsys.readouterr().out

@@ -47,7 +47,7 @@ def test_rates_are_above_zero(rates):
 @pytest.mark.parametrize(
     ("warmup", "decay", "reason"),
     [
-        (1, "plateau", "be 0 unless decay is cosine"),
+        (1, "plateau", "be 0 without cosine"),
         (10, "cosine", "lie between 0 and epochs"),
         (-1, "cosine", "lie between 0 and epochs"),
     ],

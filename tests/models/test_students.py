@@ -74,8 +74,6 @@ def test_unequal_budgets_and_unknown_settings_are_refused(given, text):
         ({"temperature": 2.0}, "does nothing with alpha 1"),
         ({"label_smoothing": 0.1, "alpha": 0.5}, "needs one logit and alpha 1"),
         ({"label_smoothing": 0.1, "outputs": 3}, "needs one logit and alpha 1"),
-        ({"mixup": -0.1}, "must not be negative"),
-        ({"mixup": 0.2, "alpha": 0.5}, "needs alpha 1"),
         ({"learning_rate": 0.0}, "must be above 0"),
     ],
 )

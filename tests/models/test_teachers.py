@@ -130,7 +130,7 @@ def test_three_logits_become_the_odds_of_pneumonia_beside_one(data):
 def test_a_second_teacher_reads_what_the_first_was_asked(data, monkeypatch, capsys):
     paths = list(data.subset("train")["path"])
     first = Teacher([(classifier(data), data)]).logits("train", paths, VIEWS, 1)
-    assert capsys.readouterr().out == "asking teacher1 about 36 images (train, view 2)\n"
+    assert capsys.readouterr().out == "computing teacher1 for 36 images (train, view 2)\n"
     monkeypatch.setattr(teachers, "frozen_graph", None)  # would fail
     np.testing.assert_array_equal(Teacher([(classifier(data), data)]).logits("train", paths, VIEWS, 1), first)
     assert capsys.readouterr().out == ""
@@ -206,7 +206,9 @@ def test_views_are_asked_about_in_turn(data, capsys):
         settings,
         distillation=Distillation(Teacher([(classifier(data), data)])),
     )
-    asked = [line.split("(")[1] for line in capsys.readouterr().out.splitlines() if "asking" in line]
+    asked = [
+        line.split("(")[1] for line in capsys.readouterr().out.splitlines() if "computing teacher" in line
+    ]
     assert asked == ["val)", "train, view 1)", "train, view 2)"]
 
 

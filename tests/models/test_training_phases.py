@@ -150,7 +150,7 @@ def test_trainable_from_a_layer():
 )
 def test_wrong_layer_name_lists_close_ones(call, wrong, close, data):
     model = build_custom_cnn(64)
-    with pytest.raises(ValueError, match=f"close names: .*'{close}'.*Received: unfreeze_from='{wrong}'"):
+    with pytest.raises(ValueError, match=f"similar names: .*'{close}'.*Received: unfreeze_from='{wrong}'"):
         call(model, data, wrong)
     assert all(layer.trainable for layer in model.layers)
 

@@ -36,13 +36,14 @@ data = cx.load_data(sys.argv[1], "patient", 0, cx.ImageSettings(200, clahe=True)
 np.save(sys.argv[2] + "/pixels.npy", data.store.images(data.table))
 """
 TRANSFER = """
-import sys, chestxray as cx
+import sys, keras, chestxray as cx
+from chestxray.models.training import set_trainable_from
 data = cx.load_data(sys.argv[1], "patient", 0, cx.ImageSettings(64))
-cx.set_seed(0)
+keras.utils.set_random_seed(0)
 model, _ = cx.build_transfer_model("VGG16", 64, [16], 0.2, None)
 settings = cx.TrainSettings(epochs=3, learning_rate=1e-3, views=2, disk_gb=1.0,
                             augmentation=cx.Augmentation())
-cx.set_trainable_from(model, "block5_conv1")
+set_trainable_from(model, "block5_conv1")
 cx.train(model, data, settings, sys.argv[2] + "/state.npz")
 model.save(sys.argv[2] + "/model.keras")
 """
@@ -127,7 +128,7 @@ def main() -> int:
         write_phantoms(root / "made", 300, 64, 0)
         data = root / "made" / "chest_xray"
         finish(start("run", root / "trained", data, root))
-        trained = root / "trained" / "out" / "saved_models" / "custom_cnn-patient-s0"
+        trained = root / "trained" / "out" / "saved_models" / "custom_cnn-patient-s0-t0"
         for step in [given.only] if given.only else ["store", "transfer", "run", "export", "predict"]:
             began = time.monotonic()
             finish(start(step, root / step, data, trained))

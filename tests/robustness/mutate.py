@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from chestxray.data.images import ImageSettings, fit
-from chestxray.deployment.predict import read_film
+from chestxray.deployment.predict import decode_file
 
 SECONDS = 10
 
@@ -41,14 +41,14 @@ def mutate(data: bytes, rng: np.random.Generator) -> bytes:
 
 def main(path: str, first: int, count: int) -> None:
     data, told = Path(path).read_bytes(), collections.Counter(read=0, named=0)
-    film = Path(f"{path}-mutated")
+    image = Path(f"{path}-mutated")
     warnings.simplefilter("error")  # a warning would reach the user's terminal
     for seed in range(first, first + count):
         print(seed, flush=True)
         signal.alarm(SECONDS)  # ends the process
         try:
-            film.write_bytes(mutate(data, np.random.default_rng(seed)))
-            pixels = fit(read_film(film, {"ages": [1, 6]}).pixels, ImageSettings(32))
+            image.write_bytes(mutate(data, np.random.default_rng(seed)))
+            pixels = fit(decode_file(image, {"ages": [1, 6]}).pixels, ImageSettings(32))
             assert pixels.shape == (32, 32) and pixels.dtype == np.uint8
             told["read"] += 1
         except ValueError as error:

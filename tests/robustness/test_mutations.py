@@ -18,7 +18,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, generate_uid
 
 from chestxray.data.images import decode_image
-from chestxray.deployment.predict import list_images, read_film
+from chestxray.deployment.predict import list_images, decode_file
 
 TRIES = 600
 
@@ -71,9 +71,9 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_mutated_files_are_read_or_named(name, tmp_path):
-    path = tmp_path / "film"
+    path = tmp_path / "image"
     path.write_bytes(FILES[name]())
-    decode_image(path.read_bytes())  # undamaged it is a film
+    decode_image(path.read_bytes())  # undamaged it is a image
     told = subprocess.run(
         [sys.executable, Path(__file__).with_name("mutate.py"), path, "0", str(TRIES)],
         capture_output=True,
@@ -113,18 +113,18 @@ BOMBS = {
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_stay_within_memory(name, tmp_path):
     make, readable = BOMBS[name]
-    (tmp_path / "film").write_bytes(make())
-    assert (tmp_path / "film").stat().st_size < 5e6 or name == "dicom"
+    (tmp_path / "image").write_bytes(make())
+    assert (tmp_path / "image").stat().st_size < 5e6 or name == "dicom"
     script = (
         "import pathlib, re, sys; from chestxray.data.images import ImageSettings, fit\n"
-        "from chestxray.deployment.predict import read_film\n"
-        "try:\n    fit(read_film(pathlib.Path(sys.argv[1])).pixels, ImageSettings(32)); print('read')\n"
+        "from chestxray.deployment.predict import decode_file\n"
+        "try:\n    fit(decode_file(pathlib.Path(sys.argv[1])).pixels, ImageSettings(32)); print('read')\n"
         "except ValueError as error: print(error)\n"
         "status = pathlib.Path('/proc/self/status').read_text()\n"
         "print(int(re.search(r'VmHWM:\\s+(\\d+)', status)[1]) / 1024)"
     )  # of this process alone
     told = subprocess.run(
-        [sys.executable, "-c", script, tmp_path / "film"],
+        [sys.executable, "-c", script, tmp_path / "image"],
         capture_output=True,
         text=True,
         timeout=60,
@@ -158,7 +158,7 @@ def test_what_is_no_regular_file_is_named(tmp_path):
     reasons = []
     for path in paths:
         with pytest.raises((ValueError, OSError)) as caught:
-            read_film(path)
+            decode_file(path)
         reasons.append(str(caught.value))
     assert reasons[0] == reasons[1] == reasons[3] == "not a file"
     assert "symbolic links" in reasons[2] and "too large (40,000 MB" in reasons[4]

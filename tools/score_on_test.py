@@ -1,0 +1,77 @@
+"""Evaluate a model that was chosen on validation once on test, without a second training.
+
+    python tools/score_on_test.py RUN RESULT_NAME --as NAME --data-dir FOLDER --output-dir FINAL_RUN
+
+For models that were trained with ``-p score_test False``. The evaluation is logged.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from chestxray.data.dataset import load_data
+from chestxray.data.images import ImageSettings
+from chestxray.deployment.classifier import load_model
+from chestxray.files import read_json
+from chestxray.results import RESULT_SCHEMA, parse_result_name, record_model, result_name
+
+
+def score_on_test(
+    run: Path, chosen: str, name: str, data_dir: str | Path, output_dir: Path
+) -> dict[str, Any]:
+    """Put a model of a run on record under its final name, now with test scores.
+
+    Args:
+        run, chosen: Folder of the run, and name of its result there.
+        name: Final name, without split rule and seeds.
+        data_dir: The images it was trained on.
+        output_dir: Folder for model and result (contract 6), which is returned.
+
+    Raises:
+        ValueError: It is no model's result, test was already scored, by this
+            model or by another one of that final name, or the images differ.
+    """
+    result = read_json(run / "results" / f"{chosen}.json")
+    if not isinstance(result, dict) or result.get("schema") != RESULT_SCHEMA:
+        raise ValueError(f"not the result of a model. Received: name={chosen!r}")
+    _, split_rule, split_seed, train_seed = parse_result_name(chosen)
+    final = result_name(name, split_rule, split_seed, train_seed)
+    if "test" in result["metrics"] or (output_dir / "results" / f"{final}.json").exists():
+        raise ValueError(
+            "the test images were scored already, and a second model under this name would be "
+            f"chosen by them. Received: name={chosen!r}, final={final!r}"
+        )
+    data = load_data(
+        data_dir,
+        split_rule,
+        split_seed=split_seed,
+        train_seed=train_seed,
+        image=ImageSettings(**result["image"]),
+        classes=tuple(result["classes"]),
+    )
+    if data.split_hash != result["split_hash"]:
+        raise ValueError(
+            "these are not the images and the split it was trained on. "
+            f"Received: split_hash={data.split_hash!r}, expected {result['split_hash']!r}"
+        )
+    kept = {key: result[key] for key in ("parameters", "weights", "training")}
+    model = load_model(run / "saved_models" / chosen / "model.keras")
+    return record_model(model, data, name, output_dir, **kept, record=True)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("chosen", metavar="RESULT_NAME")
+@click.option("--as", "name", required=True, help="Final name, without split rule and seeds.")
+@click.option("--data-dir", required=True, help="The images it was trained on.")
+@click.option("--output-dir", type=click.Path(path_type=Path), required=True)
+def main(**arguments: Any) -> None:
+    """Evaluate the model RESULT_NAME of RUN once on test."""
+    test = score_on_test(**arguments)["metrics"]["test"]
+    auroc, accuracy = test["auroc"]["value"], test["youden"]["accuracy"]["value"]
+    click.echo(f"AUROC {auroc:.3f}, accuracy {accuracy:.3f}")
+
+
+if __name__ == "__main__":
+    main()
