@@ -31,7 +31,7 @@ def measure(model: str, paths: list[str]) -> dict[str, float]:
 
     from chestxray.data.images import fit
     from chestxray.deployment.classifier import load_classifier
-    from chestxray.deployment.predict import predict_files, decode_file
+    from chestxray.deployment.predict import decode_file, predict_files
 
     cv2.setNumThreads(1)
     classifier = load_classifier(model)

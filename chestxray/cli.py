@@ -1,11 +1,9 @@
-"""The command line: ``chestxray run | audit | predict | evaluate | export | freeze | publish | cache``.
-
-Each command imports what it needs, so that help and prediction start fast.
-"""
+"""Commands of ``chestxray``. Each imports what it needs, so that help and prediction start fast."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import re
@@ -26,8 +24,14 @@ _EXTRAS = {
     "distributed": "dask",
     "onnx": "export",
     "tf2onnx": "export",
+    **dict.fromkeys(
+        ("keras", "pandas", "papermill", "scipy", "sklearn", "statsmodels", "tensorflow"), "train"
+    ),
 }
-"""Which extra of the package brings what is missing; the others are in ``train``."""
+"""The extra of the package that brings a missing module."""
+
+_DISK = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
+"""Errors of the disk that are neither a mistake of the user nor one of the program."""
 
 
 class UserError(click.ClickException):
@@ -36,28 +40,50 @@ class UserError(click.ClickException):
     exit_code = 2
 
 
-def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn the mistakes that the package reports into one line and exit code 2."""
+def _one_line(error: Exception) -> str | None:
+    """Line for an error that the user can mend; None for an error of the program."""
+    if isinstance(error, ModuleNotFoundError):
+        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        return f"{error.name} is missing: pip install -e '.[{extra}]'" if extra else None
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return str(error)
+    users = isinstance(error, (ValueError, FileNotFoundError, TypeError)) and "Received: " in str(error)
+    return " ".join(str(error).split()) if users else None
 
-    @functools.wraps(command)
+
+def _debug(_: click.Context, __: click.Parameter, value: bool) -> None:
+    if value:
+        os.environ["CHESTXRAY_DEBUG"] = "1"
+
+
+def command(function: Callable[..., Any]) -> click.Command:
+    """Make a command that reports a user's mistake in one line, with exit code 2.
+
+    With ``--debug`` or ``CHESTXRAY_DEBUG=1`` every error shows its traceback.
+    """
+
+    @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
-            return command(*args, **kwargs)
-        except ModuleNotFoundError as error:
-            extra = _EXTRAS.get((error.name or "").split(".")[0], "train")
-            raise UserError(f"{error.name} is missing: pip install -e '.[{extra}]'") from error
-        except (ValueError, OSError, TypeError, RuntimeError) as error:
-            raise UserError(" ".join(str(error).split())) from error
+            return function(*args, **kwargs)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             sys.exit(130)
+        except Exception as error:
+            line = _one_line(error)
+            if line is None or os.environ.get("CHESTXRAY_DEBUG"):
+                raise
+            raise UserError(line) from error
 
-    return wrapped
+    text = "Show the traceback of an error."
+    return main.command()(
+        click.option("--debug", is_flag=True, expose_value=False, callback=_debug, help=text)(wrapped)
+    )
 
 
 @contextlib.contextmanager
 def resumable() -> Iterator[None]:
-    """Say on Ctrl-C that what is done in this block need not be done again."""
+    """On Ctrl-C, say that the same command continues where this block was interrupted."""
     try:
         yield
     except KeyboardInterrupt:
@@ -66,11 +92,7 @@ def resumable() -> Iterator[None]:
 
 
 def parse_value(text: str) -> Any:
-    """Read a parameter as YAML does, and 1e-4 as the number it is meant to be.
-
-    Raises:
-        ValueError: The text is not YAML.
-    """
+    """Read a parameter as YAML does, and 1e-4 as a number. Text that is not YAML raises ValueError."""
     import yaml
 
     try:
@@ -83,7 +105,7 @@ def parse_value(text: str) -> Any:
 
 
 def check_ending(path: Path | None, *endings: str) -> None:
-    """Raise ValueError where a slip would replace a file of another kind, such as an X-ray, by a page."""
+    """Raise ValueError for another ending, so that a page does not overwrite an X-ray."""
     if path and path.suffix.lower() not in endings:
         raise ValueError(f"the name must end in {' or '.join(endings)}. Received: path={str(path)!r}")
 
@@ -110,7 +132,18 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # where the terminal is not UTF-8
 
 
-@main.command()
+_PATH = click.Path(path_type=Path)
+_classes = click.option(
+    "--classes",
+    nargs=2,
+    metavar="NEGATIVE POSITIVE",
+    help="Names of the class folders. [default: NORMAL PNEUMONIA]",
+)
+_html = click.option("--html", "page_path", type=_PATH, help="Write the report as a page, too.")
+_backend = click.option("--backend", metavar="NAME", help="joblib backend: loky, dask, …")
+
+
+@command
 @click.option(
     "--data-dir",
     help='Folder of X-rays, "kaggle" to download, or "phantoms" (synthetic). '
@@ -122,19 +155,14 @@ def main() -> None:
     help="Split rule; given keeps the folders train, val and test. [default: patient; the first "
     "three for full]",
 )
-@click.option("--output-dir", type=click.Path(path_type=Path), help="[default: runs/<preset>]")
+@click.option("--output-dir", type=_PATH, help="[default: runs/<preset>]")
 @click.option(
     "--preset",
     type=click.Choice(["demo", "standard", "full"]),
     help="[default: demo on phantoms, standard on your data]",
 )
-@click.option("--only", metavar="STEP", help="Play only steps whose name begins with this, e.g. 03.")
-@click.option(
-    "--classes",
-    nargs=2,
-    metavar="NEGATIVE POSITIVE",
-    help="Names of the class folders. [default: NORMAL PNEUMONIA]",
-)
+@click.option("--only", metavar="STEP", help="Run only steps whose name begins with this, e.g. 03.")
+@_classes
 @click.option(
     "-p",
     "parameters",
@@ -143,25 +171,20 @@ def main() -> None:
     metavar="NAME VALUE",
     help="Set a parameter in every notebook that has it.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would run.")
+@click.option("--dry-run", is_flag=True, help="Only print what would run.")
 @click.option("--force", is_flag=True, help="Run finished steps again.")
 @click.option("--jobs", type=int, default=1, show_default=True, help="Steps at a time.")
-@click.option("--backend", metavar="NAME", help="joblib backend that plays them: loky, dask, …")
-@one_line_errors
+@_backend
 def run(
     data_dir: str | None,
     split: str | None,
     output_dir: Path | None,
     preset: str | None,
-    only: str | None,
     classes: tuple[str, str] | None,
     parameters: tuple[tuple[str, str], ...],
-    dry_run: bool,
-    force: bool,
-    jobs: int,
-    backend: str | None,
+    **options: Any,
 ) -> None:
-    """Play the notebooks from raw images to compared models."""
+    """Train and compare models by running all notebooks in order."""
     from chestxray.data.catalog import find_data
     from chestxray.run import run_plan
 
@@ -178,34 +201,23 @@ def run(
     if classes:
         overrides["classes"] = list(classes)
     with resumable():
-        sys.exit(
-            run_plan(
-                preset,
-                data_dir,
-                [split] if split else None,
-                output_dir or Path("runs") / preset,
-                overrides,
-                only,
-                dry_run,
-                force,
-                jobs,
-                backend,
-            )
+        failed = run_plan(
+            preset,
+            data_dir,
+            split_rules=[split] if split else None,
+            output_dir=output_dir or Path("runs") / preset,
+            overrides=overrides,
+            **options,
         )
+    sys.exit(failed)
 
 
-@main.command()
+@command
 @click.argument("data_dir")
-@click.option(
-    "--classes",
-    nargs=2,
-    metavar="NEGATIVE POSITIVE",
-    help="Names of the class folders. [default: NORMAL PNEUMONIA]",
-)
-@click.option("--html", "page_path", type=click.Path(path_type=Path), help="Write the report as a page, too.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the findings, too.")
+@_classes
+@_html
+@click.option("--json", "json_path", type=_PATH, help="Write the findings, too.")
 @click.option("--strict", is_flag=True, help="Exit with 1 when there is a red flag.")
-@one_line_errors
 def audit(
     data_dir: str,
     classes: tuple[str, str] | None,
@@ -213,41 +225,46 @@ def audit(
     json_path: Path | None,
     strict: bool,
 ) -> None:
-    """Look in DATA_DIR for leaks, copies and shortcuts, before any model.
+    """Check DATA_DIR for leaks, copies and shortcuts, before any model.
 
     DATA_DIR is a folder of X-rays, "kaggle" or "phantoms".
     """
-    from chestxray.audit import audit as look
-    from chestxray.audit import describe
-    from chestxray.files import whole_file, write_json
+    from chestxray.audit import audit_data, describe
+    from chestxray.files import write_json
 
     check_ending(page_path, ".html", ".htm")
     check_ending(json_path, ".json")
-    found, means = look(data_dir, classes)
-    findings = describe(found)
-    show(findings)
+    findings, means = audit_data(data_dir, classes)
+    sections = describe(findings)
+    show(sections)
     if json_path:
-        write_json(json_path, found)
+        write_json(json_path, findings)
     if page_path:
         from chestxray.deployment.report import audit_page
 
-        with whole_file(page_path) as partial:
-            partial.write_text(audit_page(findings, means), encoding="utf-8")
-        click.echo(f"\nwrote {page_path}")
-    sys.exit(1 if strict and found["flags"] else 0)
+        _write_page(page_path, audit_page(sections, means))
+    sys.exit(1 if strict and findings["flags"] else 0)
 
 
-@main.command()
-@click.argument("predictions", type=click.Path(path_type=Path))
+def _write_page(path: Path, page: str) -> None:
+    from chestxray.files import whole_file
+
+    with whole_file(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+    click.echo(f"\nwrote {path}")
+
+
+@command
+@click.argument("predictions", type=_PATH)
 @click.option(
     "--model",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     required=True,
     help="Folder of the model that made them: its card holds thresholds and reference.",
 )
 @click.option(
     "--labels",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="CSV with path and label (0, 1 or a class name), and what else is known: group (the "
     "patient), age, sex, site, …",
 )
@@ -257,8 +274,7 @@ def audit(
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Share of pneumonia where the model is to be used.",
 )
-@click.option("--html", "page_path", type=click.Path(path_type=Path), help="Write the report as a page, too.")
-@one_line_errors
+@_html
 def evaluate(
     predictions: Path,
     model: Path,
@@ -267,29 +283,24 @@ def evaluate(
     prevalence: float | None,
     page_path: Path | None,
 ) -> None:
-    """Say what PREDICTIONS of `chestxray predict --output` are worth.
+    """Evaluate PREDICTIONS of `chestxray predict --output` on your own images.
 
-    With labels: discrimination, decisions, calibration and subgroups.
-    Without: whether images and scores have changed since the model was made.
+    With labels: discrimination, decisions, calibration and subgroups. Without: whether images and scores have
+    changed since the model was made.
     """
     import pandas as pd
 
     from chestxray.deployment.card import read_card
     from chestxray.deployment.evaluate import drift_report, join_labels, report
-    from chestxray.files import read_table, whole_file
+    from chestxray.files import read_table
 
     check_ending(page_path, ".html", ".htm")
-    card = read_card(model)
-    read = functools.partial(
-        read_table,
-        texts=("path", "label", "group", "decision", "problem"),
-        encoding_errors="backslashreplace",
-    )
-    table = (
-        pd.read_json(predictions, lines=True, dtype=dict.fromkeys(("path", "decision", "problem"), str))
-        if predictions.suffix.lower() == ".jsonl"
-        else read(predictions)
-    )
+    card, texts = read_card(model), ("path", "label", "group", "decision", "problem")
+    read = functools.partial(read_table, texts=texts, encoding_errors="backslashreplace")
+    if predictions.suffix.lower() == ".jsonl":
+        table = pd.read_json(predictions, lines=True, dtype=dict.fromkeys(texts, str))
+    else:
+        table = read(predictions)
     if labels is None:
         if by or prevalence:
             raise ValueError(
@@ -299,58 +310,49 @@ def evaluate(
     else:
         table, absent = join_labels(table, read(labels), card["classes"])
         if len(absent):
-            click.echo(
-                f"{len(absent)} labels have no prediction, for example {printable(absent['path'].iloc[0])}",
-                err=True,
-            )
+            example = printable(absent["path"].iloc[0])
+            click.echo(f"{len(absent)} labels have no prediction, for example {example}", err=True)
         sections = report(table, card, [name for name in by.split(",") if name], prevalence)
     show(sections)
     if page_path:
-        from chestxray.deployment.report import page, section
+        from chestxray.deployment.report import sections_page
 
-        body = "\n".join(section(*one) for one in sections)
-        with whole_file(page_path) as partial:
-            partial.write_text(page(f"{card['name']} on {predictions.name}", body), encoding="utf-8")
-        click.echo(f"\nwrote {page_path}")
+        _write_page(page_path, sections_page(f"{card['name']} on {predictions.name}", sections))
     click.echo(f"\n{card['limits'][0]}")
 
 
-@main.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--rule", default="youden", show_default=True, help="Which stored threshold decides.")
+@command
+@click.argument("model", type=_PATH)
+@click.argument("sources", nargs=-1, required=True, type=_PATH)
+@click.option("--threshold-rule", default="youden", show_default=True, help="Which stored threshold decides.")
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     metavar="FILE",
     help="Write a table (.csv or .jsonl) instead of lines; interrupted, the same command goes on.",
 )
 @click.option(
     "--report",
     "report_path",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     metavar="FILE",
-    help="Write a page for people, too: the most urgent films with overlays.",
+    help="Write a page for people, too: the most suspicious images with heatmaps.",
 )
 @click.option("--accept-all", is_flag=True, help="Classify also what does not look like the training images.")
 @click.option("--jobs", type=int, help="Processes. [default: one a core with an exported model, else 1]")
-@click.option("--backend", metavar="NAME", help="joblib backend that runs them: loky, dask, …")
-@one_line_errors
+@_backend
 def predict(
     model: Path,
     sources: tuple[Path, ...],
-    rule: str,
+    threshold_rule: str,
     output: Path | None,
     report_path: Path | None,
-    accept_all: bool,
-    jobs: int | None,
-    backend: str | None,
+    **options: Any,
 ) -> None:
     """Classify images with a saved or exported MODEL.
 
-    SOURCES are files (JPEG, PNG, DICOM), folders, patterns, and CSV files with
-    a column path. Images that do not look like those of training are refused.
-    Exit code 1 when an image could not be read.
+    SOURCES are files (JPEG, PNG, DICOM), folders, patterns, and CSV files with a column path. Images that do
+    not look like those of training are refused. Exit code 1 when an image could not be read.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from chestxray.deployment.session import Session
@@ -358,22 +360,22 @@ def predict(
     check_ending(report_path, ".html", ".htm")
     if report_path and (report_path.is_dir() or not report_path.absolute().parent.is_dir()):
         raise ValueError(f"the report cannot be written there. Received: path={str(report_path)!r}")
-    session = Session(model, sources, rule, accept_all, jobs, backend)
+    session = Session(model, sources, threshold_rule, **options)
     with resumable() if output else contextlib.nullcontext():
         for row in session.rows(output, report_path):
             if not output:
-                found = row["status"] == "ok"
-                said = f"{row['probability']:.3f}  {row['decision']}" if found else row["status"]
+                decided = row["status"] == "ok"
+                answer = f"{row['probability']:.3f}  {row['decision']}" if decided else row["status"]
                 problem = f" ({row['problem']})" if row["problem"] else ""
-                click.echo(f"{printable(row['path'])}  {said}{problem}")
+                click.echo(f"{printable(row['path'])}  {answer}{problem}")
     for path in filter(None, (output, report_path)):
         click.echo(f"wrote {path}")
     click.echo(session.summary())
     sys.exit(1 if session.count["unreadable"] else 0)
 
 
-@main.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@command
+@click.argument("model", type=_PATH)
 @click.option("--format", "format_", type=click.Choice(["litert", "onnx"]), required=True)
 @click.option("--float16", is_flag=True, help="Weights in half precision: half the size.")
 @click.option(
@@ -381,9 +383,8 @@ def predict(
     help="The images it was trained on, for the comparison. "
     "[default: CHESTXRAY_DATA, or Kaggle's input folder]",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="[default: beside MODEL, <MODEL>-<format>]")
+@click.option("--output", type=_PATH, help="[default: beside MODEL, <MODEL>-<format>]")
 @click.option("--force", is_flag=True, help="Keep an export that fails the comparison.")
-@one_line_errors
 def export(
     model: Path, format_: str, float16: bool, data_dir: str | None, output: Path | None, force: bool
 ) -> None:
@@ -392,70 +393,34 @@ def export(
     Both score the validation images; an export that decides otherwise is removed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from chestxray.data.catalog import find_data
     from chestxray.data.dataset import load_data
     from chestxray.data.images import ImageSettings
     from chestxray.deployment.card import read_card
     from chestxray.deployment.export import export_model
 
     card = read_card(model)
-    trained_on = card["training_data"]
+    training = card["training_data"]
     data = load_data(
-        data_dir or find_data(),
-        trained_on["split_rule"],
-        trained_on["split_seed"],
-        ImageSettings(**card["image"]),
-        tuple(card["classes"]),
+        data_dir,
+        training["split_rule"],
+        split_seed=training["split_seed"],
+        image=ImageSettings(**card["image"]),
+        classes=tuple(card["classes"]),
     )
     output = output or model.with_name(f"{model.name}-{format_}{'-float16' if float16 else ''}")
-    found = export_model(model, output, format_, data, float16, force)
+    parity = export_model(model, output, format_, data=data, float16=float16, force=force)
     click.echo(
-        f"wrote {output}: on {found['images']} images logits differ by up to "
-        f"{found['logit_difference']:.2g}, {found['decisions_changed']:.2%} of the decisions and "
-        f"{found['refusals_changed']:.2%} of the refusals change"
+        f"wrote {output}: on {parity['images']} images logits differ by up to "
+        f"{parity['logit_difference']:.2g}, {parity['decisions_changed']:.2%} of the decisions and "
+        f"{parity['refusals_changed']:.2%} of the refusals change"
     )
 
 
-@main.command()
-@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.argument("full_name", metavar="NAME")
-@click.option("--as", "name", required=True, help="Final name, without split rule and seed.")
-@click.option("--data-dir", required=True, help="The images it was trained on.")
-@click.option("--output-dir", type=click.Path(path_type=Path), required=True)
-@one_line_errors
-def freeze(run_folder: Path, full_name: str, name: str, data_dir: str, output_dir: Path) -> None:
-    """Score test once with model NAME of RUN, which was chosen on validation.
-
-    For models that were trained with `-p score_test False`. The look is logged.
-    """
-    from chestxray.freeze import freeze as score
-
-    found = score(run_folder, full_name, name, data_dir, output_dir)
-    test = found["metrics"]["test"]
-    click.echo(
-        f"{found['name']} on test: AUROC {test['auroc']['value']:.3f}, accuracy "
-        f"{test['youden']['accuracy']['value']:.3f}"
-    )
-
-
-@main.command()
-@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--repository", type=click.Path(path_type=Path), default=Path("."), show_default=True)
-@one_line_errors
-def publish(run_folder: Path, repository: Path) -> None:
-    """Copy results, curve figures and small models of RUN into the repository."""
-    from chestxray.publish import publish as copy
-
-    for line in copy(run_folder, repository):
-        click.echo(line)
-
-
-@main.command()
+@command
 @click.option("--only", type=click.Choice(CACHES), help="Just this one.")
 @click.option("--clear", is_flag=True, help="Remove what is shown; nothing may be using it.")
-@one_line_errors
 def cache(only: str | None, clear: bool) -> None:
-    """Show the caches and their sizes; none holds anything that cannot be made again."""
+    """Show the caches and their sizes; every entry can be made again."""
     for folder in map(cache_dir, [only] if only else CACHES):
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         click.echo(f"{folder}  {size / 1e6:.1f} MB")

@@ -1,4 +1,4 @@
-"""Which parts of a picture raised a model's score: Grad-CAM and HiResCAM.
+"""Grad-CAM and HiResCAM: maps of the parts of an image that raised a model's score.
 
 A map shows what contributed to the score, not where the disease is.
 """
@@ -32,43 +32,35 @@ def gradcam(
 ) -> tuple[NDArray, NDArray]:
     """Weigh the feature maps of a layer by how much they raise the score.
 
-    Grad-CAM (Selvaraju 2017, arXiv:1610.02391) weighs each channel by the mean
-    of its gradient; HiResCAM (Draelos and Carin 2020, arXiv:2011.08891) weighs
-    each place by its own gradient, and is the one of the two that is exact for
-    a network that ends in one dense layer. Both keep what is positive. The
-    gradient is that of the logit: that of a probability vanishes where the
-    model is sure. Departure: maps are not enlarged to the picture's size, so
-    that their resolution is not mistaken for precision (`enlarge` does that).
+    Grad-CAM (Selvaraju 2017, arXiv:1610.02391) weighs each channel by the mean of its gradient. HiResCAM
+    (Draelos and Carin 2020, arXiv:2011.08891) weighs each place by its own gradient. Of the two, only
+    HiResCAM is exact for a network that ends in one dense layer. Both keep what is positive. The gradient is
+    that of the logit: that of a probability vanishes where the model is sure. Departure: maps are not
+    enlarged to the image's size (see :func:`enlarge`), so that their resolution is not mistaken for
+    precision.
 
     Args:
-        model: Any Keras model of one picture with an output of shape (N, 1)
-            (the logit or probability of pneumonia), (N, 3) (logits of normal,
-            bacteria, virus) or (N, C). Layers inside nested models are found
-            by name, too. It is not changed; one in mixed precision is
-            computed in float32.
+        model: Any Keras model of one image with an output of shape (N, 1) (logit or probability of
+            pneumonia), (N, 3) (logits of normal, bacteria, virus) or (N, C). It is not changed; mixed
+            precision is computed in float32.
         images: As the model takes them, (N, H, W, C).
-        layer: Name of a layer with feature maps (N, h, w, channels). By
-            default that of the backbone, or the last one that is larger than
-            one pixel.
-        target: ``"pneumonia"``, ``"normal"`` (the map of the negative score),
-            or, for other models, the number of a class.
+        layer: Name of a layer with feature maps (N, h, w, channels), also inside nested models. By default
+            that of the backbone, or the last one that is larger than one pixel.
+        target: ``"pneumonia"``, ``"normal"`` (the map of the negative score), or, for other models, the
+            number of a class.
         method: ``"gradcam"`` or ``"hirescam"``.
-        batch_size: Pictures at a time.
 
     Returns:
-        Maps ``float32`` (N, h, w), each divided by its maximum (zeros where
-        nothing is positive), and these maxima, (N,), in logits per (mean
-        over) pixel: a map of a picture in which nothing was found has a small
-        one.
+        Maps ``float32`` (N, h, w), each divided by its maximum (zeros where nothing is positive), and these
+            maxima, (N,), in logits per (mean over) pixel. Where nothing was found, the maximum is small.
 
     Raises:
-        ValueError: Unknown layer, target or method, no picture, or a model
-            that does not end in a layer.
+        ValueError: Unknown layer, target or method, no image, or a model that does not end in a layer.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}. Received: method={method!r}")
     if not len(images):
-        raise ValueError(f"one picture or more is needed. Received: shape={np.shape(images)}")
+        raise ValueError(f"one image or more is needed. Received: shape={np.shape(images)}")
     if any(one.compute_dtype != "float32" for one in _layers(model)):
         model = as_float32(model)
     cut = find_layer(model, layer)
@@ -94,20 +86,14 @@ def gradcam(
 
 
 def enlarge(maps: NDArray, size: tuple[int, int]) -> NDArray:
-    """Bring maps (N, h, w) to pictures of (H, W), linearly, ``float32`` (N, H, W)."""
+    """Bring maps (N, h, w) to images of (H, W), linearly, ``float32`` (N, H, W)."""
     return tf.image.resize(np.asarray(maps, np.float32)[..., None], size).numpy()[..., 0]
 
 
 def find_layer(model: keras.Model, name: str | None = None) -> keras.Layer:
-    """Find the layer whose feature maps are weighed.
+    """Find the layer whose feature maps are weighed, also in nested models; default as in :func:`gradcam`.
 
-    Args:
-        model: Its layers are searched, and those of models inside it.
-        name: Of the layer; None for the default of :func:`gradcam`.
-
-    Raises:
-        ValueError: No such layer, or it has no feature maps; the message
-            lists those that have.
+    Raises a ValueError that lists the layers with feature maps, if the named layer is not one of them.
     """
     usable = {
         layer.name: layer
@@ -237,18 +223,9 @@ def _replaced(layer: keras.Layer, around: Callable[[Callable], Callable]) -> Ite
 def randomised(model: keras.Model, first: str, seed: int = 0) -> keras.Model:
     """Copy a flat model with shuffled weights in all layers from one on (Adebayo 2018, arXiv:1810.03292).
 
-    A map that stays the same when the layers after it know nothing any more
-    shows the picture, not the model. Departure: the values of each weight are
-    shuffled, which keeps how large they are, where the paper draws new ones.
-
-    Args:
-        model: A flat model.
-        first: Name of the first layer that forgets; the last one alone, or
-            more and more of them: a cascade.
-        seed: Of the shuffling.
-
-    Raises:
-        ValueError: No such layer.
+    A map that does not change when later layers lose what they learned shows the image, not the model.
+    ``first`` names the first shuffled layer, and an unknown one raises ValueError. Departure: the values of
+    each weight are shuffled, which keeps how large they are, where the paper draws new ones.
     """
     names = [layer.name for layer in model.layers]
     if first not in names:

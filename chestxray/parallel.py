@@ -8,85 +8,63 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import current_process
 from pathlib import Path
-from typing import TypeVar
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+from joblib import cpu_count, parallel_config
+from joblib.externals.loky import ProcessPoolExecutor
+from tqdm import tqdm
 
-_FEW = 64  # so many items are done before processes have started
-_PIECE = 16  # items a process takes at a time
-_IDLE = 5  # seconds without work after which a process ends: nobody ends it when this one is killed
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each: they are as many as the cores
+_FEW, _CHUNK = 64, 16  # items done before processes have started; items a process takes at a time
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # there is one process a core
 
 
-def in_processes(
-    work: Callable[[Sequence[Item]], Result], items: Sequence[Item], saying: str
-) -> Iterator[Result]:
-    """Give all items to a function, some at a time, and show how far it is.
+def in_processes(work: Callable, items: Sequence, description: str) -> Iterator:
+    """Yield ``work(chunk)`` for chunks of the items, in order, from processes that live only for this call.
 
-    Up to 64 items are worked on in this process, and all where it may start no
-    others (in a pool of multiprocessing). The others are started for this call
-    alone, import what ``work`` needs and nothing else, and are gone when it
-    ends; when this process is killed, within a minute.
+    Up to 64 items stay in this process, and all items where it may not start others. When this process is
+    killed, the others end within a minute. joblib's generators share processes with the caller and keep them.
 
     Args:
-        work: A function of a module, or a partial of one.
-        items: What it is given, in pieces.
-        saying: What stands before the progress bar, which only a terminal shows.
-
-    Yields:
-        Its results, in the order in which they are finished.
+        work: Function of a module, or a partial of one.
+        description: Text of the progress bar, which only a terminal shows.
     """
-    from joblib import cpu_count
-    from joblib.externals.loky import ProcessPoolExecutor, as_completed
-    from tqdm import tqdm
-
     if len(items) <= _FEW or current_process().daemon:
         yield work(items)
         return
-    pieces = [items[start : start + _PIECE] for start in range(0, len(items), _PIECE)]
-    with ProcessPoolExecutor(min(cpu_count(), len(pieces)), timeout=_IDLE, env=_ONE_THREAD) as pool:
-        sizes = {pool.submit(work, piece): len(piece) for piece in pieces}
-        try:
-            with tqdm(total=len(items), desc=saying, unit="image", disable=None) as bar:
-                for done in as_completed(sizes):
-                    bar.update(sizes[done])
-                    yield done.result()
-        finally:
-            for one in sizes:
-                one.cancel()
+    chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+    pool = ProcessPoolExecutor(min(cpu_count(), len(chunks)), timeout=5, env=_ONE_THREAD)  # seconds idle
+    with pool, tqdm(total=len(items), desc=description, unit="image", disable=None) as bar:
+        for chunk, result in zip(chunks, pool.map(work, chunks)):
+            bar.update(len(chunk))
+            yield result
 
 
 @contextlib.contextmanager
 def workers(backend: str | None) -> Iterator[None]:
-    """Let joblib run its tasks somewhere else.
+    """Run joblib's tasks on a backend.
 
     Args:
-        backend: Name of a joblib backend: ``loky``, ``threading``, one that
-            was registered, or ``dask``, which connects to the scheduler that
-            ``DASK_SCHEDULER_ADDRESS`` names, or starts workers on this
-            machine. None leaves the choice to joblib.
+        backend: A joblib backend (``loky``, ``threading``, a registered one), or ``dask``: the scheduler at
+            ``DASK_SCHEDULER_ADDRESS``, else workers on this machine. None leaves the choice to joblib.
 
     Raises:
         ModuleNotFoundError: dask[distributed] is not installed.
-        ValueError: Unknown backend, or Dask workers with several threads: a
-            task changes what belongs to its whole process.
+        ValueError: Unknown backend, or Dask workers with several threads: a task changes its whole process.
     """
-    from joblib import parallel_config
-
     with contextlib.ExitStack() as stack:
         if backend == "dask":
             from dask import config
             from distributed import Client
 
-            elsewhere = config.get("scheduler-address", None) or os.environ.get("DASK_SCHEDULER_ADDRESS")
-            client = stack.enter_context(Client(elsewhere) if elsewhere else Client(threads_per_worker=1))
-            if any(worker["nthreads"] > 1 for worker in client.scheduler_info()["workers"].values()):
-                raise ValueError(
-                    "the workers must have one thread each (dask worker --nthreads 1). "
-                    f"Received: scheduler={client.scheduler.address!r}"
-                )
+            address = config.get("scheduler-address", None) or os.environ.get("DASK_SCHEDULER_ADDRESS")
+            client = stack.enter_context(Client(address) if address else Client(threads_per_worker=1))
+            if any(threads > 1 for threads in client.nthreads().values()):
+                message = "the workers must have one thread each (dask worker --nthreads 1)"
+                raise ValueError(f"{message}. Received: scheduler={client.scheduler.address!r}")
         if backend is not None:
-            stack.enter_context(parallel_config(backend=backend))
+            try:
+                stack.enter_context(parallel_config(backend=backend))
+            except ValueError as error:
+                raise ValueError(f"{error}. Received: backend={backend!r}") from None
         yield
 
 

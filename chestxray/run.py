@@ -1,14 +1,12 @@
-"""The plan of a run, and how papermill plays it.
+"""The plan of a run, and its execution with papermill.
 
-A step is one notebook with one recipe. It is done when a result in the run's
-folder carries its key, which is made of the parameters, the data and their
-split, the weights, the notebook's source and the package's version: finished
-steps are skipped, changed ones run again, interrupted ones go on from their
-checkpoint.
+A step is one notebook with one recipe. It is done when a result in the run's folder carries its key. Finished
+steps are skipped, changed ones run again, and interrupted ones continue from their checkpoint.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import itertools
@@ -28,55 +26,166 @@ import papermill
 import yaml
 from joblib import Parallel, delayed
 
-from chestxray import __version__
+import chestxray
 from chestxray.data.catalog import find_data, scan
 from chestxray.data.splits import make_split, split_hash
 from chestxray.files import find_weights, read_json
 from chestxray.parallel import native_messages_to, workers
-from chestxray.results import RESULT_SCHEMA, STEP_KEY, comparison_table, find_classifier, read_results
+from chestxray.results import RESULT_SCHEMA, comparison_table, find_classifier, read_results
 from chestxray.schema import SUBTYPES
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+PACKAGE = Path(__file__).resolve().parent
+NOTEBOOKS = PACKAGE.parent / "notebooks"
 _SOURCE_URL = "https://github.com/chestxray/chestxray"
 _CELL_TIMEOUT = 48 * 3600  # seconds
 
-_STANDARD = [
-    ("01_explore_data", None),
-    ("02_custom_cnn", "custom_cnn"),
-    ("03_transfer_learning", "vgg16"),
-    ("03_transfer_learning", "resnet50"),
-    ("03_transfer_learning", "inceptionv3"),
-    ("05_explain", "explain_custom_cnn"),
-    ("05_explain", "explain_vgg16"),
-    ("06_compare", None),
-    ("07_deploy", "deploy_custom_cnn"),
-]
+_EXPLORE, _CNN, _TRANSFER = "01_explore_data", "02_custom_cnn", "03_transfer_learning"
+_DISTIL, _EXPLAIN, _COMPARE, _DEPLOY = "04_distillation", "05_explain", "06_compare", "07_deploy"
+_TRAINED: list[tuple[str, str | None]] = [
+    (_EXPLORE, None), (_CNN, "custom_cnn"),
+    (_TRANSFER, "vgg16"), (_TRANSFER, "resnet50"), (_TRANSFER, "inceptionv3"),
+    (_EXPLAIN, "explain_custom_cnn"), (_EXPLAIN, "explain_vgg16"), (_COMPARE, None),
+]  # fmt: skip
 PLANS: dict[str, list[tuple[str, str | None]]] = {
     "demo": [
-        ("01_explore_data", None),
-        ("02_custom_cnn", None),
-        ("03_transfer_learning", None),
-        ("04_distillation", None),
-        ("05_explain", "explain_custom_cnn"),
-        ("06_compare", None),
-        ("07_deploy", "deploy_custom_cnn"),
+        (_EXPLORE, None), (_CNN, None), (_TRANSFER, None), (_DISTIL, None),
+        (_EXPLAIN, "explain_custom_cnn"), (_COMPARE, None), (_DEPLOY, "deploy_custom_cnn"),
     ],
-    "standard": _STANDARD,
+    "standard": [*_TRAINED, (_DEPLOY, "deploy_custom_cnn")],
     "full": [
-        *_STANDARD[:-2],
-        ("03_transfer_learning", "vgg16_three"),
-        ("04_distillation", "compact_student"),
-        ("05_explain", "explain_compact_student"),
-        ("06_compare", None),
-        ("07_deploy", "deploy_student"),
+        *_TRAINED, (_TRANSFER, "vgg16_three"), (_DISTIL, "compact_student"),
+        (_EXPLAIN, "explain_compact_student"), (_DEPLOY, "deploy_student"),
     ],
-}
-"""Pairs of notebook and recipe (of which a split rule may have one of its own, see :func:`_read_recipe`);
-``full`` plays them for every split rule, and distils students."""
+}  # fmt: skip
+"""Pairs of notebook and recipe. ``full`` runs them for every split rule."""
+
+_WAVES = {"01": 0, "02": 1, "03": 1, "04": 2, "05": 3, "06": 4, "07": 4}
+"""By number of the notebook: a later wave reads what earlier ones wrote."""
+
+_RUN_WIDE = ("data_dir", "split", "output_dir", "results", "step_key")
+"""Parameters that are set by the run, not by ``-p``."""
+
+_COMPARED = (RESULT_SCHEMA, "chestxray.audit/1", "chestxray.explanation/1")
+"""Schemas of the files that notebook 06 reads."""
 
 
-_WAVES = {"01": 0, "02": 1, "03": 1, "04": 2, "05": 3, "06": 3, "07": 3}
-"""By number of the notebook: those of a later wave use what earlier ones put on record."""
+@dataclass(frozen=True)
+class Step:
+    """One notebook, and the parameters that papermill injects into it, without ``step_key``.
+
+    ``name`` is that of the executed notebook. ``data_key`` identifies the data and their split.
+    """
+
+    name: str
+    notebook: Path
+    parameters: dict[str, Any]
+    data_key: str
+
+    @property
+    def wave(self) -> int:
+        return _WAVES[self.notebook.name[:2]]
+
+    def key(self) -> str:
+        """Identify the step by parameters, data, weights, the models it loads, and code."""
+        given = self.parameters
+        parts: dict[str, Any] = {
+            "parameters": {
+                name: value for name, value in given.items() if name not in (*_RUN_WIDE, "weights")
+            },
+            "data": self.data_key,
+            "code": code_key(self.notebook),
+        }
+        if "weights" in given and "backbone" in given:
+            parts["weights"] = _weights_key(given["weights"], given["backbone"])
+        models = [given.get("model"), given.get("other")]
+        for role in ("models", "teachers", "teachers_three"):
+            models += given.get(role, [])
+        for name in filter(None, models):
+            folder = find_classifier(
+                name,
+                output_dir=given["output_dir"],
+                split_rule=given["split"],
+                split_seed=given.get("split_seed", 0),
+                train_seed=given.get("train_seed", 0),
+            )
+            parts[f"model {name}"] = _digest_of(folder / "card.json")
+        if "results" in given:
+            contents = {path: read_json(path) for path in sorted(Path(given["results"]).glob("*.json"))}
+            parts["results"] = [
+                f"{path.name} {_digest_of(path)}"
+                for path, content in contents.items()
+                if isinstance(content, dict)
+                and content.get("schema") in _COMPARED
+                and content.get("split_rule", given["split"]) == given["split"]
+            ]
+        return _digest(json.dumps(parts, sort_keys=True))
+
+
+def code_key(notebook: Path) -> str:
+    """Identify the code that a notebook runs.
+
+    It is made of the syntax trees of its cells and of every module of the package that they import, directly
+    or not, without comments and docstrings.
+    """
+    cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    source = re.sub(r"^([ \t]*)[%!].*$", r"\1pass", "\n".join(cells), flags=re.MULTILINE)  # IPython's magics
+    trees = {"": ast.parse(source)}
+    waiting = _imported_modules(trees[""])
+    while waiting:
+        module = waiting.pop()
+        if module not in trees:
+            trees[module] = ast.parse(_module_file(module).read_text(encoding="utf-8"))
+            waiting |= _imported_modules(trees[module])
+    return _digest(json.dumps({module: _statements(tree) for module, tree in sorted(trees.items())}))
+
+
+def _module_file(module: str) -> Path | None:
+    """File of a module of the package; None if there is no such module."""
+    place = PACKAGE.joinpath(*module.split(".")[1:])
+    files = (place.with_suffix(".py"), place / "__init__.py")
+    return next((file for file in files if file.is_file()), None)
+
+
+def _imported_modules(tree: ast.Module) -> set[str]:
+    """Modules of the package that a syntax tree imports, also by ``cx.name``."""
+    names, aliases = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {name.name for name in node.names}
+            aliases |= {name.asname or name.name for name in node.names if name.name == "chestxray"}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{name.name}" for name in node.names} | {node.module}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases:
+            names.add(f"chestxray.{node.attr}")
+    homes = {f"chestxray.{name}": chestxray.MODULE_OF[name] for name in chestxray.MODULE_OF}
+    names = {homes.get(name, name) for name in names if name.startswith("chestxray.")}
+    return {name for name in names if _module_file(name)}
+
+
+def _statements(tree: ast.Module) -> str:
+    """Source of a syntax tree, without docstrings and other statements that are only a text."""
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            texts = [s for s in body if isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)]
+            node.body = [statement for statement in body if statement not in texts] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _digest_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "missing"
+
+
+def _weights_key(weights: str, backbone: str) -> str:
+    try:
+        source, recorded = find_weights(weights or None, backbone)
+    except FileNotFoundError:
+        return "missing"  # the notebook raises the same error
+    return _digest_of(Path(source)) if source and Path(source).is_file() else recorded
 
 
 def make_plan(
@@ -87,324 +196,103 @@ def make_plan(
     overrides: dict[str, Any],
     only: str | None = None,
 ) -> list[Step]:
-    """Turn a preset into steps, and check everything that can be checked before the first one runs.
+    """Turn a preset into steps in the order in which they can run, and check all that can be checked before.
 
     Args:
         preset: ``demo``, ``standard`` or ``full``.
         data_dir: See :func:`chestxray.data.catalog.find_data`.
-        split_rules: Split rules; the plan is played for each.
+        split_rules: The plan is run for each.
         output_dir: Folder of the run.
         overrides: Parameters for every notebook that has them.
         only: Keep the steps whose name begins with this.
 
     Raises:
-        ValueError: Unknown preset, no step left, a parameter that no notebook
-            has, or data that cannot be split.
+        ValueError: Unknown preset, no step left, a parameter that no notebook has, or data that cannot be
+            split.
         FileNotFoundError: No data, or not run from a checkout.
     """
     if preset not in PLANS:
         raise ValueError(f"preset must be one of {list(PLANS)}. Received: preset={preset!r}")
     if not NOTEBOOKS.is_dir():
         raise FileNotFoundError(
-            "the notebooks are not part of the installed package; clone "
-            f"{_SOURCE_URL} and run it there. Received: notebooks={str(NOTEBOOKS)!r}"
+            f"the notebooks are not part of the installed package; clone {_SOURCE_URL} and run it there. "
+            f"Received: notebooks={str(NOTEBOOKS)!r}"
         )
-    if set(overrides) & set(RUN_WIDE):
+    if reserved := sorted(set(overrides) & set(_RUN_WIDE)):
         raise ValueError(
-            "data, split and folders are set by the options of the run. "
-            f"Received: parameter={sorted(set(overrides) & set(RUN_WIDE))[0]!r}"
+            f"data, split and folders are set by the options of the run. Received: parameter={reserved[0]!r}"
         )
     root = find_data(data_dir)
     catalog = scan(root, tuple(overrides["classes"]) if overrides.get("classes") else None)
-    content = hashlib.sha256("".join(catalog["sha256"]).encode()).hexdigest()[:16]
-    steps, known = [], set()
+    content = _digest("".join(catalog["sha256"]))
+    has_subtypes = catalog["subtype"].isin(SUBTYPES).all()
+    steps, known = [], {"classes"}
     for split_rule in split_rules:
-        table = make_split(catalog, split_rule, overrides.get("split_seed", 0))
+        data_key = f"{split_hash(make_split(catalog, split_rule, overrides.get('split_seed', 0)))} {content}"
+        run_wide = {
+            "data_dir": "phantoms" if data_dir == "phantoms" else str(root),
+            "split": split_rule,
+            "output_dir": str(output_dir),
+            "results": str(output_dir / "results"),
+        }
         for notebook, recipe in PLANS[preset]:
             name = "-".join(filter(None, (notebook, recipe, split_rule)))
             if only and not name.startswith(only):
                 continue
             source = NOTEBOOKS / f"{notebook}.ipynb"
             defaults = papermill.inspect_notebook(str(source))
-            if not defaults:
-                raise ValueError(f"the notebook has no parameters cell. Received: notebook={str(source)!r}")
             given = _read_recipe(recipe, split_rule) if recipe else {}
-            unknown = set(given) - set(defaults)
-            if unknown:
-                raise ValueError(
-                    f"{notebook} has no parameter {sorted(unknown)}. Received: recipe={recipe!r}"
-                )
-            run_wide = {
-                "data_dir": str(data_dir) if data_dir == "phantoms" else str(root),
-                "split": split_rule,
-                "output_dir": str(output_dir),
-                "results": str(output_dir / "results"),
-            }
+            if unknown := sorted(set(given) - set(defaults)):
+                raise ValueError(f"{notebook} has no parameter {unknown}. Received: recipe={recipe!r}")
             given |= {key: value for key, value in {**run_wide, **overrides}.items() if key in defaults}
             known |= set(defaults)
-            if given.get("outputs") == 3 and not catalog["subtype"].isin(SUBTYPES).all():
+            if given.get("outputs") == 3 and not has_subtypes:
                 print(f"{name} is left out: not every image is known to be {', '.join(SUBTYPES)}")
                 continue
             if given.get("weights") and Path(given["weights"]).exists():
                 given["weights"] = str(Path(given["weights"]).resolve())  # kernels run elsewhere
-            steps.append(Step(name, source, given, f"{split_hash(table)} {content}"))
+            steps.append(Step(name, source, given, data_key))
     if not steps:
         raise ValueError(f"no step of the plan begins like this. Received: only={only!r}")
-    names = [step.name for step in steps if step.parameters.get("name") == overrides.get("name", "")]
-    if "name" in overrides and len(names) > 1:
+    same_name = [step for step in steps if step.parameters.get("name") == overrides.get("name", "")]
+    if "name" in overrides and len(same_name) > 1:
         raise ValueError(
-            f"{len(names)} steps would write the same result; choose one by --only. "
+            f"{len(same_name)} steps would write the same result; choose one by --only. "
             f"Received: name={overrides['name']!r}"
         )
-    if unknown := sorted(set(overrides) - known - {"classes"}):  # those have served to scan the folder
+    if unknown := sorted(set(overrides) - known):
         raise ValueError(
-            f"no notebook of this run has this parameter; there are {sorted(known)}. "
+            f"no notebook of this run has this parameter; there are {sorted(known - set(_RUN_WIDE))}. "
             f"Received: parameter={unknown[0]!r}"
         )
-    return steps
+    return sorted(steps, key=lambda step: step.wave)
 
 
 def _read_recipe(name: str, split_rule: str) -> dict[str, Any]:
-    """The recipe of this name; ``<name>_<rule>`` where the split rule has one of its own."""
-    own, common = (NOTEBOOKS / "recipes" / f"{stem}.yaml" for stem in (f"{name}_{split_rule}", name))
-    return yaml.safe_load((own if own.is_file() else common).read_text(encoding="utf-8"))
+    """Read a recipe; ``<name>_<split rule>`` takes its place where there is one."""
+    special, common = (NOTEBOOKS / "recipes" / f"{stem}.yaml" for stem in (f"{name}_{split_rule}", name))
+    return yaml.safe_load((special if special.is_file() else common).read_text(encoding="utf-8"))
 
 
-def is_done(key: str, output_dir: Path) -> bool:
-    """Whether a result with this step key exists."""
-    return bool(_results_of(key, output_dir))
-
-
-def _results_of(key: str, output_dir: Path) -> list[Path]:
-    found = {path: read_json(path) for path in (output_dir / "results").glob("*.json")}
+def results_of(key: str, output_dir: Path) -> list[Path]:
+    """Results of a run that carry a step key; the step is done if there is one."""
+    contents = {path: read_json(path) for path in (output_dir / "results").glob("*.json")}
     return [
         path
-        for path, content in found.items()
+        for path, content in contents.items()
         if isinstance(content, dict) and content.get("step_key") == key
     ]
 
 
-def play(step: Step, output_dir: Path) -> None:
-    """Execute one notebook into ``results/notebooks``; the kernel's native messages go to a log beside it.
-
-    Raises:
-        papermill.PapermillExecutionError: A cell raised.
-        RuntimeError: The notebook ended without writing its result.
-    """
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # that Ctrl-C ends a kernel is no news
-    target = output_dir / "results" / "notebooks" / f"{step.name}.ipynb"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    key = step.key()
-    for path in _results_of(key, output_dir):
-        path.unlink()  # it will be written anew
-    os.environ[STEP_KEY] = key
-    lines = EpochLines()
-    try:
-        with native_messages_to(target.with_suffix(".log")), lines.watch():
-            papermill.execute_notebook(
-                str(step.notebook),
-                str(target),
-                parameters=step.parameters,
-                cwd=str(NOTEBOOKS),
-                kernel_name="python3",
-                progress_bar=False,
-                stdout_file=lines,
-                execution_timeout=_CELL_TIMEOUT,
-                extra_arguments=["--log-level=40"],
-            )
-    finally:
-        del os.environ[STEP_KEY]
-    if not is_done(key, output_dir):
-        raise RuntimeError("the notebook ended without writing its result")
-
-
-def run_plan(
-    preset: str = "demo",
-    data_dir: str = "phantoms",
-    split_rules: list[str] | None = None,
-    output_dir: str | Path = "runs/demo",
-    overrides: dict[str, Any] | None = None,
-    only: str | None = None,
-    dry_run: bool = False,
-    force: bool = False,
-    jobs: int = 1,
-    backend: str | None = None,
-) -> int:
-    """Play a plan; a failing step is named and the others go on.
-
-    Steps that do not need each other's models can be played at the same time,
-    on several machines, too, if they share the data and the run's folder and
-    each has a cache of its own.
-
-    Args:
-        preset, data_dir, output_dir, overrides, only: See :func:`make_plan`.
-        split_rules: Split rules; by default ``patient``, and all for ``full``.
-        dry_run: Only say what would run.
-        force: Run finished steps again.
-        jobs: Steps at a time; -1 takes one a worker.
-        backend: Of joblib, see :func:`chestxray.parallel.workers`;
-            one that works in processes, because a step needs its own.
-
-    Returns:
-        0, or 1 when a step failed.
-
-    Raises:
-        ValueError, FileNotFoundError: See :func:`make_plan`.
-    """
-    output_dir = Path(output_dir).resolve()
-    for name in ("CHESTXRAY_CACHE", "CHESTXRAY_WEIGHTS"):
-        if os.environ.get(name):
-            os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())  # kernels run elsewhere
-    split_rules = split_rules or (["official", "image", "patient"] if preset == "full" else ["patient"])
-    steps = sorted(make_plan(preset, data_dir, split_rules, output_dir, overrides or {}, only), key=_wave)
-    titles = {step.name: f"[{number}/{len(steps)}] {step.name}" for number, step in enumerate(steps, 1)}
-    for name in overrides or {}:
-        takers = sorted({step.notebook.stem for step in steps if name in step.parameters})
-        print(f"{name} is set in {', '.join(takers) or 'no notebook'}")
-    failures = []
-    with workers(backend):
-        for _, wave in itertools.groupby(steps, _wave):
-            tasks = [delayed(_attempt)(step, titles[step.name], output_dir, dry_run, force) for step in wave]
-            failures += filter(None, Parallel(jobs)(tasks))
-    if not dry_run:
-        _print_summary(output_dir)
-    for failure in failures:
-        print(f"FAILED {failure}")
-    return 1 if failures else 0
-
-
-def _wave(step: Step) -> int:
-    return _WAVES[step.notebook.name[:2]]
-
-
-def _attempt(step: Step, title: str, output_dir: Path, dry_run: bool, force: bool) -> str | None:
-    """Play a step unless it is done; what went wrong, in words."""
-    if not force and is_done(step.key(), output_dir):
-        print(f"{title}: done earlier")
-        return None
-    print(f"{title}{': would run' if dry_run else ' …'}", flush=True)
-    if dry_run:
-        return None
-    try:
-        play(step, output_dir)
-    except papermill.PapermillExecutionError as error:
-        print(f"    failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}", flush=True)
-        return f"{step.name}, cell [{error.exec_count}]: {error.ename}: {error.evalue}"
-    except RuntimeError as error:
-        print(f"    failed: {error}", flush=True)
-        return f"{step.name}: {error}"
-    return None
-
-
-def _print_summary(output_dir: Path) -> None:
-    try:
-        results = read_results(output_dir / "results")
-    except FileNotFoundError:
-        print("no model on record yet")
-        return
-    table = comparison_table(results)
-    if not table.empty:
-        print(
-            f"\nTest images ({', '.join(sorted(set(table['data'])))} data), threshold by Youden on "
-            "validation:"
-        )
-        columns = ["name", "data", "weights", "auroc", "accuracy", "sensitivity", "specificity", "f1"]
-        print(table[columns].to_string(index=False, float_format="{:.3f}".format))
-        if (table.groupby(["split_rule", "split_seed"])["split_hash"].nunique() > 1).any():
-            print("Not all were scored on the same images: some are left from another state of the data.")
-    print(f"\nresults, figures, models: {output_dir}\nexecuted notebooks: {output_dir / 'results/notebooks'}")
-
-
-RUN_WIDE = ("data_dir", "split", "output_dir", "results")
-"""Parameters that are set by options of the run, not by -p."""
-
-_COMPARED = (RESULT_SCHEMA, "chestxray.audit/1", "chestxray.explanation/1")
-"""What a comparison reads."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One notebook with its parameters.
-
-    Attributes:
-        name: Name of the executed notebook.
-        notebook: The source.
-        parameters: What papermill injects.
-        data_key: Identifies the data and their split.
-    """
-
-    name: str
-    notebook: Path
-    parameters: dict[str, Any]
-    data_key: str
-
-    def key(self) -> str:
-        """Identify the step by everything that its result depends on."""
-        source = [cell.source for cell in nbformat.read(self.notebook, as_version=4).cells]
-        parts = {
-            "parameters": {
-                name: value for name, value in self.parameters.items() if name not in (*RUN_WIDE, "weights")
-            },
-            "data": self.data_key,
-            "source": source,
-            "version": __version__,
-        }
-        if "weights" in self.parameters and "backbone" in self.parameters:
-            parts["weights"] = _weights_key(self.parameters["weights"], self.parameters["backbone"])
-        models = [self.parameters.get(role) for role in ("model", "other")]
-        for role in ("models", "teachers", "teachers_three"):
-            models += self.parameters.get(role, [])
-        for name in filter(None, models):
-            parts[f"model {name}"] = _model_key(name, self.parameters)
-        if "results" in self.parameters:
-            parts["results"] = _results_key(Path(self.parameters["results"]))
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _weights_key(weights: str, backbone: str) -> str:
-    try:
-        source, recorded = find_weights(weights or None, backbone)
-    except FileNotFoundError:
-        return "missing"  # the notebook says so in its own words
-    if source is None or not Path(source).is_file():
-        return recorded
-    with open(source, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _model_key(name: str, parameters: dict[str, Any]) -> str:
-    """Contents of the card of a model that a notebook loads."""
-    card = (
-        find_classifier(name, Path(parameters["output_dir"]), parameters["split"], parameters.get("split_seed", 0), parameters.get("train_seed", 0))
-        / "card.json"
-    )
-    return hashlib.sha256(card.read_bytes()).hexdigest() if card.is_file() else "missing"
-
-
-def _results_key(folder: Path) -> list[str]:
-    """Contents of the files that a comparison reads."""
-    found = [(path, read_json(path)) for path in sorted(folder.glob("*.json"))]
-    return [
-        f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}"
-        for path, content in found
-        if isinstance(content, dict) and content.get("schema") in _COMPARED
-    ]
-
-
-class EpochLines:
-    """Passes a notebook's epoch lines on to the terminal, and Ctrl-C on to the run.
-
-    A Ctrl-C that arrives inside the event loop of others may be swallowed
-    there; it is then raised again with the next line, or at the end.
-    """
+class _EpochLines:
+    """Passes epoch lines on to the terminal, and Ctrl-C to the run, also one that an event loop swallowed."""
 
     interrupted = False
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
-        """Notice Ctrl-C while a notebook plays."""
-        if threading.current_thread() is not threading.main_thread():  # signals are no business of others
+        """Notice Ctrl-C while a notebook runs."""
+        if threading.current_thread() is not threading.main_thread():  # only this one gets signals
             yield
             return
         former = signal.signal(signal.SIGINT, self._interrupt)
@@ -428,3 +316,116 @@ class EpochLines:
 
     def flush(self) -> None:
         """Nothing is buffered."""
+
+
+def run_step(step: Step, output_dir: Path) -> None:
+    """Execute one notebook into ``results/notebooks``, with native messages in a log beside it.
+
+    Raises papermill.PapermillExecutionError if a cell raised, RuntimeError if the notebook wrote no result.
+    """
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it reports kernels that Ctrl-C ended
+    target = output_dir / "results" / "notebooks" / f"{step.name}.ipynb"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    key = step.key()
+    for path in results_of(key, output_dir):
+        path.unlink()  # it is written again
+    lines = _EpochLines()
+    with native_messages_to(target.with_suffix(".log")), lines.watch():
+        papermill.execute_notebook(
+            str(step.notebook),
+            str(target),
+            parameters=step.parameters | {"step_key": key},
+            cwd=str(NOTEBOOKS),
+            kernel_name="python3",
+            progress_bar=False,
+            stdout_file=lines,
+            execution_timeout=_CELL_TIMEOUT,
+            extra_arguments=["--log-level=40"],
+        )
+    if not results_of(key, output_dir):
+        raise RuntimeError("the notebook ended without writing its result")
+
+
+def run_plan(
+    preset: str = "demo",
+    data_dir: str = "phantoms",
+    split_rules: list[str] | None = None,
+    output_dir: str | Path = "runs/demo",
+    overrides: dict[str, Any] | None = None,
+    only: str | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+    jobs: int = 1,
+    backend: str | None = None,
+) -> int:
+    """Run all steps of a plan, and return 0, or 1 when a step failed. The steps after a failed one still run.
+
+    Steps of one wave can run at the same time, also on several machines that share the data and the run's
+    folder and have a cache each. For the other arguments and the errors see :func:`make_plan`.
+
+    Args:
+        split_rules: By default ``patient``, and all for ``full``.
+        dry_run: Only print what would run.
+        force: Run finished steps again.
+        jobs: Steps at a time; -1 takes one a worker.
+        backend: See :func:`chestxray.parallel.workers`. It must use processes, because each step needs its
+            own.
+    """
+    output_dir = Path(output_dir).resolve()
+    for name in ("CHESTXRAY_CACHE", "CHESTXRAY_WEIGHTS"):
+        if os.environ.get(name):
+            os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())  # kernels run elsewhere
+    split_rules = split_rules or (["official", "image", "patient"] if preset == "full" else ["patient"])
+    steps = make_plan(preset, data_dir, split_rules, output_dir, overrides or {}, only)
+    for name in overrides or {}:
+        takers = sorted({step.notebook.stem for step in steps if name in step.parameters})
+        print(f"{name} is set in {', '.join(takers) or 'no notebook'}")
+    titles = {step.name: f"[{number}/{len(steps)}] {step.name}" for number, step in enumerate(steps, 1)}
+    failures: list[str] = []
+    with workers(backend):
+        for _, wave in itertools.groupby(steps, lambda step: step.wave):
+            tasks = [delayed(_attempt)(step, titles[step.name], output_dir, dry_run, force) for step in wave]
+            failures += filter(None, Parallel(jobs)(tasks))
+    if not dry_run:
+        _print_summary(output_dir)
+    for failure in failures:
+        print(f"FAILED {failure}")
+    return 1 if failures else 0
+
+
+def _attempt(step: Step, title: str, output_dir: Path, dry_run: bool, force: bool) -> str | None:
+    """Run a step unless it is done; return what went wrong, in words."""
+    if not force and results_of(step.key(), output_dir):
+        print(f"{title}: done earlier")
+        return None
+    print(f"{title}{': would run' if dry_run else ' …'}", flush=True)
+    if dry_run:
+        return None
+    try:
+        run_step(step, output_dir)
+    except papermill.PapermillExecutionError as error:
+        failure = f"cell [{error.exec_count}]: {error.ename}: {error.evalue}"
+    except RuntimeError as error:
+        failure = str(error)
+    else:
+        return None
+    print(f"    failed in {failure}", flush=True)
+    return f"{step.name}, {failure}"
+
+
+def _print_summary(output_dir: Path) -> None:
+    try:
+        results = read_results(output_dir / "results")
+    except FileNotFoundError:
+        print("no model on record yet")
+        return
+    table = comparison_table(results)
+    if not table.empty:
+        data = ", ".join(sorted(set(table["data"])))
+        print(f"\nTest images ({data} data), threshold by Youden on validation:")
+        columns = ["name", "data", "weights", "auroc", "accuracy", "sensitivity", "specificity", "f1"]
+        print(table[columns].to_string(index=False, float_format="{:.3f}".format))
+        if (table.groupby(["split_rule", "split_seed"])["split_hash"].nunique() > 1).any():
+            print("Not all were scored on the same images: some are left from another state of the data.")
+    print(f"\nresults, figures, models: {output_dir}\nexecuted notebooks: {output_dir / 'results/notebooks'}")

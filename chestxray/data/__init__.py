@@ -1,1 +1,1 @@
-"""What images there are, and their pixels."""
+"""Images: catalog, splits and pixels."""

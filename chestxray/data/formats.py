@@ -1,4 +1,4 @@
-"""What an encoded image says of itself, before it is decoded."""
+"""Size and mode of encoded images, and checks before they are decoded."""
 
 from __future__ import annotations
 
@@ -7,25 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-
-def blocks(image: np.ndarray, rows: int = 256) -> Iterator[np.ndarray]:
-    """Cut an image into views of some rows, so that what is computed of it stays small."""
-    return (image[start : start + rows] for start in range(0, len(image), rows))
-
-
-def look_up(table: np.ndarray, image: np.ndarray, least: int = 0) -> np.ndarray:
-    """Exchange whole numbers from ``least`` on for the entries of a table, ``uint8`` of the same shape."""
-    found = np.empty(image.shape, np.uint8)
-    for target, source in zip(blocks(found), blocks(image), strict=True):
-        target[...] = table[source.astype(np.intp) - least]
-    return found
-
-
 MAX_PIXELS = 64_000_000
-"""Largest image that is decoded (a film scanned at 8,000 × 8,000)."""
+"""Largest image that is decoded (8,000 × 8,000)."""
 
 MIN_SIDE = 16
-"""Shortest side, in pixels, that can still be a radiograph."""
+"""Shortest side of an image in pixels."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
@@ -38,20 +24,30 @@ def is_dicom(data: bytes) -> bool:
     return data[128:132] == b"DICM"
 
 
-def read_header(data: bytes) -> tuple[int, int, str]:
-    """Read size and mode from the encoded bytes, without decoding.
-
-    Args:
-        data: The whole file.
+def check_image(data: bytes) -> tuple[int, int, str]:
+    """Read the header of a whole file and check what can be known without decoding.
 
     Returns:
-        ``(width, height, mode)`` as stored (before EXIF orientation); mode is
-        ``L``, ``LA``, ``P``, ``RGB``, ``RGBA`` or ``CMYK``, with ``;16`` added
-        for 16-bit files.
+        ``(width, height, mode)``, see :func:`read_header`.
 
     Raises:
-        ValueError: The bytes are empty, neither JPEG nor PNG, or cut short
-            within the header.
+        ValueError: One line with the reason: see :func:`read_header` and :func:`check_size`, or truncated.
+    """
+    width, height, mode = read_header(data)
+    check_size(width, height)
+    whole = _png_is_whole(data) if data.startswith(_PNG_SIGNATURE) else b"\xff\xd9" in data[-1024:]
+    if not whole:
+        raise ValueError("truncated (the end of the image is missing)")
+    return width, height, mode
+
+
+def read_header(data: bytes) -> tuple[int, int, str]:
+    """Read ``(width, height, mode)`` from the header of a JPEG or PNG file, before EXIF orientation.
+
+    Mode is ``L``, ``LA``, ``P``, ``RGB``, ``RGBA`` or ``CMYK``, with ``;16`` added for 16-bit files.
+
+    Raises:
+        ValueError: The bytes are empty, neither JPEG nor PNG, or cut short within the header.
     """
     if not data:
         raise ValueError("empty file")
@@ -82,29 +78,8 @@ def _read_jpeg_header(data: bytes) -> tuple[int, int, str]:
         position += 2 + length
 
 
-def check_image(data: bytes) -> tuple[int, int, str]:
-    """Check everything that can be known of an encoded image without decoding it.
-
-    Args:
-        data: The whole file.
-
-    Returns:
-        ``(width, height, mode)``, see :func:`read_header`.
-
-    Raises:
-        ValueError: One line with the reason: empty, not an image, damaged
-            header, too large, too small, or truncated.
-    """
-    width, height, mode = read_header(data)
-    check_size(width, height)
-    whole = _png_is_whole(data) if data.startswith(_PNG_SIGNATURE) else b"\xff\xd9" in data[-1024:]
-    if not whole:
-        raise ValueError("truncated (the end of the image is missing)")
-    return width, height, mode
-
-
 def _png_is_whole(data: bytes) -> bool:
-    """Whether the chunks follow each other to the last one within the file.
+    """Whether all chunks up to the last one lie within the file.
 
     OpenCV reserves the memory that a chunk claims to need, up to 4 GB, before it looks.
     """
@@ -116,12 +91,21 @@ def _png_is_whole(data: bytes) -> bool:
 
 
 def check_size(width: int, height: int) -> None:
-    """Check the size of an image before it is decoded.
-
-    Raises:
-        ValueError: Too large or too small.
-    """
+    """Raise ValueError if an image is too large or too small."""
     if width * height > MAX_PIXELS:
         raise ValueError(f"too large ({width} × {height} pixels, at most {MAX_PIXELS:,} in all)")
     if min(width, height) < MIN_SIDE:
         raise ValueError(f"too small ({width} × {height} pixels, at least {MIN_SIDE} a side)")
+
+
+def blocks(image: np.ndarray, rows: int = 256) -> Iterator[np.ndarray]:
+    """Cut an image into views of some rows, so that temporary arrays stay small."""
+    return (image[start : start + rows] for start in range(0, len(image), rows))
+
+
+def look_up(table: np.ndarray, image: np.ndarray, least: int = 0) -> np.ndarray:
+    """Map whole numbers from ``least`` on by a table, to ``uint8`` of the same shape."""
+    result = np.empty(image.shape, np.uint8)
+    for target, source in zip(blocks(result), blocks(image)):
+        target[...] = table[source.astype(np.intp) - least]
+    return result

@@ -1,8 +1,7 @@
-"""One image file in, grey ``uint8`` pixels out.
+"""Grey ``uint8`` pixels of one image file.
 
-The only way from a file to pixels in this package: whatever decodes it,
-training, prediction and audit bring it to size by :func:`fit`, so they cannot
-differ. DICOM files are for prediction; to train on some, convert them before.
+Training, prediction and audit bring all images to size by :func:`fit`, so they cannot differ. DICOM files are
+for prediction; convert them before training.
 """
 
 from __future__ import annotations
@@ -23,45 +22,55 @@ RESIZE_RULES = ("stretch", "letterbox")
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How a file becomes pixels; travels with the model in its card.
+    """How a file becomes pixels; stored in the model's card.
 
     Attributes:
         size: Side of the square output in pixels.
-        resize: ``"stretch"`` ignores the aspect ratio; ``"letterbox"`` keeps
-            it and pads with black.
-        clahe: Apply contrast-limited adaptive histogram equalisation
-            (clip limit 2.0, 8 × 8 tiles) after resizing.
+        resize: ``"stretch"`` ignores the aspect ratio; ``"letterbox"`` keeps it and pads with black.
+        clahe: Apply contrast-limited adaptive histogram equalisation after resizing.
+        clahe_clip_limit: Highest bin of a tile's histogram, as a multiple of the mean bin.
+        clahe_tiles: Tiles along each side.
     """
 
     size: int = 224
     resize: str = "stretch"
     clahe: bool = False
+    clahe_clip_limit: float = 2.0
+    clahe_tiles: int = 8
 
     def __post_init__(self) -> None:
+        limit, tiles = self.clahe_clip_limit, self.clahe_tiles
         if not (isinstance(self.size, int) and self.size >= MIN_SIDE):
-            raise ValueError(
-                f"size must be an integer of at least {MIN_SIDE} pixels. Received: size={self.size!r}"
-            )
+            raise ValueError(f"size must be an integer, at least {MIN_SIDE}. Received: size={self.size!r}")
         if self.resize not in RESIZE_RULES:
             raise ValueError(f"resize must be one of {RESIZE_RULES}. Received: resize={self.resize!r}")
+        if not (isinstance(limit, (int, float)) and 0 < limit < float("inf")):
+            raise ValueError(f"clahe_clip_limit must be above 0. Received: clahe_clip_limit={limit!r}")
+        if not (isinstance(tiles, int) and 1 <= tiles <= self.size):
+            raise ValueError(f"clahe_tiles must be an integer in 1–size. Received: clahe_tiles={tiles!r}")
+
+
+def preprocess(path: str | Path, settings: ImageSettings) -> np.ndarray:
+    """Pixels of one file as a model sees them, ``uint8`` (size, size): read, resize, optionally CLAHE.
+
+    The file is a JPEG or PNG (8 or 16 bits; grey, RGB, RGBA, palette or CMYK) or a DICOM radiograph. Raises
+    FileNotFoundError if there is none, and ValueError with path and reason if it cannot be used.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such image file. Received: path={str(path)!r}")
+    try:
+        return fit(decode_image(path.read_bytes()), settings)
+    except ValueError as error:
+        raise ValueError(f"{error}. Received: path={str(path)!r}") from None
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """Decode a JPEG, PNG or DICOM file to grey.
+    """Decode the content of a JPEG, PNG or DICOM file to grey pixels, ``uint8`` (H, W).
 
-    EXIF orientation is applied, colour is converted to luma and an alpha
-    channel is dropped. 16-bit values are scaled by the bits that are really
-    used, so that a 12-bit film stored in 16 bits does not come out black. For
-    DICOM see :func:`chestxray.data.dicom.decode_dicom`.
-
-    Args:
-        data: The whole file.
-
-    Returns:
-        ``uint8`` array of shape (H, W), values 0–255.
-
-    Raises:
-        ValueError: One line with the reason; see :func:`check_image`.
+    EXIF orientation is applied, colour is converted to luma and an alpha channel is dropped. 16-bit values
+    are scaled by the bits in use, so that a 12-bit image stored in 16 bits is not black. Raises ValueError
+    with one line; see :func:`check_image` and, for DICOM, :func:`chestxray.data.dicom.decode_dicom`.
     """
     if is_dicom(data):
         from chestxray.data.dicom import decode_dicom  # only DICOM files need pydicom
@@ -80,108 +89,46 @@ def decode_image(data: bytes) -> np.ndarray:
     return look_up(np.rint(np.arange(levels) * (255.0 / (levels - 1))).astype(np.uint8), image)
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Read an image file as grey pixels.
-
-    Args:
-        path: A JPEG or PNG file: 8 or 16 bits; grey, RGB, RGBA, palette or
-            CMYK. Or a DICOM radiograph.
-
-    Returns:
-        ``uint8`` array of shape (H, W), values 0–255.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file cannot be used; the message names it and says why.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such image file. Received: path={str(path)!r}")
-    try:
-        return decode_image(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{error}. Received: path={str(path)!r}") from None
-
-
-def resize(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
-    """Bring an image to the square of the settings, antialiased.
-
-    An axis that shrinks is averaged over areas, one that grows is
-    interpolated cubically.
-
-    Args:
-        image: ``uint8`` array of shape (H, W).
-        settings: Gives ``size`` and the rule ``resize``.
-
-    Returns:
-        ``uint8`` array of shape (size, size).
-    """
-    height, width = image.shape
-    size = settings.size
-    if settings.resize == "letterbox":
-        scale = size / max(height, width)
-        new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
-    else:
-        new_height = new_width = size
-    image = cv2.resize(image, (min(width, new_width), min(height, new_height)), interpolation=cv2.INTER_AREA)
-    image = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_CUBIC)
-    top, left = (size - new_height) // 2, (size - new_width) // 2
-    return cv2.copyMakeBorder(
-        image, top, size - new_height - top, left, size - new_width - left, cv2.BORDER_CONSTANT, value=0
-    )
-
-
-def apply_clahe(image: np.ndarray) -> np.ndarray:
-    """Equalise the histogram locally: CLAHE with clip limit 2.0 on 8 × 8 tiles.
-
-    Applied after resizing, so that the result does not depend on the
-    resolution of the source. (Many published pipelines apply it to the
-    original, where a tile covers another area of the body in every image.)
-
-    Args:
-        image: ``uint8`` array of shape (H, W).
-
-    Returns:
-        ``uint8`` array of shape (H, W).
-    """
-    return cv2.createCLAHE(clipLimit=2.0, tileGridSize=(8, 8)).apply(image)
-
-
-def preprocess(path: str | Path, settings: ImageSettings) -> np.ndarray:
-    """Turn one file into the pixels a model sees: read, resize, optionally CLAHE.
-
-    Args:
-        path: A JPEG, PNG or DICOM file.
-        settings: See :class:`ImageSettings`.
-
-    Returns:
-        ``uint8`` array of shape (size, size), values 0–255.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file cannot be used; the message names it and says why.
-    """
-    return fit(read_image(path), settings)
-
-
 def fit(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
     """Bring grey pixels, ``uint8`` (H, W), to what a model sees: resize, optionally CLAHE."""
     image = resize(image, settings)
-    return apply_clahe(image) if settings.clahe else image
+    if settings.clahe:
+        image = apply_clahe(image, settings.clahe_clip_limit, settings.clahe_tiles)
+    return image
+
+
+def resize(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
+    """Bring an image, ``uint8`` (H, W), to the square of the settings, antialiased.
+
+    An axis that shrinks is averaged over areas, one that grows is interpolated cubically.
+    """
+    (height, width), size = image.shape, settings.size
+    scale = size / max(height, width)
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    if settings.resize == "stretch":
+        rows = columns = size
+    image = cv2.resize(image, (min(width, columns), min(height, rows)), interpolation=cv2.INTER_AREA)
+    image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_CUBIC)
+    top, left = (size - rows) // 2, (size - columns) // 2
+    padding = (top, size - rows - top, left, size - columns - left)
+    return cv2.copyMakeBorder(image, *padding, cv2.BORDER_CONSTANT, value=0)
+
+
+def apply_clahe(image: np.ndarray, clip_limit: float = 2.0, tiles: int = 8) -> np.ndarray:
+    """Equalise the histogram of an image, ``uint8`` (H, W), locally (CLAHE); see :class:`ImageSettings`.
+
+    Applied after resizing, so that the result does not depend on the resolution of the source. Many published
+    pipelines apply it to the original, where a tile covers another area of the body in every image.
+    """
+    return cv2.createCLAHE(clip_limit, (tiles, tiles)).apply(image)
 
 
 def as_batch(images: np.ndarray) -> np.ndarray:
-    """Check that an array holds grey pixels in 0–255 and give it its batch axes.
+    """Check that an array holds grey pixels in 0–255 and give it the shape (N, H, W, 1).
 
-    Args:
-        images: Shape (H, W), (N, H, W) or (N, H, W, 1); ``uint8`` or float.
-
-    Returns:
-        The same values with shape (N, H, W, 1).
-
-    Raises:
-        ValueError: Wrong shape, values outside 0–255, or a float image whose
-            maximum is at most 1, which was most likely divided by 255.
+    The array is ``uint8`` or float, of shape (H, W), (N, H, W) or (N, H, W, 1); its values stay the same.
+    Raises ValueError for another shape, values outside 0–255, or a float image whose maximum is at most 1:
+    most likely it was divided by 255.
     """
     images = np.asarray(images)
     if images.ndim == 2:
@@ -195,8 +142,6 @@ def as_batch(images: np.ndarray) -> np.ndarray:
         if not (0 <= low and high <= 255):
             raise ValueError(f"pixels must lie in 0–255. Received: range=({low}, {high})")
         if 0 < high <= 1:
-            raise ValueError(
-                "pixels must lie in 0–255, and these look divided by 255 (the model does "
-                f"its own scaling). Received: range=({low}, {high})"
-            )
+            reason = "pixels must lie in 0–255 and seem divided by 255 (the model scales them itself)"
+            raise ValueError(f"{reason}. Received: range=({low}, {high})")
     return images

@@ -1,9 +1,9 @@
-"""Lung masks, made by others, for the same images."""
+"""Lung or lesion masks from other sources, matched to the images."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
+from os.path import basename, splitext
 from pathlib import Path
 
 import cv2
@@ -13,59 +13,52 @@ from numpy.typing import NDArray
 
 
 def read_masks(source: str | Path, table: pd.DataFrame, size: int) -> tuple[NDArray, NDArray]:
-    """Read the masks of some images, matched by the name of the file.
+    """Read the masks of some images, matched by path, or by file name where one image and one mask have it.
 
     Args:
-        source: Folder of PNG files, white where the lungs (or lesions) are,
-            with the images' paths or just their names, whatever the suffix;
-            or an ``.npz`` file with ``names`` (N,) and ``masks`` (N, H, W),
-            above 0 where the lungs are, or ``packed`` (N, ⌈H·W/8⌉) from
-            :func:`numpy.packbits` and ``shape`` (H, W). A name counts alone
-            only where one image and one mask have it.
+        source: Folder of PNG files, white where the lungs (or lesions) are, with the images' paths or names,
+            whatever the suffix; or an ``.npz`` file with ``names`` (N,) and ``masks`` (N, H, W), above 0
+            where the lungs are, or ``packed`` (N, ⌈H·W/8⌉) from :func:`numpy.packbits` and ``shape`` (H, W).
         table: Images, ``path``.
-        size: Side of the result in pixels; masks are squashed to it as the
-            images are by ``resize="stretch"``.
+        size: Side of the masks in pixels; they are resized as the images are by ``resize="stretch"``.
 
     Returns:
-        Masks ``bool`` (M, size, size), and which rows of the table they belong
-        to, ``bool`` (len(table),) with M of them True, in the table's order.
+        Masks ``bool`` (M, size, size), and which rows of the table they belong to, ``bool`` (len(table),)
+        with M of them True, in the table's order.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
         ValueError: A file cannot be used, or no mask fits an image.
     """
     source = Path(source)
-    stems = table["path"].str.rsplit("/", n=1).str[-1].str.rsplit(".", n=1).str[0]
     if source.is_dir():
         files = sorted(source.rglob("*.png"))
-        by_name = _unique({path.stem: path for path in files}, [path.stem for path in files], stems)
-        places = [source / Path(path).with_suffix(".png") for path in table["path"]]
-        files = [
-            place if place.is_file() else by_name.get(stem) for place, stem in zip(places, stems, strict=True)
-        ]
-        known = np.array([file is not None for file in files])
-        found = [_read_png(file) for file in files if file]
+        paths = [file.relative_to(source).as_posix() for file in files]
+
+        def read(row: int) -> NDArray:
+            return _read_png(files[row])
+
     elif source.is_file():
-        names, masks = _read_npz(source)
-        names = [str(name).rsplit("/", 1)[-1].rsplit(".", 1)[0] for name in names]
-        place = _unique({name: number for number, name in enumerate(names)}, names, stems)
-        known = stems.isin(list(place)).to_numpy()
-        found = masks([place[stem] for stem in stems[known]])
+        paths, read = _read_npz(source)
     else:
         raise FileNotFoundError(f"no such folder or file of masks. Received: source={str(source)!r}")
+    masks = pd.Series([splitext(path)[0] for path in paths], dtype=object)
+    images = pd.Series([splitext(path)[0] for path in table["path"]])
+    stems = images.map(basename)
+    stems = stems.where(~stems.duplicated(keep=False))
+    rows = _rows(masks, images).fillna(_rows(masks.map(basename), stems))
+    known = rows.notna().to_numpy()
     if not known.any():
         raise ValueError(f"no mask has the name of an image. Received: source={str(source)!r}")
-    shares = [
-        cv2.resize(np.float32(np.asarray(mask) > 0), (size, size), interpolation=cv2.INTER_AREA)
-        for mask in found
-    ]
+    masks = (np.float32(read(int(row)) > 0) for row in rows[known])
+    shares = [cv2.resize(mask, (size, size), interpolation=cv2.INTER_AREA) for mask in masks]
     return np.stack(shares) >= 0.5, known
 
 
-def _unique(place: dict, names: list[str], stems: pd.Series) -> dict:
-    """Leave out the names that several masks or several images have."""
-    twice = {name for name, count in Counter(names).items() if count > 1} | set(stems[stems.duplicated()])
-    return {name: value for name, value in place.items() if name not in twice}
+def _rows(masks: pd.Series, images: pd.Series) -> pd.Series:
+    """Row of the only mask with each image's name, or NaN."""
+    unique = masks.drop_duplicates(keep=False)
+    return images.map(dict(zip(unique, unique.index))).astype(float)
 
 
 def _read_png(path: Path) -> NDArray:
@@ -75,17 +68,14 @@ def _read_png(path: Path) -> NDArray:
     return mask > 127
 
 
-def _read_npz(path: Path) -> tuple[NDArray, Callable[[list[int]], NDArray]]:
-    """Names, and a function from row numbers to their masks, so that only these are unpacked."""
+def _read_npz(path: Path) -> tuple[list[str], Callable[[int], NDArray]]:
+    """Names, and a function from a row to its mask, so that only the masks in use are unpacked."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            names = file["names"]
+            names = list(map(str, file["names"]))
             if "masks" in file:
-                masks = file["masks"]
-                return names, lambda rows: masks[rows]
+                return names, file["masks"].__getitem__
             packed, (height, width) = file["packed"], file["shape"]
     except Exception as error:  # a damaged file can fail in any way
         raise ValueError(f"not a file of masks ({error}). Received: path={str(path)!r}") from None
-    return names, lambda rows: np.unpackbits(packed[rows], axis=1, count=height * width).reshape(
-        -1, height, width
-    )
+    return names, lambda row: np.unpackbits(packed[row], count=height * width).reshape(height, width)

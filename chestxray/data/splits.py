@@ -1,21 +1,14 @@
-"""Training, validation and test: the rules, and what crosses them.
+"""Split rules for training, validation and test, and patients on both sides.
 
-``official``
-    Test is the published test folder; validation is 12 % of train + val, cut
-    by patient group. The published val folder (16 images) is far too small to
-    choose anything by and is never a validation set of its own.
-``patient``
-    70/15/15 by patient group over all images, stratified by class and subtype.
-``image``
-    70/15/15 by image over all images, stratified by class. Images of one
-    patient fall on both sides: only for comparison with published work that
-    split this way.
-``given``
-    The parts that a list or the folders train, val and test name, as they are.
+- ``official``: Test is the published test folder. Validation is 12 % of train + val, drawn by patient group,
+  because the published val folder (16 images) is too small to be a validation set.
+- ``patient``: 70/15/15 by patient group over all images, stratified by class and subtype.
+- ``image``: 70/15/15 by image over all images, stratified by class. Images of one patient fall on both
+  sides: only for comparison with published work that split this way.
+- ``given``: The subsets that a list or the folders train, val and test name.
 
-Every cut that this module makes itself goes by the conservative group. The
-published test set cannot be cut anew; it is checked by the strict group, and
-:func:`overlap` reports both.
+Splits drawn here keep conservative groups together. The published test set is fixed; it is checked by the
+strict group, and :func:`overlap` reports both.
 """
 
 from __future__ import annotations
@@ -32,28 +25,16 @@ from chestxray.files import read_table, whole_file
 from chestxray.schema import SPLITS
 
 RULES = ("official", "image", "patient", "given")
-FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}
-"""Shares of the images under the rules ``image`` and ``patient``."""
-
-_OFFICIAL_VALIDATION = 0.12
+FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}  # under the rules image and patient
+_OFFICIAL_FRACTIONS = {"train": 0.88, "val": 0.12}
 _TEXT = ("path", "subtype", "group", "group_conservative", "official_split", "split")
 
 
 def make_split(catalog: pd.DataFrame, split_rule: str = "patient", seed: int = 0) -> pd.DataFrame:
-    """Add the column ``split`` to a catalog.
+    """Return a copy of a catalog with the column ``split`` = train, val or test, drawn with ``seed``.
 
-    Args:
-        catalog: See :mod:`chestxray.data.catalog`.
-        split_rule: ``official``, ``image``, ``patient`` or ``given``.
-        seed: Decides who goes where.
-
-    Returns:
-        A copy of the catalog with ``split`` = train, val or test.
-
-    Raises:
-        ValueError: Unknown rule, no such seed, ``official`` without a published test set, a
-            patient group on both sides of a split, or a subset without both
-            classes.
+    Raises ValueError for an unknown rule, a seed that is no whole number from 0, ``official`` without a
+    published test set, and as :func:`check_split` does.
     """
     if split_rule not in RULES:
         raise ValueError(f"rule must be one of {RULES}. Received: split_rule={split_rule!r}")
@@ -62,25 +43,23 @@ def make_split(catalog: pd.DataFrame, split_rule: str = "patient", seed: int = 0
     table = catalog.copy()
     rng = np.random.default_rng(seed)
     if split_rule == "image":
-        table["split"] = _cut_images(table["label"].to_numpy(), rng)
+        table["split"] = _split_images(table["label"].to_numpy(), rng)
     elif split_rule == "patient":
-        table["split"] = _cut_groups(table, FRACTIONS, rng)
+        table["split"] = _split_groups(table, FRACTIONS, rng)
     elif split_rule == "given":
         table["split"] = table["official_split"]
     else:
-        if not (table["official_split"] == "test").any():
-            raise ValueError(
-                "the folder has no published test set (no test folder). Received: split_rule='official'"
-            )
         rest = table["official_split"] != "test"
+        if rest.all():
+            message = "the folder has no published test set (no test folder)"
+            raise ValueError(f"{message}. Received: split_rule='official'")
         table["split"] = "test"
-        fractions = {"train": 1 - _OFFICIAL_VALIDATION, "val": _OFFICIAL_VALIDATION}
-        table.loc[rest, "split"] = _cut_groups(table[rest], fractions, rng)
+        table.loc[rest, "split"] = _split_groups(table[rest], _OFFICIAL_FRACTIONS, rng)
     check_split(table, split_rule)
     return table
 
 
-def _cut_images(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _split_images(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     split = np.full(len(labels), "test", dtype=object)
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
@@ -91,60 +70,47 @@ def _cut_images(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return split
 
 
-def _cut_groups(table: pd.DataFrame, fractions: dict[str, float], rng: np.random.Generator) -> np.ndarray:
-    """Give whole groups to the subset that lacks most, large groups first.
-
-    A group that holds several subtypes (``person12`` with bacterial and viral
-    films) counts for each of them.
-    """
+def _split_groups(table: pd.DataFrame, fractions: dict[str, float], rng: np.random.Generator) -> np.ndarray:
+    """Assign each group, with all its subtypes, to the subset that lacks most; large groups first."""
     subsets = list(fractions)
     strata = table["label"].astype(str) + table["subtype"]
     counts = pd.crosstab(table["group_conservative"], strata)
     counts = counts.iloc[rng.permutation(len(counts))]
     counts = counts.iloc[np.argsort(-counts.sum(axis=1).to_numpy(), kind="stable")]
-    lacking = np.outer([fractions[subset] for subset in subsets], counts.sum().to_numpy())
-    wanted = lacking.copy()
-    chosen = {}
-    for group, row in zip(counts.index, counts.to_numpy(), strict=True):
-        subset = int(np.argmax((lacking / wanted) @ row))
-        lacking[subset] -= row
-        chosen[group] = subsets[subset]
-    return table["group_conservative"].map(chosen).to_numpy()
+    wanted = np.outer(list(fractions.values()), counts.sum().to_numpy())
+    lacking, subset_of = wanted.copy(), {}
+    for group, images in zip(counts.index, counts.to_numpy()):
+        subset = int(np.argmax((lacking / wanted) @ images))
+        lacking[subset] -= images
+        subset_of[group] = subsets[subset]
+    return table["group_conservative"].map(subset_of).to_numpy()
 
 
 def check_split(table: pd.DataFrame, split_rule: str) -> None:
     """Refuse a split that leaks or that cannot be scored.
 
-    Raises:
-        ValueError: A patient group lies on both sides (strict key between
-            test and the rest for ``official``, conservative key otherwise;
-            not asked for ``image``), a subset has another name than train, val
-            and test, or lacks a class.
+    Raises ValueError if a subset has another name than train, val and test, lacks a class, or shares a
+    patient group with another: for ``official`` by the strict key between test and the rest, and by the
+    conservative key within the rest; for ``image`` not checked; else by the conservative key.
     """
-    unknown = ~table["split"].isin(SPLITS)
-    if unknown.any():
-        raise ValueError(
-            f"a subset must be one of {SPLITS}. Received: split={table['split'][unknown].iloc[0]!r}"
-        )
+    if unknown := [name for name in table["split"].unique() if name not in SPLITS]:
+        raise ValueError(f"a subset must be one of {SPLITS}. Received: split={unknown[0]!r}")
     for subset in SPLITS:
         labels = set(table.loc[table["split"] == subset, "label"])
         if labels != {0, 1}:
-            raise ValueError(
-                f"{subset} must hold images of both classes, it holds labels "
-                f"{sorted(labels)}. Received: split_rule={split_rule!r}"
-            )
+            message = f"{subset} must hold images of both classes, it holds labels {sorted(labels)}"
+            raise ValueError(f"{message}. Received: split_rule={split_rule!r}")
     if split_rule == "image":
         return
-    inner = table[table["split"] != "test"] if split_rule == "official" else table
-    crossing = _crossing(inner, "group_conservative")
+    in_test = table["split"] == "test"
     if split_rule == "official":
-        tested = table.assign(split=table["split"].where(table["split"] == "test", "train"))
-        crossing += _crossing(tested, "group")
+        crossing = _crossing(table[~in_test], "group_conservative")
+        crossing += _crossing(table.assign(split=in_test), "group")
+    else:
+        crossing = _crossing(table, "group_conservative")
     if crossing:
-        raise ValueError(
-            f"{len(crossing)} patient groups lie on both sides of the split, for example "
-            f"{crossing[0]}. Received: split_rule={split_rule!r}"
-        )
+        message = f"{len(crossing)} patient groups lie on both sides of the split, for example {crossing[0]}"
+        raise ValueError(f"{message}. Received: split_rule={split_rule!r}")
 
 
 def _crossing(table: pd.DataFrame, key: str) -> list[str]:
@@ -153,52 +119,40 @@ def _crossing(table: pd.DataFrame, key: str) -> list[str]:
 
 
 def overlap(table: pd.DataFrame) -> pd.DataFrame:
-    """Count what the test set shares with training and validation.
+    """Count what the test set of a catalog with ``split`` shares with training and validation.
 
-    Args:
-        table: Catalog with ``split``.
-
-    Returns:
-        One row for each group key: ``groups`` in all, ``groups_crossing``
-        (with images in test and elsewhere), ``test_images_affected`` and
-        ``test_share_affected`` (0–1).
+    One row for each group ``key``: ``groups`` in all, ``groups_crossing`` (with images in test and
+    elsewhere), ``test_images_affected`` and ``test_share_affected`` (0–1).
     """
     rows = []
     in_test = table["split"] == "test"
     for key in ("group", "group_conservative"):
-        crossing = set(table.loc[in_test, key]) & set(table.loc[~in_test, key])
+        crossing = _crossing(table.assign(split=in_test), key)
         affected = int(table.loc[in_test, key].isin(crossing).sum())
         rows.append((key, table[key].nunique(), len(crossing), affected, affected / max(1, in_test.sum())))
-    return pd.DataFrame(
-        rows, columns=["key", "groups", "groups_crossing", "test_images_affected", "test_share_affected"]
-    )
+    columns = ["key", "groups", "groups_crossing", "test_images_affected", "test_share_affected"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def split_hash(table: pd.DataFrame) -> str:
-    """Identify a split by path, label and subset, as text: no pixels, 16 hex digits."""
-    lines = sorted(
-        f"{path}\t{label}\t{split}"
-        for path, label, split in table[["path", "label", "split"]].itertuples(index=False)
-    )
+    """Hash of path, label and subset of all images as text, without pixels: 16 hex digits."""
+    rows = table[["path", "label", "split"]].itertuples(index=False)
+    lines = sorted(f"{path}\t{label}\t{split}" for path, label, split in rows)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def write_split(table: pd.DataFrame, path: str | Path, split_rule: str, seed: int) -> None:
     """Write a split as CSV below one line with rule, seed and hash."""
+    header = json.dumps({"rule": split_rule, "seed": seed, "hash": split_hash(table)})
     with whole_file(path) as partial:
-        header = json.dumps({"rule": split_rule, "seed": seed, "hash": split_hash(table)})
         partial.write_text(f"# {header}\n" + table.to_csv(index=False), encoding="utf-8")
 
 
 def read_split(path: str | Path) -> tuple[pd.DataFrame, dict]:
-    """Read a split file and check it.
+    """Read a split file and check it: the catalog with ``split``, and ``{"rule", "seed", "hash"}``.
 
-    Returns:
-        The catalog with ``split``, and ``{"rule", "seed", "hash"}``. A file
-        that was edited after writing gives a warning and its new hash.
-
-    Raises:
-        ValueError: The file is none of ours, or :func:`check_split` refuses it.
+    A file that was edited after writing gives a warning and its new hash. Raises ValueError if the file is
+    not of :func:`write_split`, and as :func:`check_split` does.
     """
     with open(path, encoding="utf-8") as file:
         first = file.readline()

@@ -1,1 +1,1 @@
-"""What leaves the house: bundles and predictions."""
+"""Saved classifiers: prediction, export and reports."""

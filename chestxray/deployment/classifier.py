@@ -1,14 +1,8 @@
-"""A classifier on disk: a model file, ``card.json``, ``refusal.npz`` and ``README.md`` in one folder.
+"""Classifiers on disk: a model file, ``card.json``, ``refusal.npz`` and ``README.md`` in one folder.
 
-The model file is ``model.keras``, or an exported one that runs without
-TensorFlow (:mod:`chestxray.deployment.runtime`).
-
-The card holds everything that prediction needs besides the weights: how files
-become pixels, the calibration, the thresholds. It also holds a self-test: a
-pattern drawn by code goes the whole way from image to logit whenever the
-bundle is loaded, so that another library version that computes something else
-is noticed before a patient's image meets it. ``refusal.npz`` tells which
-images are no films of the trained kind.
+The model file is ``model.keras``, or an exported file that runs without TensorFlow. The card holds what
+prediction needs besides the weights: image settings, calibration, thresholds, and a self-test.
+``refusal.npz`` holds the out-of-distribution check.
 """
 
 from __future__ import annotations
@@ -25,7 +19,7 @@ import numpy as np
 
 from chestxray.data.images import ImageSettings, as_batch, fit
 from chestxray.deployment.card import model_card, read_card
-from chestxray.deployment.outliers import Refusal, fit_refusal
+from chestxray.deployment.outliers import OutlierCheck, fit_outlier_check
 from chestxray.deployment.runtime import MODEL_FILES, Runtime
 from chestxray.evaluation.calibration import apply_platt, log_odds
 from chestxray.evaluation.drift import describe_reference
@@ -33,13 +27,9 @@ from chestxray.files import write_json
 
 if TYPE_CHECKING:
     import keras
-    import numpy as np
     import tensorflow as tf
 
     from chestxray.data.dataset import XrayData
-
-
-_LOGIT_TOLERANCE = 0.01
 
 LIMITS = (
     "Research software, not a medical device: not for diagnosis.",
@@ -49,24 +39,26 @@ LIMITS = (
     "In this data much of the label can be predicted without looking at the lungs; a high score is no "
     "proof that the model sees pneumonia.",
 )
-"""Of a model trained on the children's data set; the first holds for every model."""
+"""Limits of a model of the children's data set; the first one holds for every model."""
+
+SYNTHETIC_LIMITS = (LIMITS[0], "Trained on synthetic images: it knows nothing about patients.")
 
 POPULATION = {"ages": [1, 6], "views": ["AP"]}
-"""Of that data set: years, the second not included, and views as DICOM names them."""
+"""Population of that data set: years, the second not included, and views as DICOM names them."""
 
-SYNTHETIC_LIMITS = (LIMITS[0], "Trained on synthetic pictures: it knows nothing about patients.")
+_LOGIT_TOLERANCE = 0.01  # of the self-test
+_MOST_TRAIN = 1000  # images for the out-of-distribution check: more change little
 
 
 class Scores(NamedTuple):
-    """What a classifier says of N images.
+    """Output of a classifier for N images.
 
     Attributes:
-        logits: Raw log-odds of the positive class, (N,).
-        distances: From the training images, for the refusal, (N,).
-        maps: Where the score comes from, 0 or more, (N, h, w): Grad-CAM in
-            such units that, for a network that ends in pooling and one dense
-            layer, it is the positive part of the class activation map. None
-            when nobody asked, or when an exported model cannot tell.
+        logits: Raw log-odds of the positive class, ``float64`` (N,).
+        distances: From the training images, for the out-of-distribution check, (N,).
+        maps: Heatmaps, 0 or more, (N, h, w): Grad-CAM, scaled so that it is the positive part of the class
+            activation map if the network ends in pooling and one dense layer. None if not requested, or if
+            an exported model has no such output.
     """
 
     logits: np.ndarray
@@ -79,72 +71,55 @@ class Classifier:
     """A loaded model with its card.
 
     Attributes:
-        model: Takes grey (N, size, size, 1) in 0–255, gives logits (N, 1),
-            or (N, 3): normal, bacteria, virus.
+        model: From grey (N, size, size, 1) in 0–255 to logits (N, 1), or (N, 3): normal, bacteria, virus.
         card: Contents of ``card.json``.
-        refusal: Contents of ``refusal.npz``.
+        outlier_check: Contents of ``refusal.npz``.
     """
 
     model: keras.Model | Runtime
     card: dict[str, Any]
-    refusal: Refusal
+    outlier_check: OutlierCheck
 
     @property
     def image_settings(self) -> ImageSettings:
         return ImageSettings(**self.card["image"])
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Raw log-odds of the positive class.
+        """Return the raw log-odds of the positive class, ``float64`` (N,); see :meth:`score`."""
+        return self.score(images).logits
+
+    def score(self, images: np.ndarray, with_maps: bool = False) -> Scores:
+        """Score preprocessed images.
 
         Args:
             images: Grey pixels in 0–255, (N, size, size) or (N, size, size, 1), N > 0.
-
-        Returns:
-            ``float64`` (N,).
+            with_maps: Add heatmaps.
 
         Raises:
-            ValueError: No image, another size than the card's, or no such pixels.
+            ValueError: No image, another size than the card's, or pixels that are not grey in 0–255.
         """
-        if isinstance(self.model, Runtime):
-            return self.score(images).logits
-        return log_odds(self._run(self._batch(images))[0])
-
-    def score(self, images: np.ndarray, with_maps: bool = False) -> Scores:
-        """Log-odds, distances and, if asked for, maps of grey images, see :meth:`logits`."""
-        images = self._batch(images)
-        if isinstance(self.model, Runtime):
-            found = self.model.predict(images)
-            maps = np.maximum(found["map"], 0) if with_maps and "map" in found else None
-            return Scores(log_odds(found["logit"]), found["distance"], maps)
-        logits, features = self._run(images)
+        batch, size = as_batch(images), self.card["image"]["size"]
+        if not len(batch) or batch.shape[1:3] != (size, size):
+            message = f"at least one image of the model's size, {size} × {size}, is needed"
+            raise ValueError(f"{message}. Received: shape={np.shape(images)}")
         maps = None
+        if isinstance(self.model, Runtime):
+            outputs = self.model.predict(batch)
+            if with_maps and "map" in outputs:
+                maps = np.maximum(outputs["map"], 0)
+            return Scores(log_odds(outputs["logit"]), outputs["distance"], maps)
+        batches = (batch[first : first + 32].astype(np.float32) for first in range(0, len(batch), 32))
+        logits, features = map(np.concatenate, zip(*map(self._graph, batches)))
         if with_maps:
             from chestxray.gradcam import gradcam
 
-            shapes, peaks = gradcam(self.model, images.astype(np.float32))
+            shapes, peaks = gradcam(self.model, batch.astype(np.float32))
             maps = shapes * (peaks * shapes[0].size)[:, np.newaxis, np.newaxis]
-        return Scores(log_odds(logits), self.refusal.distances(features), maps)
-
-    def _batch(self, images: np.ndarray) -> np.ndarray:
-        batch, size = as_batch(images), self.card["image"]["size"]
-        if not len(batch) or batch.shape[1:3] != (size, size):
-            raise ValueError(
-                f"one image or more of the model's size, {size} × {size}, is needed. "
-                f"Received: shape={np.shape(images)}"
-            )
-        return batch
-
-    def _run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The Keras model's outputs and last features, (N, C) and (N, F), of a batch of any size."""
-        batches = (images[first : first + 32].astype(np.float32) for first in range(0, len(images), 32))
-        outputs, features = (
-            np.concatenate(subsets) for subsets in zip(*map(self._graph, batches), strict=True)
-        )
-        return outputs, features
+        return Scores(log_odds(logits), self.outlier_check.distances(features), maps)
 
     @functools.cached_property
     def _graph(self) -> Callable[[np.ndarray], list[tf.Tensor]]:
-        """One graph for all batches: Keras' predict prepares each call for longer than it computes."""
+        """One compiled graph for batches of any size; ``Model.predict`` is slower for a few images."""
         import tensorflow as tf
 
         size = self.card["image"]["size"]
@@ -154,40 +129,37 @@ class Classifier:
         )
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities of the positive class, (N,), from raw logits."""
+        """Return calibrated probabilities of the positive class, (N,), from raw logits."""
         calibration = self.card["calibration"]
         return apply_platt(logits, calibration["slope"], calibration["intercept"])
 
     def threshold(self, threshold_rule: str) -> float:
-        """Threshold on the calibrated probability, as chosen on validation data.
+        """Return the threshold on the calibrated probability that was chosen on validation images.
 
         Raises:
-            ValueError: Unknown rule, or validation could not support it.
+            ValueError: Unknown rule, or validation gave no threshold.
         """
         thresholds = self.card["thresholds"]
         if thresholds.get(threshold_rule) is None:
             usable = sorted(name for name, value in thresholds.items() if value is not None)
             reason = self.card["threshold_reasons"].get(threshold_rule, "no such rule")
-            raise ValueError(
-                f"no threshold ({reason}); usable rules: {usable}. Received: threshold_rule={threshold_rule!r}"
-            )
+            message = f"no threshold ({reason}); usable rules: {usable}"
+            raise ValueError(f"{message}. Received: threshold_rule={threshold_rule!r}")
         return thresholds[threshold_rule]
 
 
 def self_test_pattern() -> np.ndarray:
-    """Draw the self-test's picture: rings on a slope, ``uint8`` (300, 400)."""
+    """Draw the image of the self-test: rings on a slope, ``uint8`` (300, 400)."""
     y, x = np.mgrid[0:300, 0:400].astype(np.float64)
     rings = np.cos(np.hypot(x - 150, y - 120) / 6.0)
     return np.clip(40 + 0.35 * x + 45 * rings, 0, 255).astype(np.uint8)
 
 
 def run_self_test(classifier: Classifier) -> dict[str, Any]:
-    """Take the pattern the whole way: hash of its pixels, and its logit."""
+    """Return the hash of the pattern's preprocessed pixels, and its logit."""
     pixels = fit(self_test_pattern(), classifier.image_settings)
-    return {
-        "pixels_sha256": hashlib.sha256(pixels.tobytes()).hexdigest(),
-        "logit": float(classifier.logits(pixels)[0]),
-    }
+    sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
+    return {"pixels_sha256": sha256, "logit": float(classifier.logits(pixels)[0])}
 
 
 def load_model(path: str | Path) -> keras.Model:
@@ -201,9 +173,8 @@ def load_model(path: str | Path) -> keras.Model:
     try:
         return keras.models.load_model(path, safe_mode=True, compile=False)
     except Exception as error:  # a damaged file can fail in any way
-        raise ValueError(
-            f"not a model that can be loaded safely ({_one_line(error)}). Received: path={str(path)!r}"
-        ) from None
+        message = f"not a model that can be loaded safely ({_one_line(error)})"
+        raise ValueError(f"{message}. Received: path={str(path)!r}") from None
 
 
 def _one_line(error: Exception) -> str:
@@ -211,7 +182,7 @@ def _one_line(error: Exception) -> str:
 
 
 def with_features(model: keras.Model) -> keras.Model:
-    """The same network with a second output: its last feature maps, averaged over the image, (N, F)."""
+    """Add a second output to a network: its last feature maps, averaged over the image, (N, F)."""
     import keras
 
     pooled = keras.ops.mean(feature_maps(model), axis=(1, 2))
@@ -219,7 +190,7 @@ def with_features(model: keras.Model) -> keras.Model:
 
 
 def feature_maps(model: keras.Model) -> keras.KerasTensor:
-    """The last feature maps of a network, (N, h, w, F).
+    """Return the last feature maps of a network, (N, h, w, F).
 
     Raises:
         ValueError: They lie inside a nested model.
@@ -231,102 +202,73 @@ def feature_maps(model: keras.Model) -> keras.KerasTensor:
             break
         if len(getattr(layer.input, "shape", ())) == 4:
             return layer.input
-    raise ValueError(
-        "the last feature maps, by which images of another kind are refused, lie inside a "
-        "nested model: let it end in them, and pool outside. "
-        f"Received: model with layers {[layer.name for layer in model.layers]}"
-    )
+    message = "the last feature maps lie inside a nested model: let it end in them, and pool outside"
+    raise ValueError(f"{message}. Received: model with layers {[layer.name for layer in model.layers]}")
 
 
 def write_card(folder: Path, classifier: Classifier) -> None:
-    """Run the self-test and write card, refusal and model card beside ``model.keras``."""
+    """Run the self-test, and write all files of a classifier except the model itself."""
     card = classifier.card | {"self_test": run_self_test(classifier)}
     write_json(folder / "card.json", card)
-    classifier.refusal.save(folder / "refusal.npz")
+    classifier.outlier_check.save(folder / "refusal.npz")
     (folder / "README.md").write_text(model_card(card), encoding="utf-8")
 
 
 def load_classifier(folder: str | Path, threads: int = 1) -> Classifier:
-    """Load a bundle and check it with its own self-test.
+    """Load a classifier and run its self-test.
 
     Args:
         folder: Folder with a model file, ``card.json`` and ``refusal.npz``.
-        threads: Cores that an exported model may use for one image; Keras
-            takes all.
+        threads: Cores that an exported model may use for one image; Keras uses all.
 
     Raises:
         FileNotFoundError: A file is missing.
         ValueError: A file cannot be used, or the self-test gives another logit.
-        ModuleNotFoundError: What runs the model is not installed.
+        ModuleNotFoundError: The runtime of the model is not installed.
     """
     folder = Path(folder)
-    card = read_card(folder)
-    _check_there(folder, "refusal.npz")
-    classifier = Classifier(_load_file(folder, card, threads), card, Refusal.load(folder / "refusal.npz"))
+    card, received = read_card(folder), f"Received: folder={str(folder)!r}"
+    exported, file, sha256 = "export" in card, "model.keras", None
+    if exported:
+        try:
+            file, sha256 = MODEL_FILES[card["export"]["format"]], str(card["export"]["sha256"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"card.json names no exported file ({_one_line(error)}). {received}") from None
+    for name in (file, "refusal.npz"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{name} is missing from the model folder. {received}")
+    model = Runtime(folder / file, sha256, threads) if exported else load_model(folder / file)
+    classifier = Classifier(model, card, OutlierCheck.load(folder / "refusal.npz"))
     try:
-        found = run_self_test(classifier)
+        result = run_self_test(classifier)
         pixels, logit = card["self_test"]["pixels_sha256"], float(card["self_test"]["logit"])
     except Exception as error:  # of NumPy, OpenCV, Keras or a runtime
-        raise ValueError(
-            f"card.json does not fit the model ({_one_line(error)}). Received: folder={str(folder)!r}"
-        ) from None
-    if not abs(found["logit"] - logit) <= _LOGIT_TOLERANCE * max(1.0, abs(logit)):  # NaN fails too
-        raise ValueError(
-            f"self-test failed: logit {found['logit']:.4f} instead of {logit:.4f}. "
-            f"Received: folder={str(folder)!r}"
-        )
-    if found["pixels_sha256"] != pixels:
-        warnings.warn(
-            "this OpenCV resizes slightly differently from the one in training; the self-test's "
-            "logit still agrees",
-            stacklevel=2,
-        )
+        raise ValueError(f"card.json does not fit the model ({_one_line(error)}). {received}") from None
+    if not abs(result["logit"] - logit) <= _LOGIT_TOLERANCE * max(1.0, abs(logit)):  # NaN fails too
+        raise ValueError(f"self-test failed: logit {result['logit']:.4f} instead of {logit:.4f}. {received}")
+    if result["pixels_sha256"] != pixels:
+        text = "OpenCV resizes slightly differently here than in training; the logit of the self-test agrees"
+        warnings.warn(text, stacklevel=2)
     return classifier
-
-
-def _load_file(folder: Path, card: dict[str, Any], threads: int) -> keras.Model | Runtime:
-    if "export" not in card:
-        _check_there(folder, "model.keras")
-        return load_model(folder / "model.keras")
-    try:
-        file, sha256 = MODEL_FILES[card["export"]["format"]], str(card["export"]["sha256"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"card.json does not say which file was exported ({_one_line(error)}). "
-            f"Received: folder={str(folder)!r}"
-        ) from None
-    _check_there(folder, file)
-    return Runtime(folder / file, sha256, threads)
-
-
-def _check_there(folder: Path, name: str) -> None:
-    if not (folder / name).is_file():
-        raise FileNotFoundError(f"{name} is missing from the model folder. Received: folder={str(folder)!r}")
-
-
-MOST_TRAIN = 1000
-"""Training images that the refusal is fitted on; more change little and cost a forward pass each."""
 
 
 def learn_reference(
     scorer: keras.Model, data: XrayData, val_logits: np.ndarray, val_features: np.ndarray
-) -> tuple[Refusal, dict[str, Any]]:
-    """Fit the refusal, and sum up the validation images for comparison with later ones.
+) -> tuple[OutlierCheck, dict[str, Any]]:
+    """Fit the out-of-distribution check, and describe the validation images for later comparison.
 
     Args:
-        scorer: From :func:`chestxray.deployment.classifier.with_features`.
-        data: What its model was trained on.
-        val_logits: What it says of the validation images: (N, 1) or (N, 3).
-        val_features: (N, F).
+        scorer: From :func:`with_features`.
+        data: The data that its model was trained on.
+        val_logits, val_features: Its outputs for the validation images, (N, 1) or (N, 3), and (N, F).
 
     Returns:
-        The refusal, and what :func:`chestxray.evaluation.drift.drift_table`
-        compares with: what :meth:`Refusal.measure` gives, and the raw logit.
+        The check, and the reference for :func:`chestxray.evaluation.drift.drift_table`.
     """
     train = data.subset("train")
-    train = train.sample(min(MOST_TRAIN, len(train)), random_state=data.seed)
-    train_images, val_images = data.store.images(train), data.images("val")
+    train = train.sample(min(_MOST_TRAIN, len(train)), random_state=data.split_seed)
+    train_images, val_images = data.store.images(train), data.images("val")[..., 0]
     _, train_features = scorer.predict(train_images, batch_size=32, verbose=0)
-    refusal = fit_refusal(train_images[..., 0], train_features, val_images[..., 0], val_features)
-    measured = refusal.measure(val_images[..., 0], refusal.distances(val_features))
-    return refusal, describe_reference(measured | {"logit": log_odds(val_logits)})
+    check = fit_outlier_check(train_images[..., 0], train_features, val_images, val_features)
+    measured = check.measure(val_images, check.distances(val_features))
+    return check, describe_reference(measured | {"logit": log_odds(val_logits)})

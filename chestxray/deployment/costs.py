@@ -1,4 +1,4 @@
-"""What a network costs: parameters, operations, bytes and time."""
+"""Costs of a network: parameters, operations, bytes and time."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
-import tensorflow as tf
+
+if TYPE_CHECKING:
+    import keras  # not at run time: exported models are timed in a process without TensorFlow
+
+_WARM_UP = 5
 
 
 def layer_mflops(model: keras.Model) -> dict[str, float]:
@@ -33,7 +37,7 @@ def layer_mflops(model: keras.Model) -> dict[str, float]:
 
 
 def network_costs(model: keras.Model, file: str | Path) -> dict[str, float]:
-    """Sum up a network and its file: parameters, mflops, megabytes, milliseconds an image."""
+    """Return the costs of a network and its file: parameters, mflops, megabytes, milliseconds an image."""
     return {
         "parameters": model.count_params(),
         "mflops": sum(layer_mflops(model).values()),
@@ -43,66 +47,61 @@ def network_costs(model: keras.Model, file: str | Path) -> dict[str, float]:
 
 
 def time_per_image(model: keras.Model, repeats: int = 50) -> float:
-    """Measure the median time of one image alone, in milliseconds, after a warm-up, as a traced function."""
+    """Measure the median time of one image in a compiled network, in milliseconds, after a warm-up."""
+    import tensorflow as tf
+
     image = tf.zeros((1, *model.input_shape[1:]))
-    compute = tf.function(lambda pixels: model(pixels, training=False))
+    compiled = tf.function(lambda pixels: model(pixels, training=False), autograph=False)
+    return _median_milliseconds(lambda: compiled(image).numpy(), repeats)
+
+
+def _median_milliseconds(run: Callable[[], Any], repeats: int) -> float:
     seconds = []
-    for _ in range(repeats + 5):
-        began = time.perf_counter()
-        compute(image).numpy()
-        seconds.append(time.perf_counter() - began)
-    return 1e3 * float(np.median(seconds[5:]))
+    for _ in range(repeats + _WARM_UP):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(seconds[_WARM_UP:]))
 
 
 def measure_latency(folder: str | Path, threads: int = 1, repeats: int = 100) -> Mapping[str, float]:
-    """Time a bundle, Keras or exported, in a fresh process.
+    """Time a saved or exported classifier in a fresh process.
 
     Args:
-        folder: Of the bundle.
+        folder: Folder of the classifier.
         threads: Cores that one image may use.
-        repeats: Of the warm model; the median counts.
+        repeats: Number of timed images after the warm-up.
 
     Returns:
-        ``milliseconds`` of one preprocessed image in the warm network (a
-        compiled ``tf.function`` for Keras), ``seconds_to_first``: from the
-        start of Python to the first answer.
+        ``milliseconds``: median for one preprocessed image; ``seconds_to_first``: from the start of
+        Python to the first logit.
     """
-    began = time.time()
-    command = [sys.executable, "-m", __name__, str(folder), str(threads), str(repeats), str(began)]
+    words = [sys.executable, "-m", __name__, folder, threads, repeats, time.time()]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    told = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    return json.loads(told.stdout.splitlines()[-1])
+    command = list(map(str, words))
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def _main(folder: str, threads: int, repeats: int, began: float) -> None:
-    import numpy as np
-
+def _main(folder: str, threads: int, repeats: int, start: float) -> None:
+    from chestxray.deployment.card import read_card
     from chestxray.deployment.classifier import load_classifier
-    from chestxray.deployment.runtime import Runtime
-    from chestxray.files import read_json
 
-    if "export" not in read_json(Path(folder) / "card.json"):
+    exported = "export" in read_card(folder)
+    if not exported:
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
-    classifier = load_classifier(folder, threads)  # its self-test is the first answer
-    first = time.time() - began
-    size = classifier.image_settings.size
-    image = np.random.default_rng(0).integers(0, 256, (1, size, size, 1)).astype(np.float32)
-    if isinstance(classifier.model, Runtime):
-        run = classifier.model.predict
+    classifier = load_classifier(folder, threads)  # its self-test computes the first logit
+    seconds_to_first = time.time() - start
+    if exported:
+        size = classifier.image_settings.size
+        image = np.random.default_rng(0).integers(0, 256, (1, size, size, 1)).astype(np.float32)
+        milliseconds = _median_milliseconds(lambda: classifier.model.predict(image), repeats)
     else:
-        import tensorflow as tf
-
-        run = tf.function(lambda pixels: classifier.model(pixels, training=False), autograph=False)
-        image = tf.constant(image)
-    seconds = []
-    for _ in range(repeats + 3):
-        start = time.perf_counter()
-        run(image)
-        seconds.append(time.perf_counter() - start)
-    print(json.dumps({"milliseconds": 1e3 * float(np.median(seconds[3:])), "seconds_to_first": first}))
+        milliseconds = time_per_image(classifier.model, repeats)
+    print(json.dumps({"milliseconds": milliseconds, "seconds_to_first": seconds_to_first}))
 
 
 if __name__ == "__main__":

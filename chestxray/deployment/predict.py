@@ -1,4 +1,4 @@
-"""Files or folders in, one row an image out."""
+"""Batch prediction: files or folders in, one row an image out."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
-from chestxray.data.dicom import NotAFrontalFilm, decode_dicom
+from chestxray.data.dicom import NotAFrontalImage, decode_dicom
 from chestxray.data.formats import is_dicom, read_header
 from chestxray.data.images import decode_image, fit
 from chestxray.deployment.classifier import Classifier, load_classifier
@@ -24,42 +25,26 @@ from chestxray.deployment.outliers import is_colour
 from chestxray.parallel import workers
 
 BATCH = 32
-
-MOST_BYTES = 200_000_000
-"""Of a file that is read at all; an uncompressed film of 64 million pixels has 128 MB."""
+MOST_BYTES = 200_000_000  # of a file that is read; an uncompressed image of 64 million pixels has 128 MB
+MEASURES = ("brightness", "contrast", "sharpness", "likeness", "distance")
+COLUMNS = ("path", "status", "probability", "decision", "problem", "outside", "logit", *MEASURES)
 
 _LOADING = threading.Lock()
-COLUMNS = (
-    "path",
-    "status",
-    "probability",
-    "decision",
-    "problem",
-    "outside",
-    "logit",
-    "brightness",
-    "contrast",
-    "sharpness",
-    "likeness",
-    "distance",
-)
 
 
 def list_images(sources: Iterable[str | Path]) -> Iterator[Path]:
-    """List images one after the other; at most the names of one folder or pattern are held.
+    """List images one after the other; only the names of one folder or pattern are in memory.
 
     Args:
-        sources: Files; folders (every file below that is not hidden, in the
-            order of their names; links to folders are not followed);
-            patterns such as ``films/**/*.png``; CSV files with a column
-            ``path``, relative to the CSV's folder.
+        sources: Files; folders (every file below that is not hidden, in the order of their names; links to
+            folders are not followed); patterns such as ``images/**/*.png``; CSV files with a column ``path``,
+            relative to the CSV's folder.
 
     Yields:
-        Paths. One that does not exist, or a pattern that nothing fits, is
-        listed too, so that it is reported by name.
+        Paths. A missing file, or a pattern without a match, is listed too, so that it is reported by name.
 
     Raises:
-        ValueError: A CSV file without a column ``path``, or a damaged one.
+        ValueError: A CSV file is damaged or has no column ``path``.
     """
     for source in map(Path, sources):
         if source.is_dir():
@@ -67,29 +52,21 @@ def list_images(sources: Iterable[str | Path]) -> Iterator[Path]:
         elif source.suffix.lower() == ".csv":
             yield from _paths_of_table(source)
         elif not os.path.lexists(source) and glob.has_magic(str(source)):
-            yield from _files_like(source) or [source]
+            matches = Path(source.anchor).glob(str(source.relative_to(source.anchor)))
+            files = sorted(path for path in matches if not path.is_dir() and not path.name.startswith("."))
+            yield from files or [source]
         else:
             yield source
 
 
-def _files_like(pattern: Path) -> list[Path]:
-    """Files, not hidden ones, that a pattern fits, in order; ``**`` does not follow links to folders."""
-    plain = list(itertools.takewhile(lambda subset: not glob.has_magic(subset), pattern.parts))
-    return sorted(
-        path
-        for path in Path(*plain).glob(str(Path(*pattern.parts[len(plain) :])))
-        if not path.is_dir() and not path.name.startswith(".")
-    )
-
-
 def _files_below(folder: Path) -> Iterator[Path]:
     try:
-        with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
+        with os.scandir(folder) as scanned:
+            entries = sorted(scanned, key=lambda entry: entry.name)
     except OSError:
         yield folder  # cannot be opened, and is reported by name
         return
-    for entry in found:
+    for entry in entries:
         if entry.name.startswith((".", "__MACOSX")):
             continue
         if entry.is_dir(follow_symlinks=False):
@@ -101,16 +78,15 @@ def _files_below(folder: Path) -> Iterator[Path]:
 def _paths_of_table(source: Path) -> Iterator[Path]:
     with open(source, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
+        received = f"Received: path={str(source)!r}"
         if "path" not in (reader.fieldnames or ()):
-            raise ValueError(
-                f"a table of images needs a column path. Received: path={str(source)!r}, "
-                f"columns={reader.fieldnames}"
-            )
+            columns = f"columns={reader.fieldnames}"
+            raise ValueError(f"a table of images needs a column path. {received}, {columns}")
         try:
             for row in reader:
                 yield source.parent / (row["path"] or "")
         except csv.Error as error:
-            raise ValueError(f"a damaged table ({error}). Received: path={str(source)!r}") from None
+            raise ValueError(f"a damaged table ({error}). {received}") from None
 
 
 def predict_files(
@@ -119,50 +95,38 @@ def predict_files(
     threshold_rule: str = "youden",
     accept_all: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Classify images, in batches; a file that cannot be read is reported, not fatal.
+    """Classify images, in batches; a file that cannot be read is reported and does not stop the rest.
 
     Args:
         classifier: From :func:`chestxray.deployment.classifier.load_classifier`.
-        sources: See :func:`list_images`, or one of them.
-        threshold_rule: Which of the stored thresholds decides.
-        accept_all: Classify images, too, that do not look like those of
-            training; ``problem`` still says so.
+        sources: See :func:`list_images`, or a single one.
+        threshold_rule: Rule of the stored threshold that decides.
+        accept_all: Also classify images that do not look like the training images; ``problem`` still says so.
 
     Yields:
-        For each file :data:`COLUMNS`: ``path``; ``status`` (ok, refused or
-        unreadable); ``probability`` (calibrated, 0–1) and ``decision`` (a
-        class name), None unless ok; ``problem`` (empty, or the reason);
-        ``outside`` (what a DICOM file says that lies outside the training
-        population: age, view); the raw ``logit`` and what is measured on the
-        image (:meth:`chestxray.deployment.outliers.Refusal.measure`), None
-        when there are no pixels.
+        For each file :data:`COLUMNS`: ``path``; ``status`` (ok, refused or unreadable); ``probability``
+        (calibrated, 0–1) and ``decision`` (a class name), None unless ok; ``problem`` (empty, or the reason);
+        ``outside`` (tags of a DICOM file that lie outside the training population: age, view); the raw
+        ``logit`` and :data:`MEASURES` (:meth:`chestxray.deployment.outliers.OutlierCheck.measure`), None
+        without pixels.
 
     Raises:
         ValueError: The rule has no threshold.
     """
     classifier.threshold(threshold_rule)
-    if isinstance(sources, (str, Path)):
-        sources = [sources]
-    for paths in chunks(list_images(sources)):
-        yield from judge(classifier, paths, threshold_rule, accept_all)
+    paths = list_images([sources] if isinstance(sources, (str, Path)) else sources)
+    for batch in chunks(paths):
+        yield from judge(classifier, batch, threshold_rule, accept_all)
 
 
 def predict_parallel(
-    folder: str | Path,
-    paths: Iterable[Path],
-    threshold_rule: str = "youden",
-    accept_all: bool = False,
-    jobs: int = -1,
-    backend: str | None = None,
+    folder: Path, paths: Iterable[Path], threshold_rule: str, accept_all: bool, jobs: int, backend: str | None
 ) -> Iterator[dict[str, Any]]:
-    """Classify images with several processes, or several machines; see :func:`predict_files`.
+    """Classify images with several processes, or several machines; see also :func:`predict_files`.
 
     Args:
-        folder: Of the model; every process loads it once.
-        paths: Of the images.
-        threshold_rule: Which of the stored thresholds decides.
-        accept_all: See :func:`predict_files`.
-        jobs: Processes; -1 takes one a core.
+        folder: Folder of the model; every process loads it once.
+        jobs: Number of processes; -1 for one a core.
         backend: See :func:`chestxray.parallel.workers`.
 
     Yields:
@@ -173,29 +137,24 @@ def predict_parallel(
     """
     from joblib import Parallel, delayed
 
-    card = hashlib.sha256((Path(folder) / "card.json").read_bytes()).hexdigest()
-    place = (str(folder), card, Path.cwd())  # workers may live elsewhere, and longer than this call
+    card = hashlib.sha256((folder / "card.json").read_bytes()).hexdigest()
+    # Workers may have another working directory, and may outlive this call.
+    task = delayed(functools.partial(_judge_in_worker, folder, card, Path.cwd()))
     with workers(backend):
         parallel = Parallel(jobs, return_as="generator", pre_dispatch="2 * n_jobs")
-        for rows in parallel(
-            delayed(_judge_in_worker)(*place, paths, threshold_rule, accept_all) for paths in chunks(paths)
-        ):
+        for rows in parallel(task(batch, threshold_rule, accept_all) for batch in chunks(paths)):
             yield from rows
 
 
-def _judge_in_worker(
-    folder: str, card: str, base: Path, paths: list[Path], threshold_rule: str, accept_all: bool
-) -> list[dict[str, Any]]:
+def _judge_in_worker(folder: Path, card: str, base: Path, *task: Any) -> list[dict[str, Any]]:
     with _LOADING:
         classifier = _loaded(folder, card)
-    return judge(classifier, paths, threshold_rule, accept_all, base)
+    return judge(classifier, *task, base)
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(folder: str, card: str) -> Classifier:
-    """The model of a worker; loaded anew when its card has changed."""
-    import cv2
-
+def _loaded(folder: Path, card: str) -> Classifier:
+    """Return the model of a worker; it is loaded again when the hash of its card has changed."""
     cv2.setNumThreads(1)
     return load_classifier(folder)
 
@@ -210,44 +169,44 @@ def chunks(paths: Iterable[Path]) -> Iterator[list[Path]]:
 def judge(
     classifier: Classifier, paths: list[Path], threshold_rule: str, accept_all: bool, base: Path = Path()
 ) -> list[dict[str, Any]]:
-    """Classify some files, relative to ``base``; see :func:`predict_files`."""
-    threshold, settings = classifier.threshold(threshold_rule), classifier.image_settings
-    rows, films, coloured = [], [], []
+    """Classify one batch of files, relative to ``base``; see :func:`predict_files`."""
+    threshold, check = classifier.threshold(threshold_rule), classifier.outlier_check
+    rows, decoded = [], []
     for path in paths:
         row = dict.fromkeys(COLUMNS) | {"path": str(path), "status": "ok", "problem": "", "outside": ""}
         rows.append(row)
         try:
-            film = read_film(base / path, classifier.card.get("population"))
-            films.append(fit(film.pixels, settings))
-            coloured.append(film.coloured)
-            row["outside"] = " ".join(film.outside)
-        except NotAFrontalFilm as error:
+            image = decode_file(base / path, classifier.card.get("population"))
+            decoded.append(image._replace(pixels=fit(image.pixels, classifier.image_settings)))
+            row["outside"] = " ".join(image.outside)
+        except NotAFrontalImage as error:
             row |= {"status": "refused", "problem": str(error)}
         except (ValueError, OSError) as error:
             row |= {"status": "unreadable", "problem": _reason(error)}
-    if films:
-        images = np.stack(films)
-        logits, distances, _ = classifier.score(images)
-        measured = {"logit": logits} | classifier.refusal.measure(images, distances)
-        reasons = classifier.refusal.reasons(images, distances)
-        for number, row in enumerate(row for row in rows if row["status"] == "ok"):
-            row |= {name: float(column[number]) for name, column in measured.items()}
-            row["problem"] = "a colour picture" if coloured[number] else reasons[number]
-            if row["problem"] and not accept_all:
-                row["status"] = "refused"
-            else:
-                row["probability"] = float(classifier.probabilities(row["logit"]))
-                row["decision"] = classifier.card["classes"][int(row["probability"] >= threshold)]
+    if not decoded:
+        return rows
+    pixels = np.stack([image.pixels for image in decoded])
+    logits, distances, _ = classifier.score(pixels)
+    measured = {"logit": logits} | check.measure(pixels, distances)
+    reasons = check.reasons(pixels, distances)
+    for number, row in enumerate(row for row in rows if row["status"] == "ok"):
+        row |= {name: float(column[number]) for name, column in measured.items()}
+        row["problem"] = "a colour image" if decoded[number].coloured else reasons[number]
+        if row["problem"] and not accept_all:
+            row["status"] = "refused"
+        else:
+            row["probability"] = float(classifier.probabilities(row["logit"]))
+            row["decision"] = classifier.card["classes"][int(row["probability"] >= threshold)]
     return rows
 
 
-class Film(NamedTuple):
+class DecodedImage(NamedTuple):
     """A decoded file.
 
     Attributes:
         pixels: Grey, ``uint8`` (H, W).
-        coloured: Whether it is a colour picture, not only three equal channels.
-        outside: What is known to lie outside the training population: age, view.
+        coloured: Whether the file has colours, not only three equal channels.
+        outside: Tags known to lie outside the training population: age, view.
     """
 
     pixels: np.ndarray
@@ -255,29 +214,30 @@ class Film(NamedTuple):
     outside: tuple[str, ...]
 
 
-def read_film(path: Path, population: Mapping[str, Any] | None = None) -> Film:
+def decode_file(path: Path, population: Mapping[str, Any] | None = None) -> DecodedImage:
     """Read and decode one file.
 
     Args:
         path: A regular file of at most :data:`MOST_BYTES`.
-        population: Of the training images, from the card; see
+        population: Population of the training images, from the card; see
             :func:`chestxray.data.dicom.decode_dicom`.
 
     Raises:
         OSError: The file cannot be opened.
         ValueError: The file cannot be used.
     """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
         raise ValueError("not a file")
-    if found.st_size > MOST_BYTES:
-        raise ValueError(f"too large ({found.st_size / 1e6:,.0f} MB, at most {MOST_BYTES / 1e6:,.0f})")
+    if status.st_size > MOST_BYTES:
+        raise ValueError(f"too large ({status.st_size / 1e6:,.0f} MB, at most {MOST_BYTES / 1e6:,.0f})")
     data = path.read_bytes()
     if is_dicom(data):
-        film = decode_dicom(data, population)
-        return Film(film.pixels, False, film.outside)
+        image = decode_dicom(data, population)
+        return DecodedImage(image.pixels, False, image.outside)
     pixels = decode_image(data)
-    return Film(pixels, read_header(data)[2] not in ("L", "LA", "L;16", "LA;16") and is_colour(data), ())
+    grey = read_header(data)[2] in ("L", "LA", "L;16", "LA;16")
+    return DecodedImage(pixels, not grey and is_colour(data), ())
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Exported models run here, without TensorFlow."""
+"""Exported models, run without TensorFlow."""
 
 from __future__ import annotations
 
@@ -18,32 +18,30 @@ MODEL_FILES = {"litert": "model.tflite", "onnx": "model.onnx"}
 
 
 class Runtime:
-    """An exported model, loaded.
+    """A loaded exported model.
 
     Args:
-        path: ``model.tflite`` or ``model.onnx``, from
-            :func:`chestxray.deployment.export.export_model`.
-        sha256: What the file must hash to; None trusts it.
+        path: ``model.tflite`` or ``model.onnx``, from :func:`chestxray.deployment.export.export_model`.
+        sha256: Expected hash of the file; None skips the check.
         threads: Cores that one image may use.
 
     Raises:
-        ValueError: The file is not what the card describes, or cannot be loaded.
-        ModuleNotFoundError: The format's runtime is not installed.
+        ValueError: The file is not the one that the card describes, or cannot be loaded.
+        ModuleNotFoundError: The runtime of the format is not installed.
     """
 
     def __init__(self, path: str | Path, sha256: str | None = None, threads: int = 1):
         content = Path(path).read_bytes()
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
             raise ValueError(f"the file is not the one its card describes. Received: path={str(path)!r}")
+        load = _load_litert if Path(path).suffix == ".tflite" else _load_onnx
         try:
-            load = _load_litert if Path(path).suffix == ".tflite" else _load_onnx
             self._run = load(content, threads)
         except ModuleNotFoundError:
             raise
         except Exception as error:  # a damaged file can fail in any way
-            raise ValueError(
-                f"cannot be loaded ({type(error).__name__}). Received: path={str(path)!r}"
-            ) from None
+            message = f"cannot be loaded ({type(error).__name__}). Received: path={str(path)!r}"
+            raise ValueError(message) from None
 
     def predict(self, images: NDArray) -> dict[str, NDArray]:
         """Run the model, image by image.
@@ -52,20 +50,19 @@ class Runtime:
             images: Grey pixels in 0–255, (N, size, size, 1), N > 0.
 
         Returns:
-            ``logit`` (N, K), ``distance`` (N,) for the refusal and, where
-            the network ends in pooling and one dense layer, ``map``
-            (N, h, w): the class activation map, whose mean is the logit
-            without its bias.
+            ``logit`` (N, K), ``distance`` (N,) for the out-of-distribution check and, if the network ends in
+            pooling and one dense layer, ``map`` (N, h, w): the class activation map. Its mean is the logit
+            without the bias.
         """
-        found = [self._run(np.asarray(image, np.float32)[np.newaxis]) for image in images]
-        columns = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+        outputs = [self._run(np.asarray(image, np.float32)[np.newaxis]) for image in images]
+        columns = {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
         return columns | {"distance": columns["distance"][:, 0]}
 
 
 def _load_litert(content: bytes, threads: int) -> Callable[[NDArray], dict[str, NDArray]]:
     from ai_edge_litert.interpreter import Interpreter
 
-    with native_messages_to(os.devnull):  # it tells everybody which kernels it uses
+    with native_messages_to(os.devnull):  # it logs which kernels it uses
         interpreter = Interpreter(model_content=content, num_threads=threads)
         interpreter.allocate_tensors()
     runner, lock = interpreter.get_signature_runner(), threading.Lock()
@@ -85,4 +82,4 @@ def _load_onnx(content: bytes, threads: int) -> Callable[[NDArray], dict[str, ND
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return lambda image: dict(zip(names, session.run(names, {"image": image}), strict=True))
+    return lambda image: dict(zip(names, session.run(names, {"image": image})))

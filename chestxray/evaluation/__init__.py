@@ -1,1 +1,1 @@
-"""What a score is worth: NumPy in, numbers out."""
+"""Evaluation of predictions: arrays and tables in, numbers out."""

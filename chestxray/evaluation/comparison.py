@@ -1,4 +1,7 @@
-"""Two models, or two ways of training, on the same images: what their difference is worth."""
+"""Comparisons on the same images: pairs of models, variants of training.
+
+Arguments and errors are those of `metrics.py`; both classes are needed. Models share the order of images.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
-from scipy.stats import binomtest, norm, rankdata
+from numpy.typing import ArrayLike, NDArray
 
 from chestxray.evaluation.calibration import apply_platt, calibrate
 from chestxray.evaluation.metrics import (
-    bootstrap_weights,
+    bootstrap,
     check_labels,
-    check_same_shape,
     check_scores,
-    evaluate,
+    percentile_interval,
     weighted_metrics,
     weighted_ranking,
 )
@@ -25,393 +26,159 @@ from chestxray.evaluation.thresholds import choose_thresholds
 
 
 def auroc_difference(
-    labels: ArrayLike,
-    groups: ArrayLike,
-    first: ArrayLike,
-    second: ArrayLike,
-    draws: int = 2000,
-    seed: int = 0,
+    labels: ArrayLike, groups: ArrayLike, first: ArrayLike, second: ArrayLike
 ) -> tuple[float, float, float]:
-    """AUROC of the first model minus that of the second, with a paired 95 % interval.
+    """AUROC of the first model minus that of the second, ``(value, low, high)``, with a paired 95 % interval.
 
-    Both are scored on the same draw of patient groups every time, so that what
-    is hard for both cancels; the interval is much narrower than that of either.
-
-    Args:
-        labels: Shape (N,), 0 or 1, both present.
-        groups: Shape (N,), the patient group of each image.
-        first: Shape (N,), probabilities of the first model, in the same order.
-        second: Shape (N,), probabilities of the second model.
-        draws: Draws of the bootstrap.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        ``(value, low, high)``, the bounds being the 2.5 and 97.5 percentiles.
-
-    Raises:
-        ValueError: Shapes differ, or labels or probabilities are no such.
+    ``first`` and ``second`` are the models' probabilities, (N,). Both are scored on the same draws of patient
+    groups, so that effects of the images cancel; the interval is much narrower than that of either model.
     """
     labels, first = check_scores(labels, first, both_classes=True)
     _, second = check_scores(labels, second)
-    check_same_shape(labels, "second", second)
 
-    def difference(weights: np.ndarray) -> np.ndarray:
-        return weighted_ranking(labels, first, weights)[0] - weighted_ranking(labels, second, weights)[0]
+    def difference(weights: NDArray) -> dict[str, NDArray]:
+        auroc, other = (weighted_ranking(labels, scores, weights)[0] for scores in (first, second))
+        return {"auroc": auroc - other}
 
-    weights = bootstrap_weights(labels, groups, draws, seed)
-    drawn = np.concatenate([difference(some) for some in weights])
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return float(difference(np.ones((1, len(labels))))[0]), float(low), float(high)
-
-
-def variant_difference(
-    labels: ArrayLike,
-    groups: ArrayLike,
-    first: ArrayLike,
-    second: ArrayLike,
-    first_thresholds: ArrayLike,
-    second_thresholds: ArrayLike,
-    draws: int = 2000,
-    seed: int = 0,
-) -> dict[str, dict[str, float]]:
-    """Metrics of one way of training minus those of another, over patients and over training seeds.
-
-    Both were trained with the same seeds. Every draw of the bootstrap takes
-    patient groups and, independently, seeds with replacement, the same for
-    both; the metrics are averaged over the seeds. Drawing S seeds
-    understates their variance by (S − 1)/S, which is corrected; with two or
-    three seeds the interval is still too narrow where they matter most.
-
-    Args:
-        labels: Shape (N,), 0 or 1, both present.
-        groups: Shape (N,), the patient group of each image.
-        first: Shape (S, N), probabilities of the first variant, one row a seed.
-        second: Shape (S, N), of the second variant, with the same seeds.
-        first_thresholds: Shape (S,), for sensitivity and specificity.
-        second_thresholds: Shape (S,).
-        draws: Draws of the bootstrap.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        ``{metric: {"value", "low", "high"}}`` for auroc, brier, sensitivity
-        and specificity; the bounds are the 2.5 and 97.5 percentiles.
-
-    Raises:
-        ValueError: Shapes differ, or labels or probabilities are no such.
-    """
-    variants = []
-    for scores, cuts in ((first, first_thresholds), (second, second_thresholds)):
-        pairs = list(zip(np.asarray(scores, np.float64), np.asarray(cuts, np.float64), strict=True))
-        variants.append([(check_scores(labels, row, both_classes=True)[1], float(cut)) for row, cut in pairs])
-    if len(variants[0]) != len(variants[1]):
-        raise ValueError(
-            f"both variants need the same seeds. Received: first={len(variants[0])}, second={len(variants[1])}"
-        )
-    labels, seeds = np.asarray(labels, np.int64), len(variants[0])
-
-    def values(weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Differences, (seeds, draws), by metric."""
-        both = [
-            [weighted_metrics(labels, scores, {"cut": cut}, {}, weights) for scores, cut in variant]
-            for variant in variants
-        ]
-        keys = {
-            "auroc": (None, "auroc"),
-            "brier": (None, "brier"),
-            "sensitivity": ("cut", "sensitivity"),
-            "specificity": ("cut", "specificity"),
-        }
-        return {
-            name: np.stack([one[key] - other[key] for one, other in zip(*both, strict=True)])
-            for name, key in keys.items()
-        }
-
-    picks = np.random.default_rng([seed, 1]).multinomial(seeds, [1 / seeds] * seeds, size=draws) / seeds
-    picks = 1 / seeds + (picks - 1 / seeds) * np.sqrt(seeds / max(1, seeds - 1))
-    blocks = [values(some) for some in bootstrap_weights(labels, groups, draws, seed)]
-    drawn = {name: np.concatenate([block[name] for block in blocks], axis=1) for name in blocks[0]}
-    found = {}
-    for name, value in values(np.ones((1, len(labels)))).items():
-        low, high = np.clip(np.nanpercentile(np.sum(picks.T * drawn[name], axis=0), [2.5, 97.5]), -1, 1)
-        found[name] = {"value": float(value.mean()), "low": float(low), "high": float(high)}
-    return found
-
-
-def mcnemar(labels: ArrayLike, first: ArrayLike, second: ArrayLike) -> dict[str, float | int]:
-    """Test whether two models are wrong equally often on the same images (exact McNemar).
-
-    Args:
-        labels: Shape (N,), 0 or 1.
-        first, second: Shape (N,), decisions 0 or 1.
-
-    Returns:
-        ``first_only`` and ``second_only``: images that only this one got
-        right; ``p``: two-sided binomial probability. Images of one patient
-        are taken for independent.
-    """
-    labels, first, second = (check_labels(values) for values in (labels, first, second))
-    for name, values in (("first", first), ("second", second)):
-        check_same_shape(labels, name, values)
-    one = int(((first == labels) & (second != labels)).sum())
-    other = int(((first != labels) & (second == labels)).sum())
-    return {
-        "first_only": one,
-        "second_only": other,
-        "p": float(binomtest(one, one + other).pvalue) if one + other else 1.0,
-    }
-
-
-def delong(labels: ArrayLike, first: ArrayLike, second: ArrayLike) -> dict[str, float]:
-    """Compare two correlated AUROCs (DeLong 1988, by midranks as in Sun and Xu 2014).
-
-    Images of one patient are taken for independent: where patients have
-    several, :func:`auroc_difference` is the one to quote.
-
-    Returns:
-        ``difference`` (first minus second), ``standard_error``, ``low`` and
-        ``high`` (95 %) and ``p`` (two-sided).
-
-    Raises:
-        ValueError: A class has fewer than two images, shapes differ, or
-            labels or probabilities are no such.
-    """
-    labels, first = check_scores(labels, first, both_classes=True)
-    _, second = check_scores(labels, second)
-    positive, negative = labels == 1, labels == 0
-    m, n = int(positive.sum()), int(negative.sum())
-    if min(m, n) < 2:
-        raise ValueError(f"two images of each class are needed. Received: positives={m}, negatives={n}")
-    areas, by_positive, by_negative = [], [], []
-    for scores in (first, second):
-        whole = rankdata(scores)
-        inside = np.empty(len(scores))
-        inside[positive], inside[negative] = rankdata(scores[positive]), rankdata(scores[negative])
-        by_positive.append((whole - inside)[positive] / n)
-        by_negative.append(1 - (whole - inside)[negative] / m)
-        areas.append(by_positive[-1].mean())
-    covariance = np.cov(by_positive) / m + np.cov(by_negative) / n
-    contrast = np.array([1.0, -1.0])
-    error = float(np.sqrt(max(0.0, contrast @ covariance @ contrast)))
-    difference = float(areas[0] - areas[1])
-    p = 1.0 if difference == 0 else 0.0 if error == 0 else float(2 * norm.sf(abs(difference) / error))
-    return {
-        "difference": difference,
-        "standard_error": error,
-        "low": difference - 1.959964 * error,
-        "high": difference + 1.959964 * error,
-        "p": p,
-    }
+    return tuple(percentile_interval(*bootstrap(difference, labels, groups)["auroc"]).values())
 
 
 def pair_table(
-    labels: ArrayLike,
-    groups: ArrayLike,
-    probabilities: Mapping[str, ArrayLike],
-    thresholds: Mapping[str, float],
+    labels: ArrayLike, groups: ArrayLike, probabilities: Mapping[str, ArrayLike], thresholds: Mapping
 ) -> pd.DataFrame:
     """Compare every two of several models on the same images.
 
-    Args:
-        labels: Shape (N,), 0 or 1, both present.
-        groups: Shape (N,), the patient group of each image.
-        probabilities: Shape (N,) for each model, in the same order.
-        thresholds: One for each model, frozen on validation.
-
-    Returns:
-        One row a pair: ``first, second``; ``difference`` in AUROC with ``low``
-        and ``high`` (:func:`auroc_difference`); ``p_delong`` and
-        ``p_mcnemar``, each adjusted for the number of pairs (:func:`holm`;
-        NaN for DeLong where a class has fewer than two images);
-        ``agree``: share of images on which both decide alike; ``both_wrong``:
-        number of images on which neither is right.
+    ``probabilities``, (N,), and ``thresholds``, frozen on validation, have one entry a model. One row a pair:
+    ``first, second``; ``difference`` in AUROC with ``low`` and ``high`` (:func:`auroc_difference`);
+    ``p_mcnemar`` of the exact McNemar test, which treats images of one patient as independent, adjusted for
+    the number of pairs (Holm 1979); ``agree``: share of images with equal decisions; ``both_wrong``: number
+    of images on which both are wrong.
     """
+    from statsmodels.stats.contingency_tables import mcnemar
+    from statsmodels.stats.multitest import multipletests
+
     labels, rows = check_labels(labels), []
-    enough = np.bincount(labels, minlength=2).min() >= 2
-    for one, other in itertools.combinations(probabilities, 2):
-        first, second = (np.asarray(probabilities[name], np.float64) for name in (one, other))
-        value, low, high = auroc_difference(labels, groups, first, second)
-        called, also = (first >= thresholds[one]).astype(int), (second >= thresholds[other]).astype(int)
-        rows.append(
-            {
-                "first": one,
-                "second": other,
-                "difference": value,
-                "low": low,
-                "high": high,
-                "p_delong": delong(labels, first, second)["p"] if enough else np.nan,
-                "p_mcnemar": mcnemar(labels, called, also)["p"],
-                "agree": float(np.mean(called == also)),
-                "both_wrong": int(((called != labels) & (also != labels)).sum()),
-            }
-        )
+    right = {name: (np.asarray(p) >= thresholds[name]) == labels for name, p in probabilities.items()}
+    for first, second in itertools.combinations(probabilities, 2):
+        value, low, high = auroc_difference(labels, groups, probabilities[first], probabilities[second])
+        row = {"first": first, "second": second, "difference": value, "low": low, "high": high}
+        one, other = right[first], right[second]
+        discordant = [[0, np.sum(one & ~other)], [np.sum(other & ~one), 0]]
+        row["p_mcnemar"] = float(mcnemar(discordant, exact=True).pvalue)
+        rows.append(row | {"agree": float(np.mean(one == other)), "both_wrong": int(np.sum(~one & ~other))})
     table = pd.DataFrame(rows)
-    for column in ("p_delong", "p_mcnemar") if rows else ():
-        table[column] = holm(table[column])
+    if rows:
+        table["p_mcnemar"] = multipletests(table["p_mcnemar"], method="holm")[1]
     return table
-
-
-def holm(p_values: ArrayLike) -> np.ndarray:
-    """Adjust p-values of several comparisons (Holm 1979); keeps their order."""
-    p = np.asarray(p_values, np.float64)
-    order = np.argsort(p, kind="stable")
-    adjusted = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
-    return adjusted[np.argsort(order, kind="stable")]
 
 
 VARIANT_METRICS = ("auroc", "sensitivity", "specificity", "brier")
 
 
+def _variant_metrics(
+    labels: NDArray, probabilities: NDArray, threshold: float, weights: NDArray
+) -> dict[str, NDArray]:
+    values = weighted_metrics(labels, probabilities, {"chosen": threshold}, {}, weights)
+    ranking = {metric: values[None, metric] for metric in ("auroc", "brier")}
+    return ranking | {metric: values["chosen", metric] for metric in ("sensitivity", "specificity")}
+
+
+def variant_difference(
+    labels: ArrayLike, groups: ArrayLike, first: Sequence[tuple], second: Sequence[tuple]
+) -> dict[str, dict[str, float]]:
+    """Metrics of one variant of training minus those of another, over patients and training seeds.
+
+    ``first`` and ``second`` hold probabilities, (N,), and threshold of each model of a variant, for the same
+    seeds in the same order (ValueError if their numbers differ). Every draw of the bootstrap takes patient
+    groups and, independently, seeds with replacement, the same for both variants; the metrics are averaged
+    over the seeds. Drawing S seeds understates their variance by (S − 1)/S, which is corrected; with two or
+    three seeds the interval is still too narrow. The result is ``{metric: {"value", "low", "high"}}``.
+    """
+    seeds, others = len(first), len(second)
+    if seeds != others:
+        raise ValueError(f"both variants need the same seeds. Received: first={seeds}, second={others}")
+    labels = check_labels(labels, both_classes=True)
+
+    def differences(weights: NDArray) -> dict[str, NDArray]:
+        """Differences by metric, shape (S, D)."""
+        values = [_variant_metrics(labels, *model, weights) for model in (*first, *second)]
+        return {
+            metric: np.stack([one[metric] - other[metric] for one, other in zip(values, values[seeds:])])
+            for metric in values[0]
+        }
+
+    estimates = bootstrap(differences, labels, groups)
+    draws = estimates["auroc"][1].shape[1]
+    picks = np.random.default_rng([0, 1]).multinomial(seeds, [1 / seeds] * seeds, size=draws) / seeds
+    picks = 1 / seeds + (picks - 1 / seeds) * np.sqrt(seeds / max(1, seeds - 1))
+    return {
+        metric: percentile_interval(value.mean(), np.clip(np.sum(picks.T * drawn, axis=0), -1, 1))
+        for metric, (value, drawn) in estimates.items()
+    }
+
+
 def score_variants(
-    table: pd.DataFrame,
-    variants: Mapping[str, Sequence[str]],
-    baseline: str,
-    subset: str = "test",
-    draws: int = 2000,
+    table: pd.DataFrame, variants: Mapping[str, Sequence[str]], baseline: str, subset: str = "test"
 ) -> dict[str, Any]:
-    """Score all variants, and the difference of each to the baseline.
+    """Score all variants of training, and the difference of each to the baseline.
 
-    Every model is calibrated and gets its threshold (Youden) on the
-    validation images.
-
-    Args:
-        table: One row an image: ``split`` (val and ``subset``), ``label``,
-            ``group``, and the raw logits of each model.
-        variants: Columns with the logits of each variant, one a seed, in the same
-            order of seeds.
-        baseline: Arm to compare with.
-        subset: Which images are scored.
-        draws: Draws of the bootstrap.
+    Every model is calibrated and gets its threshold (Youden) on the validation images. ``table`` has one row
+    an image: ``split`` (val and ``subset``), ``label``, ``group``, and the raw logits of each model.
+    ``variants`` are the columns with the logits of each variant, one a seed, in the same order of seeds.
 
     Returns:
-        ``{variant: {"seeds": {metric: [values]}, "mean": {…}, "sd": {…},
-        "difference": {metric: {"value", "low", "high"}}}}`` for
-        :data:`VARIANT_METRICS`; the baseline has no difference, and sd is None for one seed.
+        ``{variant: {"seeds": {metric: [values]}, "mean": {…}, "sd": {…}, "difference": {…}}}`` for
+        :data:`VARIANT_METRICS`; the baseline has no difference (:func:`variant_difference`), and sd is None
+        for one seed.
     """
     val, rows = table[table["split"] == "val"], table[table["split"] == subset]
-    labels, everyone = rows["label"].to_numpy(), np.ones((1, len(rows)))
-    scores, cuts, found = {}, {}, {}
+    labels, every_image = rows["label"].to_numpy(), np.ones((1, len(rows)))
+    models, scored = {}, {}
     for variant, columns in variants.items():
-        scores[variant], cuts[variant], seeds = [], [], []
+        models[variant], seeds = [], []
         for column in columns:
-            slope, intercept = calibrate(val[column], val["label"])
-            thresholds, _ = choose_thresholds(val["label"], apply_platt(val[column], slope, intercept))
-            scores[variant].append(apply_platt(rows[column], slope, intercept))
-            cuts[variant].append(thresholds["youden"])
-            values = weighted_metrics(labels, scores[variant][-1], {"cut": cuts[variant][-1]}, {}, everyone)
-            seeds.append(
-                {
-                    metric: float(values["cut" if metric.endswith("ity") else None, metric][0])
-                    for metric in VARIANT_METRICS
-                }
-            )
+            calibration = calibrate(val[column], val["label"])
+            thresholds, _ = choose_thresholds(val["label"], apply_platt(val[column], *calibration))
+            models[variant].append((apply_platt(rows[column], *calibration), thresholds["youden"]))
+            values = _variant_metrics(labels, *models[variant][-1], every_image)
+            seeds.append({metric: float(values[metric][0]) for metric in VARIANT_METRICS})
         seeds = pd.DataFrame(seeds)
-        found[variant] = {
-            "seeds": seeds.to_dict("list"),
-            "mean": seeds.mean().to_dict(),
-            "sd": seeds.std(ddof=1).to_dict() if len(seeds) > 1 else dict.fromkeys(VARIANT_METRICS),
-        }
-    for variant in found:
-        if variant != baseline:
-            found[variant]["difference"] = variant_difference(
-                labels, rows["group"], scores[variant], scores[baseline], cuts[variant], cuts[baseline], draws
-            )
-    return found
+        sd = seeds.std(ddof=1).to_dict() if len(seeds) > 1 else dict.fromkeys(VARIANT_METRICS)
+        scored[variant] = {"seeds": seeds.to_dict("list"), "mean": seeds.mean().to_dict(), "sd": sd}
+    for variant in scored.keys() - {baseline}:
+        difference = variant_difference(labels, rows["group"], models[variant], models[baseline])
+        scored[variant]["difference"] = difference
+    return scored
 
 
 def variant_table(scored: Mapping[str, Any]) -> pd.DataFrame:
-    """Lay out mean ± standard deviation over the seeds, one row an variant, as text."""
-
-    def cell(entry: Mapping[str, Any], metric: str) -> str:
-        spread = entry["sd"][metric]
-        return f"{entry['mean'][metric]:.4f}" + ("" if spread is None else f" ± {spread:.4f}")
-
-    return pd.DataFrame(
-        [
-            {"variant": variant, **{metric: cell(entry, metric) for metric in VARIANT_METRICS}}
-            for variant, entry in scored.items()
-        ]
-    )
+    """Lay out mean ± standard deviation over the seeds, one row a variant, as text."""
+    rows = []
+    for variant, entry in scored.items():
+        rows.append({"variant": variant})
+        for metric in VARIANT_METRICS:
+            sd = "" if entry["sd"][metric] is None else f" ± {entry['sd'][metric]:.4f}"
+            rows[-1][metric] = f"{entry['mean'][metric]:.4f}{sd}"
+    return pd.DataFrame(rows)
 
 
 def difference_table(scored: Mapping[str, Any]) -> pd.DataFrame:
-    """Lay out each variant's difference to the baseline, one row a metric: variant, metric, value, low, high."""
-    return pd.DataFrame(
-        [
-            {"variant": variant, "metric": metric, **found}
-            for variant, entry in scored.items()
-            for metric, found in entry.get("difference", {}).items()
-        ]
-    )
+    """Lay out each variant's difference to the baseline: variant, metric, value, low, high."""
+    rows = []
+    for variant, entry in scored.items():
+        differences = entry.get("difference", {}).items()
+        rows += [{"variant": variant, "metric": metric, **difference} for metric, difference in differences]
+    return pd.DataFrame(rows)
 
 
 def conclude(scored: Mapping[str, Any], baseline: str) -> str:
-    """Say in words what each variant brought in AUROC over the baseline, whatever it is.
-
-    The number of seeds and of comparisons is named: the intervals are not
-    adjusted for the latter.
-    """
+    """State how each variant's AUROC differs from the baseline's, by intervals that are not adjusted."""
     seeds = len(scored[baseline]["seeds"]["auroc"])
     sentences = [f"{seeds} seeds, {len(scored) - 1} comparisons, each with its own 95 % interval:"]
     for variant, entry in scored.items():
-        if "difference" not in entry:
-            continue
-        found = entry["difference"]["auroc"]
-        verdict = (
-            "better than"
-            if found["low"] > 0
-            else "worse than"
-            if found["high"] < 0
-            else "not shown to differ from"
-        )
-        sentences.append(
-            f"'{variant}' is {verdict} '{baseline}': AUROC {found['value']:+.4f} "
-            f"({found['low']:+.4f} to {found['high']:+.4f})."
-        )
+        if "difference" in entry:
+            value, low, high = (entry["difference"]["auroc"][name] for name in ("value", "low", "high"))
+            verdict = "better than" if low > 0 else "not shown to differ from" if high >= 0 else "worse than"
+            interval = f"AUROC {value:+.4f} ({low:+.4f} to {high:+.4f})"
+            sentences.append(f"'{variant}' is {verdict} '{baseline}': {interval}.")
     return "\n".join(sentences)
-
-
-_LEAST = 1e-15  # probability: of a certain answer the log-odds would be infinite
-
-
-def score_ensemble(tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Average the calibrated log-odds of several models, and score the average as a model is scored.
-
-    All weigh the same, so nothing is fitted but the calibration; it and the
-    thresholds come from the validation rows alone.
-
-    Args:
-        tables: Predictions of the same images (contract 5), matched by
-            ``path``; with rows of the split ``val``.
-
-    Returns:
-        Predictions of the ensemble in the order of the first table (``path,
-        group, subtype, label, split, logit, probability``), and ``thresholds``
-        and, by split, ``metrics`` and ``confusion`` as in a result.
-
-    Raises:
-        ValueError: Fewer than two tables, or not the same images with the same
-            label and split.
-    """
-    if len(tables) < 2:
-        raise ValueError(f"an ensemble has at least two members. Received: tables={len(tables)}")
-    found = tables[0][["path", "group", "subtype", "label", "split"]].reset_index(drop=True)
-    odds = []
-    for table in tables:
-        other = found[["path", "label", "split"]].merge(table, on=["path", "label", "split"])
-        if not len(other) == len(found) == len(table):
-            raise ValueError(
-                "the members were scored on different images, labels or splits. "
-                f"Received: images={[len(one) for one in tables]}"
-            )
-        likely = other["probability"].to_numpy(float).clip(_LEAST, 1 - _LEAST)
-        odds.append(np.log(likely / (1 - likely)))
-    found["logit"] = np.mean(odds, axis=0)
-    val = found[found["split"] == "val"]
-    found["probability"] = apply_platt(found["logit"], *calibrate(val["logit"], val["label"]))
-    thresholds, _ = choose_thresholds(val["label"], found.loc[val.index, "probability"])
-    scored: dict[str, Any] = {"thresholds": thresholds, "metrics": {}, "confusion": {}}
-    for subset, rows in found.groupby("split", sort=False):
-        scored["metrics"][subset], scored["confusion"][subset] = evaluate(
-            rows["label"], rows["probability"], rows["group"], thresholds, rows["subtype"]
-        )
-    return found, scored

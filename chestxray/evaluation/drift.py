@@ -1,20 +1,19 @@
-"""Have the images, or the scores, changed since validation? Needs no labels.
+"""Drift of images and scores since validation, measured without labels.
 
-Drift is not yet loss of performance, and a fall in performance can come
-without drift: only labels tell. This says where to look first.
+Drift does not prove a loss of performance, and performance can fall without drift: only labels show it. A
+reference is 101 quantiles; ``values`` are (N,). Only NumPy is imported with the module (see `metrics.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from numpy.typing import ArrayLike, NDArray
-from scipy.stats import kstwobign
+from numpy.typing import ArrayLike
 
-from chestxray.evaluation.comparison import holm
+if TYPE_CHECKING:
+    import pandas as pd
 
 _QUANTILES = np.linspace(0, 1, 101)
 _BINS = 10
@@ -23,97 +22,69 @@ PSI_LARGE = 0.25
 
 
 def describe_reference(values: Mapping[str, ArrayLike]) -> dict[str, Any]:
-    """Sum up what was seen on validation, small enough for a model's card.
-
-    Args:
-        values: ``{name: (N,)}``, for example brightness, logit.
-
-    Returns:
-        ``images`` and ``quantiles``: ``{name: [101 values]}``.
-    """
+    """Summarise measures of the validation images: ``images`` and ``quantiles``, ``{name: [101 values]}``."""
     arrays = {name: np.asarray(column, np.float64) for name, column in values.items()}
-    return {
-        "images": len(next(iter(arrays.values()))),
-        "quantiles": {
-            name: [float(f"{value:.6g}") for value in np.quantile(array, _QUANTILES)]
-            for name, array in arrays.items()
-        },
+    quantiles = {
+        name: [float(f"{value:.6g}") for value in np.quantile(array, _QUANTILES)]
+        for name, array in arrays.items()
     }
+    return {"images": len(next(iter(arrays.values()))), "quantiles": quantiles}
 
 
 def population_stability(reference: Sequence[float], values: ArrayLike) -> float:
-    """Population stability index over ten bins of equal mass in the reference.
+    """Population stability index, Σ (p − q) ln(p / q), over ten bins of equal mass in the reference.
 
-    Σ (p − q) ln(p / q); a bin without images counts half an image.
-
-    Args:
-        reference: 101 quantiles, from :func:`describe_reference`.
-        values: (N,).
+    A bin without images counts half an image.
     """
     reference, values = np.asarray(reference[:-1]), np.asarray(values, np.float64)
     edges = np.unique(reference[10::10])
     edges = edges[edges > reference[0]]
-    expected, found = (
+    expected, observed = (
         np.bincount(np.searchsorted(edges, some, side="right"), minlength=len(edges) + 1)
         for some in (reference, values)
     )
-    expected, found = expected / len(reference), np.maximum(found, 0.5) / len(values)
-    return float(np.sum((found - expected) * np.log(found / expected)))
+    expected, observed = expected / len(reference), np.maximum(observed, 0.5) / len(values)
+    return float(np.sum((observed - expected) * np.log(observed / expected)))
 
 
 def kolmogorov_smirnov(reference: Sequence[float], images: int, values: ArrayLike) -> tuple[float, float]:
     """Largest distance of the two distribution functions, and its p-value (large samples).
 
-    Args:
-        reference: 101 quantiles; between them the distribution is taken as even.
-        images: How many images they sum up.
-        values: (N,).
+    ``images`` is the number behind the reference, which is taken as uniform between its quantiles.
     """
-    values = np.sort(np.asarray(values, np.float64))
+    from scipy.stats import kstwobign
+
+    values, places = np.sort(np.asarray(values, np.float64)), np.unique(reference)
+    # Where the reference's distribution function jumps, it has a value on each side.
+    ranks = np.searchsorted(reference, places, side="left"), np.searchsorted(reference, places, "right") - 1
+    below, upto = (np.interp(values, places, _QUANTILES[rank], left=0, right=1) for rank in ranks)
     count = len(values)
-    below, upto = (np.interp(values, *_steps(reference, side), left=0, right=1) for side in ("left", "right"))
     before, after = np.arange(count) / count, np.arange(1, count + 1) / count
     distance = max(0.0, np.max(after - upto), np.max(below - before))
     return float(distance), float(kstwobign.sf(distance * np.sqrt(images * count / (images + count))))
 
 
-def _steps(reference: Sequence[float], side: str) -> tuple[NDArray, NDArray]:
-    """Points of the reference's distribution function; where it jumps, its value on one side."""
-    places = np.unique(reference)
-    rank = np.searchsorted(reference, places, side=side) - (side == "right")
-    return places, _QUANTILES[rank]
-
-
 def drift_table(reference: Mapping[str, Any], values: Mapping[str, ArrayLike]) -> pd.DataFrame:
-    """Compare images with those of validation.
+    """Compare measures with those of the same name in a reference (:func:`describe_reference`).
 
-    Args:
-        reference: From :func:`describe_reference`.
-        values: The same names, each (N,).
-
-    Returns:
-        One row a name: ``what``, ``before`` and ``now`` (medians), ``psi``,
-        ``psi_by_chance`` (its mean when nothing changed: 9 (1/N + 1/M)),
-        ``ks``, ``p``, and ``verdict`` in words; p-values are adjusted (Holm)
-        for the number of rows.
+    One row a name: ``what``, ``before`` and ``now`` (medians), ``psi``, ``psi_by_chance`` (its mean when
+    nothing changed: 9 (1/N + 1/M)), ``ks``, ``p`` (adjusted for the number of rows, Holm 1979), and
+    ``verdict`` in words.
     """
+    import pandas as pd
+    from statsmodels.stats.multitest import multipletests
+
     rows = []
     for name, quantiles in reference["quantiles"].items():
         column = np.asarray(values[name], np.float64)
-        rows.append(
-            {
-                "what": name,
-                "before": quantiles[50],
-                "now": float(np.median(column)),
-                "psi": population_stability(quantiles, column),
-                "psi_by_chance": (_BINS - 1) * (1 / len(column) + 1 / reference["images"]),
-            }
-        )
-        rows[-1]["ks"], rows[-1]["p"] = kolmogorov_smirnov(quantiles, reference["images"], column)
+        row = {"what": name, "before": quantiles[50], "now": float(np.median(column))}
+        row["psi"] = population_stability(quantiles, column)
+        row["psi_by_chance"] = (_BINS - 1) * (1 / len(column) + 1 / reference["images"])
+        row["ks"], row["p"] = kolmogorov_smirnov(quantiles, reference["images"], column)
+        rows.append(row)
     table = pd.DataFrame(rows)
-    table["p"] = holm(table["p"])
-    large = table["psi"] - table["psi_by_chance"] > PSI_LARGE
-    table["verdict"] = np.select(
-        [large & (table["p"] < 0.05), table["p"] < 0.05], ["large change", "changed"], "no change seen"
-    )
+    table["p"] = multipletests(table["p"], method="holm")[1]
+    changed = table["p"] < 0.05
+    large = changed & (table["psi"] - table["psi_by_chance"] > PSI_LARGE)
+    table["verdict"] = np.select([large, changed], ["large change", "changed"], "no change seen")
     return table

@@ -1,30 +1,30 @@
-"""What a score is worth: discrimination, operating points, confidence intervals.
+"""Metrics of predictions, their intervals over patients, and subgroups.
 
-Everything takes one entry an image: ``labels`` (0 = NORMAL, 1 = PNEUMONIA, the
-positive class) and ``probabilities`` of PNEUMONIA in [0, 1], both of shape (N,).
-A decision is positive when ``probability >= threshold``. Thresholds are chosen
-on the validation split (`evaluation/operating.py`) and only applied to the others
-(`evaluate`). `evaluate`, `confusion` and `roc_band` raise ValueError when shapes
-differ, labels are not 0 or 1, probabilities are NaN or outside [0, 1], or, where
-both classes are needed, one is missing; the `weighted_…` functions beneath them
-check nothing and say NaN where `evaluate` says None.
+Arguments have one entry per image, shape (N,): ``labels`` (0 = NORMAL, 1 = PNEUMONIA, the positive class),
+``probabilities`` of PNEUMONIA in [0, 1], and ``groups``, the patient groups. ``draws`` counts the draws of
+the bootstrap. A decision is positive when ``probability >= threshold``. Thresholds are chosen on the
+validation split (`thresholds.py`) and only applied to the others.
+
+Functions raise ValueError when shapes differ, labels are not 0 or 1, probabilities are NaN or outside [0, 1],
+or a class that is needed is missing. The ``weighted_…`` functions take weights of shape (D, N), check nothing
+and return NaN where a metric is undefined. Only NumPy is imported with the module: prediction needs no other
+library.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
-from sklearn.metrics import roc_curve
 
-# In the order to be shown: metrics of the probabilities, and of decisions at a threshold.
-RANKING_METRICS = ("auroc", "auprc", "loss", "brier")
-THRESHOLD_METRICS = ("accuracy", "balanced_accuracy", "precision",
-                     "sensitivity", "specificity", "f1")  # fmt: skip
-SUBTYPES = ("bacteria", "virus")  # each has its own metric, sensitivity_<subtype>
+from chestxray.schema import SUBTYPES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
 _CHUNK = 1_000_000  # weights held at once by the bootstrap: 8 MB
 
 
@@ -33,17 +33,16 @@ def confusion(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -> 
     labels, probabilities = check_scores(labels, probabilities)
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1]. Received: threshold={threshold}")
-    counts = _weighted_confusion(labels, probabilities >= threshold, np.ones(labels.shape))
-    return {cell: int(count) for cell, count in counts.items()}
+    tn, fp, fn, tp = np.bincount(2 * labels + (probabilities >= threshold), minlength=4).tolist()
+    return {"tp": tp, "fp": fp, "tn": tn, "fn": fn}
 
 
-def wilson_interval(found: ArrayLike, total: ArrayLike) -> tuple[NDArray, NDArray]:
-    """Return both bounds of the 95 % interval of the share found / total (Wilson, 1927), total > 0."""
-    z, total = norm.ppf(0.975), np.asarray(total, np.float64)
-    share = found / total
-    center = share + z**2 / (2 * total)
-    spread = z * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    return tuple(np.clip((center + sign * spread) / (1 + z**2 / total), 0, 1) for sign in (-1, 1))
+def wilson_interval(count: ArrayLike, total: ArrayLike) -> tuple[NDArray, NDArray, NDArray]:
+    """Return the share count / total and its 95 % interval (Wilson, 1927); NaN where the total is 0."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return ratio(count, total), *proportion_confint(count, total, method="wilson")
 
 
 def evaluate(
@@ -53,71 +52,70 @@ def evaluate(
     thresholds: Mapping[str, float | None],
     subtypes: ArrayLike | None = None,
     draws: int = 2000,
-    seed: int = 0,
 ) -> tuple[dict, dict]:
-    """Return all metrics of one split with 95 % bootstrap intervals over patients.
+    """Return all metrics of one split with 95 % intervals (:func:`bootstrap`); both classes must be present.
 
-    Bounds are the 2.5 and 97.5 percentiles over `bootstrap_weights` (Efron and
-    Tibshirani, 1993). Draws in which a metric is undefined are left out; if they
-    are over half, the bounds are None. A rate of exactly 0 or 1 gets an interval
-    of width 0, which is too narrow: quote Wilson's interval there.
-
-    Args:
-        labels, probabilities: Shape (N,); both classes present.
-        groups: Shape (N,), the patient group of each image.
-        thresholds: ``{rule: value}``; rules that are None are left out.
-        subtypes: Shape (N,), texts. Adds the sensitivity for each of `SUBTYPES`
-            that has positive images.
-        draws, seed: Of the bootstrap.
+    ``thresholds`` are ``{threshold_rule: value}``; None is left out. ``subtypes``, texts (N,), add
+    ``sensitivity_bacteria`` and ``sensitivity_virus`` where the subtype has positive images. A rate of
+    exactly 0 or 1 gets an interval of width 0, which is too narrow: quote Wilson's interval there.
 
     Returns:
-        ``metrics``: ``{metric: {"value", "low", "high"}}`` for `RANKING_METRICS`
-        and ``{rule: {metric: {...}}}`` for `THRESHOLD_METRICS`; ``confusion``:
-        ``{rule: {"tp", "fp", "tn", "fn"}}``.
-
-    Raises:
-        ValueError: Bad input, only one class, a missing group, or no draws.
+        ``metrics``: ``{metric: {"value", "low", "high"}}`` for auroc, auprc, loss and brier, and the same for
+        decisions under each threshold_rule; ``confusion``: ``{threshold_rule: {cell: count}}``.
     """
     labels, probabilities = check_scores(labels, probabilities, both_classes=True)
-    thresholds = {threshold_rule: cut for threshold_rule, cut in thresholds.items() if cut is not None}
-    counts = {
-        threshold_rule: confusion(labels, probabilities, cut) for threshold_rule, cut in thresholds.items()
-    }
-    kinds = np.full(labels.shape, "") if subtypes is None else np.asarray(subtypes)
-    check_same_shape(labels, "subtypes", kinds)
-    masks = {kind: m for kind in SUBTYPES if (m := (kinds == kind) & (labels == 1)).any()}
+    thresholds = {rule: threshold for rule, threshold in thresholds.items() if threshold is not None}
+    counts = {rule: confusion(labels, probabilities, threshold) for rule, threshold in thresholds.items()}
+    subtypes = np.full(labels.shape, "") if subtypes is None else np.asarray(subtypes)
+    check_labels(labels, subtypes=subtypes)
+    masks = {name: mask for name in SUBTYPES[1:] if (mask := (subtypes == name) & (labels == 1)).any()}
 
-    data = (labels, probabilities, thresholds, masks)
-    values = weighted_metrics(*data, np.ones((1, len(labels))))
-    chunks = [weighted_metrics(*data, w) for w in bootstrap_weights(labels, groups, draws, seed)]
+    all_metrics = functools.partial(weighted_metrics, labels, probabilities, thresholds, masks)
     metrics: dict = {}
-    for (threshold_rule, metric), value in values.items():
-        place = metrics if threshold_rule is None else metrics.setdefault(threshold_rule, {})
-        drawn = np.concatenate([chunk[threshold_rule, metric] for chunk in chunks])
-        drawn = drawn[~np.isnan(drawn)]
-        bounds = np.percentile(drawn, [2.5, 97.5]) if 2 * len(drawn) >= draws else (np.nan, np.nan)
-        place[metric] = dict(zip(("value", "low", "high"), map(_plain, (value[0], *bounds))))
+    for (rule, metric), estimate in bootstrap(all_metrics, labels, groups, draws).items():
+        place = metrics if rule is None else metrics.setdefault(rule, {})
+        place[metric] = percentile_interval(*estimate)
     return metrics, counts
+
+
+def bootstrap(metrics: Callable, labels: NDArray, groups: ArrayLike, draws: int = 2000) -> dict:
+    """Compute metrics of all images and of each draw of patients (:func:`bootstrap_weights`).
+
+    ``metrics`` is a function from weights, shape (D, N), to ``{name: array of shape (..., D)}``. The result
+    is ``{name: (value, drawn)}`` of shapes (...) and (..., draws).
+    """
+    values = metrics(np.ones((1, len(labels))))
+    blocks = [metrics(weights) for weights in bootstrap_weights(labels, groups, draws)]
+    return {
+        name: (value[..., 0], np.concatenate([block[name] for block in blocks], axis=-1))
+        for name, value in values.items()
+    }
+
+
+def percentile_interval(value: float, drawn: NDArray) -> dict[str, float | None]:
+    """Return ``value`` with ``low`` and ``high``, the 2.5 and 97.5 percentiles of its draws.
+
+    Percentile bootstrap of Efron and Tibshirani (1993). Undefined draws (NaN) are left out; if they are over
+    half, the bounds are None. An undefined value is None.
+    """
+    known = drawn[~np.isnan(drawn)]
+    bounds = np.percentile(known, [2.5, 97.5]) if 2 * len(known) >= len(drawn) else (np.nan, np.nan)
+    entry = zip(("value", "low", "high"), (value, *bounds))
+    return {name: None if np.isnan(number) else float(number) for name, number in entry}
 
 
 def bootstrap_weights(
     labels: ArrayLike, groups: ArrayLike, draws: int = 2000, seed: int = 0
 ) -> Iterator[NDArray]:
-    """Draw patient groups with replacement, stratified by label.
+    """Draw patient groups with replacement, stratified by label, and yield how often each image was drawn.
 
-    A group is positive when any of its images is; each draw takes as many positive
-    and as many negative groups as there are. Labels, groups and seed determine the
-    draws: two models can be compared draw by draw.
-
-    Yields:
-        How often each image was drawn: float64 of shape (some of the draws, N).
-
-    Raises:
-        ValueError: Bad labels, shapes that differ, a missing group, or no draws;
-            raised with the first draw, as in every generator.
+    Each block is float64 of shape (some of the draws, N). A group is positive when any of its images is. Each
+    draw takes as many positive and as many negative groups as there are. Labels, groups and seed determine
+    the draws, so two models can be compared draw by draw. ValueError is raised with the first draw, also for
+    a missing group or ``draws`` below 1.
     """
-    labels, groups = check_labels(labels), np.asarray(groups)
-    check_same_shape(labels, "groups", groups)
+    groups = np.asarray(groups)
+    labels = check_labels(labels, groups=groups)
     missing = [group for group in groups.tolist() if group is None or group != group]
     if missing:
         raise ValueError(f"every image needs a group. Received: groups={missing[:3]}")
@@ -131,48 +129,87 @@ def bootstrap_weights(
     rng = np.random.default_rng(seed)
     step = max(1, _CHUNK // len(labels))
     for first in range(0, draws, step):
-        rows = min(step, draws - first)
-        picked = pool[start + (rng.random((rows, len(pool))) * size).astype(np.int64)]
-        flat = (picked + len(pool) * np.arange(rows)[:, None]).ravel()  # a range of bins a row
-        times = np.bincount(flat, minlength=rows * len(pool)).reshape(rows, -1)
+        picks = rng.random((min(step, draws - first), len(pool)))
+        picked = pool[start + (picks * size).astype(np.int64)]
+        times = np.stack([np.bincount(row, minlength=len(pool)) for row in picked])
         yield times[:, number].astype(np.float64)
 
 
 def weighted_ranking(labels: NDArray, probabilities: NDArray, weights: NDArray) -> NDArray:
-    """Return AUROC and average precision, shape (2, draws), for weights of shape (draws, N).
-
-    Both equal scikit-learn's with ``sample_weight``. NaN if undefined; input unchecked.
-    """
+    """Return AUROC and average precision, shape (2, D), equal to scikit-learn's with ``sample_weight``."""
     order = np.argsort(-probabilities, kind="stable")
     last = np.append(np.diff(probabilities[order]) != 0, True)  # of the images of one score
     counts = [np.cumsum((weights * (labels == y))[:, order], axis=1)[:, last] for y in (1, 0)]
-    # One column a cut, from the highest down, beginning with nothing found.
+    # One column a threshold, from the highest down; the first has no positive decision.
     tp, fp = np.pad(counts, [(0, 0), (0, 0), (1, 0)])
     # Trapezoids: negatives of one score meet all higher positives and half of their equals.
     area = np.sum(np.diff(fp) * (tp[:, :-1] + tp[:, 1:]), axis=1) / 2
     # Precision is 0/0 while nothing is drawn; the step in recall is 0 there.
-    precision = np.nan_to_num(_ratio(tp, tp + fp)[:, 1:])
+    precision = np.nan_to_num(ratio(tp, tp + fp)[:, 1:])
     steps = np.sum(np.diff(tp) * precision, axis=1)
-    return np.stack([_ratio(area, tp[:, -1] * fp[:, -1]), _ratio(steps, tp[:, -1])])
+    return np.stack([ratio(area, tp[:, -1] * fp[:, -1]), ratio(steps, tp[:, -1])])
 
 
-def roc_band(
-    labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike, draws: int = 500, seed: int = 0
-) -> tuple[NDArray, NDArray, NDArray]:
+def weighted_metrics(
+    labels: NDArray, probabilities: NDArray, thresholds: dict, masks: dict, weights: NDArray
+) -> dict[tuple[str | None, str], NDArray]:
+    """Return ``{(threshold_rule or None, metric): shape (D,)}`` at thresholds ``{threshold_rule: value}``.
+
+    ``masks`` are ``{subtype: bool (N,)}``: the positive images of each subtype, for its sensitivity.
+    """
+    total = weights.sum(axis=1)
+    clipped = np.clip(probabilities, 1e-7, 1 - 1e-7)
+    losses = -np.where(labels == 1, np.log(clipped), np.log1p(-clipped))
+    auroc, auprc = weighted_ranking(labels, probabilities, weights)
+    values = {(None, "auroc"): auroc, (None, "auprc"): auprc}
+    values[None, "loss"] = weights @ losses / total
+    values[None, "brier"] = weights @ (probabilities - labels) ** 2 / total
+    for rule, threshold in thresholds.items():
+        decisions = probabilities >= threshold
+        rates = _weighted_rates(labels, decisions, weights)
+        values |= {(rule, metric): rate for metric, rate in rates.items()}
+        for name, mask in masks.items():
+            values[rule, f"sensitivity_{name}"] = ratio(weights @ (mask & decisions), weights @ mask)
+    return values
+
+
+def _weighted_rates(labels: NDArray, decisions: NDArray, weights: NDArray) -> dict[str, NDArray]:
+    tp, fp = (weights @ (decisions & (labels == label)) for label in (1, 0))
+    fn, tn = (weights @ (~decisions & (labels == label)) for label in (1, 0))
+    sensitivity, specificity = ratio(tp, tp + fn), ratio(tn, tn + fp)
+    return {
+        "accuracy": ratio(tp + tn, tp + fp + tn + fn),
+        "balanced_accuracy": (sensitivity + specificity) / 2,
+        "precision": ratio(tp, tp + fp),
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "f1": ratio(2 * tp, 2 * tp + fp + fn),
+    }
+
+
+def ratio(part: ArrayLike, whole: ArrayLike) -> NDArray:
+    """Divide; NaN where 0/0 and infinite where /0, without a warning."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.true_divide(part, whole)
+
+
+def roc_band(labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike) -> tuple[NDArray, ...]:
     """Return 1 − specificity (101,), and pointwise 95 % bounds of sensitivity there, over patients."""
+    from sklearn.metrics import roc_curve
+
     labels, probabilities = check_scores(labels, probabilities, both_classes=True)
     grid = np.linspace(0, 1, 101)
     curves = [
         np.interp(grid, *roc_curve(labels, probabilities, sample_weight=weights)[:2])
-        for block in bootstrap_weights(labels, groups, draws, seed)
+        for block in bootstrap_weights(labels, groups, draws=500)
         for weights in block
         if 0 < weights @ labels < weights.sum()
     ]
     return grid, *np.percentile(curves, [2.5, 97.5], axis=0)
 
 
-def check_labels(labels: ArrayLike, both_classes: bool = False) -> NDArray:
-    """Return labels as int64 of shape (N,), N > 0, or raise ValueError."""
+def check_labels(labels: ArrayLike, both_classes: bool = False, **arrays: NDArray) -> NDArray:
+    """Return labels as int64 (N,), N > 0, or raise ValueError, also if an array has another shape."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.size == 0:
         raise ValueError(f"expected labels of shape (N,). Received: labels.shape={labels.shape}")
@@ -181,6 +218,9 @@ def check_labels(labels: ArrayLike, both_classes: bool = False) -> NDArray:
         raise ValueError(f"labels must be 0 or 1. Received: labels={wrong[:3]}")
     if both_classes and np.all(labels == labels[0]):
         raise ValueError(f"both classes are needed. Received: labels=all {labels[0]}")
+    for name, array in arrays.items():
+        if array.shape != labels.shape:
+            raise ValueError(f"expected shape {labels.shape}. Received: {name}.shape={array.shape}")
     return labels.astype(np.int64)
 
 
@@ -188,130 +228,66 @@ def check_scores(
     labels: ArrayLike, probabilities: ArrayLike, both_classes: bool = False
 ) -> tuple[NDArray, NDArray]:
     """Return labels as int64 and probabilities as float64, or raise ValueError."""
-    labels = check_labels(labels, both_classes)
     probabilities = np.asarray(probabilities, np.float64)
-    check_same_shape(labels, "probabilities", probabilities)
+    labels = check_labels(labels, both_classes, probabilities=probabilities)
     wrong = probabilities[~((probabilities >= 0) & (probabilities <= 1))].tolist()
     if wrong:
         raise ValueError(f"expected values in [0, 1]. Received: probabilities={wrong[:3]}")
     return labels, probabilities
 
 
-def check_same_shape(labels: NDArray, name: str, array: NDArray) -> None:
-    """Raise ValueError if the array, called ``name``, has not the shape of the labels."""
-    if array.shape != labels.shape:
-        raise ValueError(f"expected shape {labels.shape}. Received: {name}.shape={array.shape}")
-
-
-def weighted_metrics(labels, probabilities, thresholds, masks, weights) -> dict:
-    """Return ``{(rule or None, metric): array of shape (draws,)}``, NaN if undefined; input unchecked."""
-    total = weights.sum(axis=1)
-    area, steps = weighted_ranking(labels, probabilities, weights)
-    values = {(None, "auroc"): area, (None, "auprc"): steps}
-    values[None, "loss"] = weights @ _cross_entropy(labels, probabilities) / total
-    values[None, "brier"] = weights @ (probabilities - labels) ** 2 / total
-    for threshold_rule, threshold in thresholds.items():
-        decisions = probabilities >= threshold
-        counts = _weighted_confusion(labels, decisions, weights)
-        values |= {(threshold_rule, metric): value for metric, value in _rates(**counts).items()}
-        for kind, m in masks.items():
-            values[threshold_rule, f"sensitivity_{kind}"] = _ratio(weights @ (m & decisions), weights @ m)
-    return values
-
-
-def _weighted_confusion(labels, decisions, weights) -> dict:
-    cells = {"tp": (1, True), "fp": (0, True), "tn": (0, False), "fn": (1, False)}
-    return {c: weights @ ((labels == y) & (decisions == d)) for c, (y, d) in cells.items()}
-
-
-def _rates(tp, fp, tn, fn) -> dict:
-    """Return `THRESHOLD_METRICS` of counts, or of arrays of counts; NaN where 0/0."""
-    sensitivity, specificity = _ratio(tp, tp + fn), _ratio(tn, tn + fp)
-    return {
-        "accuracy": _ratio(tp + tn, tp + fp + tn + fn),
-        "balanced_accuracy": (sensitivity + specificity) / 2,
-        "precision": _ratio(tp, tp + fp),
-        "sensitivity": sensitivity,
-        "specificity": specificity,
-        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
-    }
-
-
-def _cross_entropy(labels: NDArray, probabilities: NDArray) -> NDArray:
-    clipped = np.clip(probabilities, 1e-7, 1 - 1e-7)
-    return -np.where(labels == 1, np.log(clipped), np.log1p(-clipped))
-
-
-def _ratio(subset, whole):
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.true_divide(subset, whole)
-
-
-def _plain(value) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
 FEW = 30
 """Images of a class under which a rate is called uncertain: its interval is wider than ± 15 points."""
 
-_MOST_VALUES = 6
-
 
 def subgroup_table(table: pd.DataFrame, by: str, threshold: float, draws: int = 1000) -> pd.DataFrame:
-    """Score each value of a column apart.
+    """Score the images of each value of the column ``by``; ``threshold`` is that of the rates.
 
-    Args:
-        table: One row an image: ``label``, ``probability``, ``group`` and the
-            column. Numbers of more than six different values are cut into
-            thirds of equally many images; missing values are one more group.
-        by: The column.
-        threshold: For sensitivity and specificity.
-        draws: Of the bootstrap over patient groups.
+    ``table`` has one row an image: ``label``, ``probability``, ``group`` and the column. A column with more
+    than six different numbers is cut into thirds of equally many images; missing values are a subgroup.
 
     Returns:
-        One row a value: ``by, value, images, pneumonia``; ``auroc``,
-        ``sensitivity`` and ``specificity`` with ``_low`` and ``_high``
-        (bootstrap; Wilson for the rates; NaN where a class is missing);
-        ``note``, which says when a class has few images.
-
-    Raises:
-        ValueError: There is no such column.
+        One row a value: ``by, value, images, pneumonia``; ``auroc``, ``sensitivity`` and ``specificity`` with
+        ``_low`` and ``_high`` (bootstrap; Wilson for the rates; NaN where a class is missing); ``note`` on
+        few images.
     """
+    import pandas as pd
+
     if by not in table:
         raise ValueError(f"no such column; there are {sorted(table)}. Received: by={by!r}")
-    values = _values(table[by])
-    rows = []
+    values, rows = _subgroups(table[by]), []
     for value in sorted(values.unique()):
-        mine = table[values == value]
-        labels, called = mine["label"].to_numpy(), (mine["probability"] >= threshold).to_numpy()
-        row = {"by": by, "value": value, "images": len(mine), "pneumonia": int(labels.sum())}
-        entry = {"value": np.nan, "low": np.nan, "high": np.nan}
-        if 0 < labels.sum() < len(labels):
-            entry = evaluate(labels, mine["probability"], mine["group"], {}, draws=draws)[0]["auroc"]
-        row |= {"auroc": entry["value"], "auroc_low": entry["low"], "auroc_high": entry["high"]}
+        images = table[values == value]
+        labels = images["label"].to_numpy()
+        correct = (images["probability"] >= threshold).to_numpy() == labels
+        sizes = {label: int((labels == label).sum()) for label in (0, 1)}
+        row = {"by": by, "value": value, "images": len(images), "pneumonia": sizes[1]}
+        auroc = [np.nan] * 3
+        if all(sizes.values()):
+            metrics, _ = evaluate(labels, images["probability"], images["group"], {}, draws=draws)
+            auroc = metrics["auroc"].values()
+        row |= interval_columns("auroc", auroc)
         for name, label in (("sensitivity", 1), ("specificity", 0)):
-            right, total = int((called[labels == label] == label).sum()), int((labels == label).sum())
-            low, high = wilson_interval(right, total) if total else (np.nan, np.nan)
-            row |= {
-                name: right / total if total else np.nan,
-                f"{name}_low": float(low),
-                f"{name}_high": float(high),
-            }
-        fewest = min(labels.sum(), len(labels) - labels.sum())
-        rows.append(row | {"note": f"few images (under {FEW}) of a class" if fewest < FEW else ""})
+            row |= interval_columns(name, wilson_interval(correct[labels == label].sum(), sizes[label]))
+        few = min(sizes.values()) < FEW
+        rows.append(row | {"note": f"few images (under {FEW}) of a class" if few else ""})
     return pd.DataFrame(rows)
 
 
-def _values(column: pd.Series) -> pd.Series:
-    """Values as text, numbers in thirds."""
+def interval_columns(name: str, numbers: Iterable[float]) -> dict[str, float]:
+    """Name a value and its bounds as columns: ``name``, ``name_low``, ``name_high``."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), numbers))
+
+
+def _subgroups(column: pd.Series) -> pd.Series:
+    """Return the values as text, many different numbers in thirds."""
+    import pandas as pd
+
     numbers = pd.to_numeric(column, errors="coerce")
     known = column.notna() & (column.astype(str) != "")
-    if numbers[known].notna().all() and numbers.nunique() > _MOST_VALUES:
-        codes = pd.qcut(numbers, 3, labels=False, duplicates="drop")
-        names = {
-            code: f"{code + 1:.0f}: {numbers[codes == code].min():.10g} to "
-            f"{numbers[codes == code].max():.10g}"
-            for code in codes.dropna().unique()
-        }
-        return codes.map(names).fillna("unknown")
-    return column.astype(str).where(known, "unknown")
+    if numbers[known].isna().any() or numbers.nunique() <= 6:
+        return column.astype(str).where(known, "unknown")
+    thirds = pd.qcut(numbers, 3, labels=False, duplicates="drop")
+    ranges = numbers.groupby(thirds).agg(["min", "max"])
+    names = {third: f"{third + 1:.0f}: {low:.10g} to {high:.10g}" for third, low, high in ranges.itertuples()}
+    return thirds.map(names).fillna("unknown")

@@ -1,12 +1,12 @@
-"""Is a heatmap to be believed? Checks that need no opinion about what it should look like.
+"""Quantitative checks of heatmaps, and stress tests of the model behind them.
 
-Maps and masks are (N, H, W); maps are not negative, masks are ``bool``. Models
-enter as a callable from images, ``uint8`` (N, H, W), to scores (N,).
+Maps (not negative) and masks (``bool``) are (N, H, W); different shapes raise ValueError. ``score`` is a
+model as a function from ``images``, ``uint8`` (N, H, W), to scores (N,). ``groups`` are patient groups, (N,).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import cv2
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score
 
-from chestxray.evaluation.metrics import evaluate
+from chestxray.evaluation.metrics import bootstrap, evaluate, percentile_interval, ratio
 
 Score = Callable[[NDArray], NDArray]
 
@@ -23,8 +23,7 @@ Score = Callable[[NDArray], NDArray]
 def pointing_game(maps: NDArray, masks: NDArray) -> NDArray:
     """Whether the largest value of each map lies in its mask (Zhang 2016), ``bool`` (N,).
 
-    An empty map misses. By chance the share of hits is that of the mask in
-    the picture.
+    An empty map is a miss. By chance the share of hits is that of the mask in the image.
     """
     maps, masks = _same_shape(maps, masks)
     flat = maps.reshape(len(maps), -1)
@@ -35,193 +34,125 @@ def pointing_game(maps: NDArray, masks: NDArray) -> NDArray:
 def energy_inside(maps: NDArray, masks: NDArray) -> NDArray:
     """Share of each map that lies in its mask, (N,); NaN for an empty map. By chance: the mask's share."""
     maps, masks = _same_shape(maps, masks)
-    total = maps.sum(axis=(1, 2))
-    return np.divide((maps * masks).sum(axis=(1, 2)), total, out=np.full(len(maps), np.nan), where=total > 0)
+    return ratio((maps * masks).sum(axis=(1, 2)), maps.sum(axis=(1, 2)))
 
 
 def pixel_precision(maps: NDArray, masks: NDArray) -> NDArray:
-    """Average precision of each map as a ranking of pixels for its mask, (N,); NaN for an empty mask.
-
-    The area under the precision–recall curve of the map, cut at all heights;
-    by chance the mask's share of the picture.
-    """
+    """Average precision of each map's pixels, (N,); NaN for an empty mask. By chance: the mask's share."""
     maps, masks = _same_shape(maps, masks)
-    return np.array(
-        [
-            average_precision_score(mask.ravel(), one.ravel()) if mask.any() else np.nan
-            for one, mask in zip(maps, masks, strict=True)
-        ]
-    )
+    pairs = zip(masks.reshape(len(masks), -1), maps.reshape(len(maps), -1))
+    return np.array([average_precision_score(*pair) if pair[0].any() else np.nan for pair in pairs])
 
 
 def similarity(first: NDArray, second: NDArray) -> NDArray:
     """Rank correlation (Spearman) of the pixels of each two maps, (N,); NaN where one is constant."""
-    first, second = _same_shape(first, second)
-    ranks = [rankdata(maps.reshape(len(maps), -1), axis=1) for maps in (first, second)]
-    centered = [one - one.mean(axis=1, keepdims=True) for one in ranks]
-    lengths = [np.sqrt((one**2).sum(axis=1)) for one in centered]
-    product = lengths[0] * lengths[1]
-    return np.divide(
-        (centered[0] * centered[1]).sum(axis=1), product, out=np.full(len(first), np.nan), where=product > 0
-    )
-
-
-def occlusion(score: Score, images: NDArray, window: int = 32, step: int = 16) -> NDArray:
-    """Map how much the score falls when a square is greyed out: slow, and free of the model's inside.
-
-    Args:
-        score: The model.
-        images: ``uint8`` (N, H, W).
-        window: Side of the square, set to the picture's mean, in pixels.
-        step: Largest distance of neighbouring squares; they reach all edges.
-
-    Returns:
-        (N, h, w): score of the picture minus that without the square, one
-        value a place; negative where the square held the score down.
-    """
-    images = np.asarray(images)
-    height, width = images.shape[1:]
-    whole = np.asarray(score(images), np.float64)
-    rows, columns = (_starts(side, window, step) for side in (height, width))
-    found = np.empty((len(images), len(rows), len(columns)))
-    grey = images.mean(axis=(1, 2)).round().astype(np.uint8)[:, None, None]
-    for i, top in enumerate(rows):
-        for j, left in enumerate(columns):
-            hidden = images.copy()
-            hidden[:, top : top + window, left : left + window] = grey
-            found[:, i, j] = whole - score(hidden)
-    return found
-
-
-def _starts(side: int, window: int, step: int) -> list[int]:
-    """Where squares begin so that they reach both edges, evenly and at most ``step`` apart."""
-    last = max(0, side - window)
-    return np.linspace(0, last, 1 + -(-last // step)).round().astype(int).tolist()
-
-
-def perturbation_curves(
-    score: Score, images: NDArray, maps: NDArray, insert: bool = False, steps: int = 16
-) -> NDArray:
-    """Blur pixels away in the order of a map, or bring them back (Petsiuk 2018, arXiv:1806.07421).
-
-    Args:
-        score: The model.
-        images: ``uint8`` (N, H, W).
-        maps: (N, H, W); the highest pixels go, or come, first.
-        insert: Begin with the blurred picture and bring pixels back.
-        steps: Equal portions of pixels.
-
-    Returns:
-        Scores after 0, 1, …, ``steps`` portions, (N, steps + 1). Departure:
-        what is gone is blurred (sigma: 1/12 of the side), not black, which no
-        film ever shows.
-    """
-    images, maps = np.asarray(images), np.asarray(maps, np.float64)
-    blurred = np.stack([cv2.GaussianBlur(image, (0, 0), images.shape[1] / 12) for image in images])
-    first, then = (blurred, images) if insert else (images, blurred)
-    order = np.argsort(-maps.reshape(len(maps), -1), axis=1, kind="stable")
-    place = np.argsort(order, axis=1, kind="stable").reshape(maps.shape)
-    portions = np.linspace(0, maps[0].size, steps + 1)
-    return np.stack([score(np.where(place < many, then, first)) for many in portions], axis=1)
-
-
-def control_maps(images: NDArray, seed: int = 0) -> dict[str, NDArray]:
-    """Maps that know nothing, (N, H, W) each: smooth noise, and a bell over the middle of the picture."""
-    count, height, width = np.asarray(images).shape
-    generator = np.random.default_rng(seed)
-    noise = np.stack(
-        [cv2.GaussianBlur(generator.random((height, width)), (0, 0), height / 16) for _ in range(count)]
-    )
-    y, x = np.mgrid[:height, :width]
-    bell = np.exp(-(((x - (width - 1) / 2) / width) ** 2 + ((y - (height - 1) / 2) / height) ** 2) / 0.1)
-    return {
-        "random": noise - noise.min(axis=(1, 2), keepdims=True),
-        "centred Gaussian": np.broadcast_to(bell, (count, height, width)),
-    }
-
-
-def faithfulness_table(
-    curves: Mapping[str, Mapping[str, NDArray]],
-    name: str,
-    groups: ArrayLike,
-    draws: int = 1000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Compare a map with controls by the areas under its curves.
-
-    Args:
-        curves: For the games ``deletion`` (small areas are good) and
-            ``insertion`` (large ones) the curves of each map, (N, steps + 1),
-            from :func:`perturbation_curves`.
-        name: Of the map; the others are its controls.
-        groups: (N,), the patient group of each image.
-        draws, seed: Of the bootstrap over patient groups.
-
-    Returns:
-        One row a game and control: ``game, control, area, control_area``
-        (mean scores along the curves), and ``gain`` with ``low`` and
-        ``high``: by how much the map's area is better, 95 % interval.
-    """
-    rows = []
-    for game, by_map in curves.items():
-        areas = {label: np.mean(scores, axis=1) for label, scores in by_map.items()}
-        for control in areas.keys() - {name}:
-            gain = (areas[name] - areas[control]) * (1 if game == "insertion" else -1)
-            low, high = mean_interval(gain, groups, draws, seed)
-            rows.append(
-                {
-                    "game": game,
-                    "control": control,
-                    "area": float(areas[name].mean()),
-                    "control_area": float(areas[control].mean()),
-                    "gain": float(gain.mean()),
-                    "low": low,
-                    "high": high,
-                }
-            )
-    return pd.DataFrame(rows).sort_values(["game", "control"], ignore_index=True)
-
-
-def mean_interval(
-    values: ArrayLike, groups: ArrayLike, draws: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """95 % interval of a mean by bootstrap over patient groups; NaN values are left out."""
-    values, groups = np.asarray(values, np.float64), np.asarray(groups)
-    known = ~np.isnan(values)
-    number = np.unique(groups[known], return_inverse=True)[1]
-    sums, counts = np.bincount(number, values[known]), np.bincount(number)
-    picks = np.random.default_rng(seed).integers(0, len(sums), (draws, len(sums)))
-    low, high = np.percentile(sums[picks].sum(axis=1) / counts[picks].sum(axis=1), [2.5, 97.5])
-    return float(low), float(high)
+    ranks = [rankdata(maps.reshape(len(maps), -1), axis=1) for maps in _same_shape(first, second)]
+    first, second = (rank - rank.mean(axis=1, keepdims=True) for rank in ranks)
+    lengths = [np.sqrt((centered**2).sum(axis=1)) for centered in (first, second)]
+    return ratio((first * second).sum(axis=1), lengths[0] * lengths[1])
 
 
 def _same_shape(first: ArrayLike, second: ArrayLike) -> tuple[NDArray, NDArray]:
     first, second = np.asarray(first), np.asarray(second)
     if first.ndim != 3 or first.shape != second.shape:
-        raise ValueError(
-            f"two arrays (N, H, W) of one shape are needed. Received: {first.shape}, {second.shape}"
-        )
+        raise ValueError(f"two arrays need one shape (N, H, W). Received: {first.shape}, {second.shape}")
     return first, second
 
 
-BOX = 0.7
-"""Side of the central box, as a share of the image, that stands for the lungs where there is no mask."""
+def occlusion(score: Score, images: NDArray, window: int, step: int) -> NDArray:
+    """Map how much the score falls when a square is greyed out; slow, but independent of the network.
 
-FRAME = 1 / 28
-"""Width of the border, as a share of the image: 8 of 224 pixels."""
+    A square has a side of ``window`` pixels and the mean of its image. Squares are at most ``step`` pixels
+    apart and reach all edges. The result, (N, h, w), is the score of the image minus that without the square.
+    """
+    images = np.asarray(images)
+    whole = np.asarray(score(images), np.float64)
+    # Squares begin so that they reach both edges, evenly and at most ``step`` apart.
+    last = (max(0, side - window) for side in images.shape[1:])
+    rows, columns = (np.linspace(0, end, 1 + -(-end // step)).round().astype(int) for end in last)
+    drops = np.empty((len(images), len(rows), len(columns)))
+    grey = images.mean(axis=(1, 2)).round().astype(np.uint8)[:, None, None]
+    for i, top in enumerate(rows):
+        for j, left in enumerate(columns):
+            hidden = images.copy()
+            hidden[:, top : top + window, left : left + window] = grey
+            drops[:, i, j] = whole - score(hidden)
+    return drops
+
+
+def perturbation_curves(score: Score, images: NDArray, maps: NDArray, insert: bool = False) -> NDArray:
+    """Blur pixels in the order of a map, or restore them (Petsiuk 2018, arXiv:1806.07421).
+
+    Departure: removed pixels are blurred (sigma: 1/12 of the side), not black, which no X-ray shows. The
+    highest pixels of a map come first. ``insert`` begins with the blurred image and restores pixels. The
+    result, (N, 17), holds the scores after 0, 1, …, 16 equal portions of pixels.
+    """
+    images, maps = np.asarray(images), np.asarray(maps, np.float64)
+    blurred = np.stack([cv2.GaussianBlur(image, (0, 0), images.shape[1] / 12) for image in images])
+    start, end = (blurred, images) if insert else (images, blurred)
+    order = np.argsort(-maps.reshape(len(maps), -1), axis=1, kind="stable")
+    place = np.argsort(order, axis=1, kind="stable").reshape(maps.shape)
+    portions = np.linspace(0, maps[0].size, 17)
+    return np.stack([score(np.where(place < many, end, start)) for many in portions], axis=1)
+
+
+def control_maps(images: NDArray, seed: int = 0) -> dict[str, NDArray]:
+    """Maps without information, (N, H, W) each: smooth noise, and a Gaussian in the centre of the image."""
+    count, height, width = np.asarray(images).shape
+    rng = np.random.default_rng(seed)
+    noise = [cv2.GaussianBlur(rng.random((height, width)), (0, 0), height / 16) for _ in range(count)]
+    y, x = np.mgrid[:height, :width]
+    bell = np.exp(-(((x - (width - 1) / 2) / width) ** 2 + ((y - (height - 1) / 2) / height) ** 2) / 0.1)
+    return {
+        "random": np.stack(noise) - np.min(noise, axis=(1, 2), keepdims=True),
+        "centred Gaussian": np.broadcast_to(bell, (count, height, width)),
+    }
+
+
+def faithfulness_table(curves: Mapping[str, Mapping], name: str, groups: ArrayLike) -> pd.DataFrame:
+    """Compare the map ``name`` with the others, its controls, by the areas under their curves.
+
+    ``curves`` are ``{game: {map: (N, 17)}}`` (:func:`perturbation_curves`) for the games ``deletion`` (small
+    areas are good) and ``insertion`` (large ones). One row a game and control: ``game, control, area,
+    control_area`` (mean scores along the curves), and ``gain`` with ``low`` and ``high``: how much better the
+    map's area is, 95 % interval over patients.
+    """
+    rows = []
+    for game, by_map in curves.items():
+        areas = {label: np.mean(scores, axis=1) for label, scores in by_map.items()}
+        for control in sorted(areas.keys() - {name}):
+            row = {"game": game, "control": control, "area": float(areas[name].mean())}
+            gain = (areas[name] - areas[control]) * (1 if game == "insertion" else -1)
+            low, high = mean_interval(gain, groups)
+            row |= {"control_area": float(areas[control].mean()), "gain": float(gain.mean())}
+            rows.append(row | {"low": low, "high": high})
+    return pd.DataFrame(rows).sort_values("game", kind="stable", ignore_index=True)
+
+
+def mean_interval(values: ArrayLike, groups: ArrayLike) -> tuple[float, float]:
+    """95 % interval of a mean by bootstrap over patient groups; NaN values are left out."""
+    values, groups = np.asarray(values, np.float64), np.asarray(groups)
+    known = ~np.isnan(values)
+    values, groups = values[known], groups[known]
+
+    def mean(weights: NDArray) -> dict[str, NDArray]:
+        return {"mean": weights @ values / weights.sum(axis=1)}
+
+    one_stratum = np.zeros(len(values), int)
+    _, low, high = percentile_interval(*bootstrap(mean, one_stratum, groups)["mean"]).values()
+    return low, high
 
 
 def centre_box(size: int) -> NDArray:
-    """Mask of the central box, ``bool`` (size, size)."""
-    mask, edge = np.zeros((size, size), bool), round(size * (1 - BOX) / 2)
+    """Mask of the central box of 0.7 of the side, ``bool`` (size, size); it stands for missing lung masks."""
+    mask, edge = np.zeros((size, size), bool), round(size * (1 - 0.7) / 2)
     mask[edge : size - edge, edge : size - edge] = True
     return mask
 
 
 def _border(image: NDArray) -> NDArray:
-    kept, width = np.zeros_like(image), max(1, round(len(image) * FRAME))
-    for subset in (np.s_[:width], np.s_[-width:], np.s_[:, :width], np.s_[:, -width:]):
-        kept[subset] = image[subset]
+    kept, width = image.copy(), max(1, round(len(image) / 28))  # 8 of 224 pixels
+    kept[width:-width, width:-width] = 0
     return kept
 
 
@@ -244,56 +175,44 @@ STRESSES: dict[str, Callable[[NDArray], NDArray]] = {
     "darker by 30 %": lambda image: np.rint(image * 0.7).astype(np.uint8),
     "brighter by 30 %": lambda image: np.minimum(np.rint(image * 1.3), 255).astype(np.uint8),
 }
-"""What is done to each image, ``uint8`` (H, W), besides blacking out the lungs."""
+"""Changes of an image, ``uint8`` (H, W), besides blacking out the lungs."""
 
 
 def stress_table(
-    score: Callable[[NDArray], NDArray],
+    score: Score,
     images: NDArray,
     labels: ArrayLike,
     groups: ArrayLike,
     threshold: float,
     masks: NDArray | None = None,
-    draws: int = 1000,
 ) -> pd.DataFrame:
-    """Score changed images with a trained model.
+    """Score changed images with a trained model; ``score`` gives calibrated probabilities.
 
-    Args:
-        score: From images, ``uint8`` (N, H, W), to calibrated probabilities (N,).
-        images: ``uint8`` (N, H, W), preprocessed.
-        labels: (N,), 0 or 1, both present.
-        groups: (N,), the patient group of each image.
-        threshold: Frozen on validation.
-        masks: Lungs, ``bool`` (N, H, W); without them the central
-            :data:`BOX` is blacked out instead.
-        draws: Of the bootstrap over patient groups.
+    Images are preprocessed. ``labels``, (N,), are those of `metrics.py`; both classes must be present. The
+    threshold is frozen on validation. ``masks`` are lungs; without them :func:`centre_box` is blacked out.
 
     Returns:
-        One row a change, the first being none: ``change``; ``auroc`` with
-        ``low`` and ``high``; ``sensitivity``, ``specificity``; ``changed``,
-        the share of decisions that are another than without the change.
+        One row a change, the first being none: ``change``; ``auroc`` with ``low`` and ``high`` over patients;
+        ``sensitivity``, ``specificity``; ``changed``, the share of decisions that the change reverses.
     """
     images = np.asarray(images)
-    hidden = centre_box(images.shape[1])[None] if masks is None else np.asarray(masks, bool)
-    name = "centre blacked out" if masks is None else "lungs blacked out"
-    variants = {"none": lambda: images, name: lambda: np.where(hidden, 0, images).astype(np.uint8)}
-    variants |= {
-        name: lambda change=change: np.stack([change(image) for image in images])
-        for name, change in STRESSES.items()
-    }
-    rows, first = [], None
-    for change, make in variants.items():
-        probabilities = np.asarray(score(make()), np.float64)
-        metrics, _ = evaluate(labels, probabilities, groups, {"cut": threshold}, draws=draws)
-        first = probabilities >= threshold if first is None else first
-        rows.append(
-            {
-                "change": change,
-                "auroc": metrics["auroc"]["value"],
-                "low": metrics["auroc"]["low"],
-                "high": metrics["auroc"]["high"],
-                **{rate: metrics["cut"][rate]["value"] for rate in ("sensitivity", "specificity")},
-                "changed": float(np.mean((probabilities >= threshold) != first)),
-            }
-        )
+
+    def changes() -> Iterator[tuple[str, NDArray]]:
+        yield "none", images
+        name = "centre blacked out" if masks is None else "lungs blacked out"
+        hidden = centre_box(images.shape[1])[None] if masks is None else np.asarray(masks, bool)
+        yield name, np.where(hidden, 0, images).astype(np.uint8)
+        for name, change in STRESSES.items():
+            yield name, np.stack([change(image) for image in images])
+
+    rows, unchanged = [], None
+    for name, changed in changes():
+        probabilities = np.asarray(score(changed), np.float64)
+        decisions = probabilities >= threshold
+        unchanged = decisions if unchanged is None else unchanged
+        metrics, _ = evaluate(labels, probabilities, groups, {"given": threshold}, draws=1000)
+        auroc, rates = metrics["auroc"], metrics["given"]
+        row = {"change": name, "auroc": auroc["value"], "low": auroc["low"], "high": auroc["high"]}
+        row |= {rate: rates[rate]["value"] for rate in ("sensitivity", "specificity")}
+        rows.append(row | {"changed": float(np.mean(decisions != unchanged))})
     return pd.DataFrame(rows)

@@ -1,1 +1,1 @@
-"""Networks, and how they learn."""
+"""Networks and their training."""

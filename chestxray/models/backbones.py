@@ -1,4 +1,4 @@
-"""One registry row for each backbone: everything that differs between them."""
+"""Registry of pretrained backbones: one row for each, with everything that differs between them."""
 
 from __future__ import annotations
 
@@ -6,39 +6,35 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import keras
+from keras import applications
 
 from chestxray.files import find_weights
 
 
+def _three_channels(grey: keras.KerasTensor) -> keras.KerasTensor:
+    return keras.layers.Concatenate(name="three_channels", dtype="float32")([grey] * 3)
+
+
+def _normalise(grey: keras.KerasTensor, mean: list[float], variance: list[float]) -> keras.KerasTensor:
+    options = {"name": "imagenet_means", "dtype": "float32"}
+    return keras.layers.Normalization(mean=mean, variance=variance, **options)(_three_channels(grey))
+
+
 def _caffe(grey: keras.KerasTensor) -> keras.KerasTensor:
-    """Three equal channels minus the ImageNet means in the order blue, green, red.
-
-    ``keras.applications`` preprocesses VGG16 and ResNet50 this way, without
-    division. All channels of a grey image are equal, so only the means show
-    the order.
-    """
-    three = keras.layers.Concatenate(name="three_channels", dtype="float32")([grey] * 3)
-    return keras.layers.Normalization(
-        mean=[103.939, 116.779, 123.68], variance=[1.0, 1.0, 1.0], name="imagenet_means", dtype="float32"
-    )(three)
-
-
-def _minus_one_to_one(grey: keras.KerasTensor) -> keras.KerasTensor:
-    """Three equal channels scaled from 0–255 to [−1, 1], as InceptionV3 expects."""
-    three = keras.layers.Concatenate(name="three_channels", dtype="float32")([grey] * 3)
-    return keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="scale", dtype="float32")(three)
+    """Channels minus the ImageNet means in the order blue, green, red, without division."""
+    return _normalise(grey, [103.939, 116.779, 123.68], [1.0, 1.0, 1.0])
 
 
 def _torch(grey: keras.KerasTensor) -> keras.KerasTensor:
-    """Three equal channels in [0, 1], minus the ImageNet means, over their standard deviations."""
-    three = keras.layers.Concatenate(name="three_channels", dtype="float32")([grey] * 3)
+    """Channels in [0, 1], minus the ImageNet means, over their standard deviations."""
     mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return keras.layers.Normalization(
-        mean=[255 * value for value in mean],
-        variance=[(255 * value) ** 2 for value in deviation],
-        name="imagenet_means",
-        dtype="float32",
-    )(three)
+    return _normalise(grey, [255 * value for value in mean], [(255 * value) ** 2 for value in deviation])
+
+
+def _minus_one_to_one(grey: keras.KerasTensor) -> keras.KerasTensor:
+    """Channels scaled from 0–255 to [−1, 1]."""
+    scale = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="scale", dtype="float32")
+    return scale(_three_channels(grey))
 
 
 @dataclass(frozen=True)
@@ -49,15 +45,16 @@ class Backbone:
         name: Key in :data:`BACKBONES` and in file names.
         build: The builder in ``keras.applications``.
         image_size: Side in pixels on which it was trained.
-        preprocess: Makes the layers from one grey channel in 0–255 to what
-            the network expects.
-        gradcam_layer: Last layer that keeps the picture's geometry.
-        stages: First layer of each stage, from the input on; fine-tuning
-            from a stage trains this layer and all that follow. InceptionV3
-            numbers its convolutions anew in every instance, so its stages are
+        preprocess: Makes the layers from one grey channel in 0–255 to what the builder expects; what the
+            builder does itself is left out.
+        gradcam_layer: Last layer that keeps the geometry of the image.
+        stages: First layer of each stage, from the input on; fine-tuning from a stage trains this layer and
+            all that follow. InceptionV3 numbers its convolutions anew in every instance, so its stages are
             named by the concatenation in front of them.
-        bf16_pays: Whether bfloat16 is faster than float32 on a processor
-            that has the units.
+        bf16_pays: Whether bfloat16 is faster than float32 on a CPU that has the units.
+        pretrained_variance: Factors on the variance of the builder's own normalisation when pretrained
+            weights are used. Keras' EfficientNets divide by these square roots once more, in a layer that the
+            builder adds for ``weights="imagenet"`` only.
     """
 
     name: str
@@ -66,50 +63,29 @@ class Backbone:
     preprocess: Callable[[keras.KerasTensor], keras.KerasTensor]
     gradcam_layer: str
     stages: tuple[str, ...]
-    bf16_pays: bool
+    bf16_pays: bool = True
+    pretrained_variance: tuple[float, ...] | None = None
 
+
+_VGG16 = tuple(f"block{n}_conv1" for n in range(1, 6))
+_RESNET = ("conv1_conv", *(f"conv{n}_block1_1_conv" for n in range(2, 6)))
+_INCEPTION = tuple(f"mixed{n}" for n in (0, 2, 4, 7, 8))
+_DENSENET = ("conv1_conv", *(f"conv{n}_block1_0_bn" for n in range(2, 6)))
+_EFFICIENTNET = ("stem_conv", *(f"block{n}a_expand_conv" for n in (2, 3, 4, 6)))
 
 BACKBONES = {
     row.name: row
     for row in (
+        Backbone("VGG16", applications.VGG16, 224, _caffe, "block5_conv3", _VGG16),
+        Backbone("ResNet50", applications.ResNet50, 224, _caffe, "conv5_block3_out", _RESNET),
+        Backbone("InceptionV3", applications.InceptionV3, 299, _minus_one_to_one, "mixed10", _INCEPTION),
+        Backbone("DenseNet121", applications.DenseNet121, 224, _torch, "relu", _DENSENET),
         Backbone(
-            "VGG16",
-            keras.applications.VGG16,
-            224,
-            _caffe,
-            "block5_conv3",
-            tuple(f"block{n}_conv1" for n in range(1, 6)),
-            bf16_pays=True,
-        ),
-        Backbone(
-            "ResNet50",
-            keras.applications.ResNet50,
-            224,
-            _caffe,
-            "conv5_block3_out",
-            ("conv1_conv", *(f"conv{n}_block1_1_conv" for n in range(2, 6))),
-            bf16_pays=True,
-        ),
-        Backbone(
-            "InceptionV3",
-            keras.applications.InceptionV3,
-            299,
-            _minus_one_to_one,
-            "mixed10",
-            tuple(f"mixed{n}" for n in (0, 2, 4, 7, 8)),
-            bf16_pays=True,
-        ),
-        Backbone(
-            "DenseNet121",
-            keras.applications.DenseNet121,
-            224,
-            _torch,
-            "relu",
-            ("conv1_conv", *(f"conv{n}_block1_0_bn" for n in range(2, 6))),
-            bf16_pays=True,
+            "EfficientNetB0", applications.EfficientNetB0, 224, _three_channels, "top_activation",
+            _EFFICIENTNET, pretrained_variance=(0.229, 0.224, 0.225),
         ),
     )
-}
+}  # fmt: skip
 
 
 def get_backbone(name: str) -> Backbone:
@@ -126,8 +102,8 @@ def get_backbone(name: str) -> Backbone:
 def load_backbone_weights(model: keras.Model, weights: str | None, backbone: Backbone) -> str:
     """Put pretrained weights into the backbone's layers of a flat model.
 
-    The weights are loaded into the bare backbone and copied layer by layer in
-    order, because layer names of InceptionV3 differ between instances.
+    The weights are loaded into the bare backbone and copied layer by layer in order, because layer names of
+    InceptionV3 differ between instances.
 
     Args:
         model: The backbone with its own preprocessing layers in front.
@@ -148,12 +124,16 @@ def load_backbone_weights(model: keras.Model, weights: str | None, backbone: Bac
     except Exception as error:
         reason = " ".join(str(error).split())[:120]  # may be empty, or many lines
         raise FileNotFoundError(
-            f"the weights of {backbone.name} could not be loaded ({type(error).__name__}: "
-            f"{reason}). Either connect to the internet, so that Keras can "
-            f"download them, or give a file or folder with {backbone.name.lower()}_notop.weights.h5 as "
-            f"weights or in CHESTXRAY_WEIGHTS. Received: weights={weights!r}"
+            f"the weights of {backbone.name} could not be loaded ({type(error).__name__}: {reason}). Either "
+            "connect to the internet, so that Keras can download them, or give a file or folder with "
+            f"{backbone.name.lower()}_notop.weights.h5 as weights or in CHESTXRAY_WEIGHTS. "
+            f"Received: weights={weights!r}"
         ) from error
-    layers = [layer for layer in model.layers if layer.weights]
-    for layer, trained in zip(layers, [layer for layer in pretrained.layers if layer.weights], strict=True):
-        layer.set_weights(trained.get_weights())
+    layers, trained = ([layer for layer in m.layers if layer.weights] for m in (model, pretrained))
+    for layer, source_layer in zip(layers, trained, strict=True):
+        layer.set_weights(source_layer.get_weights())
+        if backbone.pretrained_variance and isinstance(layer, keras.layers.Normalization):
+            mean, variance, *count = layer.get_weights()
+            layer.set_weights([mean, variance * backbone.pretrained_variance, *count])
+            layer.finalize_state()
     return recorded

@@ -1,4 +1,4 @@
-"""Batch normalisation in one kernel, while a network trains."""
+"""Batch normalisation in one fused kernel during training."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ import tensorflow as tf
 def fused_batch_norm(model: keras.Model) -> Iterator[None]:
     """Let the batch normalisation of a model train with TensorFlow's fused kernel.
 
-    Keras 3 takes means, differences, squares and products one after the
-    other, each a pass through the memory; in a network of small convolutions
-    on a processor that costs more than the convolutions
-    (``benchmarks/batch_norm.py``). The fused kernel gives the same outputs,
-    gradients and moving statistics up to rounding. Inside the ``with`` block
-    the layers' ``call`` is replaced; afterwards they are plain Keras layers
-    again, as before. Frozen layers and prediction are left to Keras.
+    Keras 3 takes means, differences, squares and products one after the other, each a pass through the
+    memory; in a network of small convolutions on a processor that costs more than the convolutions
+    (``benchmarks/batch_norm.py``). The fused kernel gives the same outputs, gradients and moving statistics
+    up to rounding. Inside the ``with`` block the layers' ``call`` is replaced; afterwards they are plain
+    Keras layers again, as before. Frozen layers and prediction are left to Keras.
 
     Args:
         model: A flat model.

@@ -1,9 +1,13 @@
-"""The networks: from scratch, teacher, student, and transfer from ImageNet.
+"""Builders of the networks: from scratch, teacher, student, and transfer from ImageNet.
 
-All are flat functional graphs with input (size, size, 1), grey in 0–255, with
-their scaling inside, and one ``float32`` logit as output, or three: normal,
-bacteria, virus. The logit layer starts at zero, so that an untrained network
-finds all classes equally likely: its loss is ln 2, or ln 3.
+Every builder gives a flat functional graph from grey images (N, size, size, 1) in 0–255, with the scaling
+inside, to ``float32`` logits (N, outputs). The logit layer starts at zero, so that an untrained network finds
+all classes equally likely: its loss is ln 2, or ln 3. Common arguments:
+
+- ``image_size``: side of the input in pixels.
+- ``dropout``: rate between the dense layers, [0, 1).
+- ``precision``: Keras dtype policy in which the network computes.
+- ``outputs``: 1 logit, or 3 (normal, bacteria, virus).
 """
 
 from __future__ import annotations
@@ -54,19 +58,9 @@ def build_custom_cnn(
 ) -> keras.Model:
     """Build the network from scratch: 11 convolutions and 5 dense layers.
 
-    Five blocks of 3 × 3 convolutions with 16 to 128 filters, each convolution
-    with batch normalisation, each block ending in max pooling; the first
-    convolution has stride 2, which makes the network an order of magnitude
-    faster than the same one on full-size feature maps.
-
-    Args:
-        image_size: Side of the input in pixels, at least 64.
-        dropout: Rate between the dense layers, [0, 1).
-        precision: Keras dtype policy in which it computes.
-        outputs: 1 logit, or 3 (normal, bacteria, virus).
-
-    Returns:
-        A model from grey images (N, size, size, 1) in 0–255 to logits (N, outputs).
+    Five blocks of 3 × 3 convolutions with 16 to 128 filters, each convolution with batch normalisation, each
+    block ending in max pooling; the first convolution has stride 2, which makes the network an order of
+    magnitude faster than the same one on full-size feature maps. The side is at least 64.
     """
     with _dtype_policy(precision):
         inputs, x = _grey_input(image_size)
@@ -108,17 +102,8 @@ def build_teacher_cnn(
 ) -> keras.Model:
     """Build a light teacher: 3 convolutions (64, 128, 256) and 3 dense layers (512, 256, 1).
 
-    Global average pooling stands where published versions flatten, which
-    would put 100 million weights into the first dense layer at 224 px.
-
-    Args:
-        image_size: Side of the input in pixels.
-        dropout: Rate between the dense layers, [0, 1).
-        precision: Keras dtype policy in which it computes.
-        outputs: 1 logit, or 3 (normal, bacteria, virus).
-
-    Returns:
-        A model from grey images (N, size, size, 1) in 0–255 to logits (N, outputs).
+    Global average pooling stands where published versions flatten, which would put 100 million weights into
+    the first dense layer at 224 px.
     """
     return _build_plain_cnn(
         "teacher_cnn", (64, 128, 256), (512, 256), image_size, dropout, precision, outputs
@@ -131,15 +116,6 @@ def build_student_cnn(
     """Build a small student: 2 convolutions (32, 64) and 3 dense layers (128, 64, 1).
 
     Global average pooling keeps it below 100,000 parameters.
-
-    Args:
-        image_size: Side of the input in pixels.
-        dropout: Rate between the dense layers, [0, 1).
-        precision: Keras dtype policy in which it computes.
-        outputs: 1 logit, or 3 (normal, bacteria, virus).
-
-    Returns:
-        A model from grey images (N, size, size, 1) in 0–255 to logits (N, outputs).
     """
     return _build_plain_cnn("student_cnn", (32, 64), (128, 64), image_size, dropout, precision, outputs)
 
@@ -149,20 +125,10 @@ def build_compact_cnn(
 ) -> keras.Model:
     """Build the recommended student: depthwise separable, 116,000 parameters.
 
-    Two ordinary convolutions, each with stride 2, then depthwise separable
-    ones (Howard 2017, arXiv:1704.04861) in three stages of 64, 96 and 160
-    channels, with residual connections within a stage. Global average pooling
-    and one dense layer end it, so that the class activation map is exact:
-    the logit is the mean of the map plus the bias.
-
-    Args:
-        image_size: Side of the input in pixels, at least 32.
-        dropout: Rate between pooling and logit, [0, 1).
-        precision: Keras dtype policy in which it computes.
-        outputs: 1 logit, or 3 (normal, bacteria, virus).
-
-    Returns:
-        A model from grey images (N, size, size, 1) in 0–255 to logits (N, outputs).
+    Two ordinary convolutions, each with stride 2, then depthwise separable ones (Howard 2017,
+    arXiv:1704.04861) in three stages of 64, 96 and 160 channels, with residual connections within a stage.
+    Global average pooling and one dense layer end it, so that the class activation map is exact: the logit is
+    the mean of the map plus the bias. The side is at least 32.
     """
 
     def normalised(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
@@ -210,23 +176,18 @@ def build_transfer_model(
     """Build a backbone with a new head, as one flat graph.
 
     Args:
-        backbone: Key in the registry: VGG16, ResNet50, InceptionV3 or DenseNet121.
-        image_size: Side of the input in pixels; by default the backbone's own.
+        backbone: Key in the registry, for example VGG16.
+        image_size: By default the backbone's own.
         head_units: Widths of the dense layers between pooling and logit.
-        dropout: Rate after each of them, [0, 1).
         weights: ``"imagenet"``, a weights file or folder, or None for random.
-        precision: Keras dtype policy in which it computes.
-        outputs: 1 logit, or 3 (normal, bacteria, virus).
+        dropout, precision, outputs: See the module.
 
     Returns:
-        The model, from grey images (N, size, size, 1) in 0–255 to logits
-        (N, outputs), and where its weights come from: ``imagenet``, ``random`` or a
-        file's name.
+        The model, and where its weights come from: ``imagenet``, ``random`` or a file's name.
 
     Raises:
         ValueError: Unknown backbone.
-        FileNotFoundError: The weights cannot be had; never falls back to
-            random ones.
+        FileNotFoundError: The weights cannot be had; never falls back to random ones.
     """
     row = get_backbone(backbone)
     size = image_size or row.image_size
@@ -234,6 +195,9 @@ def build_transfer_model(
         inputs = keras.Input((size, size, 1), name="image")
         base = row.build(weights=None, include_top=False, input_tensor=row.preprocess(inputs))
         recorded = load_backbone_weights(base, weights, row)
+        for layer in base.layers:
+            if isinstance(layer, layers.Dropout):
+                layer.rate = 0.0  # a backbone's own dropout would end its frozen part
         x = layers.GlobalAveragePooling2D(name="pool")(base.output)
         x = _dense_block(x, head_units, dropout)
         return keras.Model(inputs, _logit(x, outputs), name=backbone.lower()), recorded
@@ -256,8 +220,7 @@ def layer_table(model: keras.Model) -> pd.DataFrame:
         model: A flat model.
 
     Returns:
-        One row a part, in order: ``part``, ``layers``, ``parameters``,
-        ``trainable`` (parameters that learn).
+        One row a part, in order: ``part``, ``layers``, ``parameters``, ``trainable`` (parameters that learn).
     """
     layers_ = [layer for layer in model.layers if layer.count_params() or layer.name == "pool"]
     table = pd.DataFrame(

@@ -1,8 +1,7 @@
-"""A training that can be interrupted anywhere and goes on to the same weights.
+"""Checkpoints of a training, which continues to the same weights after any interruption.
 
-After every epoch one file takes the whole state: variables of the model with
-the seeds of its dropout layers, the optimizer, EarlyStopping and
-ReduceLROnPlateau, and the history. Order and augmentation of an epoch depend
+After every epoch one file takes the whole state: variables of the model with the seeds of its dropout layers,
+the optimizer, EarlyStopping and ReduceLROnPlateau, and the history. Order and augmentation of an epoch depend
 on its number alone, so nothing else is needed to continue bit for bit.
 """
 
@@ -27,8 +26,8 @@ _CALLBACK_STATE = ("wait", "best", "best_epoch", "stopped_epoch", "cooldown_coun
 def fingerprint(model: keras.Model, description: dict[str, Any]) -> str:
     """Identify a training by its network, its starting weights and everything that steers it.
 
-    Names of layers do not count: Keras numbers some anew in every instance.
-    Of what is trainable, only weights count.
+    Names of layers do not count: Keras numbers some anew in every instance. Of what is trainable, only
+    weights count.
 
     Args:
         model: The model before its first step.

@@ -1,4 +1,4 @@
-"""Knowledge distillation: a student learns from the labels and from a teacher's logits."""
+"""Knowledge distillation: Distiller and its loss."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from keras import ops
 
 
 def distillation_loss(teacher_logits: Any, student_logits: Any, temperature: float) -> Any:
-    """How far a student is from its teacher: T² · KL(teacher ‖ student) at temperature T.
+    """Distance of a student from its teacher: T² · KL(teacher ‖ student) at temperature T.
 
-    Both distributions over the classes are softened by dividing the logits by
-    T; T² keeps the size of the gradient independent of T (Hinton, Vinyals and
-    Dean 2015, arXiv:1503.02531). One logit z is the log-odds of class 1 and
-    stands for the pair (0, z): the two distributions are then
-    Bernoulli(σ(t/T)) and Bernoulli(σ(s/T)).
+    Both distributions over the classes are softened by dividing the logits by T; T² keeps the size of the
+    gradient independent of T (Hinton, Vinyals and Dean 2015, arXiv:1503.02531). One logit z is the log-odds
+    of class 1 and stands for the pair (0, z): the two distributions are then Bernoulli(σ(t/T)) and
+    Bernoulli(σ(s/T)).
 
     Args:
         teacher_logits: (N, 1) for two classes, (N, C) for more.
@@ -35,10 +34,9 @@ def distillation_loss(teacher_logits: Any, student_logits: Any, temperature: flo
 
 
 def mean_tempered_entropy(logits: Any, temperature: float) -> float:
-    """How much a teacher says beyond its decision: mean entropy of its softened answers, in nats.
+    """Mean entropy of a teacher's softened probabilities, in nats: its information beyond the decision.
 
-    At most ln 2 = 0.69 for two classes and ln 3 = 1.10 for three; a teacher
-    near 0 repeats the labels.
+    At most ln 2 = 0.69 for two classes and ln 3 = 1.10 for three. A teacher near 0 repeats the labels.
 
     Args:
         logits: (N, 1) or (N, C).
@@ -55,24 +53,24 @@ def _all_classes(logits: Any) -> Any:
 class Distiller(keras.Model):
     """Trains a student with ``α · cross-entropy + (1 − α) · distillation loss``.
 
-    The cross-entropy is that of the labels (0 or 1 for one logit, the number
-    of the class for several), the other term :func:`distillation_loss`. Sample
-    and class weights weigh both terms; as elsewhere in Keras the weighted
-    terms are summed and divided by the number of images. Regularisation
-    losses of the student are added unweighted. ``loss``,
-    ``student_loss`` and ``distillation_loss`` are means over the epoch, and
+    ``keras.distillation`` cannot take its place: its softmax over one logit is constant, so that the loss is
+    0, and sample and class weights are unused.
+
+    The cross-entropy is that of the labels (0 or 1 for one logit, the number of the class for several), the
+    other term :func:`distillation_loss`. Sample and class weights weigh both terms; as elsewhere in Keras the
+    weighted terms are summed and divided by the number of images. Regularisation losses of the student are
+    added unweighted. ``loss``, ``student_loss`` and ``distillation_loss`` are means over the epoch, and
     ``val_loss`` is the same objective on the validation images.
 
-    The teacher is not a part of this model: it is neither trained nor saved
-    with it, and its weights and batch statistics stay as they are. Save
-    ``student``, which shares its weights with this model.
+    The teacher is not a part of this model: it is neither trained nor saved with it, and its weights and
+    batch statistics stay as they are. Save ``student``, which shares its weights with this model.
 
     What ``fit`` and ``evaluate`` are given as ``x``:
 
     - images, when student and teacher take the same ones;
     - ``{"image": …, "teacher_image": …}`` when they take different sizes;
-    - ``{"image": …, "teacher_logit": …}`` with the teacher's answers computed
-      before; no teacher is needed then.
+    - ``{"image": …, "teacher_logit": …}`` with the teacher's answers computed before; no teacher is needed
+      then.
 
     ``predict`` needs the images alone and gives the student's logits.
     """
@@ -93,8 +91,7 @@ class Distiller(keras.Model):
             temperature: T, above 0.
 
         Raises:
-            ValueError: A setting is out of range, or teacher and student have
-                not the same classes.
+            ValueError: A setting is out of range, or teacher and student have not the same classes.
         """
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must lie in 0–1. Received: alpha={alpha!r}")

@@ -1,9 +1,8 @@
-"""The frozen part of a network, computed once.
+"""Activations of the frozen part of a network, computed once.
 
-Layers that do not learn give the same activations for the same picture in
-every epoch. They are computed once, kept on disk, and the rest of the network
-is trained from there. The rest shares its layers with the whole network, so
-that what is saved in the end is an ordinary Keras model.
+Layers that do not learn give the same activations for the same image in every epoch. They are computed once
+and kept on disk, and the rest of the network is trained from there. It shares its layers with the whole
+network, so that an ordinary Keras model is saved at the end.
 """
 
 from __future__ import annotations
@@ -33,273 +32,20 @@ from chestxray.models.checkpoint import fingerprint, wiring
 FEATURES_VERSION = 1
 _BATCH = 32
 _SPARE = 2 * 10**9  # bytes of the disk that are never taken
-
-
-class Features:
-    """Activations of the frozen part of a network for all training and validation images.
-
-    Each view of each image is computed when it is first asked for. An entry
-    on disk is one view of all images of one subset: a ``float16`` memory map,
-    keyed by the frozen layers and weights, the pixels, the images' paths and
-    the view, so that it can never serve anything else. Activations are
-    rounded to float16.
-
-    Attributes:
-        rest: The model from the first cut to the logit; shares its layers
-            with the whole model.
-        bytes: What all views take on disk.
-        entries: The folders of all views, whether they exist or not.
-    """
-
-    def __init__(
-        self,
-        model: keras.Model,
-        data: XrayData,
-        cuts: Sequence[keras.layers.Layer],
-        augmentation: Augmentation | None,
-        views: int,
-    ):
-        """Describe the features; nothing is computed yet.
-
-        Args:
-            model: A flat model.
-            data: Its training and validation images.
-            cuts: Layers whose output is kept. Training starts from the
-                first; the others are kept for later phases, which saves a
-                second pass over the frozen layers.
-            augmentation: Random views of the training images, or None.
-            views: Number of views of each training image.
-        """
-        self.data, self.cuts, self.augmentation = data, list(cuts), augmentation
-        self.views = views if augmentation else 1
-        self.rest = keras.Model(cuts[0].output, model.output, name=model.name)
-        self.rest.dtype_policy = model.dtype_policy  # decides whether compile() scales the loss
-        self._model = model
-        self._maps: dict[tuple[str, int | None], np.ndarray] = {}
-        self._graphs: dict[tuple[int, ...], Callable] = {}
-        versions = {
-            "keras": keras.__version__,
-            "tensorflow": tf.__version__,
-            "devices": len(tf.config.list_physical_devices()),
-        }
-        identities = [fingerprint(keras.Model(model.input, cut.output), versions) for cut in cuts]
-        root, self._folders = cache_dir("features"), {}
-        for subset in ("train", "val"):
-            rows = data.subset(subset)
-            views_ = range(self.views) if subset == "train" and augmentation else [None]
-            for number, view in itertools.product(range(len(cuts)), views_):
-                drawn = None if view is None else [asdict(augmentation), view, data.train_seed]
-                key = json.dumps(
-                    [
-                        FEATURES_VERSION,
-                        identities[number],
-                        data.store.key,
-                        list(rows["path"]),
-                        list(rows["sha256"]),
-                        drawn,
-                    ]
-                )
-                self._folders[subset, number, view] = root / hashlib.sha256(key.encode()).hexdigest()[:24]
-        self.entries = list(self._folders.values())
-        images = self.views * len(data.subset("train")) + len(data.subset("val"))
-        self.bytes = sum(2 * images * math.prod(cut.output.shape[1:]) for cut in cuts)
-
-    def _view(self, subset: str, epoch: int) -> int | None:
-        return epoch % self.views if subset == "train" and self.augmentation else None
-
-    def prepare(self, subset: str, epoch: int = 0) -> None:
-        """Compute the view of an epoch, unless it is on disk.
-
-        Args:
-            subset: train or val.
-            epoch: Number of the epoch; its view is ``epoch % views``.
-        """
-        view = self._view(subset, epoch)
-        missing = tuple(
-            number for number in range(len(self.cuts)) if _open(self._folders[subset, number, view]) is None
-        )
-        if missing:
-            self._compute(subset, view, missing)
-        # Once open it stays readable, also when another process clears the cache.
-        self._maps[subset, view] = _open(self._folders[subset, 0, view])
-
-    def _compute(self, subset: str, view: int | None, missing: tuple[int, ...]) -> None:
-        """Write the entries of one view at the cuts that lack it, in one pass."""
-        if missing not in self._graphs:
-            self._graphs[missing] = frozen_graph(
-                keras.Model(self._model.input, [self.cuts[number].output for number in missing])
-            )
-        rows, what = self.data.subset(subset), subset if view is None else f"view {view + 1} of {self.views}"
-        print(f"computing the frozen layers for {len(rows)} images ({what})", flush=True)
-        images = self.data.store.dataset(
-            rows,
-            _BATCH,
-            epoch=lambda: view,
-            seed=self.data.train_seed,
-            augment=None if view is None else self.augmentation,
-        )
-        with contextlib.ExitStack() as stack:
-            folders = [
-                stack.enter_context(whole_folder(self._folders[subset, number, view])) for number in missing
-            ]
-            maps = [
-                _create(folder, (len(rows), *self.cuts[number].output.shape[1:]))
-                for folder, number in zip(folders, missing, strict=True)
-            ]
-            for batch, (pixels, _) in enumerate(images):
-                for target, found in zip(maps, self._graphs[missing](pixels), strict=True):
-                    half = tf.cast(found, tf.float16)  # several times faster than NumPy
-                    if not tf.reduce_all(tf.math.is_finite(half)):
-                        raise ValueError(
-                            "activations do not fit into float16; train with disk_gb=0. "
-                            f"Received: largest={np.abs(found).max()}"
-                        )
-                    target[batch * _BATCH : batch * _BATCH + len(half)] = half
-            for target in maps:
-                target.flush()
-
-    def dataset(
-        self, subset: str, batch_size: int = 32, shuffle: bool = False, epoch: Callable[[], int] = lambda: 0
-    ) -> tf.data.Dataset:
-        """tf.data pipeline from the first cut; see :meth:`chestxray.data.dataset.PixelStore.dataset`.
-
-        Args:
-            subset: train or val.
-            batch_size: Images a batch; the last batch may be smaller.
-            shuffle: New order in every epoch, the same as that of the pixels.
-            epoch: Tells the number of the epoch when one begins; its view
-                must be prepared.
-
-        Returns:
-            Dataset of ``(activations, labels)``.
-        """
-        labels = self.data.targets(subset, self.rest.output.shape[-1])
-        tensor = self.cuts[0].output
-
-        def begin() -> tuple[np.ndarray, ...]:
-            number = epoch()
-            order = pass_order(len(labels), shuffle, self.data.train_seed, number)
-            return order, labels[order], np.full(len(order), number)
-
-        def activations(some: np.ndarray, number: np.ndarray) -> np.ndarray:
-            return self._maps[subset, self._view(subset, int(number[0]))][some]
-
-        def read(some: tf.Tensor, labels: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            found = tf.numpy_function(activations, [some, number], tf.float16)
-            return tf.cast(tf.ensure_shape(found, tensor.shape), tensor.dtype), labels
-
-        signature = [tf.TensorSpec((None,), kind) for kind in (tf.int64, tf.float32, tf.int64)]
-        return pass_batches(begin, signature, len(labels), batch_size).map(read).prefetch(2)
-
-    def make_room(self, disk_gb: float) -> None:
-        """Remove the entries of others that have not been used for longest, until all views fit.
-
-        Args:
-            disk_gb: Most that the cache may take, in 10⁹ bytes.
-        """
-        remove_debris(cache_dir("features"))
-        others, own = _others(self)
-        taken = sum(size for _, size in others)
-        limit = min(1e9 * disk_gb, _room(others, own))
-        for folder, size in others:
-            if self.bytes + taken > limit:
-                taken -= size
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def plan_features(
-    model: keras.Model,
-    data: XrayData,
-    cuts: Sequence[keras.layers.Layer | None],
-    augmentation: Augmentation | None,
-    views: int,
-    disk_gb: float,
-) -> Features | None:
-    """Decide whether a phase is trained from stored activations, and say what they take.
-
-    Args:
-        model, data, augmentation: See :class:`Features`.
-        cuts: From :func:`chestxray.models.features.find_cut`: the phase's own, then those of later
-            phases; of these only layers in front of the phase's own are
-            stored, because those behind it still change.
-        views: Stored views of each training image; 0 asks for fresh ones in
-            every epoch, through the whole network.
-        disk_gb: Most that the cache of features may take, in 10⁹ bytes.
-
-    Returns:
-        The features, or None when the whole network has to be computed: no
-        layer is frozen, fresh views are wanted, or the disk is too small.
-    """
-    if cuts[0] is None or augmentation and not views:
-        return None
-    order = model.operations
-    cuts = list(dict.fromkeys(cut for cut in cuts if cut and order.index(cut) <= order.index(cuts[0])))
-    features = Features(model, data, cuts, augmentation, views)
-    limit = min(1e9 * disk_gb, _room(*_others(features)))
-    text = (
-        f"stored activations at {', '.join(cut.name for cut in cuts)}: {features.bytes / 1e9:.2f} GB, "
-        f"{features.views} views of the training images"
-    )
-    if features.bytes <= limit:
-        print(text)
-        return features
-    print(f"{text}: too much for {limit / 1e9:.2f} GB", end="")
-    if len(cuts) > 1:
-        print("; the later phase has to compute its own")
-        return plan_features(model, data, cuts[:1], augmentation, views, disk_gb)
-    print("; the whole network is computed in every epoch")
-    return None
-
-
-def _others(features: Features) -> tuple[list[tuple[Path, int]], int]:
-    """Entries of other trainings with their bytes, least recently used first, and the bytes of the own."""
-    found = []
-    for folder in cache_dir("features").glob("[!.]*"):
-        with contextlib.suppress(FileNotFoundError):  # removed meanwhile by another process
-            size = sum(path.stat().st_size for path in folder.rglob("*"))
-            found.append((folder.stat().st_mtime, folder, size))
-    own = sum(size for _, folder, size in found if folder in features.entries)
-    return [(folder, size) for _, folder, size in sorted(found) if folder not in features.entries], own
-
-
-def _room(others: list[tuple[Path, int]], own: int) -> int:
-    """What the disk could give if all entries of others went."""
-    free = shutil.disk_usage(cache_dir("features")).free
-    return free + own + sum(size for _, size in others) - _SPARE
-
-
-def _create(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
-    features = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float16, shape)
-    if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a crash while writing
-        with open(folder / "features.npy", "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-    return features
-
-
-def _open(folder: Path) -> np.ndarray | None:
-    """Open an entry and note its use; None when it is missing or damaged."""
-    try:
-        features = np.load(folder / "features.npy", mmap_mode="r")
-        os.utime(folder)
-    except (FileNotFoundError, ValueError, EOFError):
-        return None
-    return features
-
-
 _ONEDNN_BF16 = "auto_mixed_precision_onednn_bfloat16"
 
 
 def find_cut(model: keras.Model) -> keras.layers.Layer | None:
-    """Find the last layer before the first one that learns through which everything passes.
+    """Find the last frozen layer that is a single cut point: all paths pass through it.
 
-    Dropout counts as learning, because it gives something else in every step.
+    A layer is frozen if it, and every layer before it, gives the same output in every step. Dropout does not.
 
     Args:
         model: A flat model.
 
     Returns:
-        The layer, or None when neither it nor a layer in front of it has
-        weights other than those of the preprocessing: nothing is saved then.
+        The layer, or None when no layer up to it has weights other than those of the preprocessing: nothing
+        is saved then.
     """
     layers, sources = model.operations, wiring(model)
     first = next((number for number, layer in enumerate(layers) if _differs_in_training(layer)), 0)
@@ -315,30 +61,27 @@ def find_cut(model: keras.Model) -> keras.layers.Layer | None:
 
 def _differs_in_training(layer: keras.layers.Layer) -> bool:
     moving = isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-    return bool(layer.trainable_weights) or moving or hasattr(layer, "seed_generator")
+    random = hasattr(layer, "seed_generator") and getattr(layer, "rate", 1) > 0
+    return bool(layer.trainable_weights) or moving or random
 
 
 def frozen_graph(model: keras.Model, bf16: bool = False) -> Callable[[tf.Tensor], list[tf.Tensor]]:
     """Turn a model into a function that computes it as fast as the processor can.
 
-    On a processor a model that computes in bfloat16 is taken in float32 and
-    left to oneDNN's own rewriting, which converts less back and forth than
-    Keras' policy. With batch normalisation the weights become constants, so
-    that convolution, normalisation and activation fuse; without it, constants
-    only cost time (VGG16: 48 images/s instead of 79).
+    On a CPU a model that computes in bfloat16 is taken in float32 and left to oneDNN's own rewriting, which
+    converts less back and forth than Keras' policy. With batch normalisation the weights become constants, so
+    that convolution, normalisation and activation fuse. Without it, constants only cost time (VGG16: 48
+    images/s instead of 79).
 
     Args:
         model: From images to one or several tensors; is not changed.
-        bf16: Compute in bfloat16 on a processor also when the model itself
-            computes in float32.
+        bf16: Compute in bfloat16 on a CPU also when the model itself computes in float32.
 
     Returns:
-        A function from images, ``float32`` (N, H, W, 1) in 0–255, to a list
-        of tensors, one an output.
+        A function from images, ``float32`` (N, H, W, 1) in 0–255, to a list of tensors, one an output.
     """
-    rewrite = (
-        bf16 or any(layer.compute_dtype == "bfloat16" for layer in model.layers)
-    ) and not tf.config.list_physical_devices("GPU")
+    bf16 = bf16 or any(layer.compute_dtype == "bfloat16" for layer in model.layers)
+    rewrite = bf16 and not tf.config.list_physical_devices("GPU")
     copy = as_float32(model) if rewrite else model
     graph = tf.function(
         lambda images: keras.tree.flatten(copy(images, training=False)),
@@ -363,3 +106,214 @@ def _graph_option(name: str, value: bool) -> Iterator[None]:
         yield
     finally:
         tf.config.optimizer.set_experimental_options({name: former})
+
+
+class Features:
+    """Stored activations for all training and validation images.
+
+    Each view of each image is computed when it is first needed. An entry on disk is one view of all images of
+    one subset: a ``float16`` memory map, keyed by the frozen layers and weights, the pixels, the images'
+    paths and the view, so that it can never serve anything else.
+
+    Attributes:
+        rest: The model from the first cut to the logit; shares its layers with the whole model.
+        bytes: Size of all views on disk.
+        entries: The folders of all views, whether they exist or not.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        data: XrayData,
+        cuts: Sequence[keras.layers.Layer],
+        augmentation: Augmentation | None,
+        views: int,
+    ):
+        """Describe the features; nothing is computed yet.
+
+        Args:
+            model: A flat model.
+            data: Its training and validation images.
+            cuts: Layers whose output is kept. Training starts from the first; the others are kept for later
+                phases, which saves a second pass over the frozen layers.
+            augmentation: Random views of the training images, or None.
+            views: Number of views of each training image.
+        """
+        self.data, self.cuts, self.augmentation = data, list(cuts), augmentation
+        self.views = views if augmentation else 1
+        self.rest = keras.Model(cuts[0].output, model.output, name=model.name)
+        self.rest.dtype_policy = model.dtype_policy  # decides whether compile() scales the loss
+        self._model = model
+        self._maps: dict[tuple[str, int | None], np.ndarray] = {}
+        self._graphs: dict[tuple[int, ...], Callable] = {}
+        devices = len(tf.config.list_physical_devices())
+        versions = {"keras": keras.__version__, "tensorflow": tf.__version__, "devices": devices}
+        identities = [fingerprint(keras.Model(model.input, cut.output), versions) for cut in cuts]
+        root, self._folders = cache_dir("features"), {}
+        for subset in ("train", "val"):
+            rows = data.subset(subset)
+            contents = [data.store.key, list(rows["path"]), list(rows["sha256"])]
+            views_ = range(self.views) if subset == "train" and augmentation else [None]
+            for number, view in itertools.product(range(len(cuts)), views_):
+                drawn = None if view is None else [asdict(augmentation), view, data.train_seed]
+                key = json.dumps([FEATURES_VERSION, identities[number], *contents, drawn])
+                self._folders[subset, number, view] = root / hashlib.sha256(key.encode()).hexdigest()[:24]
+        self.entries = list(self._folders.values())
+        images = self.views * len(data.subset("train")) + len(data.subset("val"))
+        self.bytes = sum(2 * images * math.prod(cut.output.shape[1:]) for cut in cuts)
+
+    def _view(self, subset: str, epoch: int) -> int | None:
+        return epoch % self.views if subset == "train" and self.augmentation else None
+
+    def prepare(self, subset: str, epoch: int = 0) -> None:
+        """Compute the view of an epoch, ``epoch % views``, unless it is on disk.
+
+        Args:
+            subset: train or val.
+            epoch: Number of the epoch.
+        """
+        view = self._view(subset, epoch)
+        folders = [self._folders[subset, number, view] for number in range(len(self.cuts))]
+        missing = tuple(number for number, folder in enumerate(folders) if _open(folder) is None)
+        if missing:
+            self._compute(subset, view, missing)
+        # Once open it stays readable, also when another process clears the cache.
+        self._maps[subset, view] = _open(folders[0])
+
+    def _compute(self, subset: str, view: int | None, missing: tuple[int, ...]) -> None:
+        """Write the entries of one view at the cuts that lack it, in one pass."""
+        outputs = [self.cuts[number].output for number in missing]
+        if missing not in self._graphs:
+            self._graphs[missing] = frozen_graph(keras.Model(self._model.input, outputs))
+        rows, name = self.data.subset(subset), subset if view is None else f"view {view + 1} of {self.views}"
+        print(f"computing the frozen layers for {len(rows)} images ({name})", flush=True)
+        augment, seed = None if view is None else self.augmentation, self.data.train_seed
+        images = self.data.store.dataset(rows, _BATCH, augment=augment, seed=seed, epoch=lambda: view)
+        with contextlib.ExitStack() as stack:
+            maps = []
+            for number, output in zip(missing, outputs):
+                folder = stack.enter_context(whole_folder(self._folders[subset, number, view]))
+                maps.append(_create(folder, (len(rows), *output.shape[1:])))
+            for batch, (pixels, _) in enumerate(images):
+                for target, activations in zip(maps, self._graphs[missing](pixels), strict=True):
+                    half = tf.cast(activations, tf.float16)  # several times faster than NumPy
+                    if not tf.reduce_all(tf.math.is_finite(half)):
+                        raise ValueError(
+                            "activations do not fit into float16; train with disk_gb=0. "
+                            f"Received: largest={np.abs(activations).max()}"
+                        )
+                    target[batch * _BATCH : batch * _BATCH + len(half)] = half
+            for target in maps:
+                target.flush()
+
+    def dataset(
+        self, subset: str, batch_size: int = 32, shuffle: bool = False, epoch: Callable[[], int] = lambda: 0
+    ) -> tf.data.Dataset:
+        """tf.data pipeline from the first cut; see :meth:`chestxray.data.dataset.PixelStore.dataset`.
+
+        Args:
+            subset: train or val.
+            batch_size: Images a batch; the last batch may be smaller.
+            shuffle: New order in every epoch, the same as that of the pixels.
+            epoch: Gives the number of the epoch when it begins; its view must be prepared.
+
+        Returns:
+            Dataset of ``(activations, labels)``.
+        """
+        labels = self.data.targets(subset, self.rest.output.shape[-1])
+        tensor = self.cuts[0].output
+
+        def begin() -> tuple[np.ndarray, ...]:
+            number = epoch()
+            order = pass_order(len(labels), shuffle, self.data.train_seed, number)
+            return order, labels[order], np.full(len(order), number)
+
+        def activations(rows: np.ndarray, number: np.ndarray) -> np.ndarray:
+            return self._maps[subset, self._view(subset, int(number[0]))][rows]
+
+        def read(rows: tf.Tensor, labels: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            half = tf.numpy_function(activations, [rows, number], tf.float16)
+            return tf.cast(tf.ensure_shape(half, tensor.shape), tensor.dtype), labels
+
+        signature = [tf.TensorSpec((None,), kind) for kind in (tf.int64, tf.float32, tf.int64)]
+        return pass_batches(begin, signature, len(labels), batch_size).map(read).prefetch(2)
+
+    def make_room(self, disk_gb: float) -> None:
+        """Remove other entries, the least recently used first, until all views fit into ``disk_gb``."""
+        remove_debris(cache_dir("features"))
+        limit, others = self._limit(disk_gb)
+        taken = sum(size for _, size in others)
+        for folder, size in others:
+            if self.bytes + taken > limit:
+                taken -= size
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _limit(self, disk_gb: float) -> tuple[float, list[tuple[Path, int]]]:
+        """Bytes that may be taken, and the other entries with theirs, the least recently used first."""
+        entries = []
+        for folder in cache_dir("features").glob("[!.]*"):
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile by another process
+                size = sum(path.stat().st_size for path in folder.rglob("*"))
+                entries.append((folder.stat().st_mtime, folder, size))
+        room = shutil.disk_usage(cache_dir("features")).free + sum(size for *_, size in entries) - _SPARE
+        others = [(folder, size) for _, folder, size in sorted(entries) if folder not in self.entries]
+        return min(1e9 * disk_gb, room), others
+
+
+def plan_features(
+    model: keras.Model,
+    data: XrayData,
+    cuts: Sequence[keras.layers.Layer | None],
+    augmentation: Augmentation | None,
+    views: int,
+    disk_gb: float,
+) -> Features | None:
+    """Decide whether a phase is trained from stored activations, and print their size.
+
+    Args:
+        model, data, augmentation: See :class:`Features`.
+        cuts: From :func:`find_cut`: the phase's own, then those of later phases. Of these only layers before
+            the phase's own are stored; those after it still change.
+        views: Stored views of each training image; 0 means fresh ones in every epoch, through the whole
+            network.
+        disk_gb: Limit of the cache of features, in 10⁹ bytes.
+
+    Returns:
+        The features, or None when the whole network has to be computed: no layer is frozen, fresh views are
+        wanted, or the disk is too small.
+    """
+    if cuts[0] is None or (augmentation and not views):
+        return None
+    order = model.operations
+    cuts = list(dict.fromkeys(cut for cut in cuts if cut and order.index(cut) <= order.index(cuts[0])))
+    features = Features(model, data, cuts, augmentation, views)
+    limit, _ = features._limit(disk_gb)
+    names, size = ", ".join(cut.name for cut in cuts), features.bytes / 1e9
+    text = f"stored activations at {names}: {size:.2f} GB, {features.views} views of the training images"
+    if features.bytes <= limit:
+        print(text)
+        return features
+    print(f"{text}: too much for {limit / 1e9:.2f} GB", end="")
+    if len(cuts) > 1:
+        print("; the later phase has to compute its own")
+        return plan_features(model, data, cuts[:1], augmentation, views, disk_gb)
+    print("; the whole network is computed in every epoch")
+    return None
+
+
+def _create(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
+    features = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float16, shape)
+    if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a crash while writing
+        with open(folder / "features.npy", "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    return features
+
+
+def _open(folder: Path) -> np.ndarray | None:
+    """Open an entry and note its use; None when it is missing or damaged."""
+    try:
+        features = np.load(folder / "features.npy", mmap_mode="r")
+        os.utime(folder)
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    return features

@@ -1,4 +1,4 @@
-"""How one phase of training is steered: settings, optimizer, and how the learning rate moves."""
+"""Settings of one phase of training, its optimizer and learning rates."""
 
 from __future__ import annotations
 
@@ -20,36 +20,29 @@ DECAYS = ("plateau", "cosine")
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What steers one phase of training.
+    """Settings of one phase of training.
 
     Attributes:
         epochs: Most passes over the training set.
         learning_rate: Highest learning rate.
         batch_size: Images a step.
         optimizer: ``adam``, ``rmsprop``, or ``sgd`` (momentum 0.9).
-        decay: ``plateau`` lowers the learning rate when the validation loss
-            no longer falls; ``cosine`` along half a cosine wave to 0 at the
-            last epoch (Loshchilov and Hutter 2017, without restarts).
-        plateau_patience: Epochs without a better validation loss after which
-            the learning rate falls.
-        plateau_factor: What it is then multiplied by.
-        warmup_epochs: Epochs in which the learning rate first climbs in a
-            straight line from 0; only with ``cosine``.
-        stop_patience: Epochs without a better validation loss after which
-            training stops; the weights of the best epoch are kept in any
-            case. None: all epochs are trained, and the last weights kept.
-        rates: Factors on the learning rate, ``{name of a layer: factor}``,
-            for this layer and those that follow it up to the next named one;
-            1 before the first. See :func:`stage_rates`.
+        decay: ``plateau`` lowers the learning rate when the validation loss no longer falls; ``cosine``
+            follows half a cosine wave to 0 at the last epoch (Loshchilov and Hutter 2017, without restarts).
+        plateau_patience, plateau_factor: After so many epochs without a better validation loss the learning
+            rate is multiplied by the factor.
+        warmup_epochs: Epochs in which the learning rate first rises linearly from 0; only with ``cosine``.
+        stop_patience: Epochs without a better validation loss after which training stops; the best epoch's
+            weights are kept in any case. None: all epochs are trained, and the last weights kept.
+        rates: Factors on the learning rate, ``{name of a layer: factor}``, for this layer and those that
+            follow it up to the next named one; 1 before the first. See :func:`stage_rates`.
         class_weights: Weigh all classes equally in the training loss.
-        label_smoothing: What the labels 0 and 1 are moved towards 0.5 by,
-            times two (Szegedy 2016); for one logit.
-        mixup: α of :class:`chestxray.models.mixup.Mixup`; 0 mixes nothing.
+        label_smoothing: What the labels 0 and 1 are moved towards 0.5 by, times two (Szegedy 2016); for one
+            logit.
         augmentation: Random views of the training images, or None.
-        views: How many augmented views of each image there are; the epochs
-            take them in turn, and what is frozen is computed once for each.
-            0 draws fresh views in every epoch and computes the whole network
-            each time.
+        views: How many augmented views of each image there are; the epochs take them in turn, and what is
+            frozen is computed once for each. 0 draws fresh views in every epoch and computes the whole
+            network each time.
         disk_gb: Most that stored activations may take, in 10⁹ bytes.
     """
 
@@ -65,7 +58,6 @@ class TrainSettings:
     rates: Mapping[str, float] = field(default_factory=dict)
     class_weights: bool = True
     label_smoothing: float = 0.0
-    mixup: float = 0.0
     augmentation: Augmentation | None = None
     views: int = 0
     disk_gb: float = 20.0
@@ -74,7 +66,7 @@ class TrainSettings:
         for name, known in (("optimizer", sorted(OPTIMIZERS)), ("decay", DECAYS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}. Received: {name}={getattr(self, name)!r}")
-        for name, right, rule in (
+        for name, valid, text in (
             ("epochs", self.epochs >= 1 and self.epochs == int(self.epochs), "be a whole number above 0"),
             ("batch_size", self.batch_size >= 1, "be at least 1"),
             ("learning_rate", self.learning_rate > 0, "be above 0"),
@@ -82,19 +74,14 @@ class TrainSettings:
             ("stop_patience", self.stop_patience is None or self.stop_patience >= 0, "not be negative"),
             ("plateau_factor", 0 < self.plateau_factor < 1, "lie between 0 and 1"),
             ("warmup_epochs", 0 <= self.warmup_epochs < self.epochs, "lie between 0 and epochs"),
-            (
-                "warmup_epochs",
-                not self.warmup_epochs or self.decay == "cosine",
-                "be 0 unless decay is cosine",
-            ),
+            ("warmup_epochs", self.decay == "cosine" or not self.warmup_epochs, "be 0 without cosine"),
             ("rates", all(rate > 0 for rate in self.rates.values()), "all be above 0"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "lie between 0 and 1"),
-            ("mixup", self.mixup >= 0, "not be negative"),
             ("views", self.views >= 0, "not be negative"),
             ("disk_gb", self.disk_gb >= 0, "not be negative"),
         ):
-            if not right:
-                raise ValueError(f"{name} must {rule}. Received: {name}={getattr(self, name)!r}")
+            if not valid:
+                raise ValueError(f"{name} must {text}. Received: {name}={getattr(self, name)!r}")
 
 
 def stage_rates(stages: Sequence[str], factor: float) -> dict[str, float]:
@@ -105,8 +92,8 @@ def stage_rates(stages: Sequence[str], factor: float) -> dict[str, float]:
         factor: Of each stage relative to the one after it; theirs is 1/2.6.
 
     Returns:
-        For :class:`TrainSettings`: the head has 1, the last stage ``factor``,
-        the one before ``factor`` squared, and so on.
+        For :class:`TrainSettings`: the head has 1, the last stage ``factor``, the one before ``factor``
+        squared, and so on.
     """
     count = len(stages)
     return {stage: factor ** (count - number) for number, stage in enumerate(stages)} | {"pool": 1.0}
@@ -115,11 +102,8 @@ def stage_rates(stages: Sequence[str], factor: float) -> dict[str, float]:
 def make_optimizer(model: keras.Model, settings: TrainSettings, steps_per_epoch: int) -> keras.Optimizer:
     """Make the optimizer of a phase.
 
-    In bfloat16 it leaves out a step whose gradient is not finite: on an AMX
-    processor InceptionV3 from random weights got NaN into the gradient of one
-    convolution, at another step in every run and never in float32, which
-    ended the training (oneDNN issue 5717 describes such a fault of its
-    kernels: leftovers of memory in sums whose length is no multiple of 32).
+    In bfloat16 it leaves out a step whose gradient is not finite. On AMX processors such gradients occur now
+    and then, and never in float32 (oneDNN issue 5717: kernels that read leftovers of memory).
 
     Args:
         model: The whole network, frozen layers included.
@@ -133,27 +117,22 @@ def make_optimizer(model: keras.Model, settings: TrainSettings, steps_per_epoch:
     if settings.decay == "cosine":
         steps = settings.epochs * steps_per_epoch
         warmup = min(round(settings.warmup_epochs * steps_per_epoch), steps - 1)
-        rate = keras.optimizers.schedules.CosineDecay(
-            0.0 if warmup else rate,
-            steps - warmup,
-            warmup_target=rate if warmup else None,
-            warmup_steps=warmup,
-        )
+        start, target = (0.0, rate) if warmup else (rate, None)
+        decay = {"warmup_target": target, "warmup_steps": warmup}
+        rate = keras.optimizers.schedules.CosineDecay(start, steps - warmup, **decay)
     optimizer = OPTIMIZERS[settings.optimizer](rate)
     if settings.rates:
         _scale_updates(optimizer, model, settings.rates)
     if any(layer.compute_dtype == "bfloat16" for layer in model.layers):
-        optimizer = keras.optimizers.LossScaleOptimizer(
-            optimizer, initial_scale=1.0, dynamic_growth_steps=2**30
-        )
+        scale = {"initial_scale": 1.0, "dynamic_growth_steps": 2**30}
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, **scale)
     return optimizer
 
 
 def _scale_updates(optimizer: keras.Optimizer, model: keras.Model, rates: Mapping[str, float]) -> None:
     """Multiply the learning rate of each variable by its stage's factor.
 
-    The gradient is left alone: Adam and RMSprop divide by its size, so
-    scaling it would change nothing.
+    The gradient is left alone: Adam and RMSprop divide by its size, so scaling it would change nothing.
     """
     names = [layer.name for layer in model.layers]
     if unknown := [name for name in rates if name not in names]:

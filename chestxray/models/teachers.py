@@ -1,4 +1,4 @@
-"""What teachers say about each view of each image, asked once."""
+"""Teacher logits, computed once per augmented view and cached."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from chestxray.models.features import frozen_graph
 from chestxray.models.settings import TrainSettings
 
 TEACHERS_VERSION = 1
-"""Part of the key of stored answers: raise it whenever views or their computation change."""
+"""Part of the key of cached logits: raise it whenever views or their computation change."""
 
 _BATCH = 32
 
 
 class SavedClassifier(Protocol):
-    """What a teacher needs of a classifier: the network, and a card with its name and its split."""
+    """The parts of a classifier that a teacher needs; the card has its name and its split."""
 
     model: keras.Model
     card: dict[str, Any]
@@ -39,47 +39,41 @@ class SavedClassifier(Protocol):
 class Teacher:
     """One saved classifier, or an ensemble whose logits are averaged.
 
-    Each member sees its own pixels (size, CLAHE) of the very views that the
-    student sees: the parameters of a view depend on the image's path, the
-    number of the view and the data's seed, not on the pixels. The answers
-    about one view of all images of a subset are one file on disk, looked up by
-    path, so that a big teacher is asked once for all students, variants and seeds.
+    Each member sees the views that the student sees, in its own image settings: the parameters of a view
+    depend on the image's path, the number of the view and the seed, not on the pixels. The logits of one view
+    of all images of a subset are one file on disk, looked up by path, so that they are computed once for all
+    students, variants and seeds.
     """
 
     def __init__(self, members: Sequence[tuple[SavedClassifier, XrayData]], bf16: bool = False):
         """Join the members; nothing is computed yet.
 
         Args:
-            members: Classifiers, each with the data in its own image
-                settings; all of one split.
-            bf16: Let the processor compute in bfloat16: faster, and about
-                1 % off.
+            members: Classifiers, each with the data in its own image settings; all of one split.
+            bf16: Compute in bfloat16: faster, and about 1 % off.
 
         Raises:
-            TypeError: A classifier is no Keras model, but an exported one.
-            ValueError: A classifier was trained on another split than that
-                of its data (it may have seen what the student is validated
-                on), or on other pixels.
+            TypeError: A classifier is an exported model.
+            ValueError: A classifier was trained on another split (it may have seen the validation images of
+                this one), or on other pixels.
         """
         if not members:
             raise ValueError("a teacher needs at least one classifier. Received: members=[]")
         for classifier, data in members:
+            name, trained = classifier.card["name"], classifier.card["training_data"]["split_hash"]
             if not isinstance(classifier.model, keras.Model):
                 raise TypeError(
-                    "a teacher must be a Keras model, not an exported one. "
-                    f"Received: teacher={classifier.card['name']!r}"
+                    f"a teacher must be a Keras model, not an exported one. Received: teacher={name!r}"
                 )
-            trained = classifier.card["training_data"]["split_hash"]
             if trained != data.split_hash:
                 raise ValueError(
-                    "this teacher was trained on another split: it may know validation and test "
-                    f"images of this one. Received: teacher={classifier.card['name']!r} "
-                    f"({trained}), split={data.split_hash!r}"
+                    "this teacher was trained on another split: it may know validation and test images of "
+                    f"this one. Received: teacher={name!r} ({trained}), split={data.split_hash!r}"
                 )
             if classifier.image_settings != data.store.settings:
                 raise ValueError(
                     f"this teacher sees other pixels: {classifier.image_settings}. Received: "
-                    f"teacher={classifier.card['name']!r}, data with {data.store.settings}"
+                    f"teacher={name!r}, data with {data.store.settings}"
                 )
         self.members, self.bf16 = list(members), bf16
         self.names = [classifier.card["name"] for classifier, _ in members]
@@ -93,23 +87,21 @@ class Teacher:
         }
         self._identities = [fingerprint(classifier.model, computed) for classifier, _ in members]
         self._graphs: dict[int, Callable] = {}
-        self._answers: dict[tuple, dict[str, np.ndarray]] = {}
+        self._logits: dict[tuple, dict[str, np.ndarray]] = {}
 
     @property
     def identity(self) -> list[list[str]]:
-        """What decides the answers, besides the view."""
-        return [
-            [identity, data.store.key]
-            for identity, (_, data) in zip(self._identities, self.members, strict=True)
-        ]
+        """Everything that decides the logits, besides the view."""
+        members = zip(self._identities, self.members, strict=True)
+        return [[identity, data.store.key] for identity, (_, data) in members]
 
     def logits(
         self, subset: str, paths: Sequence[str], augmentation: Augmentation | None = None, view: int = 0
     ) -> np.ndarray:
-        """Ask about the given images, or look up what was answered before.
+        """Look up the logits of the given images, or compute them.
 
         Args:
-            subset: train, val or test: all its images are asked about at once.
+            subset: train, val or test; all its images are computed at once.
             paths: Images of this subset.
             augmentation: Random views, or None for the images as they are.
             view: Number of the view.
@@ -121,68 +113,62 @@ class Teacher:
             ValueError: A member has no such image.
         """
         key = subset, augmentation, view if augmentation else None
-        if key not in self._answers:
-            self._answers = {
-                kept: answers for kept, answers in self._answers.items() if kept[0] != subset
-            }  # one view of each part at a time
-            self._answers[key] = self._ask_all(*key)
+        if key not in self._logits:
+            # One view of each subset is in memory at a time.
+            self._logits = {kept: rows for kept, rows in self._logits.items() if kept[0] != subset}
+            self._logits[key] = self._mean_logits(*key)
         try:
-            return np.stack([self._answers[key][path] for path in paths])
+            return np.stack([self._logits[key][path] for path in paths])
         except KeyError as error:
             raise ValueError(f"the teacher has no such image. Received: path={error.args[0]!r}") from None
 
-    def _ask_all(
-        self, subset: str, augmentation: Augmentation | None, view: int | None
-    ) -> dict[str, np.ndarray]:
-        found = [self._ask(number, subset, augmentation, view) for number in range(len(self.members))]
+    def _mean_logits(self, *view: Any) -> dict[str, np.ndarray]:
+        members = [self._member_logits(number, *view) for number in range(len(self.members))]
         if self.outputs == 1:
-            found = [{path: np.float32(log_odds(row)) for path, row in answers.items()} for answers in found]
-        return {
-            path: np.mean([np.atleast_1d(answers[path]) for answers in found], axis=0)
-            for path in set.intersection(*map(set, found))
-        }
+            members = [{path: np.float32(log_odds(row)) for path, row in rows.items()} for rows in members]
+        shared = set.intersection(*map(set, members))
+        return {path: np.mean([np.atleast_1d(rows[path]) for rows in members], axis=0) for path in shared}
 
-    def _ask(
+    def _member_logits(
         self, number: int, subset: str, augmentation: Augmentation | None, view: int | None
     ) -> dict[str, np.ndarray]:
-        """Answers of one member by path, from the disk or computed."""
+        """Logits of one member by path, from the disk or computed."""
         classifier, data = self.members[number]
         rows = data.subset(subset)
         drawn = [asdict(augmentation), view, data.train_seed] if augmentation else None
         key = json.dumps([*self.identity[number], list(rows["path"]), list(rows["sha256"]), drawn])
         file = cache_dir("teachers") / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
-        answers = _read_answers(file)
-        if answers is None:
+        stored = _read_logits(file)
+        if stored is None:
             if number not in self._graphs:
                 self._graphs[number] = frozen_graph(classifier.model, self.bf16)
             shown = f"{subset}, view {view + 1}" if augmentation else subset
-            print(f"asking {self.names[number]} about {len(rows)} images ({shown})", flush=True)
-            images = data.store.dataset(
-                rows, _BATCH, augment=augmentation, seed=data.train_seed, epoch=lambda: view or 0
-            )
+            print(f"computing {self.names[number]} for {len(rows)} images ({shown})", flush=True)
+            options = {"augment": augmentation, "seed": data.train_seed, "epoch": lambda: view or 0}
+            images = data.store.dataset(rows, _BATCH, **options)
             logits = np.concatenate([self._graphs[number](pixels)[0].numpy() for pixels, _ in images])
-            answers = dict(zip(rows["path"], logits.astype(np.float32), strict=True))
+            stored = dict(zip(rows["path"], logits.astype(np.float32), strict=True))
             with whole_file(file) as partial:
-                np.savez(partial, paths=np.array(list(answers)), logits=np.stack(list(answers.values())))
-        return answers
+                np.savez(partial, paths=np.array(list(stored)), logits=np.stack(list(stored.values())))
+        return stored
 
 
-def _read_answers(file: Path) -> dict[str, np.ndarray] | None:
+def _read_logits(file: Path) -> dict[str, np.ndarray] | None:
     """Stored logits by path; None where there is no such file, or a damaged one."""
     try:
         with np.load(file, allow_pickle=False) as stored:
             return dict(zip(stored["paths"].tolist(), stored["logits"], strict=True))
-    except Exception:  # a damaged file can fail in any way; what it held can be asked again
+    except Exception:  # a damaged file can fail in any way; its logits are computed again
         return None
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """How a student is taught; see :class:`chestxray.models.distillation.Distiller`.
+    """Settings of distillation; see :class:`chestxray.models.distillation.Distiller`.
 
     Attributes:
-        teacher: Gives as many logits as the student, or is reduced to the
-            log-odds of pneumonia when the student has one.
+        teacher: Gives as many logits as the student, or is reduced to the log-odds of pneumonia when the
+            student has one.
         alpha: Share of the labels' term, [0, 1].
         temperature: T, above 0.
     """
@@ -193,18 +179,17 @@ class Distillation:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the training, as plain JSON types."""
+        """Everything that decides the training, as plain JSON types."""
         return {"teacher": self.teacher.identity, "alpha": self.alpha, "temperature": self.temperature}
 
     def answers(
         self, data: XrayData, subset: str, settings: TrainSettings, epoch: int, outputs: int
     ) -> np.ndarray:
-        """The teacher's logits for the pictures of an epoch, (N, outputs), in the table's order.
+        """Teacher's logits for the images of an epoch, (N, outputs), in the table's order.
 
         Raises:
-            ValueError: The student has more classes than the teacher, or the
-                teacher's data are of another split or seed: it would see
-                other views.
+            ValueError: The student has more classes than the teacher, or the teacher's data have another
+                split or seed, and so other views.
         """
         for _, taught in self.teacher.members:
             if (taught.split_hash, taught.train_seed) != (data.split_hash, data.train_seed):
@@ -214,8 +199,9 @@ class Distillation:
                     f"student={data.split_hash}, {data.train_seed}"
                 )
         if outputs > self.teacher.outputs:
+            names = self.teacher.names
             raise ValueError(
-                f"a student of three classes needs a teacher of three. Received: teacher={self.teacher.names}"
+                f"a student of three classes needs a teacher of three. Received: teacher={names}"
             )
         augmentation = settings.augmentation if subset == "train" else None
         view = epoch % settings.views if settings.views else epoch
@@ -234,10 +220,9 @@ class Distillation:
         """Put the teacher's logits beside the batches of a data set.
 
         Args:
-            images: From ``data.dataset`` with the same settings and epoch;
-                train is shuffled.
+            images: From ``data.dataset`` with the same settings and epoch; train is shuffled.
             data, subset, settings, outputs: Of the student.
-            epoch: Tells the number of the epoch when one begins.
+            epoch: Gives the number of the epoch when it begins.
 
         Returns:
             Dataset of ``({"image": …, "teacher_logit": …}, labels)``.

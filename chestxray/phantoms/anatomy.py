@@ -1,9 +1,7 @@
-"""The body of a phantom: organs as solids and tubes, one patient's at a time.
+"""Anatomy of phantoms: the organs of a child's chest as solids and tubes.
 
-Lengths are in centimetres, angles in radians. x points to the right of the
-film (the patient's left side, as always), y down, z from the back of the
-patient to the front. The origin is the middle of the chest of a child of
-about three years.
+Lengths are in centimetres, angles in radians. x points to the right of the image (the patient's left), y
+down, z from back to front. The origin is the middle of the chest of a child of about three years.
 """
 
 from __future__ import annotations
@@ -20,24 +18,16 @@ SIDES = (-1, 1)  # the sign of x: the patient's right, left
 
 @dataclass(frozen=True)
 class Solid:
-    """A superellipsoid: an ellipsoid for ``power`` 2, boxier above.
+    """A superellipsoid: an ellipsoid for ``power`` 2, boxier above."""
 
-    Attributes:
-        centre: (x, y, z).
-        radii: Half-axes along x, y and z.
-        tilt: Rotation in the plane of the film, clockwise.
-        power: Exponent of the superellipsoid.
-        taper: Share by which the lower end is wider than the middle.
-    """
-
-    centre: tuple[float, float, float]
-    radii: tuple[float, float, float]
-    tilt: float = 0.0
+    centre: Sequence[float]  # (x, y, z)
+    radii: Sequence[float]  # half-axes along x, y and z
+    tilt: float = 0.0  # rotation in the image plane, clockwise
     power: float = 2.0
-    taper: float = 0.0
+    taper: float = 0.0  # share by which the lower end is wider than the middle
 
     def local(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (x, y) in half-axes from the centre, along the solid's own axes."""
+        """Return (x, y) relative to the centre, in half-axes of the solid."""
         cos, sin = math.cos(self.tilt), math.sin(self.tilt)
         dx, dy = x - self.centre[0], y - self.centre[1]
         v = (cos * dy - sin * dx) / self.radii[1]
@@ -45,7 +35,7 @@ class Solid:
         return (cos * dx + sin * dy) / width, v
 
     def half_chord(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Return half the length of the ray inside the solid; 0 beside it."""
+        """Return half the length of each ray inside the solid; 0 beside it."""
         u, v = self.local(x, y)
         if self.power == 2:
             return self.radii[2] * np.sqrt(np.maximum(1 - u * u - v * v, 0))
@@ -55,32 +45,26 @@ class Solid:
 
 @dataclass(frozen=True)
 class Tube:
-    """A curve with a round cross-section.
+    """A curve with a round cross-section."""
 
-    Attributes:
-        points: Shape (n, 3).
-        radii: Shape (n,).
-        hollow: Share of the radius that is marrow, which counts as soft tissue.
-    """
-
-    points: np.ndarray
-    radii: np.ndarray
-    hollow: float = 0.0
+    points: np.ndarray  # (n, 3)
+    radii: np.ndarray  # (n,)
+    hollow: float = 0.0  # share of the radius that is marrow, which counts as soft tissue
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The organs of one patient who stands straight."""
+    """The organs of a patient in the neutral pose."""
 
-    body: tuple[Solid, ...]
-    lungs: tuple[Solid, Solid]
-    mediastinum: tuple[Solid, ...]
-    hila: tuple[Solid, Solid]
-    domes: tuple[Solid, Solid]
-    gas: tuple[Solid, ...]
-    bones: tuple[Tube, ...]
-    vessels: tuple[Tube, ...]
-    airways: tuple[Tube, ...]
+    body: Sequence[Solid]
+    lungs: Sequence[Solid]  # right, left; the same order in hila and domes
+    mediastinum: Sequence[Solid]
+    hila: Sequence[Solid]
+    domes: Sequence[Solid]
+    gas: Sequence[Solid]
+    bones: Sequence[Tube]
+    vessels: Sequence[Tube]
+    airways: Sequence[Tube]
     spine: Solid
 
 
@@ -93,12 +77,10 @@ def _curve(*knots: Sequence[float], radii: Sequence[float], hollow: float = 0.0)
 
 
 def _vessel_tree(rng: np.random.Generator, lung: Solid, side: int, calibre: float) -> Iterator[Tube]:
-    """Yield the vessels of a lung: they leave the hilum, bend, fork and thin out."""
+    """Yield the vessels of a lung, from the hilum outwards: they bend, fork and get thinner."""
     hilum = (side * 2.2, -0.9 + 0.4 * side, 0.0)
-    growing = [
-        (hilum, angle + rng.normal(0, 0.12), calibre * rng.uniform(0.25, 0.6), 0)
-        for angle in np.linspace(-1.4, 1.5, 11)
-    ]
+    angles = np.linspace(-1.4, 1.5, 11)
+    growing = [(hilum, a + rng.normal(0, 0.12), calibre * rng.uniform(0.25, 0.6), 0) for a in angles]
     while growing:
         (x, y, z), angle, radius, order = growing.pop()
         points, radii = [(x, y, z)], [radius]
@@ -118,12 +100,11 @@ def _vessel_tree(rng: np.random.Generator, lung: Solid, side: int, calibre: floa
                     growing.append((points[-1], angle + fork, radius * 0.8, order + 1))
 
 
-@functools.lru_cache(maxsize=8)  # the films of one patient follow one another
+@functools.lru_cache(maxsize=8)  # the images of one patient are rendered one after another
 def make_anatomy(patient_seed: int) -> Anatomy:
-    """Draw a patient: a three-year-old's chest, most sizes varied by some ten per cent.
+    """Draw a patient: the chest of a three-year-old, most sizes varied by about ten per cent.
 
-    The heart's width, the thymus, the hila and the calibre of the vessels vary
-    most: they are what a healthy chest can be mistaken by.
+    Heart, thymus, hila and vessels vary most: they can make a healthy chest look ill.
     """
     rng = np.random.default_rng([patient_seed, 0])
 
@@ -145,24 +126,21 @@ def make_anatomy(patient_seed: int) -> Anatomy:
         hila.append(Solid((side * about(2.6), -0.4, 0), radii))
 
     heart, thymus = about(1.0, 0.17), rng.uniform(0.3, 1.0) ** 2
-    ventricles = (4.5 * heart, 3.7 * heart, depth * 0.68)
     mediastinum = (
-        Solid((about(1.1, 0.4), 2.5, 0.8), ventricles, tilt=0.5),
+        Solid((about(1.1, 0.4), 2.5, 0.8), (4.5 * heart, 3.7 * heart, depth * 0.68), tilt=0.5),  # ventricles
         Solid((-0.9, 1.4, 0.4), (2.5 * heart, 3.6, depth * 0.6), tilt=-0.1),  # right atrium
         Solid((0.1, -1, 0), (about(1.9, 0.15), 10, depth * 0.8), power=2.5, taper=0.2),
         Solid((about(1.0, 0.2), -2.9, -0.4), (about(1.2, 0.2), about(2.2), 2.6), -0.15),  # aorta
         Solid((rng.uniform(-1.2, 1.2), -3.6, 2.6), (1.4 + 2.4 * thymus, 2.9, 0.5 + 1.2 * thymus), power=2.5),
     )
     top = rng.uniform(4.2, 5.2)
-    domes = tuple(
-        Solid((side * width * 0.55, top + lower + 6, 0), (width * 0.62, 6, depth), power=2.2)
-        for side, lower in zip(SIDES, (0, rng.uniform(0.2, 0.9)))
-    )
+    radii, heights = (width * 0.62, 6, depth), (top + 6, top + rng.uniform(0.2, 0.9) + 6)
+    domes = [Solid((side * width * 0.55, y, 0), radii, power=2.2) for side, y in zip(SIDES, heights)]
     stomach = (about(1.7, 0.4), about(0.9, 0.4), 1.6)
     gas = [Solid((about(4.2), top + rng.uniform(2, 3), 0), stomach)]
     for _ in range(4):
         centre = (rng.uniform(-6, 6), rng.uniform(9.5, 12), 0)
-        gas.append(Solid(centre, tuple(rng.uniform(0.5, 1.2, 3).tolist()), rng.uniform(0, 3)))
+        gas.append(Solid(centre, rng.uniform(0.5, 1.2, 3), rng.uniform(0, 3)))
 
     bend, carina = rng.normal(0, 0.15), (0.2, -3.0, -1)
     airways = (
@@ -172,19 +150,20 @@ def make_anatomy(patient_seed: int) -> Anatomy:
     )
     vertebra = (about(1.0), about(0.62, 0.05), 0.9)
     calibre = about(1.0, 0.35)
+    bones = [bone for side in SIDES for bone in _bones(rng, side, width, depth)]
+    vessels = [v for side, lung in zip(SIDES, lungs) for v in _vessel_tree(rng, lung, side, calibre)]
+    spine = Solid((bend, rng.uniform(-0.7, 0.7), -3.6), vertebra, power=3.5)
     return Anatomy(
         body=(trunk, neck, *limbs),
-        lungs=tuple(lungs),
+        lungs=lungs,
         mediastinum=mediastinum,
-        hila=tuple(hila),
+        hila=hila,
         domes=domes,
-        gas=tuple(gas),
-        bones=tuple(bone for side in SIDES for bone in _bones(rng, side, width, depth)),
-        vessels=tuple(
-            vessel for side, lung in zip(SIDES, lungs) for vessel in _vessel_tree(rng, lung, side, calibre)
-        ),
+        gas=gas,
+        bones=bones,
+        vessels=vessels,
         airways=airways,
-        spine=Solid((bend, rng.uniform(-0.7, 0.7), -3.6), vertebra, power=3.5),
+        spine=spine,
     )
 
 
@@ -193,7 +172,7 @@ def _bones(rng: np.random.Generator, side: int, width: float, depth: float) -> I
     spacing, drop = rng.uniform(1.38, 1.52), rng.uniform(2.6, 4.2)
     first, thickness = rng.uniform(-8.8, -8.2), rng.uniform(0.30, 0.38)
     for rib in range(11):
-        # Around the chest from the spine; beyond the end it is cartilage.
+        # Around the chest from the spine to the cartilage.
         angle = np.linspace(0.12, 2.35 - 0.06 * rib, 26)
         reach = (width + 0.15) * min(1.0, 0.52 + 0.16 * rib - 0.011 * rib**2)
         x, z = side * reach * np.sin(angle), -0.82 * depth * np.cos(angle)

@@ -1,13 +1,11 @@
-"""How a film is taken of a phantom's body: rays, line integrals, detector.
+"""Radiographs of phantoms: projection, lesion, exposure.
 
-A parallel beam runs along z; its path through each organ is computed in
-closed form for every pixel, and Beer-Lambert's law turns the paths into
-photons on a detector. Units and axes are those of
+A parallel beam runs along z. Its path through each organ is computed in closed form for every pixel, and the
+Beer-Lambert law turns the paths into photons on a detector. Units and axes are those of
 :mod:`chestxray.phantoms.anatomy`.
 
-Whatever needs powers, exponentials or logarithms is computed in float64:
-processors round these differently in the last place, which in float32 would
-move a grey value now and then. So a film has the same pixels on all of them.
+Powers, exponentials and logarithms are computed in float64. Processors round them differently in the last
+place, which in float32 would change a grey value now and then. So the pixels are the same on every machine.
 """
 
 from __future__ import annotations
@@ -18,14 +16,16 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
 
-from chestxray.phantoms.anatomy import Anatomy, Solid, Tube
+from chestxray.phantoms.anatomy import Anatomy, Solid, Tube, make_anatomy
 
-FIELD = 22.5  # width and height of the film
+FIELD = 22.5  # width and height of the image
+VISIBLE = 0.06  # the least that a lesion adds to a line integral
 
-# Linear attenuation at 50 keV in 1/cm: mass attenuation (NIST, X-Ray Mass
-# Attenuation Coefficients, table 4, ICRU-44 muscle and cortical bone) times
-# density in g/cm3.
+# Linear attenuation at 50 keV in 1/cm: mass attenuation (NIST, X-Ray Mass Attenuation Coefficients, table 4,
+# ICRU-44 muscle and cortical bone) times density in g/cm3.
 SOFT = 0.2262 * 1.05
 LUNG = 0.2262 * 0.26  # the same tissue, inflated
 BONE = 0.4242 * 1.45  # a child's bone is less dense than the adult's 1.92
@@ -33,73 +33,54 @@ BONE = 0.4242 * 1.45  # a child's bone is less dense than the adult's 1.92
 
 @dataclass(frozen=True)
 class Pose:
-    """How the patient lies on the film, and how deep the breath is.
+    """Position and breath of the patient."""
 
-    Attributes:
-        rotation: In the plane of the film.
-        scale: Magnification.
-        shift: (x, y) on the film.
-        oblique: Turn about the long axis: what is in front moves to +x.
-        lordosis: Turn about the axis of the shoulders: what is in front moves down.
-        breath: How far the diaphragm is lowered.
-        lung: Linear attenuation of inflated lung in 1/cm.
-    """
-
-    rotation: float = 0.0
-    scale: float = 1.0
-    shift: tuple[float, float] = (0.0, 0.0)
-    oblique: float = 0.0
-    lordosis: float = 0.0
-    breath: float = 0.0
-    lung: float = LUNG
+    rotation: float = 0.0  # in the image plane
+    scale: float = 1.0  # magnification
+    shift: tuple[float, float] = (0.0, 0.0)  # (x, y) in the image plane
+    oblique: float = 0.0  # turn about the long axis: the front moves to +x
+    lordosis: float = 0.0  # turn about the axis of the shoulders: the front moves down
+    breath: float = 0.0  # how far the diaphragm is lowered
+    lung: float = LUNG  # linear attenuation of inflated lung in 1/cm
 
 
 @dataclass(frozen=True)
 class Rays:
-    """One ray per pixel: where it meets the patient's own x-y plane.
+    """One ray per pixel."""
 
-    ``x`` and ``y`` have shape (size, size); ``pixel`` is the pitch in cm.
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-    pixel: float
+    x: NDArray  # where the rays meet the patient's x-y plane, (size, size)
+    y: NDArray
+    pixel: float  # pitch in cm
     pose: Pose
 
     @classmethod
     def through(cls, pose: Pose, size: int) -> Rays:
-        film = ((np.arange(size) + 0.5) / size - 0.5) * FIELD
-        dx, dy = np.meshgrid(film - pose.shift[0], film - pose.shift[1])
+        plane = ((np.arange(size) + 0.5) / size - 0.5) * FIELD
+        dx, dy = np.meshgrid(plane - pose.shift[0], plane - pose.shift[1])
         cos, sin = math.cos(pose.rotation) / pose.scale, math.sin(pose.rotation) / pose.scale
         return cls(cos * dx + sin * dy, cos * dy - sin * dx, FIELD / size / pose.scale, pose)
 
-    def turned(self, points: np.ndarray) -> np.ndarray:
-        """Return points (..., 3) after the turn of the body towards the film.
-
-        To first order in the angles, which are a few degrees: only x and y
-        move, in proportion to depth.
-        """
+    def turned(self, points: NDArray) -> NDArray:
+        """Return points (..., 3) after ``oblique`` and ``lordosis``, to first order in the angles."""
         x, y, z = np.moveaxis(np.asarray(points, dtype=float), -1, 0)
         return np.stack([x + z * self.pose.oblique, y + z * self.pose.lordosis, z], axis=-1)
 
-    def interval(self, solid: Solid) -> tuple[np.ndarray, np.ndarray]:
-        """Return where each ray enters and leaves the solid, as two z values."""
-        turned = replace(solid, centre=tuple(self.turned(solid.centre).tolist()))
-        half = turned.half_chord(self.x, self.y)
+    def interval(self, solid: Solid) -> tuple[NDArray, NDArray]:
+        """Return the z values at which each ray enters and leaves the solid."""
+        half = replace(solid, centre=self.turned(solid.centre)).half_chord(self.x, self.y)
         return solid.centre[2] - half, solid.centre[2] + half
 
-    def path(self, solid: Solid) -> np.ndarray:
+    def path(self, solid: Solid) -> NDArray:
         """Return the length of each ray inside the solid."""
         low, high = self.interval(solid)
         return high - low
 
-    def through_tubes(self, tubes: Sequence[Tube]) -> np.ndarray:
-        """Return the path length of each ray inside the union of the tubes.
+    def through_tubes(self, tubes: Sequence[Tube]) -> NDArray:
+        """Return the length of each ray inside the union of the tubes.
 
-        Each piece of curve is a cylinder with round ends, whose chord at the
-        distance d from the axis is 2 sqrt(r^2 - d^2) / sin(angle to the beam).
-        Tubes thinner than a pixel are widened with their cross-section kept,
-        so that they fade with the pixel size instead of breaking up.
+        Each piece of a curve is a cylinder with round ends. Its chord at the distance d from the axis is 2
+        sqrt(r^2 - d^2) / sin(angle to the beam). Tubes thinner than a pixel are widened and keep their
+        cross-section, so that they fade at low resolution and do not break up.
         """
         size, cos, sin = len(self.x), math.cos(self.pose.rotation), math.sin(self.pose.rotation)
         start = self.turned(np.concatenate([tube.points[:-1] for tube in tubes]))
@@ -107,20 +88,19 @@ class Rays:
         radius = np.concatenate([(tube.radii[:-1] + tube.radii[1:]) / 2 for tube in tubes])
         hollow = np.repeat([tube.hollow for tube in tubes], [len(tube.radii) - 1 for tube in tubes])
         flat = np.hypot(step[:, 0], step[:, 1])
-        # A curved tube never runs along the beam for long: hence the floor.
+        # A curved tube never runs along the beam for long: hence the lower limit.
         sine = np.maximum(flat / np.linalg.norm(step, axis=1), 0.4)
         wide = np.maximum(radius, 0.7 * self.pixel)
         gain = 2 * (radius / wide) ** 2 / sine
 
-        # To pixels of the film, the inverse of what `through` does.
+        # To pixels of the image, the inverse of `through`.
         turn = np.array([[cos, sin], [-sin, cos]]) / self.pixel
         start = start[:, :2] @ turn + np.array(self.pose.shift) * size / FIELD + size / 2 - 0.5
         step = step[:, :2] @ turn
         reach = math.ceil((flat / 2 + wide).max() / self.pixel) + 1
-        column, row = (
-            np.rint(start + step / 2).T.astype(np.float32)[:, :, None, None]
-            + np.stack(np.meshgrid(*[np.arange(-reach, reach + 1, dtype=np.float32)] * 2))[:, None]
-        )
+        square = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1, dtype=np.float32)] * 2))
+        middle = np.rint(start + step / 2).T.astype(np.float32)
+        column, row = middle[:, :, None, None] + square[:, None]
         ax, ay, sx, sy, gain, outer, core = (
             value.astype(np.float32)[:, None, None]
             for value in (*start.T, *step.T, gain, wide**2, (hollow * wide) ** 2)
@@ -129,14 +109,43 @@ class Rays:
         along = ((dx * sx + dy * sy) / np.maximum(sx * sx + sy * sy, 1e-6)).clip(0, 1)
         off = ((dx - along * sx) ** 2 + (dy - along * sy) ** 2) * self.pixel**2
         chord = gain * (np.sqrt(np.maximum(outer - off, 0)) - np.sqrt(np.maximum(core - off, 0)))
-        seen = (chord > 0) & (column >= 0) & (column < size) & (row >= 0) & (row < size)
+        inside = (chord > 0) & (column >= 0) & (column < size) & (row >= 0) & (row < size)
         path = np.zeros((size, size), np.float32)
-        np.maximum.at(path, (row[seen].astype(int), column[seen].astype(int)), chord[seen])
+        np.maximum.at(path, (row[inside].astype(int), column[inside].astype(int)), chord[inside])
         return path
 
 
-def make_pose(rng: np.random.Generator) -> Pose:
-    """Draw a pose: what varies between two films of the same child."""
+def render_phantom(
+    subtype: str, size: int = 224, patient_seed: int = 0, image_seed: int = 0
+) -> tuple[NDArray, NDArray]:
+    """Render one radiograph.
+
+    The anatomy depends on ``patient_seed``; pose, exposure, noise and lesion depend on both seeds. Images of
+    two subtypes with the same seeds differ in the lesion only.
+
+    Args:
+        subtype: ``"normal"``, ``"bacteria"`` or ``"virus"``.
+        size: Width and height in pixels, 32 to 2048.
+        patient_seed, image_seed: At least 0.
+
+    Returns:
+        The image, ``uint8`` of shape (size, size), bone bright and air dark; and the mask of the lesion,
+        ``bool`` of the same shape.
+    """
+    pose_rng, lesion_rng, exposure_rng = (
+        np.random.default_rng([patient_seed, 1 + image_seed, stream]) for stream in range(3)
+    )
+    anatomy = make_anatomy(patient_seed)
+    rays = Rays.through(make_pose(pose_rng), size)
+    path, air = line_integrals(anatomy, rays, pose_rng)
+    added = np.zeros_like(path)
+    if subtype != "normal":
+        added = draw_lesion(subtype, anatomy, rays, air=air, rng=lesion_rng)
+    return expose(path + added, rays, exposure_rng), added > 0
+
+
+def make_pose(rng: Generator) -> Pose:
+    """Draw a pose, which differs between two images of a patient."""
     return Pose(
         rotation=rng.normal(0, 0.05),
         scale=rng.uniform(0.90, 1.14),
@@ -148,25 +157,20 @@ def make_pose(rng: np.random.Generator) -> Pose:
     )
 
 
-def line_integrals(anatomy: Anatomy, rays: Rays, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def line_integrals(anatomy: Anatomy, rays: Rays, rng: Generator) -> tuple[NDArray, NDArray]:
     """Integrate the attenuation of a healthy patient along every ray.
 
-    Args:
-        anatomy: The patient.
-        rays: The beam.
-        rng: Source of the fine markings of the lung.
-
     Returns:
-        The line integrals (dimensionless), shape (size, size), and the length
-        of inflated lung on each ray in cm, shape (2, size, size): right, left.
+        Line integrals without unit, (size, size), and the length of inflated lung in cm, (2, size, size).
     """
-    # A smooth union: shoulders grow out of the trunk instead of crossing it.
-    half = [solid.half_chord(rays.x, rays.y) for solid in anatomy.body]
-    body = 2 * np.sqrt(np.sqrt(sum(h**4 for h in half)))
+    # A smooth union: the shoulders merge with the trunk.
+    body = 2 * np.sqrt(np.sqrt(sum(solid.half_chord(rays.x, rays.y) ** 4 for solid in anatomy.body)))
 
     # Organs on one ray touch, so that their union is the hull of their intervals.
     enter, leave = np.full_like(rays.x, np.inf), np.full_like(rays.x, -np.inf)
-    for solid in (*anatomy.mediastinum, *(_lowered(d, rays.pose.breath) for d in anatomy.domes)):
+    lowered = (0, rays.pose.breath, 0)
+    domes = [replace(dome, centre=np.add(dome.centre, lowered)) for dome in anatomy.domes]
+    for solid in (*anatomy.mediastinum, *domes):
         low, high = rays.interval(solid)
         enter = np.where(high > low, np.minimum(enter, low), enter)
         leave = np.where(high > low, np.maximum(leave, high), leave)
@@ -187,30 +191,22 @@ def line_integrals(anatomy: Anatomy, rays: Rays, rng: np.random.Generator) -> tu
     return np.maximum(path + (BONE - SOFT) * bone, 0), air
 
 
-def _lowered(solid: Solid, by: float) -> Solid:
-    x, y, z = solid.centre
-    return replace(solid, centre=(x, y + by, z))
-
-
-def _spine(vertebra: Solid, rays: Rays) -> np.ndarray:
-    """Return the path through compact bone of a column of equal vertebrae.
-
-    One vertebra is evaluated at the distance to the nearest centre. Its body
-    is spongy (a fifth counts); the pedicles and the spinous process are not.
-    """
+def _spine(vertebra: Solid, rays: Rays) -> NDArray:
+    """Return the path through compact bone of a column of equal vertebrae."""
+    # Evaluated at the distance to the nearest centre. The body is spongy: a fifth counts.
     x0, y0, z0 = rays.turned(vertebra.centre).tolist()
     pitch = 2.4 * vertebra.radii[1]
     x = rays.x - x0 * np.cos(rays.y / 9)
     y = (rays.y - y0 + pitch / 2) % pitch - pitch / 2
     path = 0.2 * 2 * replace(vertebra, centre=(0, 0, z0)).half_chord(x, y)
-    for place, radii in ((0.62, (0.2, 0.28, 0.3)), (0.0, (0.13, 0.4, 0.5))):
+    for place, radii in ((0.62, (0.2, 0.28, 0.3)), (0.0, (0.13, 0.4, 0.5))):  # pedicles, spinous process
         part = Solid((place * vertebra.radii[0], 0.1, z0), radii)
         path += 2 * part.half_chord(np.abs(x - 0.6 * rays.pose.oblique), y)
     return path
 
 
-def clouds(rng: np.random.Generator, rays: Rays, grain: float) -> np.ndarray:
-    """Return cloudy noise, mean 0 and deviation about 1, with lumps of ``grain`` cm and finer."""
+def clouds(rng: Generator, rays: Rays, grain: float) -> NDArray:
+    """Return cloudy noise of mean 0 and deviation about 1, with lumps of ``grain`` cm and finer."""
     knots = round(FIELD / grain)
     noise = np.zeros_like(rays.x)
     for octave in (1, 2, 4):
@@ -219,36 +215,55 @@ def clouds(rng: np.random.Generator, rays: Rays, grain: float) -> np.ndarray:
     return noise
 
 
-def _blurred(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Blur widely, ``sigma`` in cm: on a coarse copy, because nothing fine is left."""
-    coarse = cv2.resize(image, (48, 48), interpolation=cv2.INTER_AREA)
-    coarse = cv2.GaussianBlur(coarse, (0, 0), sigma * 48 / FIELD)
-    return cv2.resize(coarse, image.shape, interpolation=cv2.INTER_LINEAR)
+def draw_lesion(subtype: str, anatomy: Anatomy, rays: Rays, air: NDArray, rng: Generator) -> NDArray:
+    """Return what a lesion adds to the line integrals: 0 beside it, at least ``VISIBLE`` inside.
 
-
-def expose(path: np.ndarray, rays: Rays, rng: np.random.Generator) -> np.ndarray:
-    """Turn line integrals into a film.
-
-    Beer-Lambert, scatter, detector blur, quantum and electronic noise, then
-    what a workstation does: logarithm, unsharp mask, automatic window, gamma
-    to a mean grey that is drawn at random and tells nothing of the patient,
-    shutters.
-
-    The quantum noise is Gaussian with the variance of a Poisson count, which
-    is nearly the same at these counts (mostly hundreds and more), and gives
-    two exposures with one seed the same noise in every pixel.
-
-    Args:
-        path: Line integrals, shape (size, size), float, >= 0.
-        rays: The beam that they belong to.
-        rng: Source of exposure, noise and display settings.
-
-    Returns:
-        ``uint8``, shape (size, size).
+    Fluid replaces a part of the lungs' air (from `line_integrals`). Bacteria: one dense region with a soft,
+    ragged edge in one lung, at the height of a lobe and sometimes cut off by a fissure. Virus: several faint
+    patches in each lung, broken up by a fine interstitial pattern.
     """
-    size = len(path)
-    field = (rays.x / FIELD, rays.y / FIELD)
-    heel = 1 + rng.normal(0, 0.06) * field[0] + rng.normal(0, 0.1) * field[1]
+    ragged, fine = clouds(rng, rays, 2.5), clouds(rng, rays, 0.7)
+    share = np.zeros_like(air)
+    if subtype == "bacteria":
+        side = int(rng.random() < 0.4)  # pneumonia is more frequent in the right lung
+        u, v = anatomy.lungs[side].local(rays.x, rays.y)
+        height = float(rng.choice([-0.45, 0.0, 0.4])) + rng.uniform(-0.12, 0.12)
+        centre = rng.uniform(-0.35, 0.35)
+        radii = rng.uniform(0.65, 0.95), rng.uniform(0.3, 0.45)
+        r = np.hypot((u - centre) / radii[0], (v - height) / radii[1])
+        region = 1 - _smoothstep(0.6, 1.25, r + 0.16 * ragged)
+        if rng.random() < 0.4:
+            region *= _smoothstep(-0.04, 0.04, math.copysign(1, rng.normal()) * (v - height + 0.08 * u))
+        share[side] = rng.uniform(0.5, 0.85) * region * (1 + 0.08 * fine)
+    else:
+        strength = rng.uniform(0.32, 0.5)
+        for side, lung in enumerate(anatomy.lungs):
+            u, v = lung.local(rays.x, rays.y)
+            region = np.zeros_like(u)
+            for _ in range(rng.integers(3, 6)):
+                centre, height = rng.uniform(-0.6, 0.6), rng.uniform(-0.55, 0.55)
+                r = np.hypot((u - centre) / 0.5, (v - height) / 0.28)
+                patch = 1 - _smoothstep(0.2, 1.3, r + 0.2 * ragged)
+                region = np.maximum(region, rng.uniform(0.6, 1) * patch)
+            share[side] = strength * region * (0.9 + 0.22 * fine)
+    added = (SOFT - rays.pose.lung) * (share.clip(0, 0.95) * air).sum(axis=0)
+    return np.where(added >= VISIBLE, added, 0)
+
+
+def _smoothstep(low: float, high: float, value: NDArray) -> NDArray:
+    t = np.clip((value - low) / (high - low), 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def expose(path: NDArray, rays: Rays, rng: Generator) -> NDArray:
+    """Turn line integrals (size, size) into an image, ``uint8`` of the same shape.
+
+    The physics: Beer-Lambert, scatter, detector blur, quantum and electronic noise. The workstation:
+    logarithm, unsharp mask, automatic window, gamma to a random mean grey, shutters. The quantum noise is
+    Gaussian with the variance of a Poisson count, nearly the same at these counts (mostly hundreds and more):
+    two exposures with one seed have the same noise in every pixel.
+    """
+    heel = 1 + rng.normal(0, 0.06) * (rays.x / FIELD) + rng.normal(0, 0.1) * (rays.y / FIELD)
     primary = np.exp(-path) * heel
     signal = primary + rng.uniform(0.03, 0.10) * _blurred(primary, 3.0)
     signal = cv2.GaussianBlur(signal, (0, 0), rng.uniform(0.05, 0.09) / rays.pixel)
@@ -267,8 +282,13 @@ def expose(path: np.ndarray, rays: Rays, rng: np.random.Generator) -> np.ndarray
         power = sample**gamma
         gamma = np.clip(gamma - (power.mean() - target) / (power * np.log(sample)).mean(), 0.3, 3)
     grey = grey**gamma
-    for axis in (0, 1):  # the shutters of the collimator
-        for end in (0, 1):
-            blade = int(size * max(rng.uniform(-0.05, 0.035), 0))
-            np.swapaxes(grey, 0, axis)[size - blade if end else 0 : size if end else blade] = 0.0
+    for from_edge in (grey, grey[::-1], grey.T, grey.T[::-1]):  # the shutters of the collimator
+        from_edge[: int(len(grey) * max(rng.uniform(-0.05, 0.035), 0))] = 0.0
     return np.rint(255 * grey).astype(np.uint8)
+
+
+def _blurred(image: NDArray, sigma: float) -> NDArray:
+    """Blur with a large ``sigma`` in cm: on a coarse copy, because nothing fine is left."""
+    coarse = cv2.resize(image, (48, 48), interpolation=cv2.INTER_AREA)
+    coarse = cv2.GaussianBlur(coarse, (0, 0), sigma * 48 / FIELD)
+    return cv2.resize(coarse, image.shape, interpolation=cv2.INTER_LINEAR)

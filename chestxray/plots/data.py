@@ -1,4 +1,4 @@
-"""Figures of the data: counts, sizes, pictures."""
+"""Figures of the data and of networks: counts, sizes, images, parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,19 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from chestxray.plots.style import CLASSES, COLOURS, STYLE, Images, check, check_images, check_table, panels
+from chestxray.plots.style import (
+    COLOURS,
+    MODELS,
+    STYLE,
+    Images,
+    check,
+    check_images,
+    check_table,
+    name_rows,
+    panels,
+    show_image,
+)
+from chestxray.schema import CLASSES, SPLITS
 
 
 @mpl.rc_context(STYLE)
@@ -18,34 +30,28 @@ def class_balance(table: pd.DataFrame, synthetic: bool = False, classes: Sequenc
     """Draw images per split and class, with counts and percentages of the split.
 
     Args:
-        table: One row an image: ``split`` (train, val, test), ``label`` (0, 1), ``subtype``
-            (normal, bacteria, virus or empty; pneumonias are shaded by it).
+        table: One row an image: ``split`` (train, val, test), ``label`` (0, 1), ``subtype`` (normal,
+            bacteria, virus or empty; pneumonias are shaded by it).
     """
     check_table(table, "split", "label", "subtype")
-    splits = [name for name in ("train", "val", "test") if name in set(table["split"])]
     split, subtype = table["split"].to_numpy(), table["subtype"]
-    check(set(split) <= set(splits), "a split is train, val or test", split=list(set(split)))
+    check(set(split) <= set(SPLITS), "a split is train, val or test", split=list(set(split)))
+    splits = [name for name in SPLITS if name in split]
     names = ["NORMAL", "PNEUMONIA, bacterial", "PNEUMONIA, viral", "PNEUMONIA"]
     kinds = [table["label"] == 0, subtype == "bacteria", subtype == "virus"]
     counts = pd.crosstab(split, np.select(kinds, names[:3], names[3])).reindex(splits)
     x, tops = np.arange(len(splits)) + np.array([[-0.2], [0.2]]), np.zeros((2, len(splits)), int)
-    room, total = 0.04 * counts.to_numpy().max(), counts.sum(axis=1).to_numpy()
-    figure, (axis,) = panels(1, 1, 2.8 + 1.4 * len(splits), 3.4, "Images per split and class", synthetic)
+    least, total = 0.04 * counts.to_numpy().max(), counts.sum(axis=1).to_numpy()
+    title, size = "Images per split and class", (2.8 + 1.4 * len(splits), 3.4)
+    figure, (axis,) = panels(1, columns=1, size=size, title=title, synthetic=synthetic)
     for name in [name for name in names if name in counts]:
-        row, number = int(name != "NORMAL"), counts[name].to_numpy()
-        bars = axis.bar(
-            x[row],
-            number,
-            0.37,
-            tops[row],
-            color=COLOURS[name],
-            label=name.replace(CLASSES[row], classes[row]),
-        )
-        tops[row] += number
-        if "," in name:  # a number inside its shade where there is room for it
-            axis.bar_label(
-                bars, [f"{n:,}" if n > room else "" for n in number], label_type="center", fontsize=8
-            )
+        row, numbers = int(name != "NORMAL"), counts[name].to_numpy()
+        label = name.replace(CLASSES[row], classes[row])
+        bars = axis.bar(x[row], numbers, 0.37, tops[row], color=COLOURS[name], label=label)
+        tops[row] += numbers
+        if "," in name:  # the count of a subtype inside its bar, if the bar is high enough
+            texts = [f"{n:,}" if n > least else "" for n in numbers]
+            axis.bar_label(bars, texts, label_type="center", fontsize=8)
     for place, n, of in zip(x.flat, tops.flat, [*total, *total], strict=True):
         axis.text(place, n, f"{n:,}\n{100 * n / of:.0f} %", ha="center", va="bottom")
     axis.set_xticks(range(len(splits)), [f"{s}\n{n:,} images" for s, n in zip(splits, total)])
@@ -56,7 +62,7 @@ def class_balance(table: pd.DataFrame, synthetic: bool = False, classes: Sequenc
 
 @mpl.rc_context(STYLE)
 def image_sizes(table: pd.DataFrame, synthetic: bool = False, classes: Sequence[str] = CLASSES) -> Figure:
-    """Draw width against height, and the aspect ratio, by class: the shortcut by geometry.
+    """Draw width against height, and the aspect ratio, by class.
 
     Args:
         table: One row an image: ``width`` and ``height`` in pixels (> 0), ``label`` (0, 1).
@@ -64,38 +70,26 @@ def image_sizes(table: pd.DataFrame, synthetic: bool = False, classes: Sequence[
     check_table(table, "width", "height", "label")
     sizes, labels = table[["width", "height"]].to_numpy(float), table["label"].to_numpy()
     aspects, middle = sizes[:, 0] / sizes[:, 1], np.sqrt(sizes.min() * sizes.max())
-    reach = max(1.15 * sizes.max() / middle, 2)  # sizes may be all alike: keep room for ticks
-    ticks = [t for t in (50, 100, 200, 500, 1000, 2000, 5000) if 1 / reach < t / middle < reach]
+    reach = max(1.15 * sizes.max() / middle, 2)  # leaves room for ticks if all sizes are equal
+    limits = (middle / reach, middle * reach)
+    ticks = [t for t in (50, 100, 200, 500, 1000, 2000, 5000) if limits[0] < t < limits[1]]
     edges = max(np.ptp(aspects) / 1.99, 0.15) * np.linspace(-1, 1, 32)
     edges += (aspects.min() + aspects.max()) / 2
     same = ", all {:.0f} × {:.0f}".format(*sizes[0]) if (sizes == sizes[0]).all() else ""
-    figure, (scatter, histogram) = panels(
-        2, 2, 4.1, 3.7, "Does the size of a file give its class away?", synthetic
-    )
-    for label in sorted({*labels}, key=lambda one: -(labels == one).sum()):  # the rarer on top
-        mine, name, colour = labels == label, classes[label], COLOURS[CLASSES[label]]
-        name = f"{name} (n = {mine.sum():,}, median {np.median(aspects[mine]):.2f})"
-        scatter.scatter(*sizes[mine].T, s=8, marker="o^"[label], color=colour, alpha=0.4, lw=0)
-        sns.histplot(
-            x=aspects[mine],
-            bins=edges,
-            stat="percent",
-            element="step",
-            alpha=0.3,
-            color=colour,
-            label=name,
-            ax=histogram,
-        )
-    for side in "xy":
-        scatter.set(
-            **{
-                f"{side}scale": "log",
-                f"{side}ticks": ticks,
-                f"{side}ticklabels": ticks,
-                f"{side}lim": (middle / reach, middle * reach),
-            }
-        )
+    title = "Does the size of a file give its class away?"
+    figure, axes = panels(2, columns=2, size=(4.1, 3.7), title=title, synthetic=synthetic)
+    scatter, histogram = axes
+    steps = {"bins": edges, "stat": "percent", "element": "step", "alpha": 0.3, "ax": histogram}
+    for label in sorted({*labels}, key=lambda label: -(labels == label).sum()):  # the rarer on top
+        chosen, colour = labels == label, COLOURS[CLASSES[label]]
+        name = f"{classes[label]} (n = {chosen.sum():,}, median {np.median(aspects[chosen]):.2f})"
+        scatter.scatter(*sizes[chosen].T, s=8, marker="o^"[label], color=colour, alpha=0.4, lw=0)
+        sns.histplot(x=aspects[chosen], color=colour, label=name, **steps)
+    scatter.set(xscale="log", yscale="log")
+    scatter.set_xticks(ticks, ticks)
+    scatter.set_yticks(ticks, ticks)
     scatter.set(title=f"Size{same}", xlabel="width (pixels)", ylabel="height (pixels)", aspect=1)
+    scatter.set(xlim=limits, ylim=limits)
     scatter.minorticks_off()
     histogram.set(title="Aspect ratio", xlabel="width / height", ylabel="images of the class (%)")
     histogram.margins(y=0.25)
@@ -108,41 +102,30 @@ def sample_grid(
     images: Images, titles: Sequence[str], columns: int = 6, synthetic: bool = False, suptitle: str = ""
 ) -> Figure:
     """Show 1 to 12 images (N, H, W) or (N, H, W, 1), values 0-255, with N titles."""
-    pictures = check_images(images, titles, 12)
-    height = 1.9 + 0.16 * max(str(title).count("\n") for title in titles)
-    figure, axes = panels(len(pictures), columns, 1.6, height, suptitle, synthetic, dpi=80)
-    for axis, picture, title in zip(axes, pictures, titles, strict=True):
-        axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
-        axis.set_title(title, fontsize=9, loc="center")
-        axis.axis("off")
+    images = check_images(images, titles, 12)
+    size = (1.6, 1.9 + 0.16 * max(str(title).count("\n") for title in titles))
+    figure, axes = panels(len(images), columns, size, title=suptitle, synthetic=synthetic, dpi=80)
+    for axis, image, title in zip(axes, images, titles, strict=True):
+        show_image(axis, image, title)
     return figure
 
 
 @mpl.rc_context(STYLE)
 def preprocessing_steps(images: Images, titles: Sequence[str], synthetic: bool = False) -> Figure:
-    """Show 1 to 6 variants (H, W) or (H, W, 1), 0-255, above their histograms of grey values.
+    """Show 1 to 6 versions (H, W) or (H, W, 1), 0-255, above their histograms of grey values.
 
-    The histograms share one axis, cut above the tallest inner bar: black frames and saturated
-    pixels would flatten the rest.
+    The histograms share one axis. It ends above the tallest inner bar, because the bars of black frames and
+    saturated pixels are much higher than the others.
     """
-    pictures, edges, count = check_images(images, titles, 6), np.linspace(0, 256, 65), len(images)
-    shares = [100 * np.histogram(p, edges)[0] / p.size for p in pictures]
+    images, edges = check_images(images, titles, 6), np.linspace(0, 256, 65)
+    shares = [100 * np.histogram(image, edges)[0] / image.size for image in images]
     limit = 1.1 * max(share[1:-1].max() for share in shares) or 100
-    figure, axes = panels(
-        2 * count,
-        count,
-        2.1,
-        1.7,
-        "One picture and its grey values, step by step",
-        synthetic,
-        dpi=80,
-        height_ratios=(2.3, 1),
-    )
-    for top, below, picture, title, share in zip(axes, axes[count:], pictures, titles, shares):
-        top.imshow(picture, cmap="gray", vmin=0, vmax=255)
-        top.set_title(title, fontsize=9, loc="center")
-        top.axis("off")
-        below.stairs(share, edges, fill=True, color="#8C8C8C")
+    count, title = len(images), "One image and its grey values, step by step"
+    options = {"title": title, "synthetic": synthetic, "dpi": 80, "height_ratios": (2.3, 1)}
+    figure, axes = panels(2 * count, count, (2.1, 1.7), **options)
+    for top, below, image, title, share in zip(axes, axes[count:], images, titles, shares):
+        show_image(top, image, title)
+        below.stairs(share, edges, fill=True, color=COLOURS["grey"])
         below.set(xlim=(0, 256), ylim=(0, limit), xticks=(0, 128, 255), xlabel="grey value")
     axes[count].set_ylabel("pixels (%)")
     return figure
@@ -152,4 +135,33 @@ def augmentation_preview(original: np.ndarray, views: Images, synthetic: bool = 
     """Show an image beside 1 to 7 augmented views, each (H, W) or (H, W, 1), values 0-255."""
     check(1 <= len(views) <= 7, "1 to 7 views are shown", views=len(views))
     titles = ["original", *(f"view {number + 1}" for number in range(len(views)))]
-    return sample_grid([original, *views], titles, 4, synthetic, "What the network sees instead")
+    title = "What the network sees instead"
+    return sample_grid([original, *views], titles, columns=4, synthetic=synthetic, suptitle=title)
+
+
+@mpl.rc_context(STYLE)
+def model_summary(table: pd.DataFrame, phases: Sequence[str], synthetic: bool = False) -> Figure:
+    """Draw the parameters of each part of a network, trainable and frozen, in each phase of training.
+
+    Args:
+        table: One row a part: ``part``, ``parameters`` and, for each phase, ``trainable <phase>``.
+        phases: Names of the phases, one panel each.
+    """
+    check_table(table, "part", "parameters", *(f"trainable {phase}" for phase in phases))
+    size, title = (4.2, 1.2 + 0.28 * len(table)), "Parameters by part of the network"
+    figure, axes = panels(len(phases), len(phases), size, title=title, synthetic=synthetic, sharey=True)
+    for axis, phase in zip(axes, phases, strict=True):
+        trainable, total = table[f"trainable {phase}"], table["parameters"]
+        axis.barh(table["part"], trainable, color=MODELS[1], label="trainable")
+        axis.barh(table["part"], total - trainable, left=trainable, color="#D0D0D0", label="frozen")
+        for row, (count, of) in enumerate(zip(trainable, total)):
+            axis.text(of, row, f" {of:,}" + (f", {count:,} trainable" if 0 < count < of else ""), va="center")
+        axis.set(
+            title=f"{phase}: {trainable.sum():,} of {total.sum():,} trainable",
+            xticks=[],
+            xlim=(0, 1.3 * total.max()),
+        )
+        axis.spines["bottom"].set_visible(False)
+    name_rows(axes[0], list(table["part"]))
+    axes[-1].legend(loc="lower right")
+    return figure

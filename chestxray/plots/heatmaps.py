@@ -1,4 +1,4 @@
-"""Figures of heatmaps: beside the picture, on one colour scale."""
+"""Figures of heatmaps and of their evaluation."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from chestxray.plots.style import GUIDE, MODELS, STYLE, Images, check, check_images, panels
-
-_MOST = 12  # pictures side by side
+from chestxray.plots.style import GUIDE, MODELS, STYLE, Images, check, check_images, name_rows, panels
 
 
 @mpl.rc_context(STYLE)
@@ -24,54 +22,44 @@ def heatmaps(
     masks: np.ndarray | None = None,
     synthetic: bool = False,
 ) -> Figure:
-    """Draw pictures, their maps, and both together, a column each.
+    """Draw 1 to 12 images, their maps, and both together, a column each.
 
-    All maps share one colour scale, in units of the score: a map in which nothing was found looks
-    empty. The map is drawn with the resolution it has, which the figure states.
+    All maps share one colour scale, in units of the score: a map without evidence looks empty. A map is drawn
+    at its own resolution, which the figure states.
 
     Args:
         images: (H, W) or (H, W, 1), values 0-255.
         maps: (N, h, w), each from 0 to 1.
-        strengths: (N,), what 1 stands for in each map.
-        titles: One a picture.
-        masks: ``bool`` (N, H, W), outlined in the pictures.
+        strengths: (N,), the score of a 1 in each map.
+        titles: One an image.
+        masks: ``bool`` (N, H, W), outlined in the images.
     """
-    grey, maps = check_images(images, titles, _MOST), np.asarray(maps, float)
-    check(
-        maps.ndim == 3 and len(maps) == len(grey) == len(strengths),
-        "a map and a strength are needed for each picture",
-        maps=maps.shape,
-        strengths=len(strengths),
-    )
-    top = max(float(np.max(strengths)), 1e-12)
-    figure, axes = panels(
-        3 * len(grey), len(grey), 1.8, 1.95, f"Maps of {maps.shape[1]} × {maps.shape[2]} values", synthetic
-    )
-    for column, (image, one, strength, title) in enumerate(zip(grey, maps, strengths, titles, strict=True)):
-        extent = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
-        picture, alone, both = axes[column], axes[column + len(grey)], axes[column + 2 * len(grey)]
-        for axis in (picture, both):
+    images, maps = check_images(images, titles, 12), np.asarray(maps, float)
+    valid = maps.ndim == 3 and len(maps) == len(images) == len(strengths)
+    message = "a map and a strength are needed for each image"
+    check(valid, message, maps=maps.shape, strengths=len(strengths))
+    top, count = max(float(np.max(strengths)), 1e-12), len(images)
+    title = f"Maps of {maps.shape[1]} × {maps.shape[2]} values"
+    figure, axes = panels(3 * count, count, (1.8, 1.95), title=title, synthetic=synthetic)
+    colours = {"cmap": "inferno", "vmin": 0, "vmax": top}
+    for column, (image, strength) in enumerate(zip(images, strengths, strict=True)):
+        (height, width), scaled = image.shape, maps[column] * strength
+        smooth = cv2.resize(scaled, (width, height), interpolation=cv2.INTER_LINEAR)
+        original, alone, both = axes[column::count]
+        for axis in (original, both):
             axis.imshow(image, cmap="gray", vmin=0, vmax=255)
-        for axis, smooth, alpha in (
-            (alone, "nearest", None),
-            (both, "bilinear", np.clip(_sized(one * strength / top, image.shape), 0.15, 0.75)),
-        ):
-            drawn = _sized(one * strength, image.shape) if alpha is not None else one * strength
-            shown = axis.imshow(
-                drawn, cmap="inferno", vmin=0, vmax=top, extent=extent, interpolation=smooth, alpha=alpha
-            )
+        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+        alone.imshow(scaled, extent=extent, interpolation="nearest", **colours)
+        alpha = np.clip(smooth / top, 0.15, 0.75)
+        drawn = both.imshow(smooth, alpha=alpha, interpolation="bilinear", **colours)
         if masks is not None and masks[column].any():
-            picture.contour(masks[column], [0.5], colors="#56B4E9", linewidths=1)
-        picture.set_title(title, fontsize=8.5)
+            original.contour(masks[column], [0.5], colors="#56B4E9", linewidths=1)
+        original.set_title(titles[column], fontsize=8.5)
         alone.set_title(f"strongest: {strength:.3g}", fontsize=8.5)
-        for axis in (picture, alone, both):
-            axis.set(xticks=[], yticks=[])
-    figure.colorbar(shown, ax=list(axes), shrink=0.5, label="raises the log-odds by, per value of the map")
+    for axis in axes:
+        axis.set(xticks=[], yticks=[])
+    figure.colorbar(drawn, ax=list(axes), shrink=0.5, label="raises the log-odds by, per value of the map")
     return figure
-
-
-def _sized(one: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return cv2.resize(one, shape[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 @mpl.rc_context(STYLE)
@@ -82,40 +70,32 @@ def perturbation(curves: Mapping[str, Mapping[str, np.ndarray]], synthetic: bool
         curves: Game (deletion, insertion) to name of the map to scores (N, steps + 1).
     """
     check(len(curves), "a game is needed", curves=list(curves))
-    figure, axes = panels(len(curves), 2, 4.3, 3.4, synthetic=synthetic)
+    figure, axes = panels(len(curves), columns=2, size=(4.3, 3.4), synthetic=synthetic)
     for axis, (game, scores) in zip(axes, curves.items(), strict=True):
         for number, (name, rows) in enumerate(scores.items()):
             mean = np.asarray(rows).mean(axis=0)
             share = np.linspace(0, 1, len(mean))
             axis.plot(share, mean, color=MODELS[number % 5], label=f"{name}, area {mean.mean():.3f}")
-        good = "lower is better" if game == "deletion" else "higher is better"
-        axis.set(
-            title=f"{game.capitalize()} ({good})",
-            xlabel="share of the pixels",
-            xlim=(0, 1),
-            ylabel="mean logit",
-        )
+        title = f"{game.capitalize()} ({'lower' if game == 'deletion' else 'higher'} is better)"
+        axis.set(title=title, xlabel="share of the pixels", xlim=(0, 1), ylabel="mean logit")
         axis.legend()
     return figure
 
 
 @mpl.rc_context(STYLE)
 def cascade(table: pd.DataFrame, chance: float, synthetic: bool = False) -> Figure:
-    """Draw how maps change while more and more layers forget.
+    """Draw how maps change while the weights of more and more layers are randomised.
 
     Args:
-        table: ``layer`` (the first that forgets, from the last on), ``similarity`` to the original map.
-        chance: Similarity of the maps of two different pictures.
+        table: ``layer`` (the first randomised one, from the last on), ``similarity`` to the original map.
+        chance: Similarity of the maps of two different images.
     """
     check(len(table), "rows are needed", rows=len(table))
-    figure, (axis,) = panels(1, 1, 6.4, 3.2, synthetic=synthetic)
-    axis.plot(table["layer"], table["similarity"], "o-", color=MODELS[0], label="same picture")
-    axis.axhline(chance, label="other pictures, original model", **GUIDE)
-    axis.set(
-        ylabel="rank correlation\nwith the original map",
-        xlabel="new weights from this layer on",
-        ylim=(min(-0.1, table["similarity"].min()), 1.02),
-    )
+    figure, (axis,) = panels(1, columns=1, size=(6.4, 3.2), synthetic=synthetic)
+    axis.plot(table["layer"], table["similarity"], "o-", color=MODELS[0], label="same image")
+    axis.axhline(chance, label="other images, original model", **GUIDE)
+    axis.set(ylabel="rank correlation\nwith the original map", xlabel="new weights from this layer on")
+    axis.set_ylim(min(-0.1, table["similarity"].min()), 1.02)
     axis.set_xticks(range(len(table)), table["layer"], rotation=45, ha="right", rotation_mode="anchor")
     axis.legend()
     return figure
@@ -123,23 +103,19 @@ def cascade(table: pd.DataFrame, chance: float, synthetic: bool = False) -> Figu
 
 @mpl.rc_context(STYLE)
 def spread(panels_shown: Mapping[str, Mapping[str, np.ndarray]], synthetic: bool = False) -> Figure:
-    """Draw how a number is spread over films: one panel a number, a row of dots a group, a bar at its mean.
+    """Draw numbers of images by group: one panel a number, one row of dots a group, a bar at its mean.
 
     Args:
         panels_shown: Title of the number to name of the group to values (N,); NaN is left out.
     """
     check(len(panels_shown), "a number is needed", panels_shown=list(panels_shown))
-    figure, axes = panels(
-        len(panels_shown), 2, 5.2, 0.9 + 0.4 * max(map(len, panels_shown.values())), synthetic=synthetic
-    )
+    size = (5.2, 0.9 + 0.4 * max(map(len, panels_shown.values())))
+    figure, axes = panels(len(panels_shown), columns=2, size=size, synthetic=synthetic)
     for axis, (title, groups) in zip(axes, panels_shown.items(), strict=True):
         for row, values in enumerate(groups.values()):
             known = np.asarray(values)[np.isfinite(values)]
             axis.plot(known, np.full(len(known), row), "o", ms=4, alpha=0.25, color=MODELS[row % 5], mew=0)
             axis.plot(known.mean(), row, "|", ms=18, mew=2, color="black")
-        axis.set(
-            title=title, yticks=range(len(groups)), yticklabels=list(groups), ylim=(len(groups) - 0.5, -0.5)
-        )
-        axis.tick_params(axis="y", length=0)
-        axis.spines["left"].set_visible(False)
+        axis.set_title(title)
+        name_rows(axis, list(groups))
     return figure

@@ -16,7 +16,10 @@ def features_of(images):
     filters = np.random.default_rng(0).normal(0, 1, (8, 5, 5)).astype(np.float32)
     return np.stack(
         [
-            [np.maximum(cv2.filter2D(image.astype(np.float32) / 255, -1, one), 0).mean() for one in filters]
+            [
+                np.maximum(cv2.filter2D(image.astype(np.float32) / 255, -1, kernel), 0).mean()
+                for kernel in filters
+            ]
             for image in images
         ]
     )
@@ -29,7 +32,9 @@ def images():
 
 @pytest.fixture(scope="module")
 def check(images):
-    return fit_outlier_check(images[:120], features_of(images[:120]), images[120:180], features_of(images[120:180]))
+    return fit_outlier_check(
+        images[:120], features_of(images[:120]), images[120:180], features_of(images[120:180])
+    )
 
 
 def reasons_of(check, images):
@@ -55,7 +60,7 @@ def test_other_images_are_accepted(check, images):
 def test_spoilt_images_are_refused_with_the_reason(check, images, change, reason):
     reasons = reasons_of(check, change(images[180:]))
     assert sum(map(bool, reasons)) >= 58
-    assert sum(reason in one for one in reasons) >= 40
+    assert sum(reason in text for text in reasons) >= 40
 
 
 def leg(seed):
@@ -91,9 +96,9 @@ def test_another_part_of_the_body_is_refused(check):
 
 def test_photographs_are_refused_in_grey_and_in_colour(check):
     photos = [photo(seed) for seed in range(40)]
-    grey = reasons_of(check, [cv2.cvtColor(one, cv2.COLOR_BGR2GRAY) for one in photos])
+    grey = reasons_of(check, [cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) for image in photos])
     assert sum(map(bool, grey)) >= 38
-    assert all(is_colour(cv2.imencode(".jpg", one)[1].tobytes()) for one in photos)
+    assert all(is_colour(cv2.imencode(".jpg", image)[1].tobytes()) for image in photos)
 
 
 def test_grey_in_three_channels_is_no_colour(images):
@@ -114,7 +119,7 @@ def test_distance_is_mahalanobis():
 def test_only_the_learned_distance_sees_a_change_that_keeps_the_place_of_things(check, images):
     noisy = np.clip(images[180:] + np.random.default_rng(0).normal(0, 40, images[180:].shape), 0, 255)
     reasons = reasons_of(check, noisy)
-    assert sum("unlike the training images" in one for one in reasons) >= 40
+    assert sum("unlike the training images" in text for text in reasons) >= 40
 
 
 def test_saved_and_loaded_says_the_same(check, images, tmp_path):
@@ -122,7 +127,7 @@ def test_saved_and_loaded_says_the_same(check, images, tmp_path):
     loaded = OutlierCheck.load(tmp_path / "refusal.npz")
     mixed = np.concatenate([images[180:190], 255 - images[180:190], np.rot90(images[180:190], 2, (1, 2))])
     before, after = reasons_of(check, mixed), reasons_of(loaded, mixed)
-    assert [one.split("(")[0] for one in after] == [one.split("(")[0] for one in before]
+    assert [text.split("(")[0] for text in after] == [text.split("(")[0] for text in before]
 
 
 def test_a_damaged_file_is_one_line(tmp_path):
@@ -134,8 +139,8 @@ def test_a_damaged_file_is_one_line(tmp_path):
 def test_features_that_are_dead_or_depend_on_each_other():
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (30, SIDE, SIDE)).astype(np.uint8)
-    one = generator.normal(0, 1e-4, (30, 1))
-    for features in (np.zeros((30, 5)), np.hstack([one, one, 1e6 * one, np.zeros((30, 3))])):
+    feature = generator.normal(0, 1e-4, (30, 1))
+    for features in (np.zeros((30, 5)), np.hstack([feature, feature, 1e6 * feature, np.zeros((30, 3))])):
         fitted = fit_outlier_check(images, features.astype(np.float32), images, features.astype(np.float32))
         assert np.isfinite(fitted.distances(features)).all() and np.isfinite(fitted.most_distance)
         assert fitted.distances(features[:1] + 1e9) > fitted.most_distance

@@ -17,7 +17,9 @@ from chestxray.data.images import preprocess
 from chestxray.deployment import predict
 from chestxray.deployment.predict import list_images
 
-predict_files = functools.partial(predict.predict_files, accept_all=True)  # the images here are no radiographs
+predict_files = functools.partial(
+    predict.predict_files, accept_all=True
+)  # the images here are no radiographs
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +118,11 @@ def test_order_over_batches_with_bad_files_at_their_edges(classifier, tmp_path):
     assert [row["path"] for row in rows] == [str(path) for path in paths]
     assert {number for number, row in enumerate(rows) if row["status"] == "unreadable"} == bad
     good = [number for number in range(100) if number not in bad]
-    found = np.array([rows[number]["probability"] for number in good])
-    assert len(np.unique(found)) == len(good)
-    np.testing.assert_allclose(found, expected(classifier, [paths[number] for number in good]), atol=1e-5)
+    probabilities = np.array([rows[number]["probability"] for number in good])
+    assert len(np.unique(probabilities)) == len(good)
+    np.testing.assert_allclose(
+        probabilities, expected(classifier, [paths[number] for number in good]), atol=1e-5
+    )
 
 
 def test_decision_at_the_stored_threshold(classifier, tmp_path):
@@ -147,8 +151,8 @@ def test_missing_and_repeated_files_are_reported_each_time(classifier, tmp_path)
 
 def test_one_path_is_not_taken_for_its_letters(classifier, tmp_path):
     good = write(tmp_path / "good.png", drawn(1))
-    for one in (good, str(good), str(tmp_path)):
-        assert [row["path"] for row in predict_files(classifier, one)] == [str(good)]
+    for source in (good, str(good), str(tmp_path)):
+        assert [row["path"] for row in predict_files(classifier, source)] == [str(good)]
 
 
 def test_rule_without_threshold_stops_before_the_first_file(classifier, tmp_path):
@@ -168,11 +172,11 @@ def test_folders_are_searched_without_debris(tmp_path):
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = [path.relative_to(tmp_path).as_posix() for path in list_images([tmp_path])]
-    assert found == ["a.jpeg", "b/1.png", "b/c/2.png"]
+    listed = [path.relative_to(tmp_path).as_posix() for path in list_images([tmp_path])]
+    assert listed == ["a.jpeg", "b/1.png", "b/c/2.png"]
     shutil.copytree(tmp_path / "b", tmp_path / ".hidden" / "b")
-    asked = list(list_images([tmp_path / ".hidden" / "b"]))  # asked for by name: not debris
-    assert [path.name for path in asked] == ["1.png", "2.png"]
+    hidden = list(list_images([tmp_path / ".hidden" / "b"]))  # named by the caller: listed
+    assert [path.name for path in hidden] == ["1.png", "2.png"]
 
 
 def test_empty_folder_gives_no_rows(classifier, tmp_path):
@@ -207,25 +211,25 @@ def test_patterns_tables_and_links(tmp_path):
     (tmp_path / "c" / "one.png").symlink_to(tmp_path / "a" / "1.png")
     (tmp_path / "list.csv").write_text("name,path\nx,a/1.png\ny,missing.png\n")
 
-    def found(*names):
+    def listed(*names):
         paths = list_images(tmp_path / name for name in names)
         return [path.relative_to(tmp_path).as_posix() for path in paths]
 
-    assert found("a/**/*.png") == ["a/1.png", "a/b/2.png"]
+    assert listed("a/**/*.png") == ["a/1.png", "a/b/2.png"]
     (tmp_path / "a" / ".hidden.png").write_bytes(b"")
-    assert found("a/*") == ["a/1.png"]
-    assert found("a", "*.jpg") == ["a/1.png", "a/b/2.png", "*.jpg"]  # which is then told to be no file
-    assert found("list.csv") == ["a/1.png", "missing.png"]
-    assert found("a", "c") == ["a/1.png", "a/b/2.png", "c/3.jpeg", "c/one.png"]
-    assert found("with [brackets].png") == ["with [brackets].png"]
+    assert listed("a/*") == ["a/1.png"]
+    assert listed("a", "*.jpg") == ["a/1.png", "a/b/2.png", "*.jpg"]  # reported as no file later
+    assert listed("list.csv") == ["a/1.png", "missing.png"]
+    assert listed("a", "c") == ["a/1.png", "a/b/2.png", "c/3.jpeg", "c/one.png"]
+    assert listed("with [brackets].png") == ["with [brackets].png"]
     (tmp_path / "other.csv").write_text("file\nx\n")
     with pytest.raises(ValueError, match="needs a column path.*columns=\\['file'\\]"):
-        found("other.csv")
+        listed("other.csv")
     (tmp_path / "short.csv").write_text("name,path\nx\ny,a/1.png\n")
-    assert found("short.csv") == [".", "a/1.png"]  # the folder, which is then no image
+    assert listed("short.csv") == [".", "a/1.png"]  # the folder, which is then no image
     (tmp_path / "damaged.csv").write_text('path\n"' + "x" * 200_000)
     with pytest.raises(ValueError, match="a damaged table"):
-        found("damaged.csv")
+        listed("damaged.csv")
 
 
 def test_names_that_could_do_harm(classifier, tmp_path):
@@ -252,11 +256,9 @@ def test_threads_give_the_same_rows_in_the_same_order(litert, tmp_path):
     (tmp_path / "33.png").write_bytes(b"bad")
     alone = list(predict_files(classifier, [tmp_path]))
     spread = list(
-        predict.predict_parallel(
-            litert, list_images([tmp_path]), accept_all=True, jobs=2, backend="threading"
-        )
+        predict.predict_parallel(litert, list_images([tmp_path]), "youden", True, jobs=2, backend="threading")
     )
     assert [row["path"] for row in spread] == [row["path"] for row in alone]
-    for one, other in zip(spread, alone, strict=True):
-        assert one["status"] == other["status"]
-        assert one["logit"] == pytest.approx(other["logit"], abs=1e-5)
+    for row, expected_row in zip(spread, alone, strict=True):
+        assert row["status"] == expected_row["status"]
+        assert row["logit"] == pytest.approx(expected_row["logit"], abs=1e-5)

@@ -24,18 +24,21 @@ def rows(litert, data, tiny_folder):
     """Six images, the first three called pneumonia."""
     paths = [tiny_folder / path for path in data.subset("val")["path"]][:6]
     classifier = load_classifier(litert)
-    found = list(predict_files(classifier, paths, accept_all=True))
-    found.sort(key=lambda row: -row["probability"])
+    predicted = list(predict_files(classifier, paths, accept_all=True))
+    predicted.sort(key=lambda row: -row["probability"])
     normal, ill = classifier.card["classes"]
-    return [row | {"decision": decision} for row, decision in zip(found, [ill] * 3 + [normal] * 3)]
+    return [row | {"decision": decision} for row, decision in zip(predicted, [ill] * 3 + [normal] * 3)]
 
 
 @pytest.fixture(scope="module")
 def written(litert, rows):
     """Page of six images, with triage thresholds between them: two of each kind."""
     classifier = load_classifier(litert)
-    said = [row["probability"] for row in rows]
-    classifier.card["triage"] = {"rule_in": (said[1] + said[2]) / 2, "rule_out": (said[3] + said[4]) / 2}
+    probabilities = [row["probability"] for row in rows]
+    classifier.card["triage"] = {
+        "rule_in": (probabilities[1] + probabilities[2]) / 2,
+        "rule_out": (probabilities[3] + probabilities[4]) / 2,
+    }
     problems = [
         {"path": "<b>.png", "status": "refused", "problem": "a lateral view"},
         {"path": "line\nend.png", "status": "unreadable", "problem": "empty file"},
@@ -59,10 +62,12 @@ class Reader(html.parser.HTMLParser):
 
 
 def test_images_in_order_with_their_numbers(written, rows):
-    said = re.findall(r'<span class="p">([\d.]+)</span> (\w+), ([\w ]+)<', written)
-    assert [one[0] for one in said] == [f"{row['probability']:.3f}" for row in rows]
-    assert [one[1] for one in said] == [row["decision"] for row in rows]
-    assert [one[2] for one in said] == ["suspicious"] * 2 + ["to be looked at"] * 2 + ["unsuspicious"] * 2
+    entries = re.findall(r'<span class="p">([\d.]+)</span> (\w+), ([\w ]+)<', written)
+    assert [entry[0] for entry in entries] == [f"{row['probability']:.3f}" for row in rows]
+    assert [entry[1] for entry in entries] == [row["decision"] for row in rows]
+    assert [entry[2] for entry in entries] == ["suspicious"] * 2 + ["to be looked at"] * 2 + [
+        "unsuspicious"
+    ] * 2
 
 
 def test_an_image_whose_decision_contradicts_the_triage_is_to_be_looked_at(litert, rows):
@@ -72,7 +77,11 @@ def test_an_image_whose_decision_contradicts_the_triage_is_to_be_looked_at(liter
     classifier.card["triage"] = {"rule_in": middle, "rule_out": middle}  # nothing lies between
     decisions = [ill, normal, ill, ill, normal, normal]
     page = report_page(
-        classifier, [row | {"decision": one} for row, one in zip(rows, decisions)], [], COUNT, "youden"
+        classifier,
+        [row | {"decision": decision} for row, decision in zip(rows, decisions)],
+        [],
+        COUNT,
+        "youden",
     )
     assert re.findall(r"</span> (\w+), ([\w ]+)<", page) == list(
         zip(
@@ -92,7 +101,7 @@ def test_an_image_whose_decision_contradicts_the_triage_is_to_be_looked_at(liter
 def test_limits_thresholds_and_problems_are_said(written, litert):
     text = " ".join(Reader(written).text)
     card = load_classifier(litert).card
-    for said in (
+    for words in (
         card["limits"][0],
         f"probability of {card['thresholds']['youden']:.3f}",
         "9 images: 6 classified",
@@ -101,18 +110,18 @@ def test_limits_thresholds_and_problems_are_said(written, litert):
         "line\\nend.png",
         "<b>.png",
     ):
-        assert said in text
-    assert "another view" not in text  # none was counted, so nothing is said
+        assert words in text
+    assert "another view" not in text  # none was counted, so nothing is shown
     assert "not where the disease is" in text
 
 
 def test_the_page_is_one_file_and_accessible(written):
-    found = Reader(written)
+    page = Reader(written)
     assert not re.search(r'(?:src|href)="(?!data:)', written)
-    assert all(image["alt"] for image in found.tags["img"]) and len(found.tags["img"]) == 12
-    assert found.tags["html"] == [{"lang": "en"}] and len(found.tags["h1"]) == 1
-    assert all(button["aria-pressed"] in ("true", "false") for button in found.tags["button"])
-    assert all(cell["scope"] == "col" for cell in found.tags["th"])
+    assert all(image["alt"] for image in page.tags["img"]) and len(page.tags["img"]) == 12
+    assert page.tags["html"] == [{"lang": "en"}] and len(page.tags["h1"]) == 1
+    assert all(button["aria-pressed"] in ("true", "false") for button in page.tags["button"])
+    assert all(cell["scope"] == "col" for cell in page.tags["th"])
 
 
 def test_an_image_that_is_gone_does_not_end_the_page(litert, rows, tmp_path):
@@ -146,18 +155,18 @@ def test_the_map_lies_where_it_belongs():
 
 
 CLICKS = """<script>
-const told = [], shown = () => [...document.querySelectorAll('.images li')].map((image, number) =>
+const seen = [], shown = () => [...document.querySelectorAll('.images li')].map((image, number) =>
   image.offsetHeight > 0 ? number + 1 : 0).filter(Boolean);
 const press = name => document.querySelector(name).click();
-told.push(shown());
-press('button[data-group=rule_in]'); told.push(shown(), document.getElementById('shown').textContent);
-press('button[data-group=refer]'); told.push(shown());
+seen.push(shown());
+press('button[data-group=rule_in]'); seen.push(shown(), document.getElementById('shown').textContent);
+press('button[data-group=refer]'); seen.push(shown());
 press('button[data-group=all]');
-const overlays = () => [...document.querySelectorAll('.overlay')].filter(one => one.offsetHeight > 0).length;
-told.push(overlays()); press('#maps'); told.push(overlays()); press('#maps'); told.push(overlays());
-told.push([...document.images].every(one => one.naturalWidth === 224 || !one.complete));
-document.querySelector('button').focus(); told.push(document.activeElement.textContent);
-document.title = 'told ' + JSON.stringify(told);
+const overlays = () => [...document.querySelectorAll('.overlay')].filter(map => map.offsetHeight > 0).length;
+seen.push(overlays()); press('#maps'); seen.push(overlays()); press('#maps'); seen.push(overlays());
+seen.push([...document.images].every(image => image.naturalWidth === 224 || !image.complete));
+document.querySelector('button').focus(); seen.push(document.activeElement.textContent);
+document.title = 'seen ' + JSON.stringify(seen);
 </script></body>"""
 
 
@@ -181,13 +190,13 @@ def test_what_happens_on_clicks(written, tmp_path):
         timeout=120,
         check=True,
     ).stdout
-    told = json.loads(re.search(r"<title>told (.*?)</title>", dom)[1])
-    assert told == [[1, 2, 3, 4, 5, 6], [1, 2], "2 of 6 images shown", [3, 4], 6, 0, 6, True, "all"]
+    seen = json.loads(re.search(r"<title>seen (.*?)</title>", dom)[1])
+    assert seen == [[1, 2, 3, 4, 5, 6], [1, 2], "2 of 6 images shown", [3, 4], 6, 0, 6, True, "all"]
 
 
 def test_images_can_be_decoded(written):
-    found = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', written)
-    assert len(found) >= 6
-    for data in found:
+    sources = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', written)
+    assert len(sources) >= 6
+    for data in sources:
         pixels = np.frombuffer(base64.b64decode(data), np.uint8)
         assert cv2.imdecode(pixels, cv2.IMREAD_COLOR).shape == (224, 224, 3)

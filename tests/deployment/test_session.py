@@ -39,9 +39,9 @@ def call(*words):
 
 
 def test_lines_summary_and_exit_code(litert, images):
-    told = call("predict", litert, images, "--accept-all")
-    assert told.exit_code == 1  # one could not be read
-    lines = told.output.splitlines()
+    result = call("predict", litert, images, "--accept-all")
+    assert result.exit_code == 1  # one could not be read
+    lines = result.output.splitlines()
     assert len(lines) == 41 and "07.png  unreadable (not an image" in lines[7]
     assert lines[-1].startswith("40 images, 0 refused, 1 unreadable; decided at")
     assert "not a medical device" in lines[-1]
@@ -50,7 +50,7 @@ def test_lines_summary_and_exit_code(litert, images):
 
 
 def test_table_and_report_at_once(litert, images, tmp_path):
-    told = call(
+    result = call(
         "predict",
         litert,
         images,
@@ -62,7 +62,7 @@ def test_table_and_report_at_once(litert, images, tmp_path):
         "--jobs",
         1,
     )
-    assert told.exit_code == 1
+    assert result.exit_code == 1
     with open(tmp_path / "out.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 40 and rows[7]["status"] == "unreadable"
@@ -70,8 +70,8 @@ def test_table_and_report_at_once(litert, images, tmp_path):
     best = max((row for row in rows if row["probability"]), key=lambda row: float(row["probability"]))
     assert f"1. {best['path']}" in page and "39 classified, 0 refused, 1 unreadable" in page
     again = call("predict", litert, images, "--accept-all", "--output", tmp_path / "out.jsonl", "--jobs", 1)
-    told = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert again.exit_code == 1 and [row["path"] for row in told] == [row["path"] for row in rows]
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert again.exit_code == 1 and [row["path"] for row in written] == [row["path"] for row in rows]
 
 
 def test_table_and_page_are_not_among_the_images(litert, images):
@@ -87,8 +87,8 @@ def test_table_and_page_are_not_among_the_images(litert, images):
         "--report",
         images / "page.html",
     )
-    told = [call(*given).output.splitlines()[-1] for _ in range(2)]
-    assert told[0] == told[1] and told[0].startswith("40 images, 0 refused, 1 unreadable")
+    summaries = [call(*given).output.splitlines()[-1] for _ in range(2)]
+    assert summaries[0] == summaries[1] and summaries[0].startswith("40 images, 0 refused, 1 unreadable")
 
 
 def test_broken_off_in_the_report_nothing_is_predicted_again(litert, images, tmp_path, monkeypatch):
@@ -110,8 +110,10 @@ def test_broken_off_in_the_report_nothing_is_predicted_again(litert, images, tmp
         raise KeyboardInterrupt
 
     monkeypatch.setattr(session_module, "report_page", broken_off)
-    told = call(*given)
-    assert told.exit_code == 130 and told.output.endswith("interrupted; the same command goes on from here\n")
+    result = call(*given)
+    assert result.exit_code == 130 and result.output.endswith(
+        "interrupted; the same command goes on from here\n"
+    )
     monkeypatch.setattr(session_module, "report_page", page)
     monkeypatch.setattr(session_module, "judge", broken_off)
     assert call(*given).exit_code == 1  # one image cannot be read
@@ -126,15 +128,15 @@ def test_broken_off_in_the_report_nothing_is_predicted_again(litert, images, tmp
 def test_a_table_among_the_images_is_no_list_of_images(litert, images):
     (images / "labels.csv").write_text("image,label\n1,0\n")
     for jobs in (1, 2):
-        told = call("predict", litert, images, "--accept-all", "--jobs", jobs)
-        assert told.exit_code == 1 and "41 images, 0 refused, 2 unreadable" in told.output
-        assert "labels.csv  unreadable (not an image" in told.output
+        result = call("predict", litert, images, "--accept-all", "--jobs", jobs)
+        assert result.exit_code == 1 and "41 images, 0 refused, 2 unreadable" in result.output
+        assert "labels.csv  unreadable (not an image" in result.output
 
 
 def test_paths_relative_to_here_reach_the_workers(litert, images, monkeypatch):
     monkeypatch.chdir(images)
-    told = call("predict", litert, ".", "--accept-all", "--jobs", 2)
-    assert told.output.splitlines()[0].startswith("00.png  0.") and "1 unreadable" in told.output
+    result = call("predict", litert, ".", "--accept-all", "--jobs", 2)
+    assert result.output.splitlines()[0].startswith("00.png  0.") and "1 unreadable" in result.output
 
 
 def test_workers_notice_another_model_in_the_same_folder(compact, litert, images, tmp_path):
@@ -147,7 +149,7 @@ def test_workers_notice_another_model_in_the_same_folder(compact, litert, images
         write_json(folder / "card.json", card)
         rows = list(
             predict.predict_parallel(
-                folder, sorted(images.glob("*.png"))[:3], accept_all=True, jobs=2, backend="threading"
+                folder, sorted(images.glob("*.png"))[:3], "youden", True, jobs=2, backend="threading"
             )
         )
         assert [row["probability"] > 0.999 for row in rows] == [bool(bias)] * 3
@@ -156,9 +158,9 @@ def test_workers_notice_another_model_in_the_same_folder(compact, litert, images
 def test_the_report_holds_the_most_suspicious_only(litert, images, monkeypatch):
     monkeypatch.setattr(session_module, "MOST_IMAGES", 5)
     session = Session(litert, [images], accept_all=True, jobs=1)
-    said = sorted((row["probability"] for row in session.rows() if row["probability"]), reverse=True)
+    probabilities = sorted((row["probability"] for row in session.rows() if row["probability"]), reverse=True)
     kept = sorted((entry[0] for entry in session._highest), reverse=True)
-    assert kept == said[:5]
+    assert kept == probabilities[:5]
 
 
 @pytest.mark.parametrize(
@@ -182,19 +184,19 @@ def test_mistakes_are_told_in_one_line(litert, images, tmp_path, words, reason):
         "out.xlsx": tmp_path / "out.xlsx",
         "out.png": tmp_path / "out.png",
     }
-    told = call("predict", *(places.get(word, word) for word in words))
-    assert told.exit_code == 2 and reason in told.output and told.output.count("\n") == 1
+    result = call("predict", *(places.get(word, word) for word in words))
+    assert result.exit_code == 2 and reason in result.output and result.output.count("\n") == 1
     assert not any(path.name.startswith((".partial", "out")) for path in tmp_path.iterdir())
 
 
 def test_a_list_is_not_replaced_by_its_predictions(litert, images):
     (images / "list.csv").write_text("path,age\n01.png,4\n")
-    told = call("predict", litert, images / "list.csv", "--output", images / "list.csv")
-    assert told.exit_code == 2 and "would replace what it is made from" in told.output
+    result = call("predict", litert, images / "list.csv", "--output", images / "list.csv")
+    assert result.exit_code == 2 and "would replace what it is made from" in result.output
     assert (images / "list.csv").read_text() == "path,age\n01.png,4\n"
     (images / "table.csv").mkdir()
-    told = call("predict", litert, images / "list.csv", "--output", images / "table.csv")
-    assert told.exit_code == 2 and "a folder. Received" in told.output
+    result = call("predict", litert, images / "list.csv", "--output", images / "table.csv")
+    assert result.exit_code == 2 and "a folder. Received" in result.output
 
 
 @pytest.fixture
@@ -218,15 +220,17 @@ def mounted(tmp_path):
 
 def test_a_disk_that_cannot_be_written(litert, images, mounted):
     place = mounted("ro,size=64k")
-    told = call("predict", litert, images, "--output", place / "out.csv", "--jobs", 1)
-    assert told.exit_code == 2 and "Read-only file system" in told.output and told.output.count("\n") == 1
+    result = call("predict", litert, images, "--output", place / "out.csv", "--jobs", 1)
+    assert (
+        result.exit_code == 2 and "Read-only file system" in result.output and result.output.count("\n") == 1
+    )
 
 
 def test_a_full_disk_loses_nothing(litert, images, mounted, tmp_path):
     place = mounted("size=8k")
     table = place / "out.jsonl"
-    told = call("predict", litert, images, "--output", table, "--jobs", 1, "--accept-all")
-    assert told.exit_code == 2 and "No space left on device" in told.output and not table.exists()
+    result = call("predict", litert, images, "--output", table, "--jobs", 1, "--accept-all")
+    assert result.exit_code == 2 and "No space left on device" in result.output and not table.exists()
     assert [path.name for path in place.iterdir()] == [".partial-out.jsonl.jsonl"]
     subprocess.run(["mount", "-o", "remount,size=1m", place], check=True)
     assert call("predict", litert, images, "--output", table, "--jobs", 1, "--accept-all").exit_code == 1
@@ -236,10 +240,10 @@ def test_a_full_disk_loses_nothing(litert, images, mounted, tmp_path):
 
 
 def test_export_from_the_command_line(compact, few_images_are_enough, tiny_folder, tmp_path):
-    told = call(
+    result = call(
         "export", compact, "--format", "onnx", "--data-dir", tiny_folder, "--output", tmp_path / "onnx"
     )
-    assert told.exit_code == 0 and "0.00% of the decisions" in told.output
+    assert result.exit_code == 0 and "0.00% of the decisions" in result.output
     assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == [
         "README.md",
         "card.json",
@@ -260,12 +264,12 @@ def test_two_dask_workers_one_is_killed(litert, tmp_path, monkeypatch):
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", cluster.scheduler_address)
         pids = {name: nanny.pid for name, nanny in cluster.workers.items()}
-        rows = predict.predict_parallel(litert, paths, accept_all=True, backend="dask")
-        found = [next(rows)]
+        rows = predict.predict_parallel(litert, paths, "youden", True, jobs=-1, backend="dask")
+        classified = [next(rows)]
         os.kill(pids[0], signal.SIGKILL)
-        found += rows
+        classified += rows
         assert cluster.workers[0].pid != pids[0]  # it died, and was started again
-    assert found == [alone[number % 4] for number in range(160)]
+    assert classified == [alone[number % 4] for number in range(160)]
 
 
 def test_both_formats_of_the_table_are_evaluated_alike(litert, images, tmp_path):
@@ -274,10 +278,10 @@ def test_both_formats_of_the_table_are_evaluated_alike(litert, images, tmp_path)
         "path,label\n"
         + "".join(f"{path},{number % 2}\n" for number, path in enumerate(sorted(images.iterdir())))
     )
-    told = []
+    results = []
     for name in ("out.csv", "out.JSONL"):
         call("predict", litert, images, "--accept-all", "--output", tmp_path / name, "--jobs", 1)
         for labels in ([], ["--labels", tmp_path / "labels.csv"]):
-            told.append(call("evaluate", tmp_path / name, "--model", litert, *labels))
-            assert told[-1].exit_code == 0, told[-1].output
-    assert [one.output for one in told[:2]] == [one.output for one in told[2:]]
+            results.append(call("evaluate", tmp_path / name, "--model", litert, *labels))
+            assert results[-1].exit_code == 0, results[-1].output
+    assert [result.output for result in results[:2]] == [result.output for result in results[2:]]

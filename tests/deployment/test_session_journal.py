@@ -15,16 +15,16 @@ PATHS = [Path(f"{number}.png") for number in range(6)]
 
 
 class Predictor:
-    """Counts what it is asked, and can be interrupted."""
+    """Counts its predictions, and can be interrupted."""
 
     def __init__(self, stop_before=None):
-        self.asked, self.stop_before = [], stop_before
+        self.predicted, self.stop_before = [], stop_before
 
     def __call__(self, paths):
         for path in paths:
             if path == self.stop_before:
                 raise KeyboardInterrupt
-            self.asked.append(path)
+            self.predicted.append(path)
             yield {"path": str(path), "value": path.stem * 2}
 
 
@@ -57,7 +57,7 @@ def test_goes_on_where_it_was_interrupted(tmp_path, stop):
         run(output, first)
     assert not output.exists()
     rows = run(output, second)
-    assert first.asked + second.asked == PATHS
+    assert first.predicted + second.predicted == PATHS
     assert table(output) == EXPECTED and len(rows) == 6
 
 
@@ -70,7 +70,7 @@ def test_a_line_that_was_cut_short_is_predicted_again(tmp_path, cut):
     journal.write_bytes(journal.read_bytes()[:-cut])
     second = Predictor()
     run(output, second)
-    assert second.asked[0] == PATHS[2] and table(output) == EXPECTED
+    assert second.predicted[0] == PATHS[2] and table(output) == EXPECTED
 
 
 def test_another_model_begins_anew(tmp_path):
@@ -78,7 +78,7 @@ def test_another_model_begins_anew(tmp_path):
         run(tmp_path / "out.csv", Predictor(PATHS[3]))
     second = Predictor()
     run(tmp_path / "out.csv", second, identity="half")
-    assert second.asked == PATHS
+    assert second.predicted == PATHS
 
 
 def test_files_that_came_or_went_since(tmp_path):
@@ -87,7 +87,7 @@ def test_files_that_came_or_went_since(tmp_path):
         run(output, Predictor(PATHS[4]))
     second = Predictor()
     run(output, second, [*PATHS[:2], *PATHS[3:]])
-    assert second.asked == PATHS[3:] and [row["path"] for row in table(output)] == [
+    assert second.predicted == PATHS[3:] and [row["path"] for row in table(output)] == [
         "0.png",
         "1.png",
         "3.png",
@@ -97,7 +97,7 @@ def test_files_that_came_or_went_since(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(output, Predictor(PATHS[4]))
     run(output, third := Predictor(), PATHS[:2])
-    assert third.asked == [] and len(table(output)) == 2
+    assert third.predicted == [] and len(table(output)) == 2
 
 
 def test_other_files_of_the_same_name_are_predicted(tmp_path, monkeypatch):
@@ -112,7 +112,7 @@ def test_other_files_of_the_same_name_are_predicted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "b")
     second = Predictor()
     run(tmp_path / "out.csv", second)
-    assert second.asked == PATHS and table(tmp_path / "out.csv") == EXPECTED
+    assert second.predicted == PATHS and table(tmp_path / "out.csv") == EXPECTED
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_file_that_has_changed_since_is_predicted_again(tmp_path, change):
     change(paths[2])
     second = Predictor()
     run(tmp_path / "out.csv", second, paths)
-    assert second.asked == paths[2:] and len(table(tmp_path / "out.csv")) == 6
+    assert second.predicted == paths[2:] and len(table(tmp_path / "out.csv")) == 6
 
 
 def test_the_former_table_stays_until_the_new_one_is_whole(tmp_path):

@@ -88,14 +88,14 @@ def start(step: str, place: Path, data: Path, trained: Path) -> subprocess.Popen
 
 
 def finish(process: subprocess.Popen) -> None:
-    _, said = process.communicate()
+    _, errors = process.communicate()
     if process.returncode:
-        raise RuntimeError(f"exit code {process.returncode}: {said[-500:]}")
+        raise RuntimeError(f"exit code {process.returncode}: {errors[-500:]}")
 
 
 def digests(folder: Path) -> dict[str, str]:
     """Everything that must be equal: tables and arrays as they are, the weights inside ``.keras`` files."""
-    found = {}
+    hashes = {}
     for path in sorted(folder.rglob("*")):
         content = hashlib.sha256()
         if path.suffix == ".keras":
@@ -110,8 +110,8 @@ def digests(folder: Path) -> dict[str, str]:
             content.update(path.read_bytes())
         else:
             continue
-        found[str(path.relative_to(folder))] = content.hexdigest()
-    return found
+        hashes[str(path.relative_to(folder))] = content.hexdigest()
+    return hashes
 
 
 def debris(place: Path) -> list[str]:
