@@ -59,11 +59,11 @@ def make_files(folder: Path, side: int, count: int) -> list[str]:
     root = folder / "made" / "chest_xray"
     paths = []
     for number, path in enumerate(scan(root)["path"].tolist() * (count // 24 + 1)):
-        film = cv2.imread(str(root / path), cv2.IMREAD_GRAYSCALE)
+        image = cv2.imread(str(root / path), cv2.IMREAD_GRAYSCALE)
         paths.append(str(folder / f"{side}-{number}.jpeg"))
         cv2.imwrite(
             paths[-1],
-            cv2.resize(film, (side, side), interpolation=cv2.INTER_CUBIC),
+            cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC),
             [cv2.IMWRITE_JPEG_QUALITY, 92],
         )
     return paths[:count]

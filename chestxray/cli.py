@@ -133,13 +133,14 @@ def main() -> None:
 
 
 _PATH = click.Path(path_type=Path)
+_path_option = functools.partial(click.option, type=_PATH)
 _classes = click.option(
     "--classes",
     nargs=2,
     metavar="NEGATIVE POSITIVE",
     help="Names of the class folders. [default: NORMAL PNEUMONIA]",
 )
-_html = click.option("--html", "page_path", type=_PATH, help="Write the report as a page, too.")
+_html = _path_option("--html", "page_path", help="Write the report as a page, too.")
 _backend = click.option("--backend", metavar="NAME", help="joblib backend: loky, dask, …")
 
 
@@ -155,7 +156,7 @@ _backend = click.option("--backend", metavar="NAME", help="joblib backend: loky,
     help="Split rule; given keeps the folders train, val and test. [default: patient; the first "
     "three for full]",
 )
-@click.option("--output-dir", type=_PATH, help="[default: runs/<preset>]")
+@_path_option("--output-dir", help="[default: runs/<preset>]")
 @click.option(
     "--preset",
     type=click.Choice(["demo", "standard", "full"]),
@@ -216,7 +217,7 @@ def run(
 @click.argument("data_dir")
 @_classes
 @_html
-@click.option("--json", "json_path", type=_PATH, help="Write the findings, too.")
+@_path_option("--json", "json_path", help="Write the findings, too.")
 @click.option("--strict", is_flag=True, help="Exit with 1 when there is a red flag.")
 def audit(
     data_dir: str,
@@ -256,18 +257,8 @@ def _write_page(path: Path, page: str) -> None:
 
 @command
 @click.argument("predictions", type=_PATH)
-@click.option(
-    "--model",
-    type=_PATH,
-    required=True,
-    help="Folder of the model that made them: its card holds thresholds and reference.",
-)
-@click.option(
-    "--labels",
-    type=_PATH,
-    help="CSV with path and label (0, 1 or a class name), and what else is known: group (the "
-    "patient), age, sex, site, …",
-)
+@_path_option("--model", required=True, help="Folder of the model that made them, with its card.")
+@_path_option("--labels", help="CSV: path, label (0, 1 or a class), and more, as group (the patient), age.")
 @click.option("--by", default="", metavar="COLUMN,…", help="Columns of the labels to score apart.")
 @click.option(
     "--prevalence",
@@ -303,9 +294,7 @@ def evaluate(
         table = read(predictions)
     if labels is None:
         if by or prevalence:
-            raise ValueError(
-                f"--by and --prevalence need --labels. Received: by={by!r}, prevalence={prevalence}"
-            )
+            raise ValueError(f"--by and --prevalence need --labels. Received: {by=}, {prevalence=}")
         sections = drift_report(table, card)
     else:
         table, absent = join_labels(table, read(labels), card["classes"])
@@ -325,18 +314,9 @@ def evaluate(
 @click.argument("model", type=_PATH)
 @click.argument("sources", nargs=-1, required=True, type=_PATH)
 @click.option("--threshold-rule", default="youden", show_default=True, help="Which stored threshold decides.")
-@click.option(
-    "--output",
-    type=_PATH,
-    metavar="FILE",
-    help="Write a table (.csv or .jsonl) instead of lines; interrupted, the same command goes on.",
-)
-@click.option(
-    "--report",
-    "report_path",
-    type=_PATH,
-    metavar="FILE",
-    help="Write a page for people, too: the most suspicious images with heatmaps.",
+@_path_option("--output", metavar="FILE", help="Write a table (.csv, .jsonl); the same command continues it.")
+@_path_option(
+    "--report", "report_path", metavar="FILE", help="Write a page: the most suspicious images with heatmaps."
 )
 @click.option("--accept-all", is_flag=True, help="Classify also what does not look like the training images.")
 @click.option("--jobs", type=int, help="Processes. [default: one a core with an exported model, else 1]")
@@ -383,7 +363,7 @@ def predict(
     help="The images it was trained on, for the comparison. "
     "[default: CHESTXRAY_DATA, or Kaggle's input folder]",
 )
-@click.option("--output", type=_PATH, help="[default: beside MODEL, <MODEL>-<format>]")
+@_path_option("--output", help="[default: beside MODEL, <MODEL>-<format>]")
 @click.option("--force", is_flag=True, help="Keep an export that fails the comparison.")
 def export(
     model: Path, format_: str, float16: bool, data_dir: str | None, output: Path | None, force: bool

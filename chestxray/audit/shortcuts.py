@@ -96,14 +96,8 @@ def _linear() -> Pipeline:
 def cross_validated(features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Score each image by a linear model that was trained on other patients.
 
-    Args:
-        features, labels, groups: Shapes (N, F), (N,) and (N,): labels 0 or 1, patient groups.
-
-    Returns:
-        Probability of class 1, (N,).
-
-    Raises:
-        ValueError: A class has fewer than FOLDS patient groups.
+    Features (N, F), labels (N,) 0 or 1, patient groups (N,) give the probability of class 1, (N,). A class
+    with fewer than FOLDS patient groups raises ValueError.
     """
     fewest = fewest_groups(labels, groups)
     if fewest < FOLDS:
@@ -127,11 +121,10 @@ def shortcut_table(table: pd.DataFrame, images: np.ndarray, root: Path) -> pd.Da
         images: Its pixels at 224 px, ``uint8`` (N, 224, 224), in the same order.
         root: Folder to which the paths are relative.
 
-    Returns:
-        One row a model: ``sees``, ``lungs`` (whether it sees something of them), ``features`` (how many);
-        ``auroc, low, high``, cross-validated by patient group without the published test set; ``test_auroc``
-        on this set, trained on all others (NaN without one); ``roc``, the cross-validated sensitivities at 1
-        − specificity = 0, 0.02, …, 1.
+    One row a model: ``sees``, ``lungs`` (whether it sees something of them), ``features`` (how many);
+    ``auroc, low, high``, cross-validated by patient group without the published test set; ``test_auroc`` on
+    this set, trained on all others (NaN without one); ``roc``, the cross-validated sensitivities at 1 −
+    specificity = 0, 0.02, …, 1.
     """
     labels, groups = table["label"].to_numpy(), table["group_conservative"].to_numpy()
     test = (table["official_split"] == "test").to_numpy()
@@ -169,9 +162,8 @@ def _interval(labels: np.ndarray, groups: np.ndarray, scores: np.ndarray) -> dic
 def test_set_shift(table: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
     """Test for each class whether the published test set is another population than the other images.
 
-    Returns:
-        One row a label: ``label, auroc, low, high`` of a linear model on 28 × 28 thumbnails that separates
-        test from training images; none for a class with fewer than FOLDS patient groups in either.
+    One row a label: ``label, auroc, low, high`` of a linear model on 28 × 28 thumbnails that separates test
+    from training images; none for a class with fewer than FOLDS patient groups in either.
     """
     features = thumbnail(images, 28).reshape(len(images), -1)
     rows = []

@@ -42,19 +42,17 @@ class Backbone:
     """A convolutional network pretrained on ImageNet.
 
     Attributes:
-        name: Key in :data:`BACKBONES` and in file names.
-        build: The builder in ``keras.applications``.
+        name, build: Key in :data:`BACKBONES` and in file names; the builder in ``keras.applications``.
         image_size: Side in pixels on which it was trained.
-        preprocess: Makes the layers from one grey channel in 0–255 to what the builder expects; what the
-            builder does itself is left out.
+        preprocess: Makes the layers from one grey channel in 0–255 to what the builder expects.
         gradcam_layer: Last layer that keeps the geometry of the image.
-        stages: First layer of each stage, from the input on; fine-tuning from a stage trains this layer and
-            all that follow. InceptionV3 numbers its convolutions anew in every instance, so its stages are
-            named by the concatenation in front of them.
+        stages: First layer of each stage, from the input on; fine-tuning trains one and all that follow.
+            InceptionV3 numbers its convolutions anew in every instance: its stages have the concatenation
+            before them.
         bf16_pays: Whether bfloat16 is faster than float32 on a CPU that has the units.
-        pretrained_variance: Factors on the variance of the builder's own normalisation when pretrained
-            weights are used. Keras' EfficientNets divide by these square roots once more, in a layer that the
-            builder adds for ``weights="imagenet"`` only.
+        pretrained_variance: Factors on the variance of the builder's own normalisation with pretrained
+            weights. Keras' EfficientNets divide by their square roots once more, only for
+            ``weights="imagenet"``.
     """
 
     name: str
@@ -89,32 +87,18 @@ BACKBONES = {
 
 
 def get_backbone(name: str) -> Backbone:
-    """Look a backbone up by name.
-
-    Raises:
-        ValueError: Unknown name; lists the known ones.
-    """
+    """Look a backbone up by name; an unknown one raises ValueError with the known ones."""
     if name not in BACKBONES:
         raise ValueError(f"backbone must be one of {sorted(BACKBONES)}. Received: backbone={name!r}")
     return BACKBONES[name]
 
 
 def load_backbone_weights(model: keras.Model, weights: str | None, backbone: Backbone) -> str:
-    """Put pretrained weights into the backbone's layers of a flat model.
+    """Put pretrained weights into the backbone's layers of a flat model; give the name to record.
 
     The weights are loaded into the bare backbone and copied layer by layer in order, because layer names of
-    InceptionV3 differ between instances.
-
-    Args:
-        model: The backbone with its own preprocessing layers in front.
-        weights: See :func:`chestxray.files.find_weights`.
-        backbone: Registry row.
-
-    Returns:
-        The name to record.
-
-    Raises:
-        FileNotFoundError: The weights cannot be had; says both ways out.
+    InceptionV3 differ between instances. For ``weights`` see :func:`chestxray.files.find_weights`; if they
+    cannot be had, FileNotFoundError says both ways out. The model has its own preprocessing layers in front.
     """
     source, recorded = find_weights(weights, backbone.name)
     if source is None:

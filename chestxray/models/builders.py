@@ -2,12 +2,9 @@
 
 Every builder gives a flat functional graph from grey images (N, size, size, 1) in 0–255, with the scaling
 inside, to ``float32`` logits (N, outputs). The logit layer starts at zero, so that an untrained network finds
-all classes equally likely: its loss is ln 2, or ln 3. Common arguments:
-
-- ``image_size``: side of the input in pixels.
-- ``dropout``: rate between the dense layers, [0, 1).
-- ``precision``: Keras dtype policy in which the network computes.
-- ``outputs``: 1 logit, or 3 (normal, bacteria, virus).
+all classes equally likely: its loss is ln 2, or ln 3. Common arguments: ``image_size``, side of the input in
+pixels; ``dropout``, rate between the dense layers, [0, 1); ``precision``, Keras dtype policy; ``outputs``, 1
+logit, or 3 (normal, bacteria, virus); others raise ValueError.
 """
 
 from __future__ import annotations
@@ -56,11 +53,10 @@ def _dense_block(x: keras.KerasTensor, units: Sequence[int], dropout: float) -> 
 def build_custom_cnn(
     image_size: int = 224, dropout: float = 0.3, precision: str = "float32", outputs: int = 1
 ) -> keras.Model:
-    """Build the network from scratch: 11 convolutions and 5 dense layers.
+    """Build the network from scratch: 11 convolutions and 5 dense layers; the side is at least 64.
 
-    Five blocks of 3 × 3 convolutions with 16 to 128 filters, each convolution with batch normalisation, each
-    block ending in max pooling; the first convolution has stride 2, which makes the network an order of
-    magnitude faster than the same one on full-size feature maps. The side is at least 64.
+    Five blocks of 3 × 3 convolutions have 16 to 128 filters, batch normalisation, and max pooling between the
+    blocks. The first convolution has stride 2, which makes the network about ten times faster.
     """
     with _dtype_policy(precision):
         inputs, x = _grey_input(image_size)
@@ -100,10 +96,10 @@ def _build_plain_cnn(
 def build_teacher_cnn(
     image_size: int = 224, dropout: float = 0.3, precision: str = "float32", outputs: int = 1
 ) -> keras.Model:
-    """Build a light teacher: 3 convolutions (64, 128, 256) and 3 dense layers (512, 256, 1).
+    """Build a light teacher: 3 convolutions (64, 128, 256) and 3 dense layers (512, 256, outputs).
 
-    Global average pooling stands where published versions flatten, which would put 100 million weights into
-    the first dense layer at 224 px.
+    Published versions flatten instead of global average pooling: at 224 px this gives the first dense layer
+    100 million weights.
     """
     return _build_plain_cnn(
         "teacher_cnn", (64, 128, 256), (512, 256), image_size, dropout, precision, outputs
@@ -113,22 +109,18 @@ def build_teacher_cnn(
 def build_student_cnn(
     image_size: int = 224, dropout: float = 0.2, precision: str = "float32", outputs: int = 1
 ) -> keras.Model:
-    """Build a small student: 2 convolutions (32, 64) and 3 dense layers (128, 64, 1).
-
-    Global average pooling keeps it below 100,000 parameters.
-    """
+    """Build a small student, below 100,000 parameters: 2 convolutions (32, 64), 3 dense layers."""
     return _build_plain_cnn("student_cnn", (32, 64), (128, 64), image_size, dropout, precision, outputs)
 
 
 def build_compact_cnn(
     image_size: int = 128, dropout: float = 0.2, precision: str = "float32", outputs: int = 1
 ) -> keras.Model:
-    """Build the recommended student: depthwise separable, 116,000 parameters.
+    """Build the recommended student: depthwise separable, 116,000 parameters; the side is at least 32.
 
-    Two ordinary convolutions, each with stride 2, then depthwise separable ones (Howard 2017,
-    arXiv:1704.04861) in three stages of 64, 96 and 160 channels, with residual connections within a stage.
-    Global average pooling and one dense layer end it, so that the class activation map is exact: the logit is
-    the mean of the map plus the bias. The side is at least 32.
+    Two ordinary convolutions with stride 2, then depthwise separable ones (Howard 2017, arXiv:1704.04861) in
+    three stages of 64, 96 and 160 channels, with residual connections within a stage. Global average pooling
+    and one dense layer make the class activation map exact: the logit is the mean of the map plus the bias.
     """
 
     def normalised(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
@@ -175,19 +167,14 @@ def build_transfer_model(
 ) -> tuple[keras.Model, str]:
     """Build a backbone with a new head, as one flat graph.
 
+    Gives the model, and where its weights come from: ``imagenet``, ``random`` or a file's name. An unknown
+    backbone raises ValueError; weights that cannot be had raise FileNotFoundError, never random ones instead.
+
     Args:
         backbone: Key in the registry, for example VGG16.
         image_size: By default the backbone's own.
         head_units: Widths of the dense layers between pooling and logit.
         weights: ``"imagenet"``, a weights file or folder, or None for random.
-        dropout, precision, outputs: See the module.
-
-    Returns:
-        The model, and where its weights come from: ``imagenet``, ``random`` or a file's name.
-
-    Raises:
-        ValueError: Unknown backbone.
-        FileNotFoundError: The weights cannot be had; never falls back to random ones.
     """
     row = get_backbone(backbone)
     size = image_size or row.image_size
@@ -216,11 +203,7 @@ def as_float32(model: keras.Model) -> keras.Model:
 def layer_table(model: keras.Model) -> pd.DataFrame:
     """Summarise a flat model by the first word of its layers' names.
 
-    Args:
-        model: A flat model.
-
-    Returns:
-        One row a part, in order: ``part``, ``layers``, ``parameters``, ``trainable`` (parameters that learn).
+    One row a part, in order: ``part``, ``layers``, ``parameters``, ``trainable`` (parameters that learn).
     """
     layers_ = [layer for layer in model.layers if layer.count_params() or layer.name == "pool"]
     table = pd.DataFrame(

@@ -24,14 +24,10 @@ _CALLBACK_STATE = ("wait", "best", "best_epoch", "stopped_epoch", "cooldown_coun
 
 
 def fingerprint(model: keras.Model, description: dict[str, Any]) -> str:
-    """Identify a training by its network, its starting weights and everything that steers it.
+    """Identify a training by its network, its starting weights and its ``description``.
 
-    Names of layers do not count: Keras numbers some anew in every instance. Of what is trainable, only
-    weights count.
-
-    Args:
-        model: The model before its first step.
-        description: Settings, data and split, as plain JSON types.
+    The description holds settings, data and split as plain JSON types. Names of layers do not count: Keras
+    numbers some anew in every instance. Of what is trainable, only weights count.
     """
     layers = [
         [type(layer).__name__, layer.get_config() | {"name": "", "trainable": None}, sources]
@@ -57,7 +53,7 @@ def wiring(model: keras.Model) -> list[list[int]]:
 
 @contextlib.contextmanager
 def starting_again(model: keras.Model, wanted: bool) -> Iterator[None]:
-    """Give the model its variables back, if wanted, when the block is broken off, by whatever.
+    """Give the model its variables back, if wanted, when anything breaks the block off.
 
     The same call with the same model is then known by its :func:`fingerprint`.
     """
@@ -72,16 +68,12 @@ def starting_again(model: keras.Model, wanted: bool) -> Iterator[None]:
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Writes the state after every epoch and takes it up again.
-
-    Must be the last callback, so that it sees the others after their turn.
+    """Last callback of a training: writes the state after every epoch and takes it up again.
 
     Attributes:
-        history: One dictionary an epoch, with the metrics and ``epoch``.
-        epochs_done: How many epochs are behind the state.
-        seconds: How long they took, in all calls together.
-        stopped: Whether early stopping has ended it.
-        finished: Whether the training came to its end.
+        history, epochs_done: One dictionary an epoch, with the metrics and ``epoch``; their number.
+        seconds: Duration of these epochs, in all calls together.
+        stopped, finished: Whether early stopping has ended the training; whether it came to its end.
     """
 
     def __init__(self, path: Path | None, identity: str, watched: list[keras.callbacks.Callback]):

@@ -20,29 +20,25 @@ DECAYS = ("plateau", "cosine")
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Settings of one phase of training.
+    """Settings of one phase of training; a value out of range raises ValueError.
 
     Attributes:
-        epochs: Most passes over the training set.
-        learning_rate: Highest learning rate.
-        batch_size: Images a step.
-        optimizer: ``adam``, ``rmsprop``, or ``sgd`` (momentum 0.9).
+        epochs, batch_size: Most passes over the training set; images a step.
+        learning_rate, optimizer: Highest rate; ``adam``, ``rmsprop``, or ``sgd`` (momentum 0.9).
         decay: ``plateau`` lowers the learning rate when the validation loss no longer falls; ``cosine``
             follows half a cosine wave to 0 at the last epoch (Loshchilov and Hutter 2017, without restarts).
         plateau_patience, plateau_factor: After so many epochs without a better validation loss the learning
             rate is multiplied by the factor.
         warmup_epochs: Epochs in which the learning rate first rises linearly from 0; only with ``cosine``.
-        stop_patience: Epochs without a better validation loss after which training stops; the best epoch's
-            weights are kept in any case. None: all epochs are trained, and the last weights kept.
-        rates: Factors on the learning rate, ``{name of a layer: factor}``, for this layer and those that
-            follow it up to the next named one; 1 before the first. See :func:`stage_rates`.
+        stop_patience: Epochs without a better validation loss after which training stops; the best weights
+            are kept in any case. None: all epochs are trained, and the last weights kept.
+        rates: Factors on the learning rate, ``{name of a layer: factor}``, from this layer on up to the next
+            named one; 1 before the first. See :func:`stage_rates`.
         class_weights: Weigh all classes equally in the training loss.
-        label_smoothing: What the labels 0 and 1 are moved towards 0.5 by, times two (Szegedy 2016); for one
-            logit.
+        label_smoothing: Twice the step of the labels 0 and 1 towards 0.5 (Szegedy 2016); for one logit.
         augmentation: Random views of the training images, or None.
-        views: How many augmented views of each image there are; the epochs take them in turn, and what is
-            frozen is computed once for each. 0 draws fresh views in every epoch and computes the whole
-            network each time.
+        views: Augmented views of each image, which the epochs take in turn; what is frozen is computed once
+            for each. 0 draws fresh views in every epoch and computes the whole network each time.
         disk_gb: Most that stored activations may take, in 10⁹ bytes.
     """
 
@@ -85,33 +81,23 @@ class TrainSettings:
 
 
 def stage_rates(stages: Sequence[str], factor: float) -> dict[str, float]:
-    """Give early stages smaller learning rates than late ones (Howard and Ruder 2018).
+    """Give early stages smaller learning rates than late ones, for :class:`TrainSettings`.
 
-    Args:
-        stages: First layer of each stage that learns, from the input on.
-        factor: Of each stage relative to the one after it; theirs is 1/2.6.
-
-    Returns:
-        For :class:`TrainSettings`: the head has 1, the last stage ``factor``, the one before ``factor``
-        squared, and so on.
+    ``stages`` are the first layers of the stages that learn, from the input on. The head has 1, the last
+    stage ``factor``, the one before ``factor`` squared, and so on (Howard and Ruder 2018, whose factor is
+    1/2.6).
     """
     count = len(stages)
     return {stage: factor ** (count - number) for number, stage in enumerate(stages)} | {"pool": 1.0}
 
 
 def make_optimizer(model: keras.Model, settings: TrainSettings, steps_per_epoch: int) -> keras.Optimizer:
-    """Make the optimizer of a phase.
+    """Make the optimizer of a phase for the whole network, frozen layers included.
 
     In bfloat16 it leaves out a step whose gradient is not finite. On AMX processors such gradients occur now
     and then, and never in float32 (oneDNN issue 5717: kernels that read leftovers of memory).
-
-    Args:
-        model: The whole network, frozen layers included.
-        settings: See :class:`TrainSettings`.
-        steps_per_epoch: Batches in one pass over the training set.
-
-    Raises:
-        ValueError: ``rates`` names a layer that the network does not have.
+    ``steps_per_epoch`` counts batches. ``rates`` with a layer that the network does not have raises
+    ValueError.
     """
     rate = settings.learning_rate
     if settings.decay == "cosine":
@@ -130,10 +116,7 @@ def make_optimizer(model: keras.Model, settings: TrainSettings, steps_per_epoch:
 
 
 def _scale_updates(optimizer: keras.Optimizer, model: keras.Model, rates: Mapping[str, float]) -> None:
-    """Multiply the learning rate of each variable by its stage's factor.
-
-    The gradient is left alone: Adam and RMSprop divide by its size, so scaling it would change nothing.
-    """
+    """Multiply each variable's learning rate by its factor: Adam would undo a factor on the gradient."""
     names = [layer.name for layer in model.layers]
     if unknown := [name for name in rates if name not in names]:
         raise ValueError(

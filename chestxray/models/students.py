@@ -18,13 +18,13 @@ from chestxray.models.training import Training, train
 
 @dataclass(frozen=True)
 class Candidate:
-    """Settings of one variant of training a student.
+    """Settings of one variant of training a student; a value out of range raises ValueError.
 
     Attributes:
         variant: Its name, for example ``alone`` or ``distilled``.
         outputs: Logits of the student: 1, or 3 (normal, bacteria, virus).
-        alpha: Share of the labels in the loss; 1 needs no teacher.
-        temperature: Of the distillation, with ``alpha`` below 1.
+        alpha, temperature: Share of the labels in the loss, 0–1; 1 needs no teacher. Below 1, the
+            distillation's temperature.
         label_smoothing: See :class:`TrainSettings`; with one logit and no teacher.
         learning_rate: See :class:`TrainSettings`; None for that of the experiment.
     """
@@ -62,8 +62,7 @@ class Candidate:
 def read_candidates(given: Mapping[str, list[dict]]) -> list[Candidate]:
     """Read a notebook's parameter: for each variant a list of settings, all of one length.
 
-    Raises:
-        ValueError: A variant may try more than another or the same twice, or a setting is unknown or useless.
+    ValueError: a variant may try more than another or the same twice, or a setting is unknown or useless.
     """
     counts = {variant: len(settings) for variant, settings in given.items()}
     if len(set(counts.values())) != 1 or not all(counts.values()):
@@ -89,19 +88,16 @@ def train_student(
 ) -> tuple[keras.Model, Training]:
     """Build and train one student.
 
+    An unknown architecture, or no teacher with so many logits, raises ValueError.
+
     Args:
-        architecture: Name in :data:`chestxray.models.builders.CNNS`.
-        data: Its images; their order and views follow from ``train_seed``, so all students of an experiment
-            see the same.
+        architecture, dropout: Name in :data:`chestxray.models.builders.CNNS`; see the builder.
+        data: Its images; ``train_seed`` sets their order and views, the same for all students of an
+            experiment.
         settings: Of the experiment; learning rate and label smoothing are the candidate's.
-        candidate: The variant and its settings.
         seed: Of the first weights and the dropout.
         teachers: By number of logits.
-        dropout: See the builder.
         checkpoint: See :func:`chestxray.models.training.train`.
-
-    Raises:
-        ValueError: Unknown architecture, or there is no teacher with so many logits.
     """
     if architecture not in CNNS:
         raise ValueError(f"architecture must be one of {sorted(CNNS)}. Received: {architecture=}")

@@ -1,11 +1,9 @@
 """Radiographs of phantoms: projection, lesion, exposure.
 
 A parallel beam runs along z. Its path through each organ is computed in closed form for every pixel, and the
-Beer-Lambert law turns the paths into photons on a detector. Units and axes are those of
-:mod:`chestxray.phantoms.anatomy`.
-
-Powers, exponentials and logarithms are computed in float64. Processors round them differently in the last
-place, which in float32 would change a grey value now and then. So the pixels are the same on every machine.
+Beer-Lambert law turns the paths into photons on a detector. Units and axes: see
+:mod:`chestxray.phantoms.anatomy`. Powers, exponentials and logarithms are computed in float64, because
+processors round their last place differently: so the grey values are the same on every machine.
 """
 
 from __future__ import annotations
@@ -78,7 +76,7 @@ class Rays:
     def through_tubes(self, tubes: Sequence[Tube]) -> NDArray:
         """Return the length of each ray inside the union of the tubes.
 
-        Each piece of a curve is a cylinder with round ends. Its chord at the distance d from the axis is 2
+        A piece of a curve is a cylinder with round ends, whose chord at distance d from the axis is 2
         sqrt(r^2 - d^2) / sin(angle to the beam). Tubes thinner than a pixel are widened and keep their
         cross-section, so that they fade at low resolution and do not break up.
         """
@@ -118,19 +116,12 @@ class Rays:
 def render_phantom(
     subtype: str, size: int = 224, patient_seed: int = 0, image_seed: int = 0
 ) -> tuple[NDArray, NDArray]:
-    """Render one radiograph.
+    """Render one radiograph, with the mask of its lesion.
 
-    The anatomy depends on ``patient_seed``; pose, exposure, noise and lesion depend on both seeds. Images of
-    two subtypes with the same seeds differ in the lesion only.
-
-    Args:
-        subtype: ``"normal"``, ``"bacteria"`` or ``"virus"``.
-        size: Width and height in pixels, 32 to 2048.
-        patient_seed, image_seed: At least 0.
-
-    Returns:
-        The image, ``uint8`` of shape (size, size), bone bright and air dark; and the mask of the lesion,
-        ``bool`` of the same shape.
+    The anatomy depends on ``patient_seed``; pose, exposure, noise and lesion depend on both seeds (at least
+    0). Images of two subtypes with the same seeds differ in the lesion only. Subtypes are ``"normal"``,
+    ``"bacteria"`` and ``"virus"``; ``size`` is 32 to 2048 pixels. The image is ``uint8`` (size, size), bone
+    bright and air dark; the mask is ``bool`` of the same shape.
     """
     pose_rng, lesion_rng, exposure_rng = (
         np.random.default_rng([patient_seed, 1 + image_seed, stream]) for stream in range(3)
@@ -160,8 +151,7 @@ def make_pose(rng: Generator) -> Pose:
 def line_integrals(anatomy: Anatomy, rays: Rays, rng: Generator) -> tuple[NDArray, NDArray]:
     """Integrate the attenuation of a healthy patient along every ray.
 
-    Returns:
-        Line integrals without unit, (size, size), and the length of inflated lung in cm, (2, size, size).
+    Gives line integrals without unit, (size, size), and the length of inflated lung in cm, (2, size, size).
     """
     # A smooth union: the shoulders merge with the trunk.
     body = 2 * np.sqrt(np.sqrt(sum(solid.half_chord(rays.x, rays.y) ** 4 for solid in anatomy.body)))
@@ -260,8 +250,8 @@ def expose(path: NDArray, rays: Rays, rng: Generator) -> NDArray:
 
     The physics: Beer-Lambert, scatter, detector blur, quantum and electronic noise. The workstation:
     logarithm, unsharp mask, automatic window, gamma to a random mean grey, shutters. The quantum noise is
-    Gaussian with the variance of a Poisson count, nearly the same at these counts (mostly hundreds and more):
-    two exposures with one seed have the same noise in every pixel.
+    Gaussian with the variance of a Poisson count: two exposures with one seed have the same noise in every
+    pixel.
     """
     heel = 1 + rng.normal(0, 0.06) * (rays.x / FIELD) + rng.normal(0, 0.1) * (rays.y / FIELD)
     primary = np.exp(-path) * heel

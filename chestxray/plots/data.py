@@ -29,9 +29,8 @@ from chestxray.schema import CLASSES, SPLITS
 def class_balance(table: pd.DataFrame, synthetic: bool = False, classes: Sequence[str] = CLASSES) -> Figure:
     """Draw images per split and class, with counts and percentages of the split.
 
-    Args:
-        table: One row an image: ``split`` (train, val, test), ``label`` (0, 1), ``subtype`` (normal,
-            bacteria, virus or empty; pneumonias are shaded by it).
+    ``table`` has one row an image: ``split`` (train, val, test), ``label`` (0, 1), ``subtype`` (normal,
+    bacteria, virus or empty; pneumonias are shaded by it).
     """
     check_table(table, "split", "label", "subtype")
     split, subtype = table["split"].to_numpy(), table["subtype"]
@@ -64,8 +63,7 @@ def class_balance(table: pd.DataFrame, synthetic: bool = False, classes: Sequenc
 def image_sizes(table: pd.DataFrame, synthetic: bool = False, classes: Sequence[str] = CLASSES) -> Figure:
     """Draw width against height, and the aspect ratio, by class.
 
-    Args:
-        table: One row an image: ``width`` and ``height`` in pixels (> 0), ``label`` (0, 1).
+    ``table`` has one row an image: ``width`` and ``height`` in pixels (> 0), ``label`` (0, 1).
     """
     check_table(table, "width", "height", "label")
     sizes, labels = table[["width", "height"]].to_numpy(float), table["label"].to_numpy()
@@ -114,8 +112,8 @@ def sample_grid(
 def preprocessing_steps(images: Images, titles: Sequence[str], synthetic: bool = False) -> Figure:
     """Show 1 to 6 versions (H, W) or (H, W, 1), 0-255, above their histograms of grey values.
 
-    The histograms share one axis. It ends above the tallest inner bar, because the bars of black frames and
-    saturated pixels are much higher than the others.
+    The histograms share one axis, which ends above the tallest inner bar: black frames and saturated pixels
+    have much higher bars.
     """
     images, edges = check_images(images, titles, 6), np.linspace(0, 256, 65)
     shares = [100 * np.histogram(image, edges)[0] / image.size for image in images]
@@ -141,11 +139,9 @@ def augmentation_preview(original: np.ndarray, views: Images, synthetic: bool = 
 
 @mpl.rc_context(STYLE)
 def model_summary(table: pd.DataFrame, phases: Sequence[str], synthetic: bool = False) -> Figure:
-    """Draw the parameters of each part of a network, trainable and frozen, in each phase of training.
+    """Draw the parameters of each part of a network, trainable and frozen, a panel a phase of training.
 
-    Args:
-        table: One row a part: ``part``, ``parameters`` and, for each phase, ``trainable <phase>``.
-        phases: Names of the phases, one panel each.
+    ``table`` has one row a part: ``part``, ``parameters`` and, for each phase, ``trainable <phase>``.
     """
     check_table(table, "part", "parameters", *(f"trainable {phase}" for phase in phases))
     size, title = (4.2, 1.2 + 0.28 * len(table)), "Parameters by part of the network"

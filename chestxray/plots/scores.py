@@ -33,12 +33,10 @@ from chestxray.schema import CLASSES
 def learning_curves(history: pd.DataFrame, synthetic: bool = False) -> Figure:
     """Draw loss, accuracy and AUROC by epoch, for training and validation.
 
-    The axis of the loss ends at five times the highest training loss, and the title then says so: an early
-    epoch with batch normalisation may have a much higher validation loss.
-
-    Args:
-        history: One row an epoch: ``epoch`` (increasing through all phases), ``loss``, ``val_loss``; optional
-            are ``phase``, ``accuracy``, ``auroc`` and their ``val_``.
+    ``history`` has one row an epoch: ``epoch`` (increasing through all phases), ``loss``, ``val_loss``;
+    optional are ``phase``, ``accuracy``, ``auroc`` and their ``val_``. The axis of the loss ends at five
+    times the highest training loss, and the title then says so: an early epoch may have a much higher
+    validation loss.
     """
     check_table(history, "epoch", "loss", "val_loss")
     epoch, loss = history["epoch"].to_numpy(), history["val_loss"].to_numpy(float)
@@ -79,11 +77,8 @@ def confusion_matrices(
 ) -> Figure:
     """Draw confusion matrices: rows are the reference standard, columns the decision.
 
-    A cell shows its count and the percentage of its row, which is also the colour.
-
-    Args:
-        confusions: Each ``{"tp", "fp", "tn", "fn"}``, counts of images; or rows of counts for more classes.
-        titles: One a matrix.
+    ``confusions`` are ``{"tp", "fp", "tn", "fn"}``, counts of images, or rows of counts for more classes. A
+    cell shows its count and the percentage of its row, which is also the colour.
     """
     complete = all(not isinstance(c, Mapping) or {"tp", "fp", "tn", "fn"} <= set(c) for c in confusions)
     valid = len(confusions) and complete and len(titles) == len(confusions)
@@ -121,8 +116,8 @@ def roc_pr(
         curves: Name to (labels, probabilities), both (N,).
         points: Name to the threshold (decision: probability >= threshold) to mark on its curves.
         band: Of the first curve's ROC: 1 − specificity, lower and upper bound of sensitivity.
-        baseline: What a linear model reaches without lungs (``baseline`` of an audit): ``sees``, ``auroc``
-            and ``roc``, sensitivities at evenly spaced 1 − specificity from 0 to 1.
+        baseline: Linear model without lungs (``baseline`` of an audit): ``sees``, ``auroc`` and ``roc``,
+            sensitivities at evenly spaced 1 − specificity from 0 to 1.
     """
     curves, points = {name: check_scores(*pair) for name, pair in curves.items()}, points or {}
     valid = len(curves) and set(points) <= set(curves)
@@ -178,11 +173,10 @@ def _draw_roc_pr(
 def calibration(
     tables: Mapping[str, pd.DataFrame], decisions: Mapping[str, pd.DataFrame], synthetic: bool = False
 ) -> Figure:
-    """Draw reliability diagrams beside decision curves.
+    """Draw reliability diagrams beside decision curves, each name to its table.
 
-    Args:
-        tables: Name to the table of :func:`chestxray.evaluation.calibration.reliability_table`.
-        decisions: Name to the table of :func:`chestxray.evaluation.calibration.decision_curve`.
+    For the tables see :func:`chestxray.evaluation.calibration.reliability_table` and
+    :func:`chestxray.evaluation.calibration.decision_curve`.
     """
     valid = len(tables) and set(tables) == set(decisions)
     check(valid, "both are needed for each model", tables=list(tables), decisions=list(decisions))
@@ -218,9 +212,8 @@ def score_distribution(
 ) -> Figure:
     """Draw the calibrated probability of pneumonia by class, with decision thresholds.
 
-    Args:
-        labels, probabilities: (N,), labels 0 and 1, both present; probabilities 0-1.
-        thresholds: Threshold rule to value; a rule without a value (None) is left out.
+    Labels (N,) are 0 and 1, both present; probabilities (N,) lie in 0–1. ``thresholds`` maps a threshold rule
+    to its value; a rule without a value (None) is left out.
     """
     y, p = check_scores(labels, probabilities)
     lines = sorted(((v, rule) for rule, v in thresholds.items() if v is not None), reverse=True)
@@ -245,10 +238,9 @@ def score_distribution(
 def comparison(table: pd.DataFrame, metrics: Sequence[str], synthetic: bool = False) -> Figure:
     """Draw a forest plot: one row a model, one panel a metric, points with intervals.
 
-    Args:
-        table: One row a model, drawn in this order: ``name``, and for each metric ``<metric>``,
-            ``<metric>_low``, ``<metric>_high``; NaN where there is no value or interval.
-        metrics: Names of metrics, at least one.
+    ``table`` has one row a model, drawn in this order: ``name``, and for each metric ``<metric>``,
+    ``<metric>_low``, ``<metric>_high``; NaN where there is no value or interval. At least one metric is
+    needed.
     """
     check(len(metrics), "a metric is needed", metrics=metrics)
     check_table(table, "name", *(m + end for m in metrics for end in ("", "_low", "_high")))
@@ -269,9 +261,7 @@ def comparison(table: pd.DataFrame, metrics: Sequence[str], synthetic: bool = Fa
 def variants(scored: Mapping[str, Mapping], synthetic: bool = False) -> Figure:
     """Draw variants of a training: a dot for each seed, a bar for their mean, one panel a metric.
 
-    Args:
-        scored: From :func:`chestxray.evaluation.comparison.score_variants`; a line marks the first variant's
-            mean.
+    ``scored``: see :func:`chestxray.evaluation.comparison.score_variants`. A line marks the first one's mean.
     """
     check(len(scored), "a variant is needed", scored=list(scored))
     first = next(iter(scored.values()))["mean"]
@@ -290,9 +280,8 @@ def variants(scored: Mapping[str, Mapping], synthetic: bool = False) -> Figure:
 def latency(costs: pd.DataFrame) -> Figure:
     """Draw the time of one image, on a logarithmic scale: a row a model and runtime, a dot a number of cores.
 
-    Args:
-        costs: ``model``, ``runtime``, ``weights``, ``threads``, ``milliseconds`` (> 0) and ``megabytes`` of
-            the file.
+    Columns: ``model``, ``runtime``, ``weights``, ``threads``, ``milliseconds`` (> 0), ``megabytes`` of the
+    file.
     """
     check_table(costs, "model", "runtime", "weights", "threads", "milliseconds", "megabytes")
     rows = costs.groupby(["model", "runtime", "weights", "megabytes"], sort=False)

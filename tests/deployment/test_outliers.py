@@ -103,7 +103,7 @@ def test_photographs_are_refused_in_grey_and_in_colour(check):
 
 def test_grey_in_three_channels_is_no_colour(images):
     assert not is_colour(cv2.imencode(".jpg", np.dstack([images[0]] * 3))[1].tobytes())
-    assert not is_colour(b"no picture")
+    assert not is_colour(b"no image")
 
 
 def test_distance_is_mahalanobis():

@@ -10,11 +10,12 @@ import subprocess
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 
 from chestxray import load_classifier
 from chestxray.deployment.predict import predict_files
-from chestxray.deployment.report import overlay, report_page
+from chestxray.deployment.report import audit_page, overlay, report_page, sections_page
 
 COUNT = {"images": 9, "ok": 6, "refused": 2, "unreadable": 1, "outside age": 4}
 
@@ -200,3 +201,26 @@ def test_images_can_be_decoded(written):
     for data in sources:
         pixels = np.frombuffer(base64.b64decode(data), np.uint8)
         assert cv2.imdecode(pixels, cv2.IMREAD_COLOR).shape == (224, 224, 3)
+
+
+def test_sections_are_escaped_and_the_last_one_leads_the_audit():
+    table = pd.DataFrame({"a<b": ["<script>"], "count": [3.0], "share": [0.5]})
+    sections = [("Files & <folders>", "<none>", table), ("Red flags", "", None)]
+    pages = [
+        sections_page("<title>", sections),
+        audit_page(sections, {"A": np.zeros((8, 8)), "<B>": np.eye(8)}),
+    ]
+    for page in pages:
+        seen = Reader(page)
+        assert "script" not in seen.tags and "<none>" in seen.text and "a<b" in seen.text
+        assert ["3", "0.500"] == [text for text in seen.text if re.fullmatch(r"[\d.]+", text)]
+    assert "<title>" in Reader(pages[0]).text
+    assert re.findall("<h2>(.*?)</h2>", pages[1]) == [
+        "Red flags",
+        "Files &amp; &lt;folders&gt;",
+        "Class means",
+    ]
+    assert [image["alt"] for image in Reader(pages[1]).tags["img"]][1:] == [
+        "mean of <B>",
+        "<B> minus A: grey is equal, white 1 brighter",
+    ]

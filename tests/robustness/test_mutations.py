@@ -23,7 +23,7 @@ from chestxray.deployment.predict import decode_file, list_images
 TRIES = 250
 
 
-def picture(side=120):
+def pattern(side=120):
     y, x = np.mgrid[:side, :side]
     waves = 128 + 60 * np.sin(x / 9) * np.cos(y / 7) + np.random.default_rng(0).normal(0, 8, (side, side))
     return np.clip(waves, 0, 255).astype(np.uint8)
@@ -45,7 +45,7 @@ def dicom(transfer_syntax=ExplicitVRLittleEndian, side=120):
     dataset.PatientAge, dataset.RescaleSlope, dataset.RescaleIntercept = "003Y", 1, 0
     dataset.Rows = dataset.Columns = side
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 0
-    dataset.PixelData = (np.resize(picture(), (side, side)).astype("<u2") * 16).tobytes()
+    dataset.PixelData = (np.resize(pattern(), (side, side)).astype("<u2") * 16).tobytes()
     if transfer_syntax != ExplicitVRLittleEndian:
         dataset.compress(transfer_syntax, generate_instance_uid=False)
     file = io.BytesIO()
@@ -54,15 +54,15 @@ def dicom(transfer_syntax=ExplicitVRLittleEndian, side=120):
 
 
 FILES = {
-    "jpeg": lambda: cv2.imencode(".jpg", picture())[1].tobytes(),
-    "progressive jpeg": lambda: saved(Image.fromarray(picture()), format="JPEG", progressive=True),
-    "cmyk jpeg": lambda: saved(Image.fromarray(picture()).convert("CMYK"), format="JPEG"),
+    "jpeg": lambda: cv2.imencode(".jpg", pattern())[1].tobytes(),
+    "progressive jpeg": lambda: saved(Image.fromarray(pattern()), format="JPEG", progressive=True),
+    "cmyk jpeg": lambda: saved(Image.fromarray(pattern()).convert("CMYK"), format="JPEG"),
     "jpeg with exif": lambda: saved(
-        Image.fromarray(picture()), format="JPEG", exif=b"Exif\0\0II*\0" + b"\0" * 80
+        Image.fromarray(pattern()), format="JPEG", exif=b"Exif\0\0II*\0" + b"\0" * 80
     ),
-    "png": lambda: cv2.imencode(".png", picture())[1].tobytes(),
-    "16-bit png": lambda: cv2.imencode(".png", picture().astype(np.uint16) * 200)[1].tobytes(),
-    "palette png": lambda: saved(Image.fromarray(picture()).convert("P"), format="PNG"),
+    "png": lambda: cv2.imencode(".png", pattern())[1].tobytes(),
+    "16-bit png": lambda: cv2.imencode(".png", pattern().astype(np.uint16) * 200)[1].tobytes(),
+    "palette png": lambda: saved(Image.fromarray(pattern()).convert("P"), format="PNG"),
     "dicom": dicom,
     "rle dicom": lambda: dicom(RLELossless),
     "jpeg 2000 dicom": lambda: dicom(JPEG2000Lossless),
