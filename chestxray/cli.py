@@ -17,20 +17,23 @@ import click
 
 from chestxray.files import CACHES, cache_dir, printable
 
+_TRAINING = (
+    "keras matplotlib nbformat pandas papermill scipy seaborn sklearn statsmodels tensorflow yaml".split()
+)
 _EXTRAS = {
     "ai_edge_litert": "lite",
     "onnxruntime": "lite",
     "pydicom": "dicom",
+    "cv2": "lite",
+    "dask": "dask",
     "distributed": "dask",
     "onnx": "export",
     "tf2onnx": "export",
-    **dict.fromkeys(
-        ("keras", "pandas", "papermill", "scipy", "sklearn", "statsmodels", "tensorflow"), "train"
-    ),
+    **dict.fromkeys(_TRAINING, "train"),
 }
 """The extra of the package that brings a missing module."""
 
-_DISK = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
+_DISK = (errno.EACCES, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
 """Errors of the disk that are neither a mistake of the user nor one of the program."""
 
 
@@ -79,6 +82,12 @@ def command(function: Callable[..., Any]) -> click.Command:
     return main.command()(
         click.option("--debug", is_flag=True, expose_value=False, callback=_debug, help=text)(wrapped)
     )
+
+
+def _not_zero(_: click.Context, __: click.Parameter, value: int | None) -> int | None:
+    if value == 0:
+        raise click.BadParameter("must not be 0")
+    return value
 
 
 @contextlib.contextmanager
@@ -133,6 +142,7 @@ def main() -> None:
 
 
 _PATH = click.Path(path_type=Path)
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _path_option = functools.partial(click.option, type=_PATH)
 _classes = click.option(
     "--classes",
@@ -174,7 +184,7 @@ _backend = click.option("--backend", metavar="NAME", help="joblib backend: loky,
 )
 @click.option("--dry-run", is_flag=True, help="Only print what would run.")
 @click.option("--force", is_flag=True, help="Run finished steps again.")
-@click.option("--jobs", type=int, default=1, show_default=True, help="Steps at a time.")
+@click.option("--jobs", type=int, default=1, callback=_not_zero, help="Steps at a time. [default: 1]")
 @_backend
 def run(
     data_dir: str | None,
@@ -256,9 +266,11 @@ def _write_page(path: Path, page: str) -> None:
 
 
 @command
-@click.argument("predictions", type=_PATH)
+@click.argument("predictions", type=_FILE)
 @_path_option("--model", required=True, help="Folder of the model that made them, with its card.")
-@_path_option("--labels", help="CSV: path, label (0, 1 or a class), and more, as group (the patient), age.")
+@click.option(
+    "--labels", type=_FILE, help="CSV: path, label (0, 1 or a class), and more, as group (the patient), age."
+)
 @click.option("--by", default="", metavar="COLUMN,…", help="Columns of the labels to score apart.")
 @click.option(
     "--prevalence",
@@ -289,7 +301,10 @@ def evaluate(
     card, texts = read_card(model), ("path", "label", "group", "decision", "problem")
     read = functools.partial(read_table, texts=texts, encoding_errors="backslashreplace")
     if predictions.suffix.lower() == ".jsonl":
-        table = pd.read_json(predictions, lines=True, dtype=dict.fromkeys(texts, str))
+        try:
+            table = pd.read_json(predictions, lines=True, dtype=dict.fromkeys(texts, str))
+        except ValueError as error:
+            raise ValueError(f"not a table ({error}). Received: path={str(predictions)!r}") from None
     else:
         table = read(predictions)
     if labels is None:
@@ -319,7 +334,9 @@ def evaluate(
     "--report", "report_path", metavar="FILE", help="Write a page: the most suspicious images with heatmaps."
 )
 @click.option("--accept-all", is_flag=True, help="Classify also what does not look like the training images.")
-@click.option("--jobs", type=int, help="Processes. [default: one a core with an exported model, else 1]")
+@click.option(
+    "--jobs", type=int, callback=_not_zero, help="Processes. [default: one a core if exported, else 1]"
+)
 @_backend
 def predict(
     model: Path,

@@ -50,7 +50,7 @@ def cached_folder(kind: str, name: str, make: Callable[[Path], None]) -> Path:
     place = cache_dir(kind)
     folder = place / name
     if not folder.is_dir():
-        lock = FileLock(place.with_name(f".{place.name}.lock"))
+        lock = file_lock(place.with_name(f".{place.name}.lock"))
         try:
             lock.acquire(timeout=1)
         except Timeout:
@@ -95,16 +95,26 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     former = path.with_name(f".former-{path.name}")
-    if former.exists() and not path.exists():
-        os.replace(former, path)
     with _partial(path) as partial:
+        with _locked(path, wait=True):
+            _restore(former, path)
         partial.mkdir()
         yield partial
-        shutil.rmtree(former, ignore_errors=True)
-        if path.exists():
-            os.replace(path, former)
-        os.replace(partial, path)
-        shutil.rmtree(former, ignore_errors=True)
+        with _locked(path, wait=True):
+            _restore(former, path)
+            shutil.rmtree(former, ignore_errors=True)
+            try:
+                if path.exists():
+                    os.replace(path, former)
+                os.replace(partial, path)
+            finally:
+                _restore(former, path)
+            shutil.rmtree(former, ignore_errors=True)
+
+
+def _restore(former: Path, path: Path) -> None:
+    if former.exists() and not path.exists():
+        os.replace(former, path)
 
 
 @contextlib.contextmanager
@@ -113,15 +123,11 @@ def _partial(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_debris(path.parent, path.name)
     partial = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
-    lock = _lock_of(partial)
-    with contextlib.suppress(*_NO_LOCKS):
-        lock.acquire()
-    try:
-        yield partial
-    finally:
-        _remove(partial)
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
+    with _locked(partial, wait=True):
+        try:
+            yield partial
+        finally:
+            _remove(partial)
 
 
 def remove_debris(folder: Path, name: str | None = None) -> None:
@@ -133,16 +139,31 @@ def remove_debris(folder: Path, name: str | None = None) -> None:
     for partial in folder.glob(".partial-*"):
         if not pattern.fullmatch(partial.name.removesuffix(".lock")):
             continue
-        lock = _lock_of(partial.with_name(partial.name.removesuffix(".lock")))
-        with contextlib.suppress(Timeout, *_NO_LOCKS):
-            lock.acquire(timeout=0)
+        partial = partial.with_name(partial.name.removesuffix(".lock"))
+        with contextlib.suppress(Timeout, *_NO_LOCKS), _locked(partial, wait=False):
             _remove(partial)
-            lock.release()
-            Path(lock.lock_file).unlink(missing_ok=True)
 
 
-def _lock_of(partial: Path) -> FileLock:
-    return FileLock(partial.with_name(f"{partial.name}.lock"))
+def file_lock(path: Path) -> FileLock:
+    """Lock of other processes; ``acquire`` raises OSError where the file system knows no locks."""
+    return FileLock(path, fallback_to_soft=False)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, wait: bool) -> Iterator[None]:
+    """Hold the lock of a path, in a file beside it that is removed at the end."""
+    lock = file_lock(path.with_name(f".{path.name.removeprefix('.')}.lock"))
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except _NO_LOCKS:
+        if not wait:
+            raise
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # on Windows another process may look at it
+            os.unlink(lock.lock_file)
+        lock.release()
 
 
 def _remove(path: Path) -> None:
@@ -177,7 +198,10 @@ def read_table(path: str | Path, texts: Collection[str], **options: Any) -> pd.D
     import pandas as pd  # here: prediction with an exported model needs no pandas
     from pandas.api.types import is_numeric_dtype
 
-    table = pd.read_csv(path, **options)
+    try:
+        table = pd.read_csv(path, **options)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise ValueError(f"not a table ({error}). Received: path={str(path)!r}") from None
     numbers = {name for name in table if name not in texts and is_numeric_dtype(table[name])}
     # Columns of fractions hold no names; in a large table of predictions they are most of the columns.
     names = [name for name in table if name not in numbers or not (table[name] % 1).any()]
@@ -196,16 +220,14 @@ def project_path(path: str | Path) -> Path:
 
 
 def find_weights(weights: str | None, backbone: str) -> tuple[str | None, str]:
-    """Find the pretrained weights of a backbone; FileNotFoundError if the file or folder does not hold them.
+    """Find the pretrained weights of a backbone of the registry, or raise FileNotFoundError.
 
-    Args:
-        weights: A weights file; a folder with ``<backbone>_notop*.h5``; ``"imagenet"`` for such a file in the
-            folder ``CHESTXRAY_WEIGHTS`` if it has one, else for Keras' download; None for random weights.
-        backbone: Name in the registry.
+    ``weights`` is a weights file; a folder with ``<backbone>_notop*.h5``; ``"imagenet"`` for such a file in
+    the folder ``CHESTXRAY_WEIGHTS`` if it has one, else for Keras' download; or None for random weights.
 
     Returns:
         What ``keras.applications`` takes as ``weights``, and the name to record: ``imagenet``, ``random``, or
-            the file's name.
+        the file's name.
     """
     if weights is None:
         return None, "random"

@@ -54,8 +54,7 @@ def gradcam(
         Maps ``float32`` (N, h, w), each divided by its maximum (zeros where nothing is positive), and these
             maxima, (N,), in logits per (mean over) pixel. Where nothing was found, the maximum is small.
 
-    Raises:
-        ValueError: Unknown layer, target or method, no image, or a model that does not end in a layer.
+    Raises ValueError: Unknown layer, target or method, no image, or a model that does not end in a layer.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}. Received: method={method!r}")

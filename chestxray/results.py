@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from chestxray.data.dataset import XrayData
 
-RESULT_SCHEMA = "chestxray.result/1"
+RESULT_SCHEMA = "chestxray.result/2"
 VARIANTS_SCHEMA = "chestxray.variants/1"
 _LOG_COLUMNS = ("time", "name", "split_hash", "images", "configuration")
 _DESCRIPTION = ("name", "data", "split_rule", "split_hash", "record", "weights", "parameter_count")
@@ -71,11 +71,8 @@ def find_classifier(
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that can change a number."""
     packages = ("tensorflow", "keras", "numpy", "opencv-python", "scikit-learn")
-    return {
-        "chestxray": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }
+    own = {"chestxray": __version__, "python": platform.python_version()}
+    return own | {name: version(name) for name in packages}
 
 
 def write_result(output_dir: str | Path, content: Mapping[str, Any], step_key: str | None = None) -> Path:
@@ -89,9 +86,9 @@ def write_result(output_dir: str | Path, content: Mapping[str, Any], step_key: s
 def read_results(folder: str | Path) -> list[dict[str, Any]]:
     """Read the results of all models in a folder, ordered by split rule and AUROC on validation.
 
-    Raises FileNotFoundError if there is no such folder, or no result in it.
+    Raises FileNotFoundError if there is none.
     """
-    contents = [read_json(path) for path in sorted(Path(folder).glob("*.json"))]
+    contents = [read_json(path) for path in sorted(Path(folder).glob("[!.]*.json"))]
     results = [
         content
         for content in contents
@@ -183,9 +180,8 @@ def record_model(
         record: The configuration was fixed on validation: the one of its split and purpose.
         final: False for a model that a step records before its own result; the checkpoints stay.
 
-    Raises:
-        ValueError: The model does not give one or three raw logits, or its last feature maps lie inside a
-            nested model. Nothing was removed or evaluated then.
+    Raises ValueError: The model does not give one or three raw logits, or its last feature maps lie inside a
+    nested model. Nothing was removed or evaluated then.
     """
     from chestxray.deployment import classifier as deployed
     from chestxray.deployment.card import CARD_SCHEMA

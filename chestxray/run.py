@@ -109,8 +109,12 @@ class Step:
                 train_seed=given.get("train_seed", 0),
             )
             parts[f"model {name}"] = _digest_of(folder / "card.json")
+        if given.get("masks"):
+            masks = Path(given["masks"])
+            files = sorted(masks.rglob("*.png")) if masks.is_dir() else [masks]
+            parts["masks"] = [f"{file.name} {_digest_of(file)}" for file in files]
         if "results" in given:
-            contents = {path: read_json(path) for path in sorted(Path(given["results"]).glob("*.json"))}
+            contents = {path: read_json(path) for path in sorted(Path(given["results"]).glob("[!.]*.json"))}
             parts["results"] = [
                 f"{path.name} {_digest_of(path)}"
                 for path, content in contents.items()
@@ -128,15 +132,21 @@ def code_key(notebook: Path) -> str:
     or not, without comments and docstrings.
     """
     cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
-    source = re.sub(r"^([ \t]*)[%!].*$", r"\1pass", "\n".join(cells), flags=re.MULTILINE)  # IPython's magics
-    trees = {"": ast.parse(source)}
+    source = re.sub(r"^([ \t]*)[%!](?=\w|%).*$", r"\1pass", "\n".join(cells), flags=re.MULTILINE)  # magics
+    try:
+        trees = {"": ast.parse(source)}
+    except SyntaxError:  # the notebook fails with it, by name
+        return _digest(source)
     waiting = _imported_modules(trees[""])
     while waiting:
         module = waiting.pop()
         if module not in trees:
             trees[module] = ast.parse(_module_file(module).read_text(encoding="utf-8"))
             waiting |= _imported_modules(trees[module])
-    return _digest(json.dumps({module: _statements(tree) for module, tree in sorted(trees.items())}))
+    code = {module: _statements(tree) for module, tree in sorted(trees.items())}
+    if "chestxray.deployment.card" in code:
+        code |= {path.name: path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.j2"))}
+    return _digest(json.dumps(code))
 
 
 def _module_file(module: str) -> Path | None:
@@ -149,7 +159,15 @@ def _module_file(module: str) -> Path | None:
 def _imported_modules(tree: ast.Module) -> set[str]:
     """Modules of the package that a syntax tree imports, also by ``cx.name``."""
     names, aliases = set(), set()
+    typing = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+    ]
+    unused = {id(node) for block in typing for node in ast.walk(block)}
     for node in ast.walk(tree):
+        if id(node) in unused:
+            continue
         if isinstance(node, ast.Import):
             names |= {name.name for name in node.names}
             aliases |= {name.asname or name.name for name in node.names if name.name == "chestxray"}
@@ -249,8 +267,10 @@ def make_plan(
             if given.get("outputs") == 3 and not has_subtypes:
                 print(f"{name} is left out: not every image is known to be {', '.join(SUBTYPES)}")
                 continue
-            if given.get("weights") and Path(given["weights"]).exists():
-                given["weights"] = str(Path(given["weights"]).resolve())  # kernels run elsewhere
+            if "weights" in given:
+                given.setdefault("backbone", ast.literal_eval(defaults["backbone"]["default"]))
+                if given["weights"] and Path(given["weights"]).exists():
+                    given["weights"] = str(Path(given["weights"]).resolve())  # kernels run elsewhere
             steps.append(Step(name, source, given, data_key))
     if not steps:
         raise ValueError(f"no step of the plan begins like this. Received: only={only!r}")
@@ -276,7 +296,7 @@ def _read_recipe(name: str, split_rule: str) -> dict[str, Any]:
 
 def results_of(key: str, output_dir: Path) -> list[Path]:
     """Results of a run that carry a step key; the step is done if there is one."""
-    contents = {path: read_json(path) for path in (output_dir / "results").glob("*.json")}
+    contents = {path: read_json(path) for path in (output_dir / "results").glob("[!.]*.json")}
     return [
         path
         for path, content in contents.items()

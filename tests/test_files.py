@@ -84,3 +84,13 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
         assert partial.suffix == ".json"
         raise RuntimeError
     assert target.read_text() == "old" and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_second_writer_of_a_folder_does_not_break_the_first(tmp_path):
+    """Both end, and the folder is one of theirs, whole."""
+    with whole_folder(tmp_path / "store") as first:
+        (first / "a").write_text("1")
+        with whole_folder(tmp_path / "store") as second:
+            (second / "b").write_text("1")
+        assert names(tmp_path / "store") == {"b"}
+    assert names(tmp_path / "store") == {"a"} and os.listdir(tmp_path) == ["store"]

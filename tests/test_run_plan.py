@@ -165,6 +165,30 @@ def test_the_key_depends_on_the_weights_file_and_not_on_its_place(house, tmp_pat
     assert key("a", b"1") == key("b", b"1")
 
 
+def test_the_key_depends_on_weights_also_where_the_backbone_is_the_notebooks_default(house, phantoms):
+    parameters = 'backbone: str = "VGG16"\nweights: str = ""'
+    write_notebook(house / "notebooks", "03_third", "", parameters=parameters)
+    (house / "notebooks" / "recipes" / "high.yaml").write_text("{}")
+
+    def key(**overrides):
+        return run.make_plan("demo", phantoms, ["patient"], house / "out", overrides, only="03")[0].key()
+
+    assert len({key(), key(weights="imagenet"), key(weights="")}) == 3
+
+
+def test_a_half_written_result_does_not_finish_a_step(tmp_path):
+    write_json(tmp_path / "results" / ".partial-0123abcd-x.json", {"step_key": "k"})
+    assert run.results_of("k", tmp_path) == []
+    write_json(tmp_path / "results" / "x.json", {"step_key": "k"})
+    assert len(run.results_of("k", tmp_path)) == 1
+
+
+def test_a_notebook_that_is_no_python_fails_by_name_and_the_others_run(house, phantoms, capsys):
+    write_notebook(house / "notebooks", "01_first", "if:")
+    assert run.run_plan("demo", phantoms, output_dir=house / "out", overrides={"level": 2}, only="01") == 1
+    assert "FAILED 01_first-patient" in capsys.readouterr().out
+
+
 def test_the_key_depends_on_the_teachers_card(house, tmp_path):
     step = run.Step(
         "04",
@@ -187,12 +211,14 @@ def test_the_key_of_a_comparison_depends_on_what_it_reads(house, tmp_path):
     )
     keys = [step.key()]
     for schema, auroc in (("result", 0.9), ("result", 0.8), ("audit", 0.6), ("explanation", 0.7)):
-        write_json(folder / f"{schema}.json", {"schema": f"chestxray.{schema}/1", "auroc": auroc})
+        version = 2 if schema == "result" else 1
+        content = {"schema": f"chestxray.{schema}/{version}", "auroc": auroc}
+        write_json(folder / f"{schema}.json", content)
         keys.append(step.key())
     assert len(set(keys)) == 5
     write_json(folder / "comparison-all.json", {"schema": "chestxray.comparison/1"})  # its own result
     write_json(folder / "deploy_x.json", {"schema": "chestxray.deployment/1"})
-    write_json(folder / "other.json", {"schema": "chestxray.result/1", "split_rule": "image"})
+    write_json(folder / "other.json", {"schema": run.RESULT_SCHEMA, "split_rule": "image"})
     assert step.key() == keys[-1]
 
 

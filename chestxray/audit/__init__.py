@@ -24,17 +24,12 @@ FLAG_FROM = 0.6  # a lower bound of the AUROC above this is a red flag
 def audit_data(data_dir: str | Path, classes: tuple[str, str] | None = None) -> tuple[dict[str, Any], dict]:
     """Check a folder of X-rays for everything that makes scores too good.
 
-    Args:
-        data_dir: See :func:`chestxray.data.catalog.find_data`.
-        classes: See :func:`chestxray.data.catalog.scan`.
+    For the arguments and errors see :func:`chestxray.data.catalog.scan`.
 
     Returns:
         The findings as plain JSON types: ``counts``, ``problems``, ``groups``, ``overlap`` (of the published
         test set), ``leak_by_image``, ``copies``, ``shortcuts``, ``shift``, ``baseline`` and ``flags`` (red
         flags, each with ``name`` and ``text``); and the mean image of each class, (224, 224), values 0–255.
-
-    Raises:
-        FileNotFoundError, ValueError: See :func:`chestxray.data.catalog.scan`.
     """
     root = find_data(data_dir)
     problems = verify(root, classes)

@@ -15,16 +15,11 @@ MIN_CORRELATION = 0.98  # of the pixels, between two images with close hashes th
 
 
 def perceptual_hashes(images: np.ndarray) -> np.ndarray:
-    """Compute 256-bit hashes that survive re-encoding, resizing and a change of exposure.
+    """Compute 256-bit hashes, ``bool`` (N, 256), that survive re-encoding, resizing and a change of exposure.
 
     Signs, about their median, of the 16 × 16 lowest frequencies of the cosine transform at 64 × 64 pixels
     (Zauner 2010, with four times as many bits: chest X-rays are so alike that 64 bits confuse thousands).
-
-    Args:
-        images: Grey pixels, (N, H, W) or (N, H, W, 1).
-
-    Returns:
-        ``bool`` (N, 256).
+    ``images`` are grey pixels, (N, H, W) or (N, H, W, 1).
     """
     lowest = dctn(thumbnail(images, 64), axes=(1, 2))[:, :16, :16].reshape(len(images), -1)
     return lowest > np.median(lowest, axis=1, keepdims=True)
@@ -33,14 +28,12 @@ def perceptual_hashes(images: np.ndarray) -> np.ndarray:
 def find_copies(table: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
     """List pairs of images that are copies of each other.
 
-    Args:
-        table: Catalog with ``path, label, split, group, sha256``.
-        images: Their pixels, (N, H, W) or (N, H, W, 1), in the same order.
+    ``table`` is a catalog with ``split``, ``images`` are its pixels, (N, H, W) or (N, H, W, 1), in the same
+    order.
 
     Returns:
         One row a pair: ``first, second`` (paths), ``exact`` (byte for byte), ``distance`` (differing bits of
-        256), ``correlation`` (of the pixels), and whether both have the ``same_label``, ``same_split`` and
-        ``same_group``.
+        256), ``correlation`` (of the pixels), and ``same_label``, ``same_split`` and ``same_group``.
     """
     hashes = perceptual_hashes(images)
     # The squared distance of two vectors of bits is the number of bits that differ.

@@ -30,8 +30,7 @@ def check_image(data: bytes) -> tuple[int, int, str]:
     Returns:
         ``(width, height, mode)``, see :func:`read_header`.
 
-    Raises:
-        ValueError: One line with the reason: see :func:`read_header` and :func:`check_size`, or truncated.
+    Raises ValueError: One line with the reason: see :func:`read_header` and :func:`check_size`, or truncated.
     """
     width, height, mode = read_header(data)
     check_size(width, height)
@@ -46,8 +45,7 @@ def read_header(data: bytes) -> tuple[int, int, str]:
 
     Mode is ``L``, ``LA``, ``P``, ``RGB``, ``RGBA`` or ``CMYK``, with ``;16`` added for 16-bit files.
 
-    Raises:
-        ValueError: The bytes are empty, neither JPEG nor PNG, or cut short within the header.
+    Raises ValueError: The bytes are empty, neither JPEG nor PNG, or cut short within the header.
     """
     if not data:
         raise ValueError("empty file")

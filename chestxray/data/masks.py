@@ -23,12 +23,9 @@ def read_masks(source: str | Path, table: pd.DataFrame, size: int) -> tuple[NDAr
         size: Side of the masks in pixels; they are resized as the images are by ``resize="stretch"``.
 
     Returns:
-        Masks ``bool`` (M, size, size), and which rows of the table they belong to, ``bool`` (len(table),)
-        with M of them True, in the table's order.
+        Masks ``bool`` (M, size, size), and which rows of the table they belong to, ``bool`` (len(table),).
 
-    Raises:
-        FileNotFoundError: There is no such file or folder.
-        ValueError: A file cannot be used, or no mask fits an image.
+    Raises FileNotFoundError if there is no source, ValueError if a file cannot be used or no mask fits.
     """
     source = Path(source)
     if source.is_dir():

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from chestxray.files import read_json
 
-CARD_SCHEMA = "chestxray.card/1"
+CARD_SCHEMA = "chestxray.card/2"
 _KEYS = {"calibration", "classes", "image", "limits", "metrics", "name", "self_test", "threshold_reasons"}
 _KEYS |= {"thresholds", "training_data", "triage"}
 

@@ -57,8 +57,8 @@ class Scores(NamedTuple):
         logits: Raw log-odds of the positive class, ``float64`` (N,).
         distances: From the training images, for the out-of-distribution check, (N,).
         maps: Heatmaps, 0 or more, (N, h, w): Grad-CAM, scaled so that it is the positive part of the class
-            activation map if the network ends in pooling and one dense layer. None if not requested, or if
-            an exported model has no such output.
+            activation map if the network ends in pooling and one dense layer. None if not requested, or if an
+            exported model has no such output.
     """
 
     logits: np.ndarray
@@ -95,8 +95,7 @@ class Classifier:
             images: Grey pixels in 0–255, (N, size, size) or (N, size, size, 1), N > 0.
             with_maps: Add heatmaps.
 
-        Raises:
-            ValueError: No image, another size than the card's, or pixels that are not grey in 0–255.
+        Raises ValueError: No image, another size than the card's, or pixels that are not grey in 0–255.
         """
         batch, size = as_batch(images), self.card["image"]["size"]
         if not len(batch) or batch.shape[1:3] != (size, size):
@@ -136,8 +135,7 @@ class Classifier:
     def threshold(self, threshold_rule: str) -> float:
         """Return the threshold on the calibrated probability that was chosen on validation images.
 
-        Raises:
-            ValueError: Unknown rule, or validation gave no threshold.
+        Raises ValueError: Unknown rule, or validation gave no threshold.
         """
         thresholds = self.card["thresholds"]
         if thresholds.get(threshold_rule) is None:
@@ -165,8 +163,7 @@ def run_self_test(classifier: Classifier) -> dict[str, Any]:
 def load_model(path: str | Path) -> keras.Model:
     """Load a ``.keras`` file in safe mode, without compiling.
 
-    Raises:
-        ValueError: Not a Keras model file, or one that holds code.
+    Raises ValueError: Not a Keras model file, or one that holds code.
     """
     import keras
 
@@ -192,8 +189,7 @@ def with_features(model: keras.Model) -> keras.Model:
 def feature_maps(model: keras.Model) -> keras.KerasTensor:
     """Return the last feature maps of a network, (N, h, w, F).
 
-    Raises:
-        ValueError: They lie inside a nested model.
+    Raises ValueError: They lie inside a nested model.
     """
     import keras
 

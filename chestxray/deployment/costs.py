@@ -67,14 +67,8 @@ def _median_milliseconds(run: Callable[[], Any], repeats: int) -> float:
 def measure_latency(folder: str | Path, threads: int = 1, repeats: int = 100) -> Mapping[str, float]:
     """Time a saved or exported classifier in a fresh process.
 
-    Args:
-        folder: Folder of the classifier.
-        threads: Cores that one image may use.
-        repeats: Number of timed images after the warm-up.
-
-    Returns:
-        ``milliseconds``: median for one preprocessed image; ``seconds_to_first``: from the start of
-        Python to the first logit.
+    Returns ``milliseconds``, the median of ``repeats`` preprocessed images on ``threads`` cores after a
+    warm-up, and ``seconds_to_first``, from the start of Python to the first logit.
     """
     words = [sys.executable, "-m", __name__, folder, threads, repeats, time.time()]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}

@@ -204,16 +204,18 @@ def join_labels(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Join a user's labels to predictions, by ``path``.
 
-    Returns the labelled predictions with ``label`` 0 or 1 and ``group``, and the rows of ``labels`` without a
-    prediction. ValueError: a column is missing, a label unknown, a path twice or ambiguous, or nothing
-    matches.
-
     Args:
         predictions: Of columns that both tables have, these count, except label and group.
         labels: ``path`` (as in the predictions, or an unambiguous end of it from a ``/`` on), ``label`` (0,
             1, or a name of the classes; empty where it is not known) and any other columns; ``group`` is the
-            patient, an image without one is its own patient.
+            patient.
         classes: Names of the negative and the positive class.
+
+    Returns:
+        The labelled predictions with ``label`` 0 or 1 and ``group`` (by default each image its own), and the
+        rows of ``labels`` without a prediction.
+
+    Raises ValueError: A column is missing, a label unknown, a path twice or ambiguous, or nothing matches.
     """
     tables = {"predictions": (predictions, ("path",)), "labels": (labels, ("path", "label"))}
     for name, (table, columns) in tables.items():

@@ -53,9 +53,8 @@ def export_model(
     Returns:
         The comparison, see :func:`compare`.
 
-    Raises:
-        ValueError: Unknown format, other data or pixels than the model's, an output folder that holds
-            something else, or an export that failed the gate (nothing is written).
+    Raises ValueError: Unknown format, other data or pixels than the model's, an output folder that holds
+    something else, or an export that failed the gate (nothing is written).
     """
     if format not in _CONVERTERS:
         raise ValueError(f"format must be one of {list(_CONVERTERS)}. Received: format={format!r}")
@@ -182,17 +181,12 @@ _CONVERTERS = {"litert": _to_litert, "onnx": _to_onnx}
 def compare(
     original: Classifier, exported: Classifier, images: np.ndarray, labels: np.ndarray
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Score the same images with the Keras model and its export.
-
-    Args:
-        original, exported: The two classifiers.
-        images: Preprocessed, (N, size, size, 1).
-        labels: (N,), 0 or 1.
+    """Score the same images (N, H, W, 1), with labels (N,), by a classifier and its export.
 
     Returns:
         ``images``; ``logit_difference``, the largest; the shares ``decisions_changed`` (at the original's
-        calibration and ``youden`` threshold) and ``refusals_changed``; ``brier`` and ``distinct_scores``
-        (different logits) of ``[original, exported]``. And the exported model's logits, (N,).
+        calibration and ``youden`` threshold) and ``refusals_changed``; ``brier`` and ``distinct_scores`` of
+        ``[original, exported]``. And the exported model's logits, (N,).
     """
     scores = [classifier.score(images) for classifier in (original, exported)]
     probabilities = [original.probabilities(score.logits) for score in scores]

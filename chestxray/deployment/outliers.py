@@ -29,8 +29,8 @@ class OutlierCheck:
     Attributes:
         mean_image: Mean training image, standardised, (SIDE, SIDE).
         least_likeness: Smallest accepted correlation with ``mean_image``.
-        least_margin: Smallest accepted difference between this correlation and
-            the one after inverting or turning the image; 0 or less.
+        least_margin: Smallest accepted difference between this correlation and the one after inverting or
+            turning the image; 0 or less.
         center: Mean pooled features of the training images, (F,).
         whitening: ``whitening.T @ whitening`` is the inverse of their covariance, (F, F).
         most_distance: Largest accepted Mahalanobis distance.
@@ -55,8 +55,8 @@ class OutlierCheck:
             distances: (N,), of the same images, see :meth:`distances`.
 
         Returns:
-            ``brightness``, ``contrast``, ``sharpness``, ``likeness`` (correlation with the mean
-            training image) and ``distance``, each ``float64`` (N,).
+            ``brightness``, ``contrast``, ``sharpness``, ``likeness`` (correlation with the mean training
+            image) and ``distance``, each ``float64`` (N,).
         """
         likeness = self._correlate(_standardised(images)).astype(np.float64)
         return image_statistics(images) | {
@@ -101,8 +101,7 @@ class OutlierCheck:
     def load(cls, path: Path) -> OutlierCheck:
         """Read what :meth:`save` wrote; nothing is unpickled.
 
-        Raises:
-            ValueError: The file is damaged.
+        Raises ValueError: The file is damaged.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -117,8 +116,8 @@ def fit_outlier_check(
 ) -> OutlierCheck:
     """Learn the description from training images, and the limits from validation images.
 
-    Mahalanobis distance of pooled features (Lee et al. 2018, with one class and the covariance of
-    Ledoit and Wolf 2004), and the correlation with the mean image: pooled features do not hold positions.
+    Mahalanobis distance of pooled features (Lee et al. 2018, with one class and the covariance of Ledoit and
+    Wolf 2004), and the correlation with the mean image: pooled features do not hold positions.
 
     Args:
         train_images, val_images: ``uint8`` (N, H, W), preprocessed.

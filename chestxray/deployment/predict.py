@@ -43,8 +43,7 @@ def list_images(sources: Iterable[str | Path]) -> Iterator[Path]:
     Yields:
         Paths. A missing file, or a pattern without a match, is listed too, so that it is reported by name.
 
-    Raises:
-        ValueError: A CSV file is damaged or has no column ``path``.
+    Raises ValueError: A CSV file is damaged or has no column ``path``.
     """
     for source in map(Path, sources):
         if source.is_dir():
@@ -76,6 +75,8 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _paths_of_table(source: Path) -> Iterator[Path]:
+    if not source.is_file():
+        raise FileNotFoundError(f"no such table of images. Received: path={str(source)!r}")
     with open(source, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
         received = f"Received: path={str(source)!r}"
@@ -110,8 +111,7 @@ def predict_files(
         ``logit`` and :data:`MEASURES` (:meth:`chestxray.deployment.outliers.OutlierCheck.measure`), None
         without pixels.
 
-    Raises:
-        ValueError: The rule has no threshold.
+    Raises ValueError: The rule has no threshold.
     """
     classifier.threshold(threshold_rule)
     paths = list_images([sources] if isinstance(sources, (str, Path)) else sources)
@@ -122,18 +122,15 @@ def predict_files(
 def predict_parallel(
     folder: Path, paths: Iterable[Path], threshold_rule: str, accept_all: bool, jobs: int, backend: str | None
 ) -> Iterator[dict[str, Any]]:
-    """Classify images with several processes, or several machines; see also :func:`predict_files`.
+    """Classify images with several processes, or several machines; see :func:`predict_files`.
 
     Args:
-        folder: Folder of the model; every process loads it once.
-        jobs: Number of processes; -1 for one a core.
-        backend: See :func:`chestxray.parallel.workers`.
+        folder: Of the model; every process loads it once.
+        jobs: Processes; -1 takes one a core.
+        backend: See :func:`chestxray.parallel.workers`; an unknown one raises ValueError.
 
     Yields:
         Rows, in the order of the paths.
-
-    Raises:
-        ValueError: Unknown backend, or the rule has no threshold.
     """
     from joblib import Parallel, delayed
 

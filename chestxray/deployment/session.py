@@ -15,14 +15,14 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from tqdm import tqdm
 
 from chestxray.deployment.classifier import load_classifier
-from chestxray.deployment.predict import BATCH, chunks, judge, list_images, predict_parallel
+from chestxray.deployment.predict import BATCH, COLUMNS, chunks, judge, list_images, predict_parallel
 from chestxray.deployment.report import MOST_IMAGES, report_page
 from chestxray.deployment.runtime import Runtime
-from chestxray.files import whole_file
+from chestxray.files import file_lock, whole_file
 
 MOST_PROBLEMS = 200  # refused and unreadable files that the report lists
 FORMATS = (".csv", ".jsonl")
@@ -40,8 +40,7 @@ class Session:
             Keras model, which uses all cores by itself.
         backend: joblib backend; None predicts a few images in this process.
 
-    Raises:
-        FileNotFoundError, ValueError: The model cannot be loaded, or the rule has no threshold.
+    Raises FileNotFoundError, ValueError: The model cannot be loaded, or the rule has no threshold.
     """
 
     model: str | Path
@@ -73,8 +72,7 @@ class Session:
         Yields:
             Rows as :func:`chestxray.deployment.predict.predict_files` does.
 
-        Raises:
-            ValueError: No image, an unknown backend, or an output that is one of the sources or a folder.
+        Raises ValueError: No image, an unknown backend, or an output that is one of the sources or a folder.
         """
         written = {os.path.abspath(path) for path in (output, report) if path}  # now or by an earlier call
         paths = (path for path in list_images(self.sources) if os.path.abspath(path) not in written)
@@ -161,8 +159,7 @@ def journaled(
     Yields:
         All rows, also those of the journal.
 
-    Raises:
-        ValueError: Unknown format, a folder, or another process writes this table.
+    Raises ValueError: Unknown format, a folder, or another process writes this table.
     """
     output, paths = Path(output), iter(paths)
     received = f"Received: path={str(output)!r}"
@@ -172,7 +169,7 @@ def journaled(
         raise ValueError(f"the table cannot be written: there is a folder. {received}")
     output.parent.mkdir(parents=True, exist_ok=True)
     journal = output.with_name(f".partial-{output.name}.jsonl")
-    lock = FileLock(journal.with_name(f"{journal.name}.lock"))
+    lock = file_lock(journal.with_name(f"{journal.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -224,11 +221,12 @@ def _key(path: Path, identity: str) -> list:
 
 
 def _entry(line: bytes) -> list:
-    """Return key and row of a line of the journal; None twice for one that was cut short."""
+    """Return key and row of a line of the journal; None twice for one that was cut short or is none."""
     try:
-        return json.loads(line) if line.endswith(b"\n") else [None, None]
+        entry = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
-        return [None, None]
+        entry = None
+    return entry if isinstance(entry, list) and len(entry) == 2 else [None, None]
 
 
 def _write_table(path: Path, rows: Iterator[dict[str, Any]]) -> None:
@@ -236,7 +234,7 @@ def _write_table(path: Path, rows: Iterator[dict[str, Any]]) -> None:
         if path.suffix.lower() == ".jsonl":
             file.writelines(json.dumps(row) + "\n" for row in rows)
             return
-        first = next(rows)
-        writer = csv.DictWriter(file, list(first))
+        first = list(islice(rows, 1))
+        writer = csv.DictWriter(file, list(first[0]) if first else COLUMNS)
         writer.writeheader()
-        writer.writerows(chain([first], rows))
+        writer.writerows(chain(first, rows))

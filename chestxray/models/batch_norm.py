@@ -12,16 +12,12 @@ import tensorflow as tf
 
 @contextmanager
 def fused_batch_norm(model: keras.Model) -> Iterator[None]:
-    """Let the batch normalisation of a model train with TensorFlow's fused kernel.
+    """Let the batch normalisation of a flat model train with TensorFlow's fused kernel.
 
     Keras 3 takes means, differences, squares and products one after the other, each a pass through the
-    memory; in a network of small convolutions on a processor that costs more than the convolutions
-    (``benchmarks/batch_norm.py``). The fused kernel gives the same outputs, gradients and moving statistics
-    up to rounding. Inside the ``with`` block the layers' ``call`` is replaced; afterwards they are plain
-    Keras layers again, as before. Frozen layers and prediction are left to Keras.
-
-    Args:
-        model: A flat model.
+    memory; on a CPU that costs more than small convolutions (``benchmarks/batch_norm.py``). The fused kernel
+    gives the same outputs, gradients and moving statistics up to rounding. The layers' ``call`` is replaced
+    inside the ``with`` block only. Frozen layers and prediction are left to Keras.
     """
     replaced = [layer for layer in model.layers if _can_be_fused(layer)]
     for layer in replaced:

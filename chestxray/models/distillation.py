@@ -15,12 +15,10 @@ def distillation_loss(teacher_logits: Any, student_logits: Any, temperature: flo
 
     Both distributions over the classes are softened by dividing the logits by T; T² keeps the size of the
     gradient independent of T (Hinton, Vinyals and Dean 2015, arXiv:1503.02531). One logit z is the log-odds
-    of class 1 and stands for the pair (0, z): the two distributions are then Bernoulli(σ(t/T)) and
-    Bernoulli(σ(s/T)).
+    of class 1 and stands for the pair (0, z): the distributions are Bernoulli(σ(t/T)) and Bernoulli(σ(s/T)).
 
     Args:
-        teacher_logits: (N, 1) for two classes, (N, C) for more.
-        student_logits: Of the same shape.
+        teacher_logits, student_logits: (N, 1) for two classes, (N, C) for more.
         temperature: T, above 0.
 
     Returns:
@@ -82,16 +80,10 @@ class Distiller(keras.Model):
         alpha: float = 0.3,
         temperature: float = 2.0,
     ):
-        """Join student and teacher.
+        """Join student and teacher, both with logits (N, 1) or (N, C).
 
-        Args:
-            student: Gives logits (N, 1) or (N, C).
-            teacher: Gives logits of the same shape, or None.
-            alpha: Share of the labels' term, [0, 1].
-            temperature: T, above 0.
-
-        Raises:
-            ValueError: A setting is out of range, or teacher and student have not the same classes.
+        ``alpha`` is the share of the labels' term, [0, 1]; ``temperature`` is above 0. Anything else raises
+        ValueError.
         """
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must lie in 0–1. Received: alpha={alpha!r}")
@@ -115,15 +107,9 @@ class Distiller(keras.Model):
     def compile(
         self, optimizer: keras.Optimizer | str = "adam", metrics: list | None = None, **options: Any
     ) -> None:
-        """Compile; the loss is given by the class, and XLA stays off as it does elsewhere here.
+        """Compile with an optimizer for the student and metrics of its logits; the class gives the loss.
 
-        Args:
-            optimizer: For the student.
-            metrics: Of the student's logits against the labels.
-            **options: Further options of ``keras.Model.compile``.
-
-        Raises:
-            ValueError: A loss is given.
+        XLA stays off. A ``loss`` raises ValueError.
         """
         if "loss" in options:
             raise ValueError(f"the loss is that of the class. Received: loss={options['loss']!r}")

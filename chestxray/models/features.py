@@ -36,16 +36,10 @@ _ONEDNN_BF16 = "auto_mixed_precision_onednn_bfloat16"
 
 
 def find_cut(model: keras.Model) -> keras.layers.Layer | None:
-    """Find the last frozen layer that is a single cut point: all paths pass through it.
+    """Find the last frozen layer of a flat model that is a single cut point: all paths pass through it.
 
-    A layer is frozen if it, and every layer before it, gives the same output in every step. Dropout does not.
-
-    Args:
-        model: A flat model.
-
-    Returns:
-        The layer, or None when no layer up to it has weights other than those of the preprocessing: nothing
-        is saved then.
+    Frozen means that it and all layers before it give the same output in every step; Dropout does not. None
+    when no layer up to it has weights other than those of the preprocessing, so that nothing is saved.
     """
     layers, sources = model.operations, wiring(model)
     first = next((number for number, layer in enumerate(layers) if _differs_in_training(layer)), 0)
@@ -66,19 +60,16 @@ def _differs_in_training(layer: keras.layers.Layer) -> bool:
 
 
 def frozen_graph(model: keras.Model, bf16: bool = False) -> Callable[[tf.Tensor], list[tf.Tensor]]:
-    """Turn a model into a function that computes it as fast as the processor can.
+    """Turn a model into a fast function from images to a list of its outputs.
 
-    On a CPU a model that computes in bfloat16 is taken in float32 and left to oneDNN's own rewriting, which
-    converts less back and forth than Keras' policy. With batch normalisation the weights become constants, so
-    that convolution, normalisation and activation fuse. Without it, constants only cost time (VGG16: 48
-    images/s instead of 79).
+    On a CPU, bfloat16 is left to oneDNN's own rewriting of a float32 copy, which converts less back and forth
+    than Keras' policy. With batch normalisation the weights become constants, so that convolution,
+    normalisation and activation fuse. Without it, constants only cost time (VGG16: 48 images/s instead of
+    79).
 
     Args:
-        model: From images to one or several tensors; is not changed.
+        model: From images (N, H, W, 1) in 0–255 to one or several tensors; is not changed.
         bf16: Compute in bfloat16 on a CPU also when the model itself computes in float32.
-
-    Returns:
-        A function from images, ``float32`` (N, H, W, 1) in 0–255, to a list of tensors, one an output.
     """
     bf16 = bf16 or any(layer.compute_dtype == "bfloat16" for layer in model.layers)
     rewrite = bf16 and not tf.config.list_physical_devices("GPU")
@@ -112,8 +103,8 @@ class Features:
     """Stored activations for all training and validation images.
 
     Each view of each image is computed when it is first needed. An entry on disk is one view of all images of
-    one subset: a ``float16`` memory map, keyed by the frozen layers and weights, the pixels, the images'
-    paths and the view, so that it can never serve anything else.
+    one subset: a ``float16`` memory map, keyed by the frozen layers and weights, the pixels, the paths and
+    the view.
 
     Attributes:
         rest: The model from the first cut to the logit; shares its layers with the whole model.
@@ -129,15 +120,10 @@ class Features:
         augmentation: Augmentation | None,
         views: int,
     ):
-        """Describe the features; nothing is computed yet.
+        """Describe the features of a flat model; nothing is computed yet.
 
-        Args:
-            model: A flat model.
-            data: Its training and validation images.
-            cuts: Layers whose output is kept. Training starts from the first; the others are kept for later
-                phases, which saves a second pass over the frozen layers.
-            augmentation: Random views of the training images, or None.
-            views: Number of views of each training image.
+        Training starts from the output of the first of ``cuts``; those of the others are kept for later
+        phases.
         """
         self.data, self.cuts, self.augmentation = data, list(cuts), augmentation
         self.views = views if augmentation else 1
@@ -166,12 +152,7 @@ class Features:
         return epoch % self.views if subset == "train" and self.augmentation else None
 
     def prepare(self, subset: str, epoch: int = 0) -> None:
-        """Compute the view of an epoch, ``epoch % views``, unless it is on disk.
-
-        Args:
-            subset: train or val.
-            epoch: Number of the epoch.
-        """
+        """Compute the view of an epoch, ``epoch % views``, for train or val, unless it is on disk."""
         view = self._view(subset, epoch)
         folders = [self._folders[subset, number, view] for number in range(len(self.cuts))]
         missing = tuple(number for number, folder in enumerate(folders) if _open(folder) is None)
@@ -209,16 +190,9 @@ class Features:
     def dataset(
         self, subset: str, batch_size: int = 32, shuffle: bool = False, epoch: Callable[[], int] = lambda: 0
     ) -> tf.data.Dataset:
-        """tf.data pipeline from the first cut; see :meth:`chestxray.data.dataset.PixelStore.dataset`.
+        """Pipeline of ``(activations, labels)``; see :meth:`chestxray.data.dataset.PixelStore.dataset`.
 
-        Args:
-            subset: train or val.
-            batch_size: Images a batch; the last batch may be smaller.
-            shuffle: New order in every epoch, the same as that of the pixels.
-            epoch: Gives the number of the epoch when it begins; its view must be prepared.
-
-        Returns:
-            Dataset of ``(activations, labels)``.
+        ``epoch`` gives the number of the epoch when it begins; its view must be prepared.
         """
         labels = self.data.targets(subset, self.rest.output.shape[-1])
         tensor = self.cuts[0].output
@@ -274,13 +248,11 @@ def plan_features(
         model, data, augmentation: See :class:`Features`.
         cuts: From :func:`find_cut`: the phase's own, then those of later phases. Of these only layers before
             the phase's own are stored; those after it still change.
-        views: Stored views of each training image; 0 means fresh ones in every epoch, through the whole
-            network.
+        views: Stored views of each training image; 0 means fresh ones, through the whole network.
         disk_gb: Limit of the cache of features, in 10⁹ bytes.
 
     Returns:
-        The features, or None when the whole network has to be computed: no layer is frozen, fresh views are
-        wanted, or the disk is too small.
+        The features, or None when no layer is frozen, fresh views are wanted, or the disk is too small.
     """
     if cuts[0] is None or (augmentation and not views):
         return None

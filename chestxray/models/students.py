@@ -88,16 +88,13 @@ def train_student(
 ) -> tuple[keras.Model, Training]:
     """Build and train one student.
 
-    An unknown architecture, or no teacher with so many logits, raises ValueError.
-
     Args:
-        architecture, dropout: Name in :data:`chestxray.models.builders.CNNS`; see the builder.
-        data: Its images; ``train_seed`` sets their order and views, the same for all students of an
-            experiment.
+        architecture: Name in :data:`chestxray.models.builders.CNNS`.
+        data: Its images; their order and views follow from ``train_seed``, alike for all students.
         settings: Of the experiment; learning rate and label smoothing are the candidate's.
-        seed: Of the first weights and the dropout.
-        teachers: By number of logits.
-        checkpoint: See :func:`chestxray.models.training.train`.
+        candidate, seed: The variant with its settings, and the seed of first weights and dropout.
+        teachers: By number of logits; a missing one raises ValueError, as an unknown architecture does.
+        dropout, checkpoint: See the builder and :func:`chestxray.models.training.train`.
     """
     if architecture not in CNNS:
         raise ValueError(f"architecture must be one of {sorted(CNNS)}. Received: {architecture=}")

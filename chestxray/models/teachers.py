@@ -40,22 +40,17 @@ class Teacher:
     """One saved classifier, or an ensemble whose logits are averaged.
 
     Each member sees the views that the student sees, in its own image settings: the parameters of a view
-    depend on the image's path, the number of the view and the seed, not on the pixels. The logits of one view
-    of all images of a subset are one file on disk, looked up by path, so that they are computed once for all
-    students, variants and seeds.
+    depend on path, number of the view and seed, not on the pixels. The logits of one view of all images of a
+    subset are one file on disk, so that they are computed once for all students, variants and seeds.
     """
 
     def __init__(self, members: Sequence[tuple[SavedClassifier, XrayData]], bf16: bool = False):
         """Join the members; nothing is computed yet.
 
         Args:
-            members: Classifiers, each with the data in its own image settings; all of one split.
+            members: Classifiers, each with the data in its own image settings. One of another split (it may
+                have seen the validation images of this one) or of other pixels raises ValueError.
             bf16: Compute in bfloat16: faster, and about 1 % off.
-
-        Raises:
-            TypeError: A classifier is an exported model.
-            ValueError: A classifier was trained on another split (it may have seen the validation images of
-                this one), or on other pixels.
         """
         if not members:
             raise ValueError("a teacher needs at least one classifier. Received: members=[]")
@@ -98,19 +93,14 @@ class Teacher:
     def logits(
         self, subset: str, paths: Sequence[str], augmentation: Augmentation | None = None, view: int = 0
     ) -> np.ndarray:
-        """Look up the logits of the given images, or compute them.
+        """Look up the logits of the given images of a subset, or compute those of the whole subset.
 
         Args:
-            subset: train, val or test; all its images are computed at once.
-            paths: Images of this subset.
-            augmentation: Random views, or None for the images as they are.
-            view: Number of the view.
+            subset, paths: train, val or test, and images of it; an unknown path raises ValueError.
+            augmentation, view: Random views and the number of the view, or None for the images as they are.
 
         Returns:
             ``float32`` (len(paths), outputs): the mean of the members' logits.
-
-        Raises:
-            ValueError: A member has no such image.
         """
         key = subset, augmentation, view if augmentation else None
         if key not in self._logits:
@@ -166,11 +156,7 @@ def _read_logits(file: Path) -> dict[str, np.ndarray] | None:
 class Distillation:
     """Settings of distillation; see :class:`chestxray.models.distillation.Distiller`.
 
-    Attributes:
-        teacher: Gives as many logits as the student, or is reduced to the log-odds of pneumonia when the
-            student has one.
-        alpha: Share of the labels' term, [0, 1].
-        temperature: T, above 0.
+    A teacher with three logits is reduced to the log-odds of pneumonia for a student with one.
     """
 
     teacher: Teacher = field(repr=False)
@@ -187,9 +173,8 @@ class Distillation:
     ) -> np.ndarray:
         """Teacher's logits for the images of an epoch, (N, outputs), in the table's order.
 
-        Raises:
-            ValueError: The student has more classes than the teacher, or the teacher's data have another
-                split or seed, and so other views.
+        Raises ValueError if the student has more classes than the teacher, or other splits, seeds and so
+        views.
         """
         for _, taught in self.teacher.members:
             if (taught.split_hash, taught.train_seed) != (data.split_hash, data.train_seed):
@@ -217,12 +202,7 @@ class Distillation:
         outputs: int,
         epoch: Callable[[], int] = lambda: 0,
     ) -> tf.data.Dataset:
-        """Put the teacher's logits beside the batches of a data set.
-
-        Args:
-            images: From ``data.dataset`` with the same settings and epoch; train is shuffled.
-            data, subset, settings, outputs: Of the student.
-            epoch: Gives the number of the epoch when it begins.
+        """Put the teacher's logits beside the batches of ``data.dataset`` with the same settings and epoch.
 
         Returns:
             Dataset of ``({"image": …, "teacher_logit": …}, labels)``.

@@ -31,8 +31,7 @@ POLICIES = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 def class_weights(labels: np.ndarray, classes: int = 2) -> dict[int, float]:
     """Weights that give all classes the same total: n / (classes · n of the class).
 
-    Raises:
-        ValueError: A class is missing.
+    Raises ValueError: A class is missing.
     """
     counts = np.bincount(np.asarray(labels, dtype=int), minlength=classes)
     if len(counts) != classes or not counts.all():
@@ -99,8 +98,7 @@ class Training:
 
     Attributes:
         history: One row an epoch: epoch, phase, loss, val_loss, …, learning_rate.
-        seconds: Wall time of the epochs, in all calls together.
-        images: Training images seen in them.
+        seconds, images: Wall time of all epochs, and training images seen in them.
         steps_left_out: Steps whose gradient was not finite.
     """
 
@@ -125,22 +123,18 @@ def train(
     the disk afterwards (:mod:`chestxray.models.features`). At the end the model has the best weights by
     validation loss, or the last ones (``stop_patience``).
 
-    A checkpoint of the same training is continued: same settings, data, network, starting weights, and
-    versions of Keras and TensorFlow. The final weights are those of an undisturbed run, bit for bit on the
-    same processor. With a checkpoint, an interrupted call gives the model its starting weights back, so that
-    the same call recognises it.
+    A checkpoint of the same training is continued, with the final weights of an undisturbed run, bit for bit
+    on the same processor. With a checkpoint, an interrupted call gives the model its starting weights back,
+    so that the same call recognises it.
 
     Args:
         model: Takes (N, size, size, 1) in 0–255, gives one logit, or three (normal, bacteria, virus).
         data: Training and validation images.
-        settings: See :class:`TrainSettings`.
+        settings: See :class:`TrainSettings`; smoothed labels with a teacher or three logits raise ValueError.
         checkpoint: File for the state (``.npz``); None keeps no state.
         phase: Name of the phase, for the history.
-        keep: A frozen layer that a later phase will start from: its activations are stored in the same pass.
+        keep: A frozen layer that a later phase starts from: its activations are stored in the same pass.
         distillation: Teacher of the model; see :class:`chestxray.models.teachers.Distillation`.
-
-    Raises:
-        ValueError: Smoothed labels are wanted with a teacher or three logits.
     """
     outputs = model.output_shape[-1]
     if settings.label_smoothing and (distillation or outputs > 1):
@@ -288,17 +282,10 @@ def summarise(phases: list[Training], policy: str, device: str) -> dict[str, Any
 
 
 def set_trainable_from(model: keras.Model, first: str) -> None:
-    """Train the named layer and all that follow it; batch normalisation stays frozen.
+    """Train the named layer and all that follow it in a flat model; batch normalisation stays frozen.
 
-    Its statistics come from ImageNet; small batches of other images would overwrite them within an epoch.
-    (Calling the backbone with ``training=False`` does not prevent that in Keras 3's ``fit``.)
-
-    Args:
-        model: A flat model.
-        first: Name of a layer.
-
-    Raises:
-        ValueError: There is no such layer; names similar ones.
+    Its statistics come from ImageNet, and small batches of other images would overwrite them within an epoch.
+    (``training=False`` does not prevent that in Keras 3's ``fit``.) An unknown layer raises ValueError.
     """
     start = _position(model, first)
     for number, layer in enumerate(model.layers):
@@ -316,16 +303,7 @@ def _position(model: keras.Model, name: str) -> int:
 
 
 def stages_from(model: keras.Model, stages: Sequence[str], first: str) -> list[str]:
-    """List the first layers of the stages that learn: the named layer, then each stage after it.
-
-    Args:
-        model: A flat model.
-        stages: First layer of each stage of its backbone.
-        first: Name of the first layer that learns.
-
-    Raises:
-        ValueError: There is no such layer; names similar ones.
-    """
+    """List the first layers of the stages that learn: the named layer, then each of ``stages`` after it."""
     start = _position(model, first)
     return [first, *(stage for stage in stages if _position(model, stage) > start)]
 
@@ -339,10 +317,9 @@ def train_head(
 ) -> Training:
     """First phase of transfer learning: the layers after the pooling learn, the backbone is frozen.
 
-    Args:
-        model, data, settings, checkpoint: See :func:`train`; likewise in the other phases below.
-        unfreeze_next: ``unfreeze_from`` of the next phase, if there will be one with the same augmentation
-            and views: the activations that it needs are stored in the same pass.
+    ``unfreeze_next`` is ``unfreeze_from`` of a next phase with the same augmentation and views; its
+    activations are stored in the same pass. For the other arguments of this and the following phases see
+    :func:`train`.
     """
     keep = None
     if unfreeze_next:
@@ -359,12 +336,7 @@ def fine_tune(
     unfreeze_from: str,
     checkpoint: str | Path | None = None,
 ) -> Training:
-    """Later phase: the named layer and all that follow learn too, batch normalisation does not.
-
-    Args:
-        unfreeze_from: Name of the first layer that learns, for example one of the backbone's ``stages``; see
-            :func:`set_trainable_from`.
-    """
+    """Later phase: the layer ``unfreeze_from`` and all that follow learn; see :func:`set_trainable_from`."""
     set_trainable_from(model, unfreeze_from)
     return train(model, data, settings, checkpoint, phase=f"from {unfreeze_from}")
 
@@ -376,11 +348,9 @@ def unfreeze_gradually(
     stages: Sequence[str],
     checkpoint: str | Path | None = None,
 ) -> list[Training]:
-    """One fine-tuning phase for each stage: the last stage, then the last two, and so on.
+    """One fine-tuning phase for each of ``stages``: the last stage, then the last two, and so on.
 
-    Args:
-        stages: First layer of each stage, from the input on.
-        checkpoint: Each phase has a file of its own, with the stage in its name.
+    Each phase has a checkpoint of its own, with the stage in its name.
     """
     place = Path(checkpoint) if checkpoint else None
     with starting_again(model, wanted=place is not None):
@@ -400,18 +370,12 @@ def train_whole(
 
 
 def choose_precision(wanted: str = "auto", bf16_pays: bool = True) -> tuple[str, str]:
-    """Choose the Keras dtype policy for training, and print device and choice.
+    """Choose the Keras dtype policy for training; print and return policy and device.
 
     Args:
         wanted: A policy, or ``"auto"``: on a GPU bfloat16 or, before compute capability 8, float16; on a CPU
             bfloat16 where it has the units and the network gains by it; float32 otherwise.
         bf16_pays: Whether the network is faster in bfloat16 on such a CPU.
-
-    Returns:
-        The policy's name and the device's.
-
-    Raises:
-        ValueError: Unknown policy.
     """
     if wanted not in POLICIES:
         raise ValueError(f"precision must be one of {POLICIES}. Received: precision={wanted!r}")

@@ -43,12 +43,8 @@ def write_phantoms(folder: str | Path, images: int = 300, size: int = 224, seed:
     Args:
         folder: Gets ``chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg``, the lesions as ``masks/<same
             path>.png`` (0 or 255), and ``README.txt``.
-        images: Number of images, at least 20.
-        size: Width and height in pixels, 32 to 2048.
+        images, size: Number of images, at least 20, and their side in pixels, 32 to 2048.
         seed: At least 0. Each seed has other patients.
-
-    Raises:
-        ValueError: An argument is outside its range.
     """
     limits = {"images": (images, 20, math.inf), "size": (size, 32, 2048), "seed": (seed, 0, math.inf)}
     for name, (value, low, high) in limits.items():

@@ -6,9 +6,9 @@ import json
 import os
 from pathlib import Path
 
+import filelock
 import pytest
 
-from chestxray.deployment import session
 from chestxray.deployment.session import journaled
 
 PATHS = [Path(f"{number}.png") for number in range(6)]
@@ -154,7 +154,7 @@ def test_a_file_system_without_locks_has_tables(tmp_path, monkeypatch):
     def acquire(*_, **__):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(session.FileLock, "acquire", acquire)
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
     run(tmp_path / "out.csv", Predictor())
     assert table(tmp_path / "out.csv") == EXPECTED
 
