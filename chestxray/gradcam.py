@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
-from chestxray.models.backbones import BACKBONES
+from chestxray.models.backbones import BACKBONES, refresh_normalisation
 from chestxray.models.builders import as_float32
 
 METHODS = ("gradcam", "hirescam")
@@ -235,4 +235,5 @@ def randomised(model: keras.Model, first: str, seed: int = 0) -> keras.Model:
         if number >= names.index(first):
             weights = [generator.permutation(one.ravel()).reshape(one.shape) for one in weights]
         copy.get_layer(name).set_weights(weights)
+    refresh_normalisation(copy)
     return copy

@@ -244,3 +244,13 @@ def test_randomised_layers_forget_and_the_others_do_not(compact):
     np.testing.assert_array_equal(again.predict(images, verbose=0), copy.predict(images, verbose=0))
     with pytest.raises(ValueError, match="Received: first='x'"):
         randomised(model, "x")
+
+
+def test_layers_before_the_randomised_ones_normalise_as_before():
+    inputs = keras.Input((3, 3, 1))
+    norm = layers.Normalization()
+    model = keras.Model(inputs, layers.Dense(1, name="logit")(layers.Flatten()(norm(inputs))))
+    norm.set_weights([np.array([4.0]), np.array([0.25]), np.array(1)])
+    norm.finalize_state()
+    copy = randomised(model, "logit")
+    np.testing.assert_allclose(keras.Model(copy.input, copy.layers[1].output)(X), (X - 4) / 0.5)

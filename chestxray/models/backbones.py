@@ -119,5 +119,17 @@ def load_backbone_weights(model: keras.Model, weights: str | None, backbone: Bac
         if backbone.pretrained_variance and isinstance(layer, keras.layers.Normalization):
             mean, variance, *count = layer.get_weights()
             layer.set_weights([mean, variance * backbone.pretrained_variance, *count])
-            layer.finalize_state()
+    refresh_normalisation(model)
     return recorded
+
+
+def refresh_normalisation(model: keras.Model) -> None:
+    """Make ``Normalization`` layers compute with weights that ``set_weights`` gave them.
+
+    Keras computes with copies of mean and variance, and renews them only when it adapts or loads a layer.
+    """
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
+        elif isinstance(layer, keras.Model):
+            refresh_normalisation(layer)

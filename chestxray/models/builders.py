@@ -18,7 +18,7 @@ import keras
 import pandas as pd
 from keras import layers
 
-from chestxray.models.backbones import get_backbone, load_backbone_weights
+from chestxray.models.backbones import get_backbone, load_backbone_weights, refresh_normalisation
 
 
 @contextlib.contextmanager
@@ -197,6 +197,7 @@ def as_float32(model: keras.Model) -> keras.Model:
         config = config.replace(f'"{policy}"', '"float32"')
     rebuilt = model.__class__.from_config(json.loads(config))
     rebuilt.set_weights(model.get_weights())
+    refresh_normalisation(rebuilt)
     return rebuilt
 
 

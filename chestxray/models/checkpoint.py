@@ -53,10 +53,7 @@ def wiring(model: keras.Model) -> list[list[int]]:
 
 @contextlib.contextmanager
 def starting_again(model: keras.Model, wanted: bool) -> Iterator[None]:
-    """Give the model its variables back, if wanted, when anything breaks the block off.
-
-    The same call with the same model is then known by its :func:`fingerprint`.
-    """
+    """On any error give the model its variables back, if wanted, so that its :func:`fingerprint` stays."""
     start = [(variable, variable.numpy()) for variable in model.variables]
     try:
         yield

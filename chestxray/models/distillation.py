@@ -82,8 +82,7 @@ class Distiller(keras.Model):
     ):
         """Join student and teacher, both with logits (N, 1) or (N, C).
 
-        ``alpha`` is the share of the labels' term, [0, 1]; ``temperature`` is above 0. Anything else raises
-        ValueError.
+        ``alpha``, in [0, 1], weighs the labels' term; ``temperature`` is above 0. Others raise ValueError.
         """
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must lie in 0–1. Received: alpha={alpha!r}")

@@ -38,8 +38,8 @@ _ONEDNN_BF16 = "auto_mixed_precision_onednn_bfloat16"
 def find_cut(model: keras.Model) -> keras.layers.Layer | None:
     """Find the last frozen layer of a flat model that is a single cut point: all paths pass through it.
 
-    Frozen means that it and all layers before it give the same output in every step; Dropout does not. None
-    when no layer up to it has weights other than those of the preprocessing, so that nothing is saved.
+    Frozen means that it and all layers before it give the same output in every step; Dropout does not.
+    The result is None when no layer up to it has weights other than those of the preprocessing.
     """
     layers, sources = model.operations, wiring(model)
     first = next((number for number, layer in enumerate(layers) if _differs_in_training(layer)), 0)
@@ -64,8 +64,7 @@ def frozen_graph(model: keras.Model, bf16: bool = False) -> Callable[[tf.Tensor]
 
     On a CPU, bfloat16 is left to oneDNN's own rewriting of a float32 copy, which converts less back and forth
     than Keras' policy. With batch normalisation the weights become constants, so that convolution,
-    normalisation and activation fuse. Without it, constants only cost time (VGG16: 48 images/s instead of
-    79).
+    normalisation and activation fuse. Without it, constants only cost time (VGG16: 48, not 79 images/s).
 
     Args:
         model: From images (N, H, W, 1) in 0–255 to one or several tensors; is not changed.
@@ -122,8 +121,7 @@ class Features:
     ):
         """Describe the features of a flat model; nothing is computed yet.
 
-        Training starts from the output of the first of ``cuts``; those of the others are kept for later
-        phases.
+        Training starts from the output of the first of ``cuts``; later phases start from the others.
         """
         self.data, self.cuts, self.augmentation = data, list(cuts), augmentation
         self.views = views if augmentation else 1

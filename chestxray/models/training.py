@@ -123,9 +123,9 @@ def train(
     the disk afterwards (:mod:`chestxray.models.features`). At the end the model has the best weights by
     validation loss, or the last ones (``stop_patience``).
 
-    A checkpoint of the same training is continued, with the final weights of an undisturbed run, bit for bit
-    on the same processor. With a checkpoint, an interrupted call gives the model its starting weights back,
-    so that the same call recognises it.
+    A checkpoint of the same training (settings, data, starting weights, versions of Keras and TensorFlow) is
+    continued. On the same processor the final weights are those of an undisturbed run, bit for bit. With a
+    checkpoint, an interrupted call gives the model its starting weights back; the same call recognises it.
 
     Args:
         model: Takes (N, size, size, 1) in 0–255, gives one logit, or three (normal, bacteria, virus).
@@ -303,7 +303,7 @@ def _position(model: keras.Model, name: str) -> int:
 
 
 def stages_from(model: keras.Model, stages: Sequence[str], first: str) -> list[str]:
-    """List the first layers of the stages that learn: the named layer, then each of ``stages`` after it."""
+    """List the first layers of the stages that learn, from ``first`` on. Unknown layers raise ValueError."""
     start = _position(model, first)
     return [first, *(stage for stage in stages if _position(model, stage) > start)]
 
@@ -350,7 +350,7 @@ def unfreeze_gradually(
 ) -> list[Training]:
     """One fine-tuning phase for each of ``stages``: the last stage, then the last two, and so on.
 
-    Each phase has a checkpoint of its own, with the stage in its name.
+    ``stages`` run from the input on. Each phase has a checkpoint of its own, with the stage in its name.
     """
     place = Path(checkpoint) if checkpoint else None
     with starting_again(model, wanted=place is not None):
@@ -373,8 +373,8 @@ def choose_precision(wanted: str = "auto", bf16_pays: bool = True) -> tuple[str,
     """Choose the Keras dtype policy for training; print and return policy and device.
 
     Args:
-        wanted: A policy, or ``"auto"``: on a GPU bfloat16 or, before compute capability 8, float16; on a CPU
-            bfloat16 where it has the units and the network gains by it; float32 otherwise.
+        wanted: One of ``POLICIES``; others raise ValueError. ``"auto"`` is bfloat16 on a GPU (float16 before
+            compute capability 8) and on a CPU with its units if ``bf16_pays``; float32 otherwise.
         bf16_pays: Whether the network is faster in bfloat16 on such a CPU.
     """
     if wanted not in POLICIES:

@@ -149,10 +149,7 @@ def make_pose(rng: Generator) -> Pose:
 
 
 def line_integrals(anatomy: Anatomy, rays: Rays, rng: Generator) -> tuple[NDArray, NDArray]:
-    """Integrate the attenuation of a healthy patient along every ray.
-
-    Gives line integrals without unit, (size, size), and the length of inflated lung in cm, (2, size, size).
-    """
+    """Give line integrals of a healthy patient, (size, size), and cm of inflated lung, (2, size, size)."""
     # A smooth union: the shoulders merge with the trunk.
     body = 2 * np.sqrt(np.sqrt(sum(solid.half_chord(rays.x, rays.y) ** 4 for solid in anatomy.body)))
 

@@ -61,10 +61,7 @@ def class_balance(table: pd.DataFrame, synthetic: bool = False, classes: Sequenc
 
 @mpl.rc_context(STYLE)
 def image_sizes(table: pd.DataFrame, synthetic: bool = False, classes: Sequence[str] = CLASSES) -> Figure:
-    """Draw width against height, and the aspect ratio, by class.
-
-    ``table`` has one row an image: ``width`` and ``height`` in pixels (> 0), ``label`` (0, 1).
-    """
+    """Draw width, height and their ratio by class: columns ``width``, ``height`` (pixels, > 0), ``label``."""
     check_table(table, "width", "height", "label")
     sizes, labels = table[["width", "height"]].to_numpy(float), table["label"].to_numpy()
     aspects, middle = sizes[:, 0] / sizes[:, 1], np.sqrt(sizes.min() * sizes.max())
@@ -112,8 +109,7 @@ def sample_grid(
 def preprocessing_steps(images: Images, titles: Sequence[str], synthetic: bool = False) -> Figure:
     """Show 1 to 6 versions (H, W) or (H, W, 1), 0-255, above their histograms of grey values.
 
-    The histograms share one axis, which ends above the tallest inner bar: black frames and saturated pixels
-    have much higher bars.
+    The axis ends above the tallest inner bar: bars of black frames and saturated pixels are much higher.
     """
     images, edges = check_images(images, titles, 6), np.linspace(0, 256, 65)
     shares = [100 * np.histogram(image, edges)[0] / image.size for image in images]

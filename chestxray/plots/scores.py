@@ -175,8 +175,7 @@ def calibration(
 ) -> Figure:
     """Draw reliability diagrams beside decision curves, each name to its table.
 
-    For the tables see :func:`chestxray.evaluation.calibration.reliability_table` and
-    :func:`chestxray.evaluation.calibration.decision_curve`.
+    Tables: ``reliability_table`` and ``decision_curve`` of :mod:`chestxray.evaluation.calibration`.
     """
     valid = len(tables) and set(tables) == set(decisions)
     check(valid, "both are needed for each model", tables=list(tables), decisions=list(decisions))

@@ -230,6 +230,20 @@ def test_float32_copy_is_float32_after_reload(mixed, tmp_path):
     assert np.array_equal(reloaded(pictures()), copy(pictures()))
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_float32_copy_normalises_with_the_weights_of_the_model(nested):
+    # EfficientNet begins with such a layer. Keras computes with copies of its weights.
+    inputs = keras.Input((2, 2, 1))
+    norm = layers.Normalization(dtype="mixed_bfloat16")
+    model = keras.Model(inputs, norm(inputs))
+    if nested:
+        outer = keras.Input((2, 2, 1))
+        model = keras.Model(outer, model(outer))
+    norm.set_weights([np.array([4.0]), np.array([0.25]), np.array(1)])
+    norm.finalize_state()
+    np.testing.assert_allclose(as_float32(model)(np.full((1, 2, 2, 1), 5.0)), 2)  # (5 − 4) / √0.25
+
+
 # layer_table
 
 
