@@ -230,10 +230,10 @@ def randomised(model: keras.Model, first: str, seed: int = 0) -> keras.Model:
     if first not in names:
         raise ValueError(f"no such layer. Received: first={first!r}")
     generator, copy = np.random.default_rng(seed), keras.models.clone_model(model)
-    for number, name in enumerate(names):
-        weights = model.get_layer(name).get_weights()
+    for number, (layer, layer_copy) in enumerate(zip(model.layers, copy.layers, strict=True)):
+        weights = layer.get_weights()
         if number >= names.index(first):
-            weights = [generator.permutation(one.ravel()).reshape(one.shape) for one in weights]
-        copy.get_layer(name).set_weights(weights)
+            weights = [generator.permutation(weight.ravel()).reshape(weight.shape) for weight in weights]
+        layer_copy.set_weights(weights)
     refresh_normalisation(copy)
     return copy
