@@ -67,6 +67,14 @@ def cached_folder(kind: str, name: str, make: Callable[[Path], None]) -> Path:
     return folder
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a whole folder, or nothing where it is open in another process (on Windows)."""
+    former = path.with_name(f".former-{path.name}")
+    with contextlib.suppress(OSError):
+        os.replace(path, former)
+        shutil.rmtree(former, ignore_errors=True)
+
+
 def printable(path: str | Path) -> str:
     """Escape line ends, control characters and invalid bytes in a file name, for the terminal."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")

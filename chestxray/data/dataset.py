@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +22,7 @@ from chestxray.data.augmentation import Augmentation, view_layer
 from chestxray.data.catalog import find_data, scan
 from chestxray.data.images import PIXELS_VERSION, ImageSettings, preprocess
 from chestxray.data.splits import make_split, overlap, split_hash
-from chestxray.files import cached_folder, read_json, write_json
+from chestxray.files import cached_folder, read_json, remove_folder, write_json
 from chestxray.parallel import in_processes
 from chestxray.schema import CLASSES, PREDICTED, SUBTYPES
 
@@ -76,6 +78,7 @@ class PixelStore:
         index = read_json(folder / "index.json")
         self.settings, self.key = ImageSettings(**index["settings"]), folder.name
         self.failed: dict[str, str] = index["failed"]
+        self.versions: list | None = index.get("versions")  # of decoding and OpenCV
         self.pixels = np.load(folder / "pixels.npy", mmap_mode="r")
         self._contents = pd.Index(index["contents"])
 
@@ -84,23 +87,40 @@ class PixelStore:
         """Open the store of a catalog, and decode the images first if that was never finished.
 
         The catalog needs ``sha256``, and ``path`` relative to the data folder ``root``. Raises OSError if a
-        file has vanished or cannot be reached; nothing is stored then.
+        file has vanished or cannot be reached; nothing is stored then. Images that
+        other stores have are copied from there, and stores that hold nothing else are removed.
         """
         first = catalog.drop_duplicates("sha256").sort_values("sha256")
         contents, paths = list(first["sha256"]), [str(root / path) for path in first["path"]]
-        key = json.dumps([PIXELS_VERSION, cv2.__version__, asdict(settings), contents], sort_keys=True)
+        versions, superseded = [PIXELS_VERSION, cv2.__version__], []
+        key = json.dumps([*versions, asdict(settings), contents], sort_keys=True)
 
         def fill(folder: Path) -> None:
-            target, shape = folder / "pixels.npy", (len(paths), settings.size, settings.size)
-            np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape).flush()
-            failed = {}
-            decode = partial(_decode, target, settings)
-            for failures in in_processes(decode, list(enumerate(paths)), "reading images"):
+            target, failed = folder / "pixels.npy", {}
+            pixels = create_array(target, np.uint8, (len(paths), settings.size, settings.size))
+            missing = {content: row for row, content in enumerate(contents)}
+            for stored in folder.parent.glob("[!.]*"):
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile by another process
+                    other = cls(stored)
+                    if other.settings == settings and other.versions == versions:
+                        for row, content in enumerate(other._contents):
+                            if content in missing and content not in other.failed:
+                                pixels[missing.pop(content)] = other.pixels[row]
+                        if set(other._contents) <= set(contents):
+                            superseded.append(stored)
+            decode, items = (
+                partial(_decode, target, settings),
+                [(row, paths[row]) for row in missing.values()],
+            )
+            for failures in in_processes(decode, items, "reading images"):
                 failed |= {contents[row]: reason for row, reason in failures.items()}
             index = {"settings": asdict(settings), "contents": contents, "failed": failed}
-            write_json(folder / "index.json", index)
+            write_json(folder / "index.json", index | {"versions": versions})
 
-        return cls(cached_folder("pixels", hashlib.sha256(key.encode()).hexdigest()[:24], fill))
+        store = cls(cached_folder("pixels", hashlib.sha256(key.encode()).hexdigest()[:24], fill))
+        for folder in superseded:
+            remove_folder(folder)
+        return store
 
     def readable(self, catalog: pd.DataFrame) -> pd.DataFrame:
         """Leave out the images that could not be decoded, and name them in a warning."""
@@ -174,6 +194,15 @@ class PixelStore:
             return layer(images, *drawn) if drawn else tf.cast(images, tf.float32), labels
 
         return pass_batches(begin, signature, len(rows), batch_size).map(read).prefetch(2)
+
+
+def create_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    """Create a ``.npy`` file and map it. A full disk is an OSError now, not a crash while writing."""
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    return array
 
 
 def _decode(target: Path, settings: ImageSettings, rows: list[tuple[int, str]]) -> dict[int, str]:

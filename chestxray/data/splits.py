@@ -15,19 +15,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from chestxray.files import read_table, whole_file
+from chestxray.files import whole_file
 from chestxray.schema import SPLITS
 
 RULES = ("official", "image", "patient", "given")
 FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}  # under the rules image and patient
 _OFFICIAL_FRACTIONS = {"train": 0.88, "val": 0.12}
-_TEXT = ("path", "subtype", "group", "group_conservative", "official_split", "split")
 
 
 def make_split(catalog: pd.DataFrame, split_rule: str = "patient", seed: int = 0) -> pd.DataFrame:
@@ -51,8 +49,7 @@ def make_split(catalog: pd.DataFrame, split_rule: str = "patient", seed: int = 0
     else:
         rest = table["official_split"] != "test"
         if rest.all():
-            message = "the folder has no published test set (no test folder)"
-            raise ValueError(f"{message}. Received: split_rule='official'")
+            raise ValueError("the folder has no published test set. Received: split_rule='official'")
         table["split"] = "test"
         table.loc[rest, "split"] = _split_groups(table[rest], _OFFICIAL_FRACTIONS, rng)
     check_split(table, split_rule)
@@ -64,9 +61,8 @@ def _split_images(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
         train = round(FRACTIONS["train"] * len(rows))
-        val = (len(rows) - train) // 2
         split[rows[:train]] = "train"
-        split[rows[train : train + val]] = "val"
+        split[rows[train : train + (len(rows) - train) // 2]] = "val"
     return split
 
 
@@ -142,30 +138,7 @@ def split_hash(table: pd.DataFrame) -> str:
 
 
 def write_split(table: pd.DataFrame, path: str | Path, split_rule: str, seed: int) -> None:
-    """Write a split as CSV below one line with rule, seed and hash."""
+    """Write a split as CSV, below a line with rule, seed and hash; the rule ``given`` reads it."""
     header = json.dumps({"rule": split_rule, "seed": seed, "hash": split_hash(table)})
     with whole_file(path) as partial:
         partial.write_text(f"# {header}\n" + table.to_csv(index=False), encoding="utf-8")
-
-
-def read_split(path: str | Path) -> tuple[pd.DataFrame, dict]:
-    """Read a split file and check it: the catalog with ``split``, and ``{"rule", "seed", "hash"}``.
-
-    A file that was edited after writing gives a warning and its new hash. Raises ValueError if the file is
-    not of :func:`write_split`, and as :func:`check_split` does.
-    """
-    with open(path, encoding="utf-8") as file:
-        first = file.readline()
-    try:
-        header = json.loads(first.removeprefix("# "))
-        split_rule, expected = header["rule"], header["hash"]
-        if split_rule not in RULES:
-            raise KeyError(split_rule)
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"not a split file. Received: path={str(path)!r}") from None
-    table = read_table(path, _TEXT, skiprows=1).fillna(dict.fromkeys(_TEXT, ""))
-    if split_hash(table) != expected:
-        warnings.warn(f"split file was edited after writing: {path}", stacklevel=2)
-        header["hash"] = split_hash(table)
-    check_split(table, split_rule)
-    return table, header

@@ -24,7 +24,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from chestxray.data.augmentation import Augmentation
-from chestxray.data.dataset import XrayData, pass_batches, pass_order
+from chestxray.data.dataset import XrayData, create_array, pass_batches, pass_order
 from chestxray.files import cache_dir, remove_debris, whole_folder
 from chestxray.models.builders import as_float32
 from chestxray.models.checkpoint import fingerprint, wiring
@@ -172,7 +172,7 @@ class Features:
             maps = []
             for number, output in zip(missing, outputs):
                 folder = stack.enter_context(whole_folder(self._folders[subset, number, view]))
-                maps.append(_create(folder, (len(rows), *output.shape[1:])))
+                maps.append(create_array(folder / "features.npy", np.float16, (len(rows), *output.shape[1:])))
             for batch, (pixels, _) in enumerate(images):
                 for target, activations in zip(maps, self._graphs[missing](pixels), strict=True):
                     half = tf.cast(activations, tf.float16)  # several times faster than NumPy
@@ -269,14 +269,6 @@ def plan_features(
         return plan_features(model, data, cuts[:1], augmentation, views, disk_gb)
     print("; the whole network is computed in every epoch")
     return None
-
-
-def _create(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
-    features = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float16, shape)
-    if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a crash while writing
-        with open(folder / "features.npy", "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-    return features
 
 
 def _open(folder: Path) -> np.ndarray | None:

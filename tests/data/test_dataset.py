@@ -20,9 +20,9 @@ from filelock import FileLock
 from chestxray.data import dataset as module
 from chestxray.data.augmentation import Augmentation
 from chestxray.data.catalog import scan
-from chestxray.data.dataset import PixelStore, XrayData, data_name, load_data
+from chestxray.data.dataset import PixelStore, XrayData, create_array, data_name, load_data
 from chestxray.data.images import ImageSettings, preprocess
-from chestxray.files import cache_dir, cached_folder, whole_folder, write_json
+from chestxray.files import cache_dir, cached_folder, read_json, whole_folder, write_json
 
 SETTINGS = ImageSettings(16)
 NAMES = [
@@ -142,6 +142,72 @@ def test_a_file_that_vanished_is_not_remembered_as_damaged(catalog, folder):
     assert stores() == []
     (folder / NAMES[0]).write_bytes(content)
     assert PixelStore.build(catalog, folder, SETTINGS).failed == {}
+
+
+def test_a_full_disk_is_an_error_before_the_first_image(catalog, folder, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match="No space left"):
+        PixelStore.build(catalog, folder, SETTINGS)
+    assert stores() == []
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="files are sparse there")
+def test_a_new_array_has_its_disk_space(tmp_path):
+    create_array(tmp_path / "a.npy", np.uint8, (1000, 1000))
+    assert 512 * (tmp_path / "a.npy").stat().st_blocks >= 1_000_000
+
+
+# What a store takes from others
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Numbers of files that were decoded, one for each build."""
+    counts, original = [], module.in_processes
+
+    def counted(work, items, text):
+        counts.append(len(items))
+        return original(work, items, text)
+
+    monkeypatch.setattr(module, "in_processes", counted)
+    return counts
+
+
+def test_only_new_and_failed_images_are_decoded(catalog, folder, decoded, make_images):
+    damage(folder / NAMES[1])
+    first = PixelStore.build(scan(folder), folder, SETTINGS)
+    make_images(folder, ["train/NORMAL/IM-9999-0001.png"], height=40)
+    grown = scan(folder)
+    again = PixelStore.build(grown, folder, SETTINGS)
+    assert decoded == [23, 2] and again.failed == first.failed != {}
+    readable = grown[~grown["sha256"].isin(again.failed)]
+    assert len(readable) == 23
+    for image, path in zip(again.images(readable), readable["path"], strict=True):
+        assert np.array_equal(image[..., 0], preprocess(folder / path, SETTINGS))
+
+
+def test_a_store_within_the_new_one_is_removed(catalog, folder, decoded):
+    small = PixelStore.build(catalog[:9], folder, SETTINGS)
+    other = PixelStore.build(catalog[:9], folder, ImageSettings(17))
+    whole = PixelStore.build(catalog, folder, SETTINGS)
+    assert stores() == sorted([other.key, whole.key])
+    assert np.array_equal(small.images(catalog[:9]), whole.images(catalog[:9]))  # an open one stays readable
+    assert decoded == [9, 9, len(catalog) - 9]
+
+
+@pytest.mark.parametrize("change", ["versions", "PIXELS_VERSION"])
+def test_pixels_of_another_version_are_not_copied(catalog, folder, decoded, monkeypatch, change):
+    first = PixelStore.build(catalog[:9], folder, SETTINGS)
+    if change == "versions":  # stores of before the versions were noted
+        path = cache_dir("pixels") / first.key / "index.json"
+        write_json(path, {key: value for key, value in read_json(path).items() if key != "versions"})
+    else:
+        monkeypatch.setattr(module, "PIXELS_VERSION", -1)
+    PixelStore.build(catalog, folder, SETTINGS)
+    assert decoded == [9, len(catalog)]
 
 
 # What a store is keyed by
