@@ -69,10 +69,10 @@ def cached_folder(kind: str, name: str, make: Callable[[Path], None]) -> Path:
 
 def remove_folder(path: Path) -> None:
     """Remove a whole folder, or nothing where it is open in another process (on Windows)."""
-    former = path.with_name(f".former-{path.name}")
+    debris = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
     with contextlib.suppress(OSError):
-        os.replace(path, former)
-        shutil.rmtree(former, ignore_errors=True)
+        os.replace(path, debris)
+        shutil.rmtree(debris, ignore_errors=True)
 
 
 def printable(path: str | Path) -> str:

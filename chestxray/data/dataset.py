@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
@@ -87,8 +86,8 @@ class PixelStore:
         """Open the store of a catalog, and decode the images first if that was never finished.
 
         The catalog needs ``sha256``, and ``path`` relative to the data folder ``root``. Raises OSError if a
-        file has vanished or cannot be reached; nothing is stored then. Images that
-        other stores have are copied from there, and stores that hold nothing else are removed.
+        file has vanished or cannot be reached; nothing is stored then. Images of other stores are copied from
+        there. Stores that hold nothing else are removed.
         """
         first = catalog.drop_duplicates("sha256").sort_values("sha256")
         contents, paths = list(first["sha256"]), [str(root / path) for path in first["path"]]
@@ -100,18 +99,19 @@ class PixelStore:
             pixels = create_array(target, np.uint8, (len(paths), settings.size, settings.size))
             missing = {content: row for row, content in enumerate(contents)}
             for stored in folder.parent.glob("[!.]*"):
-                with contextlib.suppress(FileNotFoundError):  # removed meanwhile by another process
+                try:
                     other = cls(stored)
-                    if other.settings == settings and other.versions == versions:
-                        for row, content in enumerate(other._contents):
-                            if content in missing and content not in other.failed:
-                                pixels[missing.pop(content)] = other.pixels[row]
-                        if set(other._contents) <= set(contents):
-                            superseded.append(stored)
-            decode, items = (
-                partial(_decode, target, settings),
-                [(row, paths[row]) for row in missing.values()],
-            )
+                except (FileNotFoundError, ValueError, TypeError, KeyError):
+                    continue  # removed meanwhile by another process, damaged, or of another version
+                if (other.settings, other.versions) != (settings, versions):
+                    continue
+                for row, content in enumerate(other._contents):
+                    if content in missing and content not in other.failed:
+                        pixels[missing.pop(content)] = other.pixels[row]
+                if set(other._contents) <= set(contents):
+                    superseded.append(stored)
+            items = [(row, paths[row]) for row in missing.values()]
+            decode = partial(_decode, target, settings)
             for failures in in_processes(decode, items, "reading images"):
                 failed |= {contents[row]: reason for row, reason in failures.items()}
             index = {"settings": asdict(settings), "contents": contents, "failed": failed}

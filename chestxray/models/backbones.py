@@ -49,7 +49,7 @@ class Backbone:
         stages: First layer of each stage, from the input on; fine-tuning trains one and all that follow.
             InceptionV3 numbers its convolutions anew in every instance: its stages have the concatenation
             before them.
-        bf16_pays: Whether bfloat16 is faster than float32 on a CPU that has the units.
+        bf16_pays: Whether bfloat16 was measured to be faster than float32 on a CPU that has the units.
         pretrained_variance: Factors on the variance of the builder's own normalisation with pretrained
             weights. Keras' EfficientNets divide by their square roots once more, only for
             ``weights="imagenet"``.
@@ -80,7 +80,7 @@ BACKBONES = {
         Backbone("DenseNet121", applications.DenseNet121, 224, _torch, "relu", _DENSENET),
         Backbone(
             "EfficientNetB0", applications.EfficientNetB0, 224, _three_channels, "top_activation",
-            _EFFICIENTNET, pretrained_variance=(0.229, 0.224, 0.225),
+            _EFFICIENTNET, bf16_pays=False, pretrained_variance=(0.229, 0.224, 0.225),
         ),
     )
 }  # fmt: skip

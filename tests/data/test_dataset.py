@@ -210,6 +210,15 @@ def test_pixels_of_another_version_are_not_copied(catalog, folder, decoded, monk
     assert decoded == [9, len(catalog)]
 
 
+@pytest.mark.parametrize("content", [None, "{", "{}", '{"settings": {"shape": 1}, "failed": {}}'])
+def test_a_damaged_store_does_not_stop_another(catalog, folder, decoded, content):
+    first = PixelStore.build(catalog[:9], folder, SETTINGS)
+    path = cache_dir("pixels") / first.key / "index.json"
+    path.unlink() if content is None else path.write_text(content)
+    whole = PixelStore.build(catalog, folder, SETTINGS)
+    assert decoded == [9, len(catalog)] and whole.images(catalog).shape[0] == len(catalog)
+
+
 # What a store is keyed by
 
 
