@@ -89,11 +89,7 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
     Raises FileNotFoundError if there is none.
     """
     contents = [read_json(path) for path in sorted(Path(folder).glob("[!.]*.json"))]
-    results = [
-        content
-        for content in contents
-        if isinstance(content, dict) and content.get("schema") == RESULT_SCHEMA
-    ]
+    results = [each for each in contents if isinstance(each, dict) and each.get("schema") == RESULT_SCHEMA]
     if not results:
         raise FileNotFoundError(f"no result of a model here. Received: folder={str(folder)!r}")
 
@@ -360,13 +356,14 @@ def record_variants(
     The checkpoints of the experiment are removed.
 
     Args:
-        name: Name of the experiment; split rule and split seed are added.
+        name: Name of the experiment; split rule and seeds are added.
         data: What the models were trained on.
         table: From :func:`predict_variants`; written beside the result.
         scored: From :func:`chestxray.evaluation.comparison.score_variants`, for each subset.
         content: What else belongs into the result: parameters, teachers, costs.
     """
-    output_dir, full_name = Path(output_dir), result_name(name, data.split_rule, data.split_seed)
+    output_dir = Path(output_dir)
+    full_name = result_name(name, data.split_rule, data.split_seed, data.train_seed)
     (output_dir / "results" / f"{full_name}.json").unlink(missing_ok=True)  # no longer true from here on
     result = {
         "schema": VARIANTS_SCHEMA,

@@ -80,7 +80,7 @@ def test_04_compares_ways_none_of_which_has_a_teacher(tmp_path, tiny_folder):
             "candidates": {"alone": [{}], "smooth": [{"label_smoothing": 0.1}]},
         },
     )
-    found = read_json(tmp_path / "results" / "student_variants-patient-s0.json")
+    found = read_json(tmp_path / "results" / "student_variants-patient-s0-t0.json")
     assert list(found["variants"]["test"]) == ["alone", "smooth"] and found["teachers"] == []
 
 

@@ -1,6 +1,7 @@
 """A model on record: what is written, in which order, and that it can be recomputed."""
 
 import csv
+import dataclasses
 import shutil
 
 import cv2
@@ -272,16 +273,24 @@ def test_variants_are_written_with_their_logits(three, data, tmp_path):
     assert list(table.columns) == ["path", "group", "subtype", "label", "split", "a0", "b0"]
     scored = {"test": score_variants(table, {"a": ["a0"], "b": ["b0"]}, "a")}
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "x_variants-patient-s0-1-0.npz").write_bytes(b"")
+    (tmp_path / "checkpoints" / "x_variants-patient-s0-t0-1-0.npz").write_bytes(b"")
     found = results.record_variants(
         "x_variants", tmp_path, data, table=table, scored=scored, content={"student": "x"}, step_key="0123"
     )
-    stored = read_json(tmp_path / "results" / "x_variants-patient-s0.json")
+    stored = read_json(tmp_path / "results" / "x_variants-patient-s0-t0.json")
     assert stored == found | {"step_key": "0123"} and stored["schema"] == results.VARIANTS_SCHEMA
     assert stored["variants"]["test"]["b"]["difference"]["auroc"] == {"value": 0.0, "low": 0.0, "high": 0.0}
-    again = results.read_predictions(tmp_path / "results", "x_variants-patient-s0")
+    again = results.read_predictions(tmp_path / "results", "x_variants-patient-s0-t0")
     np.testing.assert_allclose(again["a0"], table["a0"], rtol=1e-5)
     assert not list((tmp_path / "checkpoints").iterdir())
+
+    # Another training seed does not overwrite it.
+    second = dataclasses.replace(data, train_seed=5)
+    given = {"table": table, "scored": scored, "content": {"student": "y"}}
+    assert (
+        results.record_variants("x_variants", tmp_path, second, **given)["name"] == "x_variants-patient-s0-t5"
+    )
+    assert read_json(tmp_path / "results" / "x_variants-patient-s0-t0.json") == stored
 
 
 def test_what_a_step_records_on_its_way_does_not_finish_it(three, data, tmp_path):

@@ -77,7 +77,7 @@ def students() -> str:
     """Variants of training the compact student, on test."""
     rows = []
     for split_rule in ("patient", "official", "image"):
-        scored = read_json(RESULTS / f"compact_student_variants-{split_rule}-s0.json")["variants"]["test"]
+        scored = read_json(RESULTS / f"compact_student_variants-{split_rule}-s0-t0.json")["variants"]["test"]
         for variant, entry in scored.items():
             cells = [with_sd(entry["mean"][m], entry["sd"][m], ".4f") for m in entry["mean"]]
             gain = entry.get("difference", {}).get("auroc")

@@ -38,6 +38,11 @@ def call(*words):
     return CliRunner().invoke(main, [str(word) for word in words])
 
 
+def with_table_and_report(model, images, folder):
+    written = "--output", folder / "out.csv", "--report", folder / "page.html"
+    return "predict", model, images, "--accept-all", "--jobs", 1, *written
+
+
 def test_lines_summary_and_exit_code(litert, images):
     result = call("predict", litert, images, "--accept-all")
     assert result.exit_code == 1  # one could not be read
@@ -50,18 +55,7 @@ def test_lines_summary_and_exit_code(litert, images):
 
 
 def test_table_and_report_at_once(litert, images, tmp_path):
-    result = call(
-        "predict",
-        litert,
-        images,
-        "--accept-all",
-        "--output",
-        tmp_path / "out.csv",
-        "--report",
-        tmp_path / "page.html",
-        "--jobs",
-        1,
-    )
+    result = call(*with_table_and_report(litert, images, tmp_path))
     assert result.exit_code == 1
     with open(tmp_path / "out.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -75,35 +69,13 @@ def test_table_and_report_at_once(litert, images, tmp_path):
 
 
 def test_table_and_page_are_not_among_the_images(litert, images):
-    given = (
-        "predict",
-        litert,
-        images,
-        "--accept-all",
-        "--jobs",
-        1,
-        "--output",
-        images / "out.csv",
-        "--report",
-        images / "page.html",
-    )
+    given = with_table_and_report(litert, images, images)
     summaries = [call(*given).output.splitlines()[-1] for _ in range(2)]
     assert summaries[0] == summaries[1] and summaries[0].startswith("40 images, 0 refused, 1 unreadable")
 
 
 def test_broken_off_in_the_report_nothing_is_predicted_again(litert, images, tmp_path, monkeypatch):
-    given = (
-        "predict",
-        litert,
-        images,
-        "--accept-all",
-        "--jobs",
-        1,
-        "--output",
-        tmp_path / "out.csv",
-        "--report",
-        tmp_path / "page.html",
-    )
+    given = with_table_and_report(litert, images, tmp_path)
     page, judge = session_module.report_page, session_module.judge
 
     def broken_off(*_, **__):
