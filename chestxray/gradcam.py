@@ -60,7 +60,7 @@ def gradcam(
         raise ValueError(f"method must be one of {METHODS}. Received: method={method!r}")
     if not len(images):
         raise ValueError(f"one image or more is needed. Received: shape={np.shape(images)}")
-    if any(one.compute_dtype != "float32" for one in _layers(model)):
+    if any(each.compute_dtype != "float32" for each in _layers(model)):
         model = as_float32(model)
     cut = find_layer(model, layer)
     _check_target(model, target)
@@ -79,9 +79,9 @@ def gradcam(
     for start in range(0, len(images), batch_size):
         batch = tf.convert_to_tensor(images[start : start + batch_size], tf.float32)
         maps.append(explain(batch).numpy())
-    found = np.concatenate(maps)
-    largest = found.max(axis=(1, 2))
-    return found / np.where(largest > 0, largest, 1)[:, None, None], largest
+    heatmaps = np.concatenate(maps)
+    largest = heatmaps.max(axis=(1, 2))
+    return heatmaps / np.where(largest > 0, largest, 1)[:, None, None], largest
 
 
 def enlarge(maps: NDArray, size: tuple[int, int]) -> NDArray:

@@ -62,10 +62,10 @@ def pair_table(
     for first, second in itertools.combinations(probabilities, 2):
         value, low, high = auroc_difference(labels, groups, probabilities[first], probabilities[second])
         row = {"first": first, "second": second, "difference": value, "low": low, "high": high}
-        one, other = right[first], right[second]
-        discordant = [[0, np.sum(one & ~other)], [np.sum(other & ~one), 0]]
+        a, b = right[first], right[second]
+        discordant = [[0, np.sum(a & ~b)], [np.sum(b & ~a), 0]]
         row["p_mcnemar"] = float(mcnemar(discordant, exact=True).pvalue)
-        rows.append(row | {"agree": float(np.mean(one == other)), "both_wrong": int(np.sum(~one & ~other))})
+        rows.append(row | {"agree": float(np.mean(a == b)), "both_wrong": int(np.sum(~a & ~b))})
     table = pd.DataFrame(rows)
     if rows:
         table["p_mcnemar"] = multipletests(table["p_mcnemar"], method="holm")[1]
@@ -103,7 +103,7 @@ def variant_difference(
         """Differences by metric, shape (S, D)."""
         values = [_variant_metrics(labels, *model, weights) for model in (*first, *second)]
         return {
-            metric: np.stack([one[metric] - other[metric] for one, other in zip(values, values[seeds:])])
+            metric: np.stack([a[metric] - b[metric] for a, b in zip(values, values[seeds:])])
             for metric in values[0]
         }
 

@@ -64,14 +64,16 @@ def read_candidates(given: Mapping[str, list[dict]]) -> list[Candidate]:
 
     ValueError: a variant may try more than another or the same twice, or a setting is unknown or useless.
     """
-    counts = {variant: len(settings) for variant, settings in given.items()}
+    counts = {variant: len(tried) for variant, tried in given.items()}
     if len(set(counts.values())) != 1 or not all(counts.values()):
         raise ValueError(f"every variant needs the same number of candidates. Received: candidates={counts}")
     known = {field.name for field in dataclasses.fields(Candidate)} - {"variant"}
-    if unknown := sorted({name for settings in given.values() for one in settings for name in one} - known):
+    if unknown := sorted(
+        {name for tried in given.values() for settings in tried for name in settings} - known
+    ):
         raise ValueError(f"a candidate may set {sorted(known)}. Received: setting={unknown[0]!r}")
-    candidates = [Candidate(variant, **one) for variant, settings in given.items() for one in settings]
-    if twice := next((one.text for one in candidates if candidates.count(one) > 1), None):
+    candidates = [Candidate(variant, **settings) for variant, tried in given.items() for settings in tried]
+    if twice := next((each.text for each in candidates if candidates.count(each) > 1), None):
         raise ValueError(f"a candidate is listed twice. Received: candidate={twice!r}")
     return candidates
 
