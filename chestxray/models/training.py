@@ -385,7 +385,8 @@ def choose_precision(wanted: str = "auto", bf16_pays: bool = True) -> tuple[str,
         best = "mixed_bfloat16" if details.get("compute_capability", (0,))[0] >= 8 else "mixed_float16"
     else:
         if shutil.which("nvidia-smi"):
-            warnings.warn("TensorFlow does not see the NVIDIA card: pip install -e '.[gpu]'", stacklevel=2)
+            text = "there is an NVIDIA card, but TensorFlow does not see it: pip install -e '.[gpu]'"
+            warnings.warn(text, stacklevel=2)
         device, best = "CPU", "mixed_bfloat16" if bf16_pays and cpu_has_bf16() else "float32"
     policy = best if wanted == "auto" else wanted
     print(f"computing on {device} in {policy}")
