@@ -31,7 +31,7 @@ class Solid:
         cos, sin = math.cos(self.tilt), math.sin(self.tilt)
         dx, dy = x - self.centre[0], y - self.centre[1]
         v = (cos * dy - sin * dx) / self.radii[1]
-        width = self.radii[0] * (1 + self.taper * np.clip(v, -1, 1))
+        width = self.radii[0] * (1 + self.taper * np.minimum(np.maximum(v, -1), 1))
         return (cos * dx + sin * dy) / width, v
 
     def half_chord(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -179,6 +179,7 @@ def test_policy_is_restored_after_an_error():
     assert keras.config.dtype_policy().name == "float32"
 
 
+@pytest.mark.slow
 def test_one_batch_is_overfitted():
     keras.utils.set_random_seed(0)
     model = build_custom_cnn(64, dropout=0.0)

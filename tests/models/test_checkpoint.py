@@ -110,7 +110,7 @@ def test_training_is_repeatable(data, undisturbed):
     ("precision", "where"),
     [
         ("float32", (2, 1)),
-        ("float32", (4, 2)),
+        pytest.param("float32", (4, 2), marks=pytest.mark.slow),
         pytest.param("mixed_bfloat16", (2, 1), marks=pytest.mark.slow),
     ],
 )
@@ -134,7 +134,8 @@ def test_interrupted_training_ends_with_the_same_weights(
     assert found.images == 5 * len(data.subset("train"))
 
 
-@pytest.mark.parametrize("where", [(0, 1), pytest.param((2, 1), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("where", [(0, 1), (2, 1)])
 def test_the_same_call_on_the_same_model_goes_on(data, undisturbed, interrupt, tmp_path, where):
     # Ctrl-C in a notebook, and the cell is run again: the model in memory is in the middle of an epoch.
     model = tiny.network()
@@ -145,6 +146,7 @@ def test_the_same_call_on_the_same_model_goes_on(data, undisturbed, interrupt, t
     assert tiny.same(tiny.state(model), undisturbed()[1])
 
 
+@pytest.mark.slow
 def test_a_full_disk_or_an_interrupted_reading_loses_nothing(
     data, undisturbed, interrupt, monkeypatch, tmp_path
 ):
@@ -176,7 +178,8 @@ def head_only():
     return model
 
 
-@pytest.mark.parametrize("again", ["new", pytest.param("same", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("again", ["new", "same"])
 def test_training_from_stored_activations_goes_on(data, interrupt, tmp_path, again):
     settings = dataclasses.replace(SETTINGS, views=2)
     whole, model = head_only(), head_only()
@@ -198,6 +201,7 @@ def broken_off(data, settings, path):
     return model, train(model, data, settings, path).history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forgotten", ["seed", "velocity"])
 def test_a_forgotten_part_of_the_state_would_be_seen(
     data, undisturbed, interrupt, tmp_path, monkeypatch, forgotten
@@ -310,6 +314,7 @@ def test_best_weights_from_before_the_interruption_are_restored(data, interrupt,
     assert tiny.same(tiny.state(model), tiny.state(whole))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forgotten", ["nothing", "iteration"])
 def test_cosine_survives(data, undisturbed, interrupt, tmp_path, monkeypatch, forgotten):
     # The learning rate is no variable here: it follows from the number of steps.

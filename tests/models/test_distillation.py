@@ -254,6 +254,7 @@ def test_predict_gives_the_students_logits():
     np.testing.assert_array_equal(distiller.predict(x, verbose=0), student.predict(x, verbose=0))
 
 
+@pytest.mark.slow
 def test_learns_and_stops_early():
     x, y = pictures(48)
     student = network(seed=2)

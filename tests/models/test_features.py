@@ -60,6 +60,7 @@ def test_stored_views_are_those_of_fresh_augmentation(data):
     assert np.abs(repeated["loss"][1:] / ends[1][1:] - 1).max() > 1e-3  # other views would be seen
 
 
+@pytest.mark.slow
 def test_views_are_taken_in_turn(data, capsys):
     model = _frozen()
     train(model, data, TrainSettings(epochs=5, learning_rate=1e-3, augmentation=VIEWS, views=2))
@@ -127,9 +128,9 @@ def _frozen(seed=0):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("backbone", "size", "first"),
-    [("VGG16", 32, "block5_conv1"), pytest.param("InceptionV3", 75, "mixed8", marks=pytest.mark.slow)],
+    ("backbone", "size", "first"), [("VGG16", 32, "block5_conv1"), ("InceptionV3", 75, "mixed8")]
 )
 def test_one_pass_feeds_both_phases(backbone, size, first, tiny_folder, capsys):
     data = tiny.load(tiny_folder, size)
@@ -243,6 +244,7 @@ def test_a_half_written_entry_is_computed_again(damage, data, capsys):
     assert len(list(cache_dir("features").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_killed_while_computing_leaves_no_entry(tiny_folder, tmp_path):
     script = tmp_path / "compute.py"
     script.write_text(

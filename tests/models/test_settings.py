@@ -168,6 +168,7 @@ def test_rates_reach_training(data, optimizer, stored):
         np.testing.assert_allclose(scaled, factor * plain, rtol=1e-3, atol=1e-3 * np.abs(plain).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", ["conv", "cut"])
 def test_rates_may_name_a_frozen_layer(data, named):
     # InceptionV3's stages are named by the concatenation in front of them, where stored activations begin.
@@ -244,12 +245,14 @@ def test_cosine_ends_at_zero_and_the_plateau_never_interferes(data):
     )
 
 
+@pytest.mark.slow
 def test_warm_up_in_training(data):
     settings = dataclasses.replace(STILL, epochs=4, decay="cosine", warmup_epochs=2)
     history = train(build_student_cnn(tiny.SIZE), data, settings).history
     np.testing.assert_allclose(history["learning_rate"] / 1e-30, [0.5, 1, 0.5, 0], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_rates_do_not_disturb_the_schedule(data):
     settings = dataclasses.replace(STILL, epochs=2, decay="cosine", rates={"conv1": 0.25})
     history = train(build_student_cnn(tiny.SIZE), data, settings).history

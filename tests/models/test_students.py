@@ -95,6 +95,7 @@ def test_variants_of_one_seed_begin_alike_and_end_apart(data, teacher):
     assert not tiny.same(begin[0], other_seed)
 
 
+@pytest.mark.slow
 def test_all_variants_and_seeds_see_the_same_views_in_the_same_order(data, teacher, monkeypatch):
     drawn, draw, ordered, order = [], Augmentation.draw, [], pixels.pass_order
 

@@ -119,6 +119,7 @@ def test_patience_and_plateau_by_hand(data, capsys):
     assert [line.split(":")[0] for line in printed] == [f"epoch  {n}/20 training" for n in range(1, 7)]
 
 
+@pytest.mark.slow
 def test_without_patience_the_last_weights_are_kept(data):
     # The loss rises from the first step: with patience the first epoch's weights come back.
     keras.utils.set_random_seed(0)

@@ -207,6 +207,7 @@ def test_stages_are_unfrozen_from_the_last_to_the_first(gradual):
     assert "block3_conv1" in tiny.changed(weights[2], weights[3])
 
 
+@pytest.mark.slow
 def test_each_phase_has_its_own_checkpoint_and_a_second_call_goes_through_all(gradual, data64, capsys):
     _, weights, trainings, folder = gradual
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -222,6 +223,7 @@ def test_each_phase_has_its_own_checkpoint_and_a_second_call_goes_through_all(gr
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
 
 
+@pytest.mark.slow
 def test_broken_off_in_a_later_stage_the_same_call_goes_on(gradual, data64, tmp_path, monkeypatch, capsys):
     _, weights, trainings, _ = gradual
     model, started = network(), []
