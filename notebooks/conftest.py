@@ -2,9 +2,18 @@
 
 import os
 
+import pytest
+
 for _name in ("CHESTXRAY_DATA", "CHESTXRAY_STEP_KEY"):
     os.environ.pop(_name, None)
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+
+def pytest_collection_modifyitems(items):
+    """Notebook 04 trains five networks: it is checked with the slow tests."""
+    for item in items:
+        if item.path.name.startswith("04_"):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_collectstart(collector):

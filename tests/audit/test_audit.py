@@ -65,12 +65,14 @@ def test_a_clean_set_raises_no_flag(clean_audit):
     json.dumps(findings, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_jpeg_quality_by_class_is_found(faulty):
     flags = faulty(lambda root: [rewrite(path, quality=60) for path in root.rglob("PNEUMONIA/*.jpeg")])
     assert "shortcut: JPEG quantisation tables" in flags
     assert "shortcut: bits per pixel of the files" in flags
 
 
+@pytest.mark.slow
 def test_a_mark_in_the_corner_and_another_test_population_are_found(faulty):
     def mark(image):
         image[2:8, 2:8] = 255

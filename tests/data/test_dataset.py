@@ -312,6 +312,7 @@ def build(tmp_path, make_images):
             os.killpg(group, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_killed_build_is_never_taken_for_a_whole_one(build, tmp_path):
     code, messages = build("undisturbed", "one")
     assert code == 0, messages

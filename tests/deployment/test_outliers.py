@@ -27,13 +27,13 @@ def features_of(images):
 
 @pytest.fixture(scope="module")
 def images():
-    return np.stack([render_phantom(KINDS[number % 3], SIDE, number)[0] for number in range(240)])
+    return np.stack([render_phantom(KINDS[number % 3], SIDE, number)[0] for number in range(160)])
 
 
 @pytest.fixture(scope="module")
 def check(images):
     return fit_outlier_check(
-        images[:120], features_of(images[:120]), images[120:180], features_of(images[120:180])
+        images[:80], features_of(images[:80]), images[80:120], features_of(images[80:120])
     )
 
 
@@ -43,7 +43,7 @@ def reasons_of(check, images):
 
 
 def test_other_images_are_accepted(check, images):
-    assert sum(map(bool, reasons_of(check, images[180:]))) <= 4
+    assert sum(map(bool, reasons_of(check, images[120:]))) <= 4
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,9 @@ def test_other_images_are_accepted(check, images):
     ],
 )
 def test_spoilt_images_are_refused_with_the_reason(check, images, change, reason):
-    reasons = reasons_of(check, change(images[180:]))
-    assert sum(map(bool, reasons)) >= 58
-    assert sum(reason in text for text in reasons) >= 40
+    reasons = reasons_of(check, change(images[120:]))
+    assert sum(map(bool, reasons)) >= 38
+    assert sum(reason in text for text in reasons) >= 26
 
 
 def leg(seed):
@@ -117,15 +117,15 @@ def test_distance_is_mahalanobis():
 
 
 def test_only_the_learned_distance_sees_a_change_that_keeps_the_place_of_things(check, images):
-    noisy = np.clip(images[180:] + np.random.default_rng(0).normal(0, 40, images[180:].shape), 0, 255)
+    noisy = np.clip(images[120:] + np.random.default_rng(0).normal(0, 40, images[120:].shape), 0, 255)
     reasons = reasons_of(check, noisy)
-    assert sum("unlike the training images" in text for text in reasons) >= 40
+    assert sum("unlike the training images" in text for text in reasons) >= 26
 
 
 def test_saved_and_loaded_says_the_same(check, images, tmp_path):
     check.save(tmp_path / "refusal.npz")
     loaded = OutlierCheck.load(tmp_path / "refusal.npz")
-    mixed = np.concatenate([images[180:190], 255 - images[180:190], np.rot90(images[180:190], 2, (1, 2))])
+    mixed = np.concatenate([images[120:130], 255 - images[120:130], np.rot90(images[120:130], 2, (1, 2))])
     before, after = reasons_of(check, mixed), reasons_of(loaded, mixed)
     assert [text.split("(")[0] for text in after] == [text.split("(")[0] for text in before]
 

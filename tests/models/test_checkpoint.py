@@ -263,7 +263,8 @@ PATIENT = dataclasses.replace(
 RATES = [1, 1, 1, 0.5]  # the rate falls after two epochs without improvement; the third ends the training
 
 
-@pytest.mark.parametrize("where", [(2, 1), pytest.param((3, 1), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("where", [(2, 1), (3, 1)])
 def test_patience_survives(data, interrupt, tmp_path, where):
     keras.utils.set_random_seed(0)
     interrupt(*where)

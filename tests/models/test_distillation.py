@@ -212,6 +212,7 @@ def test_a_dropout_teacher_is_asked_without_dropout():
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_logits_computed_before_teach_the_same():
     x, y = pictures()
     teacher, one, other = network(seed=1), network(seed=2), network(seed=2)

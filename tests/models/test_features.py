@@ -39,6 +39,7 @@ def own_cache(tmp_path, monkeypatch, data):
 # Exactness
 
 
+@pytest.mark.slow
 def test_stored_views_are_those_of_fresh_augmentation(data):
     # With as many views as epochs, stored and fresh training see the same pictures in the same order.
     ends = []

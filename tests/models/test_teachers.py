@@ -176,7 +176,8 @@ def test_broken_off_while_asking_leaves_nothing(data, monkeypatch):
 # Teaching
 
 
-@pytest.mark.parametrize("views", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("views", [0, 2])
 def test_stored_answers_teach_what_the_teacher_itself_would(data, views):
     one, ends, settings = classifier(data), [], dataclasses.replace(SETTINGS, views=views)
     taught, student = (build_student_cnn(tiny.SIZE, dropout=0.0) for _ in range(2))

@@ -59,7 +59,7 @@ def learners(model, first):
 # Two phases
 
 
-@pytest.fixture(scope="module", params=["stored", "fresh"])
+@pytest.fixture(scope="module", params=["stored", pytest.param("fresh", marks=pytest.mark.slow)])
 def two_phases(data64, request):
     """A network with batch normalisation through both phases: weights before, between and after."""
     settings = (
