@@ -36,11 +36,15 @@ class Solid:
 
     def half_chord(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Return half the length of each ray inside the solid; 0 beside it."""
-        u, v = self.local(x, y)
+        half, reach = np.zeros(np.shape(x)), math.hypot(self.radii[0] * (1 + self.taper), self.radii[1])
+        near = (np.abs(x - self.centre[0]) < reach) & (np.abs(y - self.centre[1]) < reach)
+        u, v = self.local(x[near], y[near])
         if self.power == 2:
-            return self.radii[2] * np.sqrt(np.maximum(1 - u * u - v * v, 0))
-        rest = np.maximum(1 - np.abs(u) ** self.power - np.abs(v) ** self.power, 0)
-        return self.radii[2] * rest ** (1 / self.power)
+            half[near] = self.radii[2] * np.sqrt(np.maximum(1 - u * u - v * v, 0))
+        else:
+            rest = np.maximum(1 - np.abs(u) ** self.power - np.abs(v) ** self.power, 0)
+            half[near] = self.radii[2] * rest ** (1 / self.power)
+        return half
 
 
 @dataclass(frozen=True)
