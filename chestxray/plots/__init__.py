@@ -1,10 +1,7 @@
-"""Figures of the notebooks, one function each, in one style.
+"""Figures of the notebooks, one function each, in one style; they take arrays and tables, and never show.
 
-The functions take arrays and tables and return the Figure; they never show it. Wrong input raises ValueError
-before a figure exists. Label 0 is the negative class, label 1 the positive one. Common arguments:
-
-    synthetic: Write "synthetic data" into the figure. classes: Names of the classes, in the order of the
-    labels.
+Wrong input raises ValueError before a figure exists. Labels are 0 (negative) and 1. ``synthetic`` writes
+"synthetic data" into the figure; ``classes`` are the names of the classes, in the order of the labels.
 """
 
 from chestxray.plots.data import (

@@ -1,37 +1,20 @@
 """Figures of the data and of networks: counts, sizes, images, parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from chestxray.plots.style import (
-    COLOURS,
-    MODELS,
-    STYLE,
-    Images,
-    check,
-    check_images,
-    check_table,
-    name_rows,
-    panels,
-    show_image,
-)
+from chestxray.plots.style import COLOURS, Images, check, check_images, check_table, name_rows, panels, styled
 from chestxray.schema import CLASSES, SPLITS
 
 
-@mpl.rc_context(STYLE)
+@styled
 def class_balance(table: pd.DataFrame, synthetic: bool = False, classes: Sequence[str] = CLASSES) -> Figure:
-    """Draw images per split and class, with counts and percentages of the split.
-
-    ``table`` has one row an image: ``split`` (train, val, test), ``label`` (0, 1), ``subtype`` (normal,
-    bacteria, virus or empty; pneumonias are shaded by it).
-    """
+    """Draw images per split (train, val, test) and class: columns ``split``, ``label`` and ``subtype``."""
     check_table(table, "split", "label", "subtype")
     split, subtype = table["split"].to_numpy(), table["subtype"]
     check(set(split) <= set(SPLITS), "a split is train, val or test", split=list(set(split)))
@@ -59,7 +42,7 @@ def class_balance(table: pd.DataFrame, synthetic: bool = False, classes: Sequenc
     return figure
 
 
-@mpl.rc_context(STYLE)
+@styled
 def image_sizes(table: pd.DataFrame, synthetic: bool = False, classes: Sequence[str] = CLASSES) -> Figure:
     """Draw width, height and their ratio by class: columns ``width``, ``height`` (pixels, > 0), ``label``."""
     check_table(table, "width", "height", "label")
@@ -72,19 +55,16 @@ def image_sizes(table: pd.DataFrame, synthetic: bool = False, classes: Sequence[
     edges += (aspects.min() + aspects.max()) / 2
     same = ", all {:.0f} × {:.0f}".format(*sizes[0]) if (sizes == sizes[0]).all() else ""
     title = "Does the size of a file give its class away?"
-    figure, axes = panels(2, columns=2, size=(4.1, 3.7), title=title, synthetic=synthetic)
-    scatter, histogram = axes
+    figure, (scatter, histogram) = panels(2, 2, size=(4.1, 3.7), title=title, synthetic=synthetic)
     steps = {"bins": edges, "stat": "percent", "element": "step", "alpha": 0.3, "ax": histogram}
     for label in sorted({*labels}, key=lambda label: -(labels == label).sum()):  # the rarer on top
         chosen, colour = labels == label, COLOURS[CLASSES[label]]
         name = f"{classes[label]} (n = {chosen.sum():,}, median {np.median(aspects[chosen]):.2f})"
         scatter.scatter(*sizes[chosen].T, s=8, marker="o^"[label], color=colour, alpha=0.4, lw=0)
         sns.histplot(x=aspects[chosen], color=colour, label=name, **steps)
-    scatter.set(xscale="log", yscale="log")
-    scatter.set_xticks(ticks, ticks)
-    scatter.set_yticks(ticks, ticks)
-    scatter.set(title=f"Size{same}", xlabel="width (pixels)", ylabel="height (pixels)", aspect=1)
-    scatter.set(xlim=limits, ylim=limits)
+    scatter.set(title=f"Size{same}", xlabel="width (pixels)", ylabel="height (pixels)")
+    scatter.set(xscale="log", yscale="log", xlim=limits, ylim=limits, aspect=1)
+    scatter.set(xticks=ticks, xticklabels=ticks, yticks=ticks, yticklabels=ticks)
     scatter.minorticks_off()
     histogram.set(title="Aspect ratio", xlabel="width / height", ylabel="images of the class (%)")
     histogram.margins(y=0.25)
@@ -92,7 +72,7 @@ def image_sizes(table: pd.DataFrame, synthetic: bool = False, classes: Sequence[
     return figure
 
 
-@mpl.rc_context(STYLE)
+@styled
 def sample_grid(
     images: Images, titles: Sequence[str], columns: int = 6, synthetic: bool = False, suptitle: str = ""
 ) -> Figure:
@@ -101,24 +81,28 @@ def sample_grid(
     size = (1.6, 1.9 + 0.16 * max(str(title).count("\n") for title in titles))
     figure, axes = panels(len(images), columns, size, title=suptitle, synthetic=synthetic, dpi=80)
     for axis, image, title in zip(axes, images, titles, strict=True):
-        show_image(axis, image, title)
+        _show_image(axis, image, title)
     return figure
 
 
-@mpl.rc_context(STYLE)
-def preprocessing_steps(images: Images, titles: Sequence[str], synthetic: bool = False) -> Figure:
-    """Show 1 to 6 versions (H, W) or (H, W, 1), 0-255, above their histograms of grey values.
+def _show_image(axis: Axes, image: np.ndarray, title: str) -> None:
+    axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+    axis.set_title(title, fontsize=9, loc="center")
+    axis.axis("off")
 
-    The axis ends above the tallest inner bar: bars of black frames and saturated pixels are much higher.
-    """
+
+@styled
+def preprocessing_steps(images: Images, titles: Sequence[str], synthetic: bool = False) -> Figure:
+    """Show 1 to 6 versions (H, W) or (H, W, 1), 0-255, above their histograms of grey values."""
     images, edges = check_images(images, titles, 6), np.linspace(0, 256, 65)
     shares = [100 * np.histogram(image, edges)[0] / image.size for image in images]
+    # Bars of black frames and saturated pixels may be higher than the axis.
     limit = 1.1 * max(share[1:-1].max() for share in shares) or 100
     count, title = len(images), "One image and its grey values, step by step"
     options = {"title": title, "synthetic": synthetic, "dpi": 80, "height_ratios": (2.3, 1)}
     figure, axes = panels(2 * count, count, (2.1, 1.7), **options)
     for top, below, image, title, share in zip(axes, axes[count:], images, titles, shares):
-        show_image(top, image, title)
+        _show_image(top, image, title)
         below.stairs(share, edges, fill=True, color=COLOURS["grey"])
         below.set(xlim=(0, 256), ylim=(0, limit), xticks=(0, 128, 255), xlabel="grey value")
     axes[count].set_ylabel("pixels (%)")
@@ -129,30 +113,23 @@ def augmentation_preview(original: np.ndarray, views: Images, synthetic: bool = 
     """Show an image beside 1 to 7 augmented views, each (H, W) or (H, W, 1), values 0-255."""
     check(1 <= len(views) <= 7, "1 to 7 views are shown", views=len(views))
     titles = ["original", *(f"view {number + 1}" for number in range(len(views)))]
-    title = "What the network sees instead"
-    return sample_grid([original, *views], titles, columns=4, synthetic=synthetic, suptitle=title)
+    return sample_grid([original, *views], titles, 4, synthetic, suptitle="What the network sees instead")
 
 
-@mpl.rc_context(STYLE)
+@styled
 def model_summary(table: pd.DataFrame, phases: Sequence[str], synthetic: bool = False) -> Figure:
-    """Draw the parameters of each part of a network, trainable and frozen, a panel a phase of training.
-
-    ``table`` has one row a part: ``part``, ``parameters`` and, for each phase, ``trainable <phase>``.
-    """
+    """Draw parameters by part, a panel a phase: columns ``part``, ``parameters``, ``trainable <phase>``."""
     check_table(table, "part", "parameters", *(f"trainable {phase}" for phase in phases))
     size, title = (4.2, 1.2 + 0.28 * len(table)), "Parameters by part of the network"
     figure, axes = panels(len(phases), len(phases), size, title=title, synthetic=synthetic, sharey=True)
     for axis, phase in zip(axes, phases, strict=True):
         trainable, total = table[f"trainable {phase}"], table["parameters"]
-        axis.barh(table["part"], trainable, color=MODELS[1], label="trainable")
-        axis.barh(table["part"], total - trainable, left=trainable, color="#D0D0D0", label="frozen")
+        axis.barh(table["part"], trainable, color=COLOURS["trainable"], label="trainable")
+        axis.barh(table["part"], total - trainable, left=trainable, color=COLOURS["frozen"], label="frozen")
         for row, (count, of) in enumerate(zip(trainable, total)):
             axis.text(of, row, f" {of:,}" + (f", {count:,} trainable" if 0 < count < of else ""), va="center")
-        axis.set(
-            title=f"{phase}: {trainable.sum():,} of {total.sum():,} trainable",
-            xticks=[],
-            xlim=(0, 1.3 * total.max()),
-        )
+        title = f"{phase}: {trainable.sum():,} of {total.sum():,} trainable"
+        axis.set(title=title, xticks=[], xlim=(0, 1.3 * total.max()))
         axis.spines["bottom"].set_visible(False)
     name_rows(axes[0], list(table["part"]))
     axes[-1].legend(loc="lower right")

@@ -1,19 +1,16 @@
 """Figures of heatmaps and of their evaluation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import cv2
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from chestxray.plots.style import GUIDE, MODELS, STYLE, Images, check, check_images, name_rows, panels
+from chestxray.plots.style import GUIDE, MODELS, Images, check, check_images, name_rows, panels, styled
 
 
-@mpl.rc_context(STYLE)
+@styled
 def heatmaps(
     images: Images,
     maps: np.ndarray,
@@ -25,19 +22,13 @@ def heatmaps(
     """Draw 1 to 12 images, their maps, and both together, a column each.
 
     All maps share one colour scale, in units of the score: a map without evidence looks empty. A map is drawn
-    at its own resolution, which the figure states.
-
-    Args:
-        images: (H, W) or (H, W, 1), values 0-255.
-        maps: (N, h, w), each from 0 to 1.
-        strengths: (N,), the score of a 1 in each map.
-        titles: One an image.
-        masks: ``bool`` (N, H, W), outlined in the images.
+    at its own resolution. ``images`` are (H, W) or (H, W, 1), 0-255; ``maps`` (N, h, w), each from 0 to 1;
+    ``strengths`` (N,) the score of a 1 in each map; ``masks`` ``bool`` (N, H, W), outlined in the images.
     """
     images, maps = check_images(images, titles, 12), np.asarray(maps, float)
     valid = maps.ndim == 3 and len(maps) == len(images) == len(strengths)
-    message = "a map and a strength are needed for each image"
-    check(valid, message, maps=maps.shape, strengths=len(strengths))
+    shapes = {"maps": maps.shape, "strengths": len(strengths)}
+    check(valid, "a map and a strength are needed for each image", **shapes)
     top, count = max(float(np.max(strengths)), 1e-12), len(images)
     title = f"Maps of {maps.shape[1]} × {maps.shape[2]} values"
     figure, axes = panels(3 * count, count, (1.8, 1.95), title=title, synthetic=synthetic)
@@ -62,13 +53,9 @@ def heatmaps(
     return figure
 
 
-@mpl.rc_context(STYLE)
+@styled
 def perturbation(curves: Mapping[str, Mapping[str, np.ndarray]], synthetic: bool = False) -> Figure:
-    """Draw deletion and insertion curves.
-
-    Args:
-        curves: Game (deletion, insertion) to name of the map to scores (N, steps + 1).
-    """
+    """Draw curves: ``{game (deletion, insertion): {name of the map: scores (N, steps + 1)}}``."""
     check(len(curves), "a game is needed", curves=list(curves))
     figure, axes = panels(len(curves), columns=2, size=(4.3, 3.4), synthetic=synthetic)
     for axis, (game, scores) in zip(axes, curves.items(), strict=True):
@@ -82,14 +69,9 @@ def perturbation(curves: Mapping[str, Mapping[str, np.ndarray]], synthetic: bool
     return figure
 
 
-@mpl.rc_context(STYLE)
+@styled
 def cascade(table: pd.DataFrame, chance: float, synthetic: bool = False) -> Figure:
-    """Draw how maps change while the weights of more and more layers are randomised.
-
-    Args:
-        table: ``layer`` (the first randomised one, from the last on), ``similarity`` to the original map.
-        chance: Similarity of the maps of two different images.
-    """
+    """Draw ``similarity`` to the original map by the first ``layer`` with new weights, and by ``chance``."""
     check(len(table), "rows are needed", rows=len(table))
     figure, (axis,) = panels(1, columns=1, size=(6.4, 3.2), synthetic=synthetic)
     axis.plot(table["layer"], table["similarity"], "o-", color=MODELS[0], label="same image")
@@ -101,13 +83,9 @@ def cascade(table: pd.DataFrame, chance: float, synthetic: bool = False) -> Figu
     return figure
 
 
-@mpl.rc_context(STYLE)
+@styled
 def spread(panels_shown: Mapping[str, Mapping[str, np.ndarray]], synthetic: bool = False) -> Figure:
-    """Draw numbers of images by group: one panel a number, one row of dots a group, a bar at its mean.
-
-    Args:
-        panels_shown: Title of the number to name of the group to values (N,); NaN is left out.
-    """
+    """Draw dots and mean of each group, ``{title of a panel: {group: values (N,)}}``; NaN is left out."""
     check(len(panels_shown), "a number is needed", panels_shown=list(panels_shown))
     size = (5.2, 0.9 + 0.4 * max(map(len, panels_shown.values())))
     figure, axes = panels(len(panels_shown), columns=2, size=size, synthetic=synthetic)

@@ -1,10 +1,7 @@
 """Figures of training and scores: curves, confusion matrices, comparisons."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -13,30 +10,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from sklearn import metrics as skm
 
-from chestxray.plots.style import (
-    COLOURS,
-    GUIDE,
-    MODELS,
-    STYLE,
-    check,
-    check_scores,
-    check_table,
-    line_style,
-    metric_name,
-    metric_panels,
-    panels,
-)
+from chestxray.plots.style import COLOURS, GUIDE, MODELS, check, check_table, name_rows, panels, styled
 from chestxray.schema import CLASSES
 
+_LINES = [{"color": colour, "ls": dashes} for dashes in ("-", "--", "-.") for colour in MODELS]
 
-@mpl.rc_context(STYLE)
+
+@styled
 def learning_curves(history: pd.DataFrame, synthetic: bool = False) -> Figure:
     """Draw loss, accuracy and AUROC by epoch, for training and validation.
 
     ``history`` has one row an epoch: ``epoch`` (increasing through all phases), ``loss``, ``val_loss``;
-    optional are ``phase``, ``accuracy``, ``auroc`` and their ``val_``. The axis of the loss ends at five
-    times the highest training loss, and the title then says so: an early epoch may have a much higher
-    validation loss.
+    optional are ``phase``, ``accuracy``, ``auroc`` and their ``val_``.
     """
     check_table(history, "epoch", "loss", "val_loss")
     epoch, loss = history["epoch"].to_numpy(), history["val_loss"].to_numpy(float)
@@ -57,9 +42,9 @@ def learning_curves(history: pd.DataFrame, synthetic: bool = False) -> Figure:
             x = (epoch[row - 1] + epoch[row]) / 2
             axis.axvline(x, **GUIDE)
             axis.text(x, 1.02, phase[row], transform=axis.get_xaxis_transform(), fontsize=8)
-        title = metric_name(key)
+        title = _metric_name(key)
         if key == "loss" and (highest := np.fmax.reduce(loss)) > (most := 5 * history["loss"].max()):
-            axis.set_ylim(0, most)
+            axis.set_ylim(0, most)  # an early epoch may have a much higher validation loss
             title += f" (cut; highest {highest:.3g})"
         axis.set_title(title, pad=16 if changes else 6)
         axis.set(xlabel="epoch", xlim=(epoch[0] - 0.5, epoch[-1] + 0.5))
@@ -68,17 +53,16 @@ def learning_curves(history: pd.DataFrame, synthetic: bool = False) -> Figure:
     return figure
 
 
-@mpl.rc_context(STYLE)
+@styled
 def confusion_matrices(
     confusions: Sequence[Mapping[str, int] | Sequence],
     titles: Sequence[str],
     synthetic: bool = False,
     classes: Sequence[str] = CLASSES,
 ) -> Figure:
-    """Draw confusion matrices: rows are the reference standard, columns the decision.
+    """Draw ``{"tp", "fp", "tn", "fn"}``, counts of images, or rows of counts for more classes.
 
-    ``confusions`` are ``{"tp", "fp", "tn", "fn"}``, counts of images, or rows of counts for more classes. A
-    cell shows its count and the percentage of its row, which is also the colour.
+    Rows are the reference standard, columns the decision. Colours are percentages of the row.
     """
     complete = all(not isinstance(c, Mapping) or {"tp", "fp", "tn", "fn"} <= set(c) for c in confusions)
     valid = len(confusions) and complete and len(titles) == len(confusions)
@@ -100,7 +84,7 @@ def confusion_matrices(
     return figure
 
 
-@mpl.rc_context(STYLE)
+@styled
 def roc_pr(
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
     points: Mapping[str, float] | None = None,
@@ -108,18 +92,13 @@ def roc_pr(
     band: Sequence[np.ndarray] | None = None,
     baseline: Mapping | None = None,
 ) -> Figure:
-    """Draw ROC and precision-recall curves; the legends give AUROC and average precision.
+    """Draw ROC and precision-recall curves; if every AUROC is at least 0.98, also their corner enlarged.
 
-    If every AUROC is at least 0.98, all curves lie in one corner, which is then also shown enlarged.
-
-    Args:
-        curves: Name to (labels, probabilities), both (N,).
-        points: Name to the threshold (decision: probability >= threshold) to mark on its curves.
-        band: Of the first curve's ROC: 1 − specificity, lower and upper bound of sensitivity.
-        baseline: Linear model without lungs (``baseline`` of an audit): ``sees``, ``auroc`` and ``roc``,
-            sensitivities at evenly spaced 1 − specificity from 0 to 1.
+    ``curves`` are ``{name: (labels (N,), probabilities (N,))}``, ``points`` ``{name: threshold to mark}``.
+    ``band`` belongs to the first ROC: 1 − specificity, lower and upper bound of sensitivity. ``baseline`` is
+    a linear model without lungs: ``sees``, ``auroc``, and ``roc``, sensitivities at even 1 − specificity.
     """
-    curves, points = {name: check_scores(*pair) for name, pair in curves.items()}, points or {}
+    curves, points = {name: _check_scores(*pair) for name, pair in curves.items()}, points or {}
     valid = len(curves) and set(points) <= set(curves)
     check(valid, "curves are needed, and points on them", points=list(points), curves=list(curves))
     drawn = {"curves": curves, "points": points, "band": band, "baseline": baseline}
@@ -157,7 +136,7 @@ def _draw_roc_pr(
     for prevalence in sorted({f"{y.mean():.3f}" for y, _ in curves.values()}):
         pr.axhline(float(prevalence), label=f"prevalence, {prevalence}", **GUIDE)
     for number, (name, (y, p)) in enumerate(curves.items()):
-        style = line_style(number)
+        style = _LINES[number % 15]
         roc.plot(*skm.roc_curve(y, p)[:2], label=f"{name}, AUROC {skm.roc_auc_score(y, p):.3f}", **style)
         precision, recall, _ = skm.precision_recall_curve(y, p)
         label = f"{name}, AP {skm.average_precision_score(y, p):.3f}"
@@ -169,39 +148,43 @@ def _draw_roc_pr(
             pr.plot(recall, skm.precision_score(y, positive, zero_division=np.nan), "o", **dot)
 
 
-@mpl.rc_context(STYLE)
+def _check_scores(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both as arrays (N,), or raise ValueError."""
+    y, p = np.asarray(labels), np.asarray(probabilities, dtype=float)
+    valid = y.ndim == 1 and y.shape == p.shape and set(y) == {0, 1} and ((p >= 0) & (p <= 1)).all()
+    check(valid, "labels 0 and 1 are needed, and 0-1 for each", labels=y.shape, probabilities=p.shape)
+    return y, p
+
+
+@styled
 def calibration(
     tables: Mapping[str, pd.DataFrame], decisions: Mapping[str, pd.DataFrame], synthetic: bool = False
 ) -> Figure:
-    """Draw reliability diagrams beside decision curves, each name to its table.
-
-    Tables: ``reliability_table`` and ``decision_curve`` of :mod:`chestxray.evaluation.calibration`.
-    """
+    """Draw the tables of `reliability_table` beside those of `decision_curve`, both by name of the model."""
     valid = len(tables) and set(tables) == set(decisions)
     check(valid, "both are needed for each model", tables=list(tables), decisions=list(decisions))
     below = 0.2 * -(-(3 + len(tables)) // 3)  # height of the legend: three entries a row
-    figure, axes = panels(2, columns=2, size=(4.3, 4.2 + below), synthetic=synthetic)
-    reliability, benefit = axes
+    figure, (reliability, benefit) = panels(2, columns=2, size=(4.3, 4.2 + below), synthetic=synthetic)
     reliability.plot([0, 1], [0, 1], label="predicted = observed", **GUIDE)
     first = next(iter(decisions.values()))
     benefit.plot(first["threshold"], first["all"], label="treat all", color=COLOURS["grey"])
     benefit.axhline(0, label="treat none", **GUIDE)
     for number, (name, table) in enumerate(tables.items()):
-        style, marker, predicted = line_style(number), "os^"[number // 5 % 3], table["predicted"]
+        style, marker, predicted = _LINES[number % 15], "os^"[number // 5 % 3], table["predicted"]
         reliability.plot(predicted, table["observed"], marker=marker, ms=4, label=name, **style)
         reliability.vlines(predicted, table["low"], table["high"], color=style["color"], lw=1, alpha=0.6)
         benefit.plot(decisions[name]["threshold"], decisions[name]["model"], **style)
     top = max(float(table["model"].max()) for table in decisions.values())
-    reliability.set(xlabel="predicted probability", ylabel="share with pneumonia")
-    reliability.set(title="Calibration, bins of equally many images", aspect="equal")
-    reliability.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    title = "Calibration, bins of equally many images"
+    reliability.set(title=title, xlabel="predicted probability", ylabel="share with pneumonia")
+    reliability.set(aspect="equal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     benefit.set(title="Decision curve", xlabel="threshold probability", ylabel="net benefit")
     benefit.set(xlim=(0, 1), ylim=(-0.25 * top, 1.05 * top))
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
-@mpl.rc_context(STYLE)
+@styled
 def score_distribution(
     labels: np.ndarray,
     probabilities: np.ndarray,
@@ -209,15 +192,14 @@ def score_distribution(
     synthetic: bool = False,
     classes: Sequence[str] = CLASSES,
 ) -> Figure:
-    """Draw the calibrated probability of pneumonia by class, with decision thresholds.
+    """Draw calibrated probabilities (N,) by class: labels (N,) 0 and 1, both present.
 
-    Labels (N,) are 0 and 1, both present; probabilities (N,) lie in 0–1. ``thresholds`` maps a threshold rule
-    to its value; a rule without a value (None) is left out.
+    ``thresholds`` maps a threshold rule to its value; a rule without a value (None) is left out.
     """
-    y, p = check_scores(labels, probabilities)
+    y, p = _check_scores(labels, probabilities)
     lines = sorted(((v, rule) for rule, v in thresholds.items() if v is not None), reverse=True)
-    size = (6.6, 1.9 + 0.08 * len(lines))
-    figure, axes = panels(2, columns=1, size=size, synthetic=synthetic, sharex=True, sharey=True)
+    size, shared = (6.6, 1.9 + 0.08 * len(lines)), {"sharex": True, "sharey": True}
+    figure, axes = panels(2, columns=1, size=size, synthetic=synthetic, **shared)
     bars = {"bins": np.linspace(0, 1, 26), "stat": "percent", "edgecolor": "white", "alpha": 0.85}
     for axis, label in zip(axes, (1, 0), strict=True):
         chosen, colour = y == label, COLOURS[CLASSES[label]]
@@ -227,24 +209,18 @@ def score_distribution(
     for level, (value, rule) in enumerate(lines):  # each name on another level
         top.axvline(value, ymax=1.08 + 0.1 * level, color="black", lw=1, clip_on=False)
         axes[1].axvline(value, color="black", lw=1)
-        height, text = 1.01 + 0.1 * level, f" {rule}: {value:.3f}"
-        top.text(value, height, text, fontsize=8.5, transform=transform)
+        top.text(value, 1.01 + 0.1 * level, f" {rule}: {value:.3f}", fontsize=8.5, transform=transform)
     axes[1].set(xlabel=f"calibrated probability of {classes[1]}", xlim=(0, 1))
     return figure
 
 
-@mpl.rc_context(STYLE)
+@styled
 def comparison(table: pd.DataFrame, metrics: Sequence[str], synthetic: bool = False) -> Figure:
-    """Draw a forest plot: one row a model, one panel a metric, points with intervals.
-
-    ``table`` has one row a model, drawn in this order: ``name``, and for each metric ``<metric>``,
-    ``<metric>_low``, ``<metric>_high``; NaN where there is no value or interval. At least one metric is
-    needed.
-    """
+    """Draw ``name`` by ``<metric>``, ``<metric>_low``, ``<metric>_high`` (may be NaN): a panel a metric."""
     check(len(metrics), "a metric is needed", metrics=metrics)
     check_table(table, "name", *(m + end for m in metrics for end in ("", "_low", "_high")))
     rows, width = np.arange(len(table)), 2.5 + 1.5 / len(metrics)
-    figure, axes = metric_panels(metrics, table["name"], width, synthetic=synthetic)
+    figure, axes = _metric_panels(metrics, table["name"], width, synthetic=synthetic)
     for axis, metric in zip(axes, metrics, strict=True):
         value, low, high = table[[metric, f"{metric}_low", f"{metric}_high"]].to_numpy(float).T
         axis.hlines(rows, low, high, color="black")
@@ -256,16 +232,33 @@ def comparison(table: pd.DataFrame, metrics: Sequence[str], synthetic: bool = Fa
     return figure
 
 
-@mpl.rc_context(STYLE)
-def variants(scored: Mapping[str, Mapping], synthetic: bool = False) -> Figure:
-    """Draw variants of a training: a dot for each seed, a bar for their mean, one panel a metric.
+def _metric_panels(
+    metrics: Sequence[str], names: Sequence[str], width: float, **more: object
+) -> tuple[Figure, np.ndarray]:
+    """Make one panel a metric, side by side, with a row for each name."""
+    size, columns = (width, 1.1 + 0.42 * len(names)), len(metrics)
+    figure, axes = panels(columns, columns, size, sharey=True, **more)
+    for axis, metric in zip(axes, metrics, strict=True):
+        direction = " (lower is better)" if metric in ("brier", "loss") else ""
+        axis.set_title(_metric_name(metric) + direction)
+        axis.locator_params(axis="x", nbins=4)
+        axis.margins(x=0.12)
+        name_rows(axis, names)
+    return figure, axes
 
-    ``scored``: see :func:`chestxray.evaluation.comparison.score_variants`. A line marks the first one's mean.
-    """
+
+def _metric_name(metric: str) -> str:
+    names = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1"}
+    return names.get(metric, metric.replace("_", " ").capitalize())
+
+
+@styled
+def variants(scored: Mapping[str, Mapping], synthetic: bool = False) -> Figure:
+    """Draw a dot for each seed, and means, of :func:`chestxray.evaluation.comparison.score_variants`."""
     check(len(scored), "a variant is needed", scored=list(scored))
     first = next(iter(scored.values()))["mean"]
     title = "Each way of training, by seed"
-    figure, axes = metric_panels(list(first), list(scored), 2.6, title=title, synthetic=synthetic)
+    figure, axes = _metric_panels(list(first), list(scored), 2.6, title=title, synthetic=synthetic)
     for axis, metric in zip(axes, first, strict=True):
         axis.axvline(first[metric], **GUIDE)
         for row, variant in enumerate(scored.values()):
@@ -275,12 +268,11 @@ def variants(scored: Mapping[str, Mapping], synthetic: bool = False) -> Figure:
     return figure
 
 
-@mpl.rc_context(STYLE)
+@styled
 def latency(costs: pd.DataFrame) -> Figure:
-    """Draw the time of one image, on a logarithmic scale: a row a model and runtime, a dot a number of cores.
+    """Draw the time of one image: a row a model and runtime, a dot a number of cores.
 
-    Columns: ``model``, ``runtime``, ``weights``, ``threads``, ``milliseconds`` (> 0), ``megabytes`` of the
-    file.
+    Columns: ``model, runtime, weights, threads, milliseconds`` (> 0) and ``megabytes`` of the file.
     """
     check_table(costs, "model", "runtime", "weights", "threads", "milliseconds", "megabytes")
     rows = costs.groupby(["model", "runtime", "weights", "megabytes"], sort=False)
@@ -294,8 +286,7 @@ def latency(costs: pd.DataFrame) -> Figure:
     names = ["{}, {} {} ({:.1f} MB)".format(*row) for row, _ in rows]
     axis.set(ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)), yticklabels=names)
     axis.set(xscale="log", xlabel="milliseconds")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}")
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.grid(axis="x", color="#E5E5E5", lw=0.6)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3)
