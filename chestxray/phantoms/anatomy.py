@@ -4,8 +4,6 @@ Lengths are in centimetres, angles in radians. x points to the right of the imag
 down, z from back to front. The origin is the middle of the chest of a child of about three years.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Iterator, Sequence
@@ -106,10 +104,8 @@ def _vessel_tree(rng: np.random.Generator, lung: Solid, side: int, calibre: floa
 
 @functools.lru_cache(maxsize=8)  # the images of one patient are rendered one after another
 def make_anatomy(patient_seed: int) -> Anatomy:
-    """Draw a patient: the chest of a three-year-old, most sizes varied by about ten per cent.
-
-    Heart, thymus, hila and vessels vary most: they can make a healthy chest look ill.
-    """
+    """Draw a patient: the chest of a three-year-old, most sizes varied by about ten per cent."""
+    # Heart, thymus, hila and vessels vary most: they can make a healthy chest look ill.
     rng = np.random.default_rng([patient_seed, 0])
 
     def about(value: float, share: float = 0.08) -> float:
@@ -119,16 +115,15 @@ def make_anatomy(patient_seed: int) -> Anatomy:
     trunk = Solid((0, 6, 0), (width + about(1.7, 0.4), about(16.5, 0.05), depth), power=3)
     neck = Solid((0, -13, 0), (about(2.6), 8, about(3.2)))
     raised = rng.uniform(-0.35, 0.9)
-    limbs, lungs, hila = [], [], []
+    body, lungs, hila = [trunk, neck], [], []
     for side in SIDES:
-        limbs.append(Solid((side * about(8.4), -7.6, 0), (4.4, about(2.8), 3.2), side * 0.25))
-        limbs.append(Solid((side * about(11.8, 0.05), -4.5, 0), (1.9, 6.5, 1.9), side * -raised))
+        body.append(Solid((side * about(8.4), -7.6, 0), (4.4, about(2.8), 3.2), side * 0.25))
+        body.append(Solid((side * about(11.8, 0.05), -4.5, 0), (1.9, 6.5, 1.9), side * -raised))
         radii = (width * 0.47, about(8.3, 0.05), depth * 0.8)
         centre = (side * width * 0.53, about(-0.6, 0.3), -0.2)
         lungs.append(Solid(centre, radii, side * -0.07, power=2.5, taper=0.22))
         radii = (about(0.9, 0.5), about(1.5, 0.3), about(1.0, 0.5))
         hila.append(Solid((side * about(2.6), -0.4, 0), radii))
-
     heart, thymus = about(1.0, 0.17), rng.uniform(0.3, 1.0) ** 2
     mediastinum = (
         Solid((about(1.1, 0.4), 2.5, 0.8), (4.5 * heart, 3.7 * heart, depth * 0.68), tilt=0.5),  # ventricles
@@ -145,7 +140,6 @@ def make_anatomy(patient_seed: int) -> Anatomy:
     for _ in range(4):
         centre = (rng.uniform(-6, 6), rng.uniform(9.5, 12), 0)
         gas.append(Solid(centre, rng.uniform(0.5, 1.2, 3), rng.uniform(0, 3)))
-
     bend, carina = rng.normal(0, 0.15), (0.2, -3.0, -1)
     airways = (
         _curve((0, -13, 0), (0.15 + bend, -8, -0.5), carina, radii=(0.48, 0.42)),
@@ -157,18 +151,7 @@ def make_anatomy(patient_seed: int) -> Anatomy:
     bones = [bone for side in SIDES for bone in _bones(rng, side, width, depth)]
     vessels = [v for side, lung in zip(SIDES, lungs) for v in _vessel_tree(rng, lung, side, calibre)]
     spine = Solid((bend, rng.uniform(-0.7, 0.7), -3.6), vertebra, power=3.5)
-    return Anatomy(
-        body=(trunk, neck, *limbs),
-        lungs=lungs,
-        mediastinum=mediastinum,
-        hila=hila,
-        domes=domes,
-        gas=gas,
-        bones=bones,
-        vessels=vessels,
-        airways=airways,
-        spine=spine,
-    )
+    return Anatomy(body, lungs, mediastinum, hila, domes, gas, bones, vessels, airways, spine)
 
 
 def _bones(rng: np.random.Generator, side: int, width: float, depth: float) -> Iterator[Tube]:
@@ -185,14 +168,10 @@ def _bones(rng: np.random.Generator, side: int, width: float, depth: float) -> I
         radii = thickness * np.interp(angle, (0, 1.7, 2.4), (1, 0.9, 0.5))
         yield Tube(np.stack([x, y, z], axis=1), radii, hollow=0.68)
     up, out = rng.uniform(-0.6, 1.0), rng.uniform(-0.5, 0.8)
-    clavicle = ((1.0, -6.6, 4), (3.4, -7.3, 4), (5.6, -7.5 - up, 3), (7.8, -8.0 - up, 2))
-    blade = ((8.6 + out, -7.2, -3), (7.6 + out, -4.0, -4), (6.6 + out, -0.5, -4))
-    blade_spine = ((5.0 + out, -7.4, -4), (7.0 + out, -8.2, -4), (9.2 + out, -8.3, -2))
-    humerus = ((9.4, -7.6, 0), (10.4, -5.2, 0), (11.6, 0.5, 0))
-    for knots, radii, hollow in (
-        (clavicle, (0.42, 0.3, 0.34), 0.6),
-        (blade, (0.4, 0.22), 0.5),
-        (blade_spine, (0.15, 0.35), 0.5),
-        (humerus, (0.95, 0.6, 0.55), 0.6),
+    for radii, hollow, *knots in (  # clavicle, shoulder blade and its spine, upper arm
+        ((0.42, 0.3, 0.34), 0.6, (1.0, -6.6, 4), (3.4, -7.3, 4), (5.6, -7.5 - up, 3), (7.8, -8.0 - up, 2)),
+        ((0.4, 0.22), 0.5, (8.6 + out, -7.2, -3), (7.6 + out, -4.0, -4), (6.6 + out, -0.5, -4)),
+        ((0.15, 0.35), 0.5, (5.0 + out, -7.4, -4), (7.0 + out, -8.2, -4), (9.2 + out, -8.3, -2)),
+        ((0.95, 0.6, 0.55), 0.6, (9.4, -7.6, 0), (10.4, -5.2, 0), (11.6, 0.5, 0)),
     ):
         yield _curve(*((side * x, y, z) for x, y, z in knots), radii=radii, hollow=hollow)

@@ -1,12 +1,8 @@
 """Radiographs of phantoms: projection, lesion, exposure.
 
-A parallel beam runs along z. Its path through each organ is computed in closed form for every pixel, and the
-Beer-Lambert law turns the paths into photons on a detector. Units and axes: see
-:mod:`chestxray.phantoms.anatomy`. Powers, exponentials and logarithms are computed in float64, because
-processors round their last place differently: so the grey values are the same on every machine.
+A parallel beam runs along z. Units and axes: see :mod:`chestxray.phantoms.anatomy`. Powers and logarithms
+are float64, because processors round their last place differently: so all machines give the same grey values.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -52,7 +48,7 @@ class Rays:
     pose: Pose
 
     @classmethod
-    def through(cls, pose: Pose, size: int) -> Rays:
+    def through(cls, pose: Pose, size: int) -> "Rays":
         plane = ((np.arange(size) + 0.5) / size - 0.5) * FIELD
         dx, dy = np.meshgrid(plane - pose.shift[0], plane - pose.shift[1])
         cos, sin = math.cos(pose.rotation) / pose.scale, math.sin(pose.rotation) / pose.scale
@@ -76,9 +72,8 @@ class Rays:
     def through_tubes(self, tubes: Sequence[Tube]) -> NDArray:
         """Return the length of each ray inside the union of the tubes.
 
-        A piece of a curve is a cylinder with round ends, whose chord at distance d from the axis is 2
-        sqrt(r^2 - d^2) / sin(angle to the beam). Tubes thinner than a pixel are widened and keep their
-        cross-section, so that they fade at low resolution and do not break up.
+        A piece is a cylinder with round ends; its chord at distance d from the axis is 2 sqrt(r^2 - d^2) /
+        sin(angle to the beam). Tubes thinner than a pixel are widened and keep their cross-section.
         """
         size, cos, sin = len(self.x), math.cos(self.pose.rotation), math.sin(self.pose.rotation)
         start = self.turned(np.concatenate([tube.points[:-1] for tube in tubes]))
@@ -90,7 +85,6 @@ class Rays:
         sine = np.maximum(flat / np.linalg.norm(step, axis=1), 0.4)
         wide = np.maximum(radius, 0.7 * self.pixel)
         gain = 2 * (radius / wide) ** 2 / sine
-
         # To pixels of the image, the inverse of `through`.
         turn = np.array([[cos, sin], [-sin, cos]]) / self.pixel
         start = start[:, :2] @ turn + np.array(self.pose.shift) * size / FIELD + size / 2 - 0.5
@@ -118,14 +112,12 @@ def render_phantom(
 ) -> tuple[NDArray, NDArray]:
     """Render one radiograph, with the mask of its lesion.
 
-    The anatomy depends on ``patient_seed``; pose, exposure, noise and lesion depend on both seeds (at least
-    0). Images of two subtypes with the same seeds differ in the lesion only. Subtypes are ``"normal"``,
-    ``"bacteria"`` and ``"virus"``; ``size`` is 32 to 2048 pixels. The image is ``uint8`` (size, size), bone
-    bright and air dark; the mask is ``bool`` of the same shape.
+    The anatomy depends on ``patient_seed``, all else on both seeds (at least 0). Images of two subtypes
+    (normal, bacteria, virus) with the same seeds differ in the lesion only. ``size`` is 32 to 2048 pixels.
+    The image is ``uint8`` (size, size), bone bright and air dark; the mask is ``bool`` of the same shape.
     """
-    pose_rng, lesion_rng, exposure_rng = (
-        np.random.default_rng([patient_seed, 1 + image_seed, stream]) for stream in range(3)
-    )
+    streams = [np.random.default_rng([patient_seed, 1 + image_seed, stream]) for stream in range(3)]
+    pose_rng, lesion_rng, exposure_rng = streams
     anatomy = make_anatomy(patient_seed)
     rays = Rays.through(make_pose(pose_rng), size)
     path, air = line_integrals(anatomy, rays, pose_rng)
@@ -137,22 +129,16 @@ def render_phantom(
 
 def make_pose(rng: Generator) -> Pose:
     """Draw a pose, which differs between two images of a patient."""
-    return Pose(
-        rotation=rng.normal(0, 0.05),
-        scale=rng.uniform(0.90, 1.14),
-        shift=(rng.normal(0, 0.6), rng.normal(0.2, 0.7)),
-        oblique=rng.normal(0, 0.08),
-        lordosis=rng.normal(0, 0.08),
-        breath=rng.normal(0, 0.5),
-        lung=LUNG * rng.uniform(1.0, 2.1),
-    )
+    rotation, scale = rng.normal(0, 0.05), rng.uniform(0.90, 1.14)
+    shift = rng.normal(0, 0.6), rng.normal(0.2, 0.7)
+    oblique, lordosis, breath = rng.normal(0, 0.08), rng.normal(0, 0.08), rng.normal(0, 0.5)
+    return Pose(rotation, scale, shift, oblique, lordosis, breath, lung=LUNG * rng.uniform(1.0, 2.1))
 
 
 def line_integrals(anatomy: Anatomy, rays: Rays, rng: Generator) -> tuple[NDArray, NDArray]:
     """Give line integrals of a healthy patient, (size, size), and cm of inflated lung, (2, size, size)."""
     # A smooth union: the shoulders merge with the trunk.
     body = 2 * np.sqrt(np.sqrt(sum(solid.half_chord(rays.x, rays.y) ** 4 for solid in anatomy.body)))
-
     # Organs on one ray touch, so that their union is the hull of their intervals.
     enter, leave = np.full_like(rays.x, np.inf), np.full_like(rays.x, -np.inf)
     lowered = (0, rays.pose.breath, 0)
@@ -205,9 +191,8 @@ def clouds(rng: Generator, rays: Rays, grain: float) -> NDArray:
 def draw_lesion(subtype: str, anatomy: Anatomy, rays: Rays, air: NDArray, rng: Generator) -> NDArray:
     """Return what a lesion adds to the line integrals: 0 beside it, at least ``VISIBLE`` inside.
 
-    Fluid replaces a part of the lungs' air (from `line_integrals`). Bacteria: one dense region with a soft,
-    ragged edge in one lung, at the height of a lobe and sometimes cut off by a fissure. Virus: several faint
-    patches in each lung, broken up by a fine interstitial pattern.
+    Fluid replaces a part of the lungs' air (from `line_integrals`). Bacteria: one dense region with a ragged
+    edge in one lung, sometimes cut off by a fissure. Virus: faint patches with a fine pattern in each lung.
     """
     ragged, fine = clouds(rng, rays, 2.5), clouds(rng, rays, 0.7)
     share = np.zeros_like(air)
@@ -245,22 +230,18 @@ def _smoothstep(low: float, high: float, value: NDArray) -> NDArray:
 def expose(path: NDArray, rays: Rays, rng: Generator) -> NDArray:
     """Turn line integrals (size, size) into an image, ``uint8`` of the same shape.
 
-    The physics: Beer-Lambert, scatter, detector blur, quantum and electronic noise. The workstation:
-    logarithm, unsharp mask, automatic window, gamma to a random mean grey, shutters. The quantum noise is
-    Gaussian with the variance of a Poisson count: two exposures with one seed have the same noise in every
-    pixel.
+    The physics: Beer-Lambert, scatter, detector blur, Gaussian noise with a Poisson variance, alike
+    in two exposures with one seed. The workstation: logarithm, unsharp mask, window, gamma, shutters.
     """
     heel = 1 + rng.normal(0, 0.06) * (rays.x / FIELD) + rng.normal(0, 0.1) * (rays.y / FIELD)
     primary = np.exp(-path) * heel
     signal = primary + rng.uniform(0.03, 0.10) * _blurred(primary, 3.0)
     signal = cv2.GaussianBlur(signal, (0, 0), rng.uniform(0.05, 0.09) / rays.pixel)
-
     photons = np.exp(rng.uniform(8.2, 11.3)) * (rays.pixel / 0.1) ** 2
     counts = signal * photons
     counts = counts + np.sqrt(counts + 6.0**2) * rng.standard_normal(path.shape, dtype=np.float32)
     dense = -np.log(np.clip(counts / photons, 1e-4, 0.7))
     dense += rng.uniform(0.4, 1.0) * (dense - _blurred(dense, 0.9))
-
     low, high = np.percentile(dense[::3, ::3], (rng.uniform(1, 12), rng.uniform(98.5, 99.9)))
     grey = ((dense - low) / (high - low)).clip(0, 1)
     target, gamma = rng.uniform(0.42, 0.58), 1.0
