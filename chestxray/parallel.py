@@ -1,7 +1,5 @@
 """Work on many items in several processes: joblib's, or Dask's on several machines."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys
@@ -20,12 +18,8 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # there is 
 def in_processes(work: Callable, items: Sequence, description: str) -> Iterator:
     """Yield ``work(chunk)`` for chunks of the items, in order, from processes that live only for this call.
 
-    Up to 64 items stay in this process, and all items where it may not start others. When this process is
-    killed, the others end within a minute. joblib's generators share processes with the caller and keep them.
-
-    Args:
-        work: Function of a module, or a partial of one.
-        description: Text of the progress bar, which only a terminal shows.
+    Up to 64 items stay in this process, and all where it may not start others. The others end within a minute
+    of its death; joblib's generators keep theirs. ``work`` is a function of a module, or a partial of one.
     """
     if len(items) <= _FEW or current_process().daemon:
         yield work(items)
@@ -40,15 +34,11 @@ def in_processes(work: Callable, items: Sequence, description: str) -> Iterator:
 
 @contextlib.contextmanager
 def workers(backend: str | None) -> Iterator[None]:
-    """Run joblib's tasks on a backend.
+    """Run joblib's tasks on one of its backends, or on ``dask``; None leaves the choice to joblib.
 
-    Args:
-        backend: A joblib backend (``loky``, ``threading``, a registered one), or ``dask``: the scheduler at
-            ``DASK_SCHEDULER_ADDRESS``, else workers on this machine. None leaves the choice to joblib.
-
-    Raises:
-        ModuleNotFoundError: dask[distributed] is not installed.
-        ValueError: Unknown backend, or Dask workers with several threads: a task changes its whole process.
+    Dask's scheduler is that at ``DASK_SCHEDULER_ADDRESS``, else it has workers on this machine. Without
+    dask[distributed] ModuleNotFoundError is raised, ValueError for an unknown backend, or for Dask workers
+    with several threads, because a task changes its whole process.
     """
     with contextlib.ExitStack() as stack:
         if backend == "dask":

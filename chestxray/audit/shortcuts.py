@@ -1,7 +1,5 @@
 """Shortcuts: how well linear models predict the label without the lungs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,7 +14,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from chestxray.evaluation.metrics import bootstrap_weights, weighted_ranking
+from chestxray.evaluation.metrics import evaluate
 
 SIDE = 224  # width and height of the images of which features are computed
 FOLDS = 5
@@ -94,13 +92,11 @@ def _linear() -> Pipeline:
 
 
 def cross_validated(features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Score each image by a linear model that was trained on other patients.
+    """Score each image, (N,), by a linear model that was trained on other patients.
 
-    Features (N, F), labels (N,) 0 or 1, patient groups (N,) give the probability of class 1, (N,). A class
-    with fewer than FOLDS patient groups raises ValueError.
+    Features are (N, F), labels 0 or 1, groups (N,). ValueError: A class has fewer than FOLDS patient groups.
     """
-    fewest = fewest_groups(labels, groups)
-    if fewest < FOLDS:
+    if (fewest := fewest_groups(labels, groups)) < FOLDS:
         message = f"at least {FOLDS} patient groups of each class are needed"
         raise ValueError(f"{message}. Received: groups={fewest}")
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
@@ -116,15 +112,10 @@ def fewest_groups(labels: np.ndarray, groups: np.ndarray) -> int:
 def shortcut_table(table: pd.DataFrame, images: np.ndarray, root: Path) -> pd.DataFrame:
     """Evaluate linear models that see little or nothing of the lungs.
 
-    Args:
-        table: Catalog; ``official_split`` marks the published test set, if there is one.
-        images: Its pixels at 224 px, ``uint8`` (N, 224, 224), in the same order.
-        root: Folder to which the paths are relative.
-
+    ``table`` is a catalog, ``images`` its pixels, ``uint8`` (N, 224, 224); paths are relative to ``root``.
     One row a model: ``sees``, ``lungs`` (whether it sees something of them), ``features`` (how many);
     ``auroc, low, high``, cross-validated by patient group without the published test set; ``test_auroc`` on
-    this set, trained on all others (NaN without one); ``roc``, the cross-validated sensitivities at 1 −
-    specificity = 0, 0.02, …, 1.
+    this set, trained on all others (NaN without one); ``roc``, sensitivities at 1 − specificity = 0, 0.02, …
     """
     labels, groups = table["label"].to_numpy(), table["group_conservative"].to_numpy()
     test = (table["official_split"] == "test").to_numpy()
@@ -152,18 +143,14 @@ def shortcut_table(table: pd.DataFrame, images: np.ndarray, root: Path) -> pd.Da
 
 def _interval(labels: np.ndarray, groups: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     """AUROC with the bounds of its 95 % bootstrap interval over patient groups."""
-    draws = [
-        weighted_ranking(labels, scores, weights)[0] for weights in bootstrap_weights(labels, groups, 500)
-    ]
-    low, high = np.nanpercentile(np.concatenate(draws), [2.5, 97.5])
-    return {"auroc": roc_auc_score(labels, scores), "low": low, "high": high}
+    interval = evaluate(labels, scores, groups, {}, draws=500)[0]["auroc"]
+    return {"auroc": roc_auc_score(labels, scores), "low": interval["low"], "high": interval["high"]}
 
 
 def test_set_shift(table: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
     """Test for each class whether the published test set is another population than the other images.
 
-    One row a label: ``label, auroc, low, high`` of a linear model on 28 × 28 thumbnails that separates test
-    from training images; none for a class with fewer than FOLDS patient groups in either.
+    One row a ``label`` with FOLDS patient groups in each: ``auroc, low, high`` of 28 × 28 thumbnails.
     """
     features = thumbnail(images, 28).reshape(len(images), -1)
     rows = []

@@ -1,11 +1,8 @@
 """Random views of an image that a patient could have shown.
 
 All geometric changes are composed into one affine map and applied with one interpolation. The parameters of a
-view depend only on the image's path, the number of the view and the seed. So any view can be drawn again, in
-any order, also after an interruption.
+view depend only on the image's path, the number of the view and the seed: any view can be drawn again.
 """
-
-from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
@@ -25,10 +22,8 @@ class Augmentation:
 
     Attributes:
         rotation, shear: Degrees.
-        shift: Fraction of the side, for each axis.
-        zoom: Fraction of the scale.
-        brightness: Fraction of the grey value (a factor of 1 ± brightness).
-        contrast: Fraction of the distance from the image's mean.
+        shift, zoom: Fractions of the side, for each axis, and of the scale.
+        brightness, contrast: Fractions of the grey value, and of its distance from the image's mean.
         flip: Mirror a view with probability 1/2. Off by default: the heart lies on the left.
     """
 
@@ -47,23 +42,17 @@ class Augmentation:
                 raise ValueError(f"{name} must lie in 0–{most}. Received: {name}={value!r}")
 
     def draw(self, paths: Sequence[str], size: int, view: int, seed: int) -> np.ndarray:
-        """Draw the parameters of one view of N images, whose side is ``size`` pixels.
+        """Draw the parameters of one view (usually the epoch) of N images of ``size`` × ``size`` pixels.
 
-        ``view`` is the number of the view, usually the epoch. Gives ``float32`` (N, 10):
-        :func:`affine_coefficients`, brightness factor, contrast factor.
+        Gives ``float32`` (N, 10): :func:`affine_coefficients`, brightness factor, contrast factor.
         """
         uniform = np.stack([_uniform(path, view, seed) for path in paths])
         angle, shift_x, shift_y, shear, zoom, brightness, contrast, flip = uniform.T
         limit = self.shift * size
-        transforms = affine_coefficients(
-            size,
-            angle=angle * np.deg2rad(self.rotation),
-            shift_x=shift_x * limit,
-            shift_y=shift_y * limit,
-            shear=shear * np.deg2rad(self.shear),
-            zoom=1 + zoom * self.zoom,
-            mirror=np.where(self.flip & (flip > 0), -1.0, 1.0),
-        )
+        angle, shear = angle * np.deg2rad(self.rotation), shear * np.deg2rad(self.shear)
+        shift_x, shift_y, zoom = shift_x * limit, shift_y * limit, 1 + zoom * self.zoom
+        mirror = np.where(self.flip & (flip > 0), -1.0, 1.0)
+        transforms = affine_coefficients(size, angle, shift_x, shift_y, shear, zoom, mirror)
         factors = 1 + brightness * self.brightness, 1 + contrast * self.contrast
         return np.column_stack([transforms, *factors]).astype(np.float32)
 
@@ -100,20 +89,18 @@ def affine_coefficients(
     return np.stack([a0, a1, a2, b0, b1, b2, zero, zero], axis=1)
 
 
-def view_layer() -> keras.Layer:
-    """Make the Keras layer that turns images and drawn parameters into views.
+def view_layer() -> "keras.Layer":
+    """Make the Keras layer that turns images and parameters from :meth:`Augmentation.draw` into views.
 
-    It takes ``images`` (N, H, W, 1), 0–255, and ``parameters`` of :meth:`Augmentation.draw`. It gives
-    ``float32`` (N, H, W, 1) in 0–255. Pixels outside the image repeat its edge.
+    Both ``images`` and views are (N, H, W, 1), 0–255; views are ``float32`` and repeat the edge outside.
     """
     import keras
 
     class View(keras.layers.Layer):
-        def call(self, images: tf.Tensor, parameters: tf.Tensor) -> tf.Tensor:
+        def call(self, images: "tf.Tensor", parameters: "tf.Tensor") -> "tf.Tensor":
+            how = {"interpolation": "bilinear", "fill_mode": "nearest"}
             images = keras.ops.cast(images, "float32")
-            images = keras.ops.image.affine_transform(
-                images, parameters[:, :8], interpolation="bilinear", fill_mode="nearest"
-            )
+            images = keras.ops.image.affine_transform(images, parameters[:, :8], **how)
             mean = keras.ops.mean(images, axis=(1, 2, 3), keepdims=True)
             gain, contrast = parameters[:, 8:9, None, None], parameters[:, 9:10, None, None]
             return keras.ops.clip(gain * (mean + contrast * (images - mean)), 0.0, 255.0)

@@ -1,8 +1,7 @@
 """Lung or lesion masks from other sources, matched to the images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from functools import partial
 from os.path import basename, splitext
 from pathlib import Path
 
@@ -22,27 +21,20 @@ def read_masks(source: str | Path, table: pd.DataFrame, size: int) -> tuple[NDAr
         table: Images, ``path``.
         size: Side of the masks in pixels; they are resized as the images are by ``resize="stretch"``.
 
-    Returns:
-        Masks ``bool`` (M, size, size), and which rows of the table they belong to, ``bool`` (len(table),).
-
-    Raises FileNotFoundError if there is no source, ValueError if a file cannot be used or no mask fits.
+    Returns masks ``bool`` (M, size, size), and which rows of the table they belong to, ``bool`` (N,). Raises
+    FileNotFoundError if there is no source, ValueError if a file cannot be used or no mask fits.
     """
     source = Path(source)
     if source.is_dir():
         files = sorted(source.rglob("*.png"))
-        paths = [file.relative_to(source).as_posix() for file in files]
-
-        def read(row: int) -> NDArray:
-            return _read_png(files[row])
-
+        paths, read = [file.relative_to(source).as_posix() for file in files], partial(_read_png, files)
     elif source.is_file():
         paths, read = _read_npz(source)
     else:
         raise FileNotFoundError(f"no such folder or file of masks. Received: source={str(source)!r}")
     masks = pd.Series([splitext(path)[0] for path in paths], dtype=object)
     images = pd.Series([splitext(path)[0] for path in table["path"]])
-    stems = images.map(basename)
-    stems = stems.where(~stems.duplicated(keep=False))
+    stems = images.map(basename).drop_duplicates(keep=False).reindex(images.index)
     rows = _rows(masks, images).fillna(_rows(masks.map(basename), stems))
     known = rows.notna().to_numpy()
     if not known.any():
@@ -58,10 +50,10 @@ def _rows(masks: pd.Series, images: pd.Series) -> pd.Series:
     return images.map(dict(zip(unique, unique.index))).astype(float)
 
 
-def _read_png(path: Path) -> NDArray:
-    mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+def _read_png(files: list[Path], row: int) -> NDArray:
+    mask = cv2.imread(str(files[row]), cv2.IMREAD_GRAYSCALE)
     if mask is None:
-        raise ValueError(f"not a mask that can be read. Received: path={str(path)!r}")
+        raise ValueError(f"not a mask that can be read. Received: path={str(files[row])!r}")
     return mask > 127
 
 

@@ -7,11 +7,8 @@
   sides: only for comparison with published work that split this way.
 - ``given``: The subsets that a list or the folders train, val and test name.
 
-Splits drawn here keep conservative groups together. The published test set is fixed; it is checked by the
-strict group, and :func:`overlap` reports both.
+Splits drawn here keep conservative groups together. The published test set is checked by the strict group.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -31,15 +28,13 @@ _OFFICIAL_FRACTIONS = {"train": 0.88, "val": 0.12}
 def make_split(catalog: pd.DataFrame, split_rule: str = "patient", seed: int = 0) -> pd.DataFrame:
     """Return a copy of a catalog with the column ``split`` = train, val or test, drawn with ``seed``.
 
-    Raises ValueError for an unknown rule, a seed that is no whole number from 0, ``official`` without a
-    published test set, and as :func:`check_split` does.
+    ValueError: Unknown rule, no whole ``seed`` from 0, no published test set, or as in :func:`check_split`.
     """
     if split_rule not in RULES:
         raise ValueError(f"rule must be one of {RULES}. Received: split_rule={split_rule!r}")
     if not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"seed must be a whole number, at least 0. Received: seed={seed!r}")
-    table = catalog.copy()
-    rng = np.random.default_rng(seed)
+    table, rng = catalog.copy(), np.random.default_rng(seed)
     if split_rule == "image":
         table["split"] = _split_images(table["label"].to_numpy(), rng)
     elif split_rule == "patient":
@@ -68,9 +63,7 @@ def _split_images(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _split_groups(table: pd.DataFrame, fractions: dict[str, float], rng: np.random.Generator) -> np.ndarray:
     """Assign each group, with all its subtypes, to the subset that lacks most; large groups first."""
-    subsets = list(fractions)
-    strata = table["label"].astype(str) + table["subtype"]
-    counts = pd.crosstab(table["group_conservative"], strata)
+    counts = pd.crosstab(table["group_conservative"], table["label"].astype(str) + table["subtype"])
     counts = counts.iloc[rng.permutation(len(counts))]
     counts = counts.iloc[np.argsort(-counts.sum(axis=1).to_numpy(), kind="stable")]
     wanted = np.outer(list(fractions.values()), counts.sum().to_numpy())
@@ -78,16 +71,14 @@ def _split_groups(table: pd.DataFrame, fractions: dict[str, float], rng: np.rand
     for group, images in zip(counts.index, counts.to_numpy()):
         subset = int(np.argmax((lacking / wanted) @ images))
         lacking[subset] -= images
-        subset_of[group] = subsets[subset]
+        subset_of[group] = list(fractions)[subset]
     return table["group_conservative"].map(subset_of).to_numpy()
 
 
 def check_split(table: pd.DataFrame, split_rule: str) -> None:
-    """Refuse a split that leaks or that cannot be scored.
+    """Raise ValueError if a subset is not train, val or test, lacks a class, or shares a patient group.
 
-    Raises ValueError if a subset has another name than train, val and test, lacks a class, or shares a
-    patient group with another: for ``official`` by the strict key between test and the rest, and by the
-    conservative key within the rest; for ``image`` not checked; else by the conservative key.
+    Groups are conservative; under ``official`` strict between test and the rest, under ``image`` unchecked.
     """
     if unknown := [name for name in table["split"].unique() if name not in SPLITS]:
         raise ValueError(f"a subset must be one of {SPLITS}. Received: split={unknown[0]!r}")
@@ -98,12 +89,10 @@ def check_split(table: pd.DataFrame, split_rule: str) -> None:
             raise ValueError(f"{message}. Received: split_rule={split_rule!r}")
     if split_rule == "image":
         return
-    in_test = table["split"] == "test"
-    if split_rule == "official":
-        crossing = _crossing(table[~in_test], "group_conservative")
+    in_test, official = table["split"] == "test", split_rule == "official"
+    crossing = _crossing(table[~in_test] if official else table, "group_conservative")
+    if official:
         crossing += _crossing(table.assign(split=in_test), "group")
-    else:
-        crossing = _crossing(table, "group_conservative")
     if crossing:
         message = f"{len(crossing)} patient groups lie on both sides of the split, for example {crossing[0]}"
         raise ValueError(f"{message}. Received: split_rule={split_rule!r}")
@@ -117,11 +106,10 @@ def _crossing(table: pd.DataFrame, key: str) -> list[str]:
 def overlap(table: pd.DataFrame) -> pd.DataFrame:
     """Count what the test set of a catalog with ``split`` shares with training and validation.
 
-    One row for each group ``key``: ``groups`` in all, ``groups_crossing`` (with images in test and
-    elsewhere), ``test_images_affected`` and ``test_share_affected`` (0–1).
+    One row a group ``key``: ``groups`` in all, ``groups_crossing`` (in test and elsewhere), and the images of
+    these in test, ``test_images_affected``, with their share ``test_share_affected`` (0–1).
     """
-    rows = []
-    in_test = table["split"] == "test"
+    rows, in_test = [], table["split"] == "test"
     for key in ("group", "group_conservative"):
         crossing = _crossing(table.assign(split=in_test), key)
         affected = int(table.loc[in_test, key].isin(crossing).sum())
