@@ -1,9 +1,8 @@
 """Registry of pretrained backbones: one row for each, with everything that differs between them."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import keras
 from keras import applications
@@ -15,20 +14,17 @@ def _three_channels(grey: keras.KerasTensor) -> keras.KerasTensor:
     return keras.layers.Concatenate(name="three_channels", dtype="float32")([grey] * 3)
 
 
-def _normalise(grey: keras.KerasTensor, mean: list[float], variance: list[float]) -> keras.KerasTensor:
-    options = {"name": "imagenet_means", "dtype": "float32"}
-    return keras.layers.Normalization(mean=mean, variance=variance, **options)(_three_channels(grey))
+def _normalise(
+    grey: keras.KerasTensor, mean: Sequence[float], deviation: Sequence[float], white: float
+) -> keras.KerasTensor:
+    options = {"mean": [white * m for m in mean], "variance": [(white * d) ** 2 for d in deviation]}
+    options |= {"name": "imagenet_means", "dtype": "float32"}
+    return keras.layers.Normalization(**options)(_three_channels(grey))
 
 
-def _caffe(grey: keras.KerasTensor) -> keras.KerasTensor:
-    """Channels minus the ImageNet means in the order blue, green, red, without division."""
-    return _normalise(grey, [103.939, 116.779, 123.68], [1.0, 1.0, 1.0])
-
-
-def _torch(grey: keras.KerasTensor) -> keras.KerasTensor:
-    """Channels in [0, 1], minus the ImageNet means, over their standard deviations."""
-    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return _normalise(grey, [255 * value for value in mean], [(255 * value) ** 2 for value in deviation])
+# Channels in blue, green, red minus the ImageNet means; or in [0, 1], and over the standard deviations.
+_caffe = partial(_normalise, mean=(103.939, 116.779, 123.68), deviation=(1.0, 1.0, 1.0), white=1.0)
+_torch = partial(_normalise, mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225), white=255)
 
 
 def _minus_one_to_one(grey: keras.KerasTensor) -> keras.KerasTensor:
@@ -47,12 +43,10 @@ class Backbone:
         preprocess: Makes the layers from one grey channel in 0–255 to what the builder expects.
         gradcam_layer: Last layer that keeps the geometry of the image.
         stages: First layer of each stage, from the input on; fine-tuning trains one and all that follow.
-            InceptionV3 numbers its convolutions anew in every instance: its stages have the concatenation
-            before them.
+            InceptionV3 has the concatenation before each stage, because it numbers its convolutions anew.
         bf16_pays: Whether bfloat16 was measured to be faster than float32 on a CPU that has the units.
         pretrained_variance: Factors on the variance of the builder's own normalisation with pretrained
-            weights. Keras' EfficientNets divide by their square roots once more, only for
-            ``weights="imagenet"``.
+            weights, by whose roots Keras' EfficientNets divide only for ``weights="imagenet"``.
     """
 
     name: str
@@ -78,10 +72,8 @@ BACKBONES = {
         Backbone("ResNet50", applications.ResNet50, 224, _caffe, "conv5_block3_out", _RESNET),
         Backbone("InceptionV3", applications.InceptionV3, 299, _minus_one_to_one, "mixed10", _INCEPTION),
         Backbone("DenseNet121", applications.DenseNet121, 224, _torch, "relu", _DENSENET),
-        Backbone(
-            "EfficientNetB0", applications.EfficientNetB0, 224, _three_channels, "top_activation",
-            _EFFICIENTNET, bf16_pays=False, pretrained_variance=(0.229, 0.224, 0.225),
-        ),
+        Backbone("EfficientNetB0", applications.EfficientNetB0, 224, _three_channels, "top_activation",
+                 _EFFICIENTNET, bf16_pays=False, pretrained_variance=(0.229, 0.224, 0.225)),
     )
 }  # fmt: skip
 
@@ -96,9 +88,8 @@ def get_backbone(name: str) -> Backbone:
 def load_backbone_weights(model: keras.Model, weights: str | None, backbone: Backbone) -> str:
     """Put pretrained weights into the backbone's layers of a flat model; give the name to record.
 
-    The weights are loaded into the bare backbone and copied layer by layer in order, because layer names of
-    InceptionV3 differ between instances. For ``weights`` see :func:`chestxray.files.find_weights`; if they
-    cannot be had, FileNotFoundError says both ways out. The model has its own preprocessing layers in front.
+    For ``weights`` see :func:`chestxray.files.find_weights`; FileNotFoundError if they cannot be had. They
+    are copied layer by layer in order, because layer names of InceptionV3 differ between instances.
     """
     source, recorded = find_weights(weights, backbone.name)
     if source is None:
@@ -124,10 +115,8 @@ def load_backbone_weights(model: keras.Model, weights: str | None, backbone: Bac
 
 
 def refresh_normalisation(model: keras.Model) -> None:
-    """Make ``Normalization`` layers compute with weights that ``set_weights`` gave them.
-
-    Keras computes with copies of mean and variance, and renews them only when it adapts or loads a layer.
-    """
+    """Make ``Normalization`` layers compute with the weights that ``set_weights`` gave them."""
+    # Keras computes with copies of mean and variance, and renews them only when it adapts or loads a layer.
     for layer in model.layers:
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()

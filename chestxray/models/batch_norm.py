@@ -1,7 +1,5 @@
 """Batch normalisation in one fused kernel during training."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,10 +12,8 @@ import tensorflow as tf
 def fused_batch_norm(model: keras.Model) -> Iterator[None]:
     """Let the batch normalisation of a flat model train with TensorFlow's fused kernel.
 
-    Keras 3 takes means, differences, squares and products one after the other, each a pass through the
-    memory; on a CPU that costs more than small convolutions (``benchmarks/batch_norm.py``). The fused kernel
-    gives the same outputs, gradients and moving statistics up to rounding. The layers' ``call`` is replaced
-    inside the ``with`` block only. Frozen layers and prediction are left to Keras.
+    Keras 3 passes through the memory many times (``benchmarks/batch_norm.py``). The kernel gives the same
+    outputs, gradients and moving statistics up to rounding. Frozen layers and prediction are left to Keras.
     """
     replaced = [layer for layer in model.layers if _can_be_fused(layer)]
     for layer in replaced:
@@ -30,13 +26,10 @@ def fused_batch_norm(model: keras.Model) -> Iterator[None]:
 
 
 def _can_be_fused(layer: keras.layers.Layer) -> bool:
-    return (
-        type(layer) is keras.layers.BatchNormalization
-        and layer.input_spec.ndim == 4
-        and layer.axis in (-1, 3)
-        and not layer.synchronized
-        and not getattr(layer, "renorm", False)
-    )  # since Keras 3.12
+    if type(layer) is not keras.layers.BatchNormalization or layer.input_spec.ndim != 4:
+        return False
+    renorm = getattr(layer, "renorm", False)  # since Keras 3.12
+    return layer.axis in (-1, 3) and not layer.synchronized and not renorm
 
 
 def _fused_call(
@@ -46,15 +39,11 @@ def _fused_call(
         if not (training and layer.trainable):
             return original(inputs, training=training, mask=mask)
         shape = layer.moving_mean.shape
-        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=inputs,
-            scale=layer.gamma if layer.scale else tf.ones(shape),
-            offset=layer.beta if layer.center else tf.zeros(shape),
-            mean=layer.moving_mean,
-            variance=layer.moving_variance,
-            epsilon=layer.epsilon,
-            is_training=True,
-        )
+        learned = {"scale": layer.gamma if layer.scale else tf.ones(shape)}
+        learned["offset"] = layer.beta if layer.center else tf.zeros(shape)
+        moving = {"mean": layer.moving_mean, "variance": layer.moving_variance}
+        options = {"epsilon": layer.epsilon, "is_training": True}
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(x=inputs, **learned, **moving, **options)
         values = tf.cast(tf.size(inputs) // inputs.shape[-1], variance.dtype)
         variance *= (values - 1) / values  # the kernel divides by n - 1, Keras by n
         for moving, now in ((layer.moving_mean, mean), (layer.moving_variance, variance)):

@@ -1,7 +1,5 @@
 """Settings of one phase of training, its optimizer and learning rates."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -27,8 +25,7 @@ class TrainSettings:
         learning_rate, optimizer: Highest rate; ``adam``, ``rmsprop``, or ``sgd`` (momentum 0.9).
         decay: ``plateau`` lowers the learning rate when the validation loss no longer falls; ``cosine``
             follows half a cosine wave to 0 at the last epoch (Loshchilov and Hutter 2017, without restarts).
-        plateau_patience, plateau_factor: After so many epochs without a better validation loss the learning
-            rate is multiplied by the factor.
+        plateau_patience, plateau_factor: Epochs without a better validation loss, and the factor on the rate.
         warmup_epochs: Epochs in which the learning rate first rises linearly from 0; only with ``cosine``.
         stop_patience: Epochs without a better validation loss after which training stops; the best weights
             are kept in any case. None: all epochs are trained, and the last weights kept.
@@ -59,10 +56,9 @@ class TrainSettings:
     disk_gb: float = 20.0
 
     def __post_init__(self) -> None:
-        for name, known in (("optimizer", sorted(OPTIMIZERS)), ("decay", DECAYS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {known}. Received: {name}={getattr(self, name)!r}")
         for name, valid, text in (
+            ("optimizer", self.optimizer in OPTIMIZERS, f"be one of {sorted(OPTIMIZERS)}"),
+            ("decay", self.decay in DECAYS, f"be one of {DECAYS}"),
             ("epochs", self.epochs >= 1 and self.epochs == int(self.epochs), "be a whole number above 0"),
             ("batch_size", self.batch_size >= 1, "be at least 1"),
             ("learning_rate", self.learning_rate > 0, "be above 0"),
@@ -81,11 +77,10 @@ class TrainSettings:
 
 
 def stage_rates(stages: Sequence[str], factor: float) -> dict[str, float]:
-    """Give early stages smaller learning rates than late ones, for :class:`TrainSettings`.
+    """Give early stages smaller learning rates than late ones (Howard and Ruder 2018, with 1/2.6).
 
-    ``stages`` are the first layers of the stages that learn, from the input on. The head has 1, the last
-    stage ``factor``, the one before ``factor`` squared, and so on (Howard and Ruder 2018, whose factor is
-    1/2.6).
+    ``stages`` are their first layers, from the input on. The head has 1, the last stage ``factor``, the one
+    before ``factor`` squared, and so on.
     """
     count = len(stages)
     return {stage: factor ** (count - number) for number, stage in enumerate(stages)} | {"pool": 1.0}
@@ -94,24 +89,20 @@ def stage_rates(stages: Sequence[str], factor: float) -> dict[str, float]:
 def make_optimizer(model: keras.Model, settings: TrainSettings, steps_per_epoch: int) -> keras.Optimizer:
     """Make the optimizer of a phase for the whole network, frozen layers included.
 
-    In bfloat16 it leaves out a step whose gradient is not finite. On AMX processors such gradients occur now
-    and then, and never in float32 (oneDNN issue 5717: kernels that read leftovers of memory).
-    ``steps_per_epoch`` counts batches. ``rates`` with a layer that the network does not have raises
-    ValueError.
+    In bfloat16 it leaves out a step whose gradient is not finite, as happens on AMX processors (oneDNN issue
+    5717). ``steps_per_epoch`` counts batches. An unknown layer in ``rates`` raises ValueError.
     """
     rate = settings.learning_rate
     if settings.decay == "cosine":
         steps = settings.epochs * steps_per_epoch
         warmup = min(round(settings.warmup_epochs * steps_per_epoch), steps - 1)
-        start, target = (0.0, rate) if warmup else (rate, None)
-        decay = {"warmup_target": target, "warmup_steps": warmup}
-        rate = keras.optimizers.schedules.CosineDecay(start, steps - warmup, **decay)
+        start, warm = (0.0, {"warmup_target": rate, "warmup_steps": warmup}) if warmup else (rate, {})
+        rate = keras.optimizers.schedules.CosineDecay(start, steps - warmup, **warm)
     optimizer = OPTIMIZERS[settings.optimizer](rate)
     if settings.rates:
         _scale_updates(optimizer, model, settings.rates)
     if any(layer.compute_dtype == "bfloat16" for layer in model.layers):
-        scale = {"initial_scale": 1.0, "dynamic_growth_steps": 2**30}
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, **scale)
+        return keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=1.0, dynamic_growth_steps=2**30)
     return optimizer
 
 
@@ -119,9 +110,8 @@ def _scale_updates(optimizer: keras.Optimizer, model: keras.Model, rates: Mappin
     """Multiply each variable's learning rate by its factor: Adam would undo a factor on the gradient."""
     names = [layer.name for layer in model.layers]
     if unknown := [name for name in rates if name not in names]:
-        raise ValueError(
-            f"the network has no such layer; it begins with {names[:5]}. Received: rates={unknown[0]!r}"
-        )
+        message = f"the network has no such layer; it begins with {names[:5]}"
+        raise ValueError(f"{message}. Received: rates={unknown[0]!r}")
     factors, factor = {}, 1.0
     for layer in model.layers:
         factor = rates.get(layer.name, factor)

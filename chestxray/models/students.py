@@ -1,7 +1,5 @@
 """Variants of training a student: settings of each, and the training of one."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +21,8 @@ class Candidate:
     Attributes:
         variant: Its name, for example ``alone`` or ``distilled``.
         outputs: Logits of the student: 1, or 3 (normal, bacteria, virus).
-        alpha, temperature: Share of the labels in the loss, 0–1; 1 needs no teacher. Below 1, the
-            distillation's temperature.
+        alpha: Share of the labels in the loss, 0–1; 1 needs no teacher.
+        temperature: Of the distillation, above 0; 1 if there is none.
         label_smoothing: See :class:`TrainSettings`; with one logit and no teacher.
         learning_rate: See :class:`TrainSettings`; None for that of the experiment.
     """
@@ -68,9 +66,8 @@ def read_candidates(given: Mapping[str, list[dict]]) -> list[Candidate]:
     if len(set(counts.values())) != 1 or not all(counts.values()):
         raise ValueError(f"every variant needs the same number of candidates. Received: candidates={counts}")
     known = {field.name for field in dataclasses.fields(Candidate)} - {"variant"}
-    if unknown := sorted(
-        {name for tried in given.values() for settings in tried for name in settings} - known
-    ):
+    names = {name for tried in given.values() for settings in tried for name in settings}
+    if unknown := sorted(names - known):
         raise ValueError(f"a candidate may set {sorted(known)}. Received: setting={unknown[0]!r}")
     candidates = [Candidate(variant, **settings) for variant, tried in given.items() for settings in tried]
     if twice := next((each.text for each in candidates if candidates.count(each) > 1), None):
@@ -88,15 +85,11 @@ def train_student(
     dropout: float = 0.2,
     checkpoint: str | Path | None = None,
 ) -> tuple[keras.Model, Training]:
-    """Build and train one student.
+    """Build and train one student of an ``architecture`` in :data:`chestxray.models.builders.CNNS`.
 
-    Args:
-        architecture: Name in :data:`chestxray.models.builders.CNNS`.
-        data: Its images; their order and views follow from ``train_seed``, alike for all students.
-        settings: Of the experiment; learning rate and label smoothing are the candidate's.
-        candidate, seed: The variant with its settings, and the seed of first weights and dropout.
-        teachers: By number of logits; a missing one raises ValueError, as an unknown architecture does.
-        dropout, checkpoint: See the builder and :func:`chestxray.models.training.train`.
+    Learning rate and label smoothing of the ``settings`` are replaced by the candidate's. ``seed`` is that of
+    first weights and dropout; order and views of the images follow from ``data.train_seed``. ``teachers`` are
+    given by number of logits; a missing one raises ValueError, as an unknown architecture does.
     """
     if architecture not in CNNS:
         raise ValueError(f"architecture must be one of {sorted(CNNS)}. Received: {architecture=}")
@@ -108,10 +101,7 @@ def train_student(
         distillation = Distillation(teachers[outputs], candidate.alpha, candidate.temperature)
     keras.utils.set_random_seed(seed)
     student = CNNS[architecture](data.store.settings.size, dropout, outputs=outputs)
-    settings = dataclasses.replace(
-        settings,
-        label_smoothing=candidate.label_smoothing,
-        learning_rate=candidate.learning_rate or settings.learning_rate,
-    )
+    rate = candidate.learning_rate or settings.learning_rate
+    settings = dataclasses.replace(settings, label_smoothing=candidate.label_smoothing, learning_rate=rate)
     phase = f"{candidate.text}, seed {seed}"
     return student, train(student, data, settings, checkpoint, phase=phase, distillation=distillation)

@@ -1,12 +1,10 @@
 """Teacher logits, computed once per augmented view and cached."""
 
-from __future__ import annotations
-
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import keras
@@ -22,9 +20,7 @@ from chestxray.models.checkpoint import fingerprint
 from chestxray.models.features import frozen_graph
 from chestxray.models.settings import TrainSettings
 
-TEACHERS_VERSION = 1
-"""Part of the key of cached logits: raise it whenever views or their computation change."""
-
+TEACHERS_VERSION = 1  # part of the key of cached logits: raise it when views or their computation change
 _BATCH = 32
 
 
@@ -39,47 +35,33 @@ class SavedClassifier(Protocol):
 class Teacher:
     """One saved classifier, or an ensemble whose logits are averaged.
 
-    Each member sees the views that the student sees, in its own image settings: the parameters of a view
-    depend on path, number of the view and seed, not on the pixels. The logits of one view of all images of a
-    subset are one file on disk, so that they are computed once for all students, variants and seeds.
+    The logits of one view of all images of a subset are one file on disk, computed once for all students.
     """
 
     def __init__(self, members: Sequence[tuple[SavedClassifier, XrayData]], bf16: bool = False):
-        """Join the members; nothing is computed yet.
+        """Join ``members``: classifiers, each with the data in its own image settings.
 
-        Args:
-            members: Classifiers, each with the data in its own image settings. One of another split (it may
-                know the validation images) or of other pixels raises ValueError, an exported one TypeError.
-            bf16: Compute in bfloat16: faster, and about 1 % off.
+        Another split or other pixels raise ValueError, an exported one TypeError. ``bf16`` is about 1 % off.
         """
         if not members:
             raise ValueError("a teacher needs at least one classifier. Received: members=[]")
         for classifier, data in members:
-            name, trained = classifier.card["name"], classifier.card["training_data"]["split_hash"]
+            trained = classifier.card["training_data"]["split_hash"]
+            received = f"Received: teacher={classifier.card['name']!r}"
             if not isinstance(classifier.model, keras.Model):
-                raise TypeError(
-                    f"a teacher must be a Keras model, not an exported one. Received: teacher={name!r}"
-                )
+                raise TypeError(f"a teacher must be a Keras model, not an exported one. {received}")
             if trained != data.split_hash:
-                raise ValueError(
-                    "this teacher was trained on another split: it may know validation and test images of "
-                    f"this one. Received: teacher={name!r} ({trained}), split={data.split_hash!r}"
-                )
+                message = "trained on another split: it may know validation and test images of this one"
+                received += f" ({trained}), split={data.split_hash!r}"
+                raise ValueError(f"this teacher was {message}. {received}")
             if classifier.image_settings != data.store.settings:
-                raise ValueError(
-                    f"this teacher sees other pixels: {classifier.image_settings}. Received: "
-                    f"teacher={name!r}, data with {data.store.settings}"
-                )
+                message = f"this teacher sees other pixels: {classifier.image_settings}"
+                raise ValueError(f"{message}. {received}, data with {data.store.settings}")
         self.members, self.bf16 = list(members), bf16
         self.names = [classifier.card["name"] for classifier, _ in members]
         self.outputs = min(classifier.model.output_shape[-1] for classifier, _ in members)
-        computed = {
-            "version": TEACHERS_VERSION,
-            "bf16": bf16,
-            "keras": keras.__version__,
-            "tensorflow": tf.__version__,
-            "devices": len(tf.config.list_physical_devices()),
-        }
+        computed = {"version": TEACHERS_VERSION, "bf16": bf16, "keras": keras.__version__}
+        computed |= {"tensorflow": tf.__version__, "devices": len(tf.config.list_physical_devices())}
         self._identities = [fingerprint(classifier.model, computed) for classifier, _ in members]
         self._graphs: dict[int, Callable] = {}
         self._logits: dict[tuple, dict[str, np.ndarray]] = {}
@@ -87,20 +69,15 @@ class Teacher:
     @property
     def identity(self) -> list[list[str]]:
         """Everything that decides the logits, besides the view."""
-        members = zip(self._identities, self.members, strict=True)
-        return [[identity, data.store.key] for identity, (_, data) in members]
+        return [[identity, data.store.key] for identity, (_, data) in zip(self._identities, self.members)]
 
     def logits(
         self, subset: str, paths: Sequence[str], augmentation: Augmentation | None = None, view: int = 0
     ) -> np.ndarray:
         """Look up the logits of the given images of a subset, or compute those of the whole subset.
 
-        Args:
-            subset, paths: train, val or test, and images of it; an unknown path raises ValueError.
-            augmentation, view: Random views and the number of the view, or None for the images as they are.
-
-        Returns:
-            ``float32`` (len(paths), outputs): the mean of the members' logits.
+        ``augmentation`` and ``view`` are random views and the number of the view, or None for the images as
+        they are. An unknown path raises ValueError. Returns ``float32`` (len(paths), outputs).
         """
         key = subset, augmentation, view if augmentation else None
         if key not in self._logits:
@@ -122,34 +99,25 @@ class Teacher:
     def _member_logits(
         self, number: int, subset: str, augmentation: Augmentation | None, view: int | None
     ) -> dict[str, np.ndarray]:
-        """Logits of one member by path, from the disk or computed."""
         classifier, data = self.members[number]
         rows = data.subset(subset)
         drawn = [asdict(augmentation), view, data.train_seed] if augmentation else None
         key = json.dumps([*self.identity[number], list(rows["path"]), list(rows["sha256"]), drawn])
         file = cache_dir("teachers") / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
-        stored = _read_logits(file)
-        if stored is None:
-            if number not in self._graphs:
-                self._graphs[number] = frozen_graph(classifier.model, self.bf16)
-            shown = f"{subset}, view {view + 1}" if augmentation else subset
-            print(f"computing {self.names[number]} for {len(rows)} images ({shown})", flush=True)
-            options = {"augment": augmentation, "seed": data.train_seed, "epoch": lambda: view or 0}
-            images = data.store.dataset(rows, _BATCH, **options)
-            logits = np.concatenate([self._graphs[number](pixels)[0].numpy() for pixels, _ in images])
-            stored = dict(zip(rows["path"], logits.astype(np.float32), strict=True))
-            with whole_file(file) as partial:
-                np.savez(partial, paths=np.array(list(stored)), logits=np.stack(list(stored.values())))
-        return stored
-
-
-def _read_logits(file: Path) -> dict[str, np.ndarray] | None:
-    """Stored logits by path; None where there is no such file, or a damaged one."""
-    try:
-        with np.load(file, allow_pickle=False) as stored:
+        # A file that is missing, or damaged in any way, is made (again).
+        with contextlib.suppress(Exception), np.load(file, allow_pickle=False) as stored:
             return dict(zip(stored["paths"].tolist(), stored["logits"], strict=True))
-    except Exception:  # a damaged file can fail in any way; its logits are computed again
-        return None
+        if number not in self._graphs:
+            self._graphs[number] = frozen_graph(classifier.model, self.bf16)
+        shown = f"{subset}, view {view + 1}" if augmentation else subset
+        print(f"computing {self.names[number]} for {len(rows)} images ({shown})", flush=True)
+        options = {"augment": augmentation, "seed": data.train_seed, "epoch": lambda: view or 0}
+        images = data.store.dataset(rows, _BATCH, **options)
+        logits = np.concatenate([self._graphs[number](pixels)[0].numpy() for pixels, _ in images])
+        logits = logits.astype(np.float32)
+        with whole_file(file) as partial:
+            np.savez(partial, paths=np.array(list(rows["path"])), logits=logits)
+        return dict(zip(rows["path"], logits, strict=True))
 
 
 @dataclass(frozen=True)
@@ -176,17 +144,13 @@ class Distillation:
         Raises ValueError: The student has more classes than the teacher, or another split or seed.
         """
         for _, taught in self.teacher.members:
-            if (taught.split_hash, taught.train_seed) != (data.split_hash, data.train_seed):
-                raise ValueError(
-                    "teacher and student must have the same split and seed. Received: "
-                    f"teacher={taught.split_hash}, {taught.train_seed}, "
-                    f"student={data.split_hash}, {data.train_seed}"
-                )
+            teacher, student = (f"{each.split_hash}, {each.train_seed}" for each in (taught, data))
+            if teacher != student:
+                message = "teacher and student must have the same split and seed"
+                raise ValueError(f"{message}. Received: teacher={teacher}, student={student}")
         if outputs > self.teacher.outputs:
-            names = self.teacher.names
-            raise ValueError(
-                f"a student of three classes needs a teacher of three. Received: teacher={names}"
-            )
+            message = "a student of three classes needs a teacher of three"
+            raise ValueError(f"{message}. Received: teacher={self.teacher.names}")
         augmentation = settings.augmentation if subset == "train" else None
         view = epoch % settings.views if settings.views else epoch
         logits = self.teacher.logits(subset, list(data.subset(subset)["path"]), augmentation, view)
@@ -201,11 +165,7 @@ class Distillation:
         outputs: int,
         epoch: Callable[[], int] = lambda: 0,
     ) -> tf.data.Dataset:
-        """Put the teacher's logits beside the batches of ``data.dataset`` with the same settings and epoch.
-
-        Returns:
-            Dataset of ``({"image": …, "teacher_logit": …}, labels)``.
-        """
+        """Join the logits to batches of ``data.dataset``: ``({"image": …, "teacher_logit": …}, labels)``."""
         count = len(data.subset(subset))
 
         def begin() -> list[np.ndarray]:
