@@ -1,7 +1,5 @@
 """Exported models, run without TensorFlow."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import threading
@@ -13,8 +11,7 @@ from numpy.typing import NDArray
 
 from chestxray.parallel import native_messages_to
 
-MODEL_FILES = {"litert": "model.tflite", "onnx": "model.onnx"}
-"""Name of the exported file, by format."""
+MODEL_FILES = {"litert": "model.tflite", "onnx": "model.onnx"}  # names of exported files, by format
 
 
 class Runtime:
@@ -40,19 +37,14 @@ class Runtime:
         except ModuleNotFoundError:
             raise
         except Exception as error:  # a damaged file can fail in any way
-            message = f"cannot be loaded ({type(error).__name__}). Received: path={str(path)!r}"
-            raise ValueError(message) from None
+            name = type(error).__name__
+            raise ValueError(f"cannot be loaded ({name}). Received: path={str(path)!r}") from None
 
     def predict(self, images: NDArray) -> dict[str, NDArray]:
-        """Run the model, image by image.
+        """Run the model, image by image, on grey pixels in 0–255, (N, size, size, 1), N > 0.
 
-        Args:
-            images: Grey pixels in 0–255, (N, size, size, 1), N > 0.
-
-        Returns:
-            ``logit`` (N, K), ``distance`` (N,) for the out-of-distribution check and, if the network ends in
-            pooling and one dense layer, ``map`` (N, h, w): the class activation map. Its mean is the logit
-            without the bias.
+        Gives ``logit`` (N, K), ``distance`` (N,) for the out-of-distribution check and, if the network ends
+        in pooling and one dense layer, ``map`` (N, h, w), the class activation map (mean: logit − bias).
         """
         outputs = [self._run(np.asarray(image, np.float32)[np.newaxis]) for image in images]
         columns = {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
