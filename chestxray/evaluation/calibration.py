@@ -1,24 +1,13 @@
-"""Calibration: Platt scaling of logits, measures of calibration, net benefit.
-
-Arguments and errors are those of `metrics.py`. Only NumPy is imported with the module.
-"""
-
-from __future__ import annotations
+"""Platt scaling of logits, calibration, net benefit; arguments and errors are those of `metrics.py`."""
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from chestxray.evaluation.metrics import (
-    bootstrap,
-    check_labels,
-    check_scores,
-    percentile_interval,
-    wilson_interval,
-)
+from chestxray.evaluation import metrics
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # prediction needs no pandas
     import pandas as pd
 
 _CLIP = 1e-7  # of probabilities, so that their log-odds are finite
@@ -29,23 +18,20 @@ def fit_platt(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
 
     Maximum likelihood with the smoothed targets of Platt (1999): (P + 1)/(P + 2) for the P positive images
     and 1/(Q + 2) for the Q negative ones; the fit stays finite when the classes are perfectly separated.
-    Departures: the loss has the form of Lin, Lin and Weng (2007), which neither overflows nor cancels; logits
-    are standardised for the search, so that the result follows their scale.
-
-    Raw logits, shape (N,), must be finite (ValueError), and both classes present. A slope of 0 or less means
-    that the model ranks the images backwards, or not at all. When all logits are equal, the slope is 1.
+    Departures: the loss of Lin, Lin and Weng (2007), which neither overflows nor cancels, and standardised
+    logits, so that the result follows their scale. Raw logits, shape (N,), must be finite (ValueError). A
+    slope of 0 or less means that the model ranks backwards, or not at all. For equal logits it is 1.
     """
     from scipy.optimize import minimize
     from scipy.special import expit
 
     logits = _check_logits(logits)
-    labels = check_labels(labels, both_classes=True, logits=logits)
+    labels = metrics.check_labels(labels, both_classes=True, logits=logits)
     negatives, positives = np.bincount(labels)
     targets = np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
     if np.ptp(logits) == 0:
         mean = targets.mean()
         return 1.0, float(np.log(mean / (1 - mean)) - logits[0])
-
     center, scale = logits.mean(), logits.std()
     inputs = np.stack([(logits - center) / scale, np.ones_like(logits)], axis=1)
 
@@ -76,11 +62,7 @@ def apply_platt(logits: ArrayLike, slope: float, intercept: float) -> NDArray:
 
 
 def log_odds(logits: ArrayLike) -> NDArray:
-    """Return the log-odds of the positive class, ``float64`` (...), from a model's logits.
-
-    Logits of shape (..., 1) are the log-odds. In shape (..., C) the first is of the negative class, and the
-    probabilities of the C − 1 positive classes are summed.
-    """
+    """Return the log-odds, ``float64`` (...), of logits (..., 1), or of class 1 and above in (..., C)."""
     logits = np.asarray(logits, np.float64)
     if logits.shape[-1] == 1:
         return logits[..., 0]
@@ -95,22 +77,21 @@ def _check_logits(logits: ArrayLike) -> NDArray:
     return logits
 
 
-def reliability_table(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> pd.DataFrame:
+def reliability_table(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> "pd.DataFrame":
     """Compare predicted with observed shares in bins of equally many images; ties may leave fewer bins.
 
-    One row a bin, in order: ``predicted`` (mean probability), ``observed`` (share of positives) with the 95 %
-    Wilson interval ``low`` to ``high``, and ``images``.
+    One row a bin: mean ``predicted``, ``observed`` with the 95 % Wilson bounds ``low, high``; ``images``.
     """
     import pandas as pd
 
-    labels, probabilities = check_scores(labels, probabilities)
+    labels, probabilities = metrics.check_scores(labels, probabilities)
     edges = np.unique(np.quantile(probabilities, np.linspace(0, 1, bins + 1)[1:-1]))
     bin_of = np.searchsorted(edges, probabilities, side="right")
     rows = []
     for number in np.unique(bin_of):
         inside = bin_of == number
-        share, low, high = wilson_interval(labels[inside].sum(), inside.sum())
-        rows.append((probabilities[inside].mean(), share, low, high, inside.sum()))
+        share = metrics.wilson_interval(labels[inside].sum(), inside.sum())
+        rows.append((probabilities[inside].mean(), *share, inside.sum()))
     return pd.DataFrame(rows, columns=["predicted", "observed", "low", "high", "images"])
 
 
@@ -123,15 +104,14 @@ def calibration_metrics(
     - ``slope`` of the logistic regression of the label on the log-odds: 1 when calibrated, below 1 when
       over-confident; None where the classes are perfectly separated.
     - ``intercept``, with the slope held at 1: 0 when calibrated, below 0 when probabilities are too high.
-    - ``ece``: mean distance of the shares in :func:`reliability_table`. It has no interval and is biased
-      upwards on few images: quote it with other metrics only.
+    - ``ece``, of :func:`reliability_table`: biased upwards on few images, and without an interval.
     """
     from scipy.special import logit
 
-    labels, probabilities = check_scores(labels, probabilities, both_classes=True)
+    labels, probabilities = metrics.check_scores(labels, probabilities, both_classes=True)
     odds = logit(np.clip(probabilities, _CLIP, 1 - _CLIP))
 
-    def metrics(weights: NDArray) -> dict[str, NDArray]:
+    def measures(weights: NDArray) -> dict[str, NDArray]:
         total = weights.sum(axis=1)
         prevalence = weights @ labels / total
         brier = weights @ (probabilities - labels) ** 2 / total
@@ -142,22 +122,19 @@ def calibration_metrics(
         values["intercept"][both] = _fit(np.ones((len(labels), 1)), odds, labels, weights[both])[:, 0]
         return {"brier": brier} | values
 
-    estimates = bootstrap(metrics, labels, groups, draws)
+    estimates = metrics.bootstrap(measures, labels, groups, draws)
     bins = reliability_table(labels, probabilities)
     ece = np.average((bins["predicted"] - bins["observed"]).abs(), weights=bins["images"])
-    intervals = {name: percentile_interval(*estimate) for name, estimate in estimates.items()}
+    intervals = {name: metrics.percentile_interval(*estimate) for name, estimate in estimates.items()}
     return intervals | {"ece": {"value": float(ece), "low": None, "high": None}}
 
 
 def _slopes(odds: NDArray, labels: NDArray, weights: NDArray) -> NDArray:
     """Slope of the label on the log-odds for each row of weights; NaN where the classes are separated."""
-
-    def ends(label: int) -> tuple[NDArray, NDArray]:
-        drawn = (weights > 0) & (labels == label)
-        return np.where(drawn, odds, np.inf).min(axis=1), np.where(drawn, odds, -np.inf).max(axis=1)
-
-    (lowest_negative, highest_negative), (lowest_positive, highest_positive) = ends(0), ends(1)
-    overlap = (highest_negative > lowest_positive) & (highest_positive > lowest_negative)
+    drawn = [(weights > 0) & (labels == label) for label in (0, 1)]
+    lowest = [np.where(rows, odds, np.inf).min(axis=1) for rows in drawn]
+    highest = [np.where(rows, odds, -np.inf).max(axis=1) for rows in drawn]
+    overlap = (highest[0] > lowest[1]) & (highest[1] > lowest[0])
     slopes = np.full(len(weights), np.nan)
     if overlap.any():
         scale = odds.std()
@@ -167,10 +144,8 @@ def _slopes(odds: NDArray, labels: NDArray, weights: NDArray) -> NDArray:
 
 
 def _fit(inputs: NDArray, offset: ArrayLike, labels: NDArray, weights: NDArray) -> NDArray:
-    """Fit a logistic regression for each row of weights by Newton's method: (D, P), NaN without convergence.
-
-    All rows are fitted at once: hundreds of fits by a library take seconds. No row may separate the classes.
-    """
+    """Fit a logistic regression for each row of weights (Newton): (D, P), NaN without convergence."""
+    # All rows at once: hundreds of fits by a library take seconds. No row may separate the classes.
     from scipy.special import expit
 
     def losses(points: NDArray) -> NDArray:
@@ -197,15 +172,14 @@ def _fit(inputs: NDArray, offset: ArrayLike, labels: NDArray, weights: NDArray) 
     return np.where(ended[:, None], points, np.nan)
 
 
-def decision_curve(labels: ArrayLike, probabilities: ArrayLike) -> pd.DataFrame:
-    """Net benefit of treating by the model, treating all, and treating none (Vickers and Elkin 2006).
+def decision_curve(labels: ArrayLike, probabilities: ArrayLike) -> "pd.DataFrame":
+    """Net benefit, TP/N − FP/N · t/(1 − t), of treating by the model and of treating all (Vickers 2006).
 
-    Net benefit = TP/N − FP/N · t/(1 − t): at a threshold of t, one missed case weighs as much as (1 − t)/t
-    false alarms. One row for each threshold of 0.01 to 0.99: ``threshold, model, all`` (``none`` is 0).
+    One row for each threshold t of 0.01 to 0.99: ``threshold, model, all``; that of treating none is 0.
     """
     import pandas as pd
 
-    labels, probabilities = check_scores(labels, probabilities, both_classes=True)
+    labels, probabilities = metrics.check_scores(labels, probabilities, both_classes=True)
     thresholds = np.arange(1, 100) / 100
     positive = probabilities[None, :] >= thresholds[:, None]
     harm = thresholds / (1 - thresholds)
@@ -217,7 +191,7 @@ def decision_curve(labels: ArrayLike, probabilities: ArrayLike) -> pd.DataFrame:
 def shift_prevalence(probabilities: ArrayLike, prevalence: float, new: float) -> NDArray:
     """Transfer calibrated probabilities from one prevalence, in (0, 1), to a new one, by Bayes' rule.
 
-    Adds logit(new) − logit(prevalence) to the log-odds: right if the images of each class look the same.
+    Right if the images of each class look the same. Prevalences outside (0, 1) raise ValueError.
     """
     from scipy.special import expit, logit
 

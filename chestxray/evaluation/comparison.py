@@ -1,9 +1,4 @@
-"""Comparisons on the same images: pairs of models, variants of training.
-
-Arguments and errors are those of `metrics.py`; both classes are needed. Models share the order of images.
-"""
-
-from __future__ import annotations
+"""Pairs of models and variants of training, on the same images of both classes; see `metrics.py`."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -13,34 +8,26 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from chestxray.evaluation import metrics
 from chestxray.evaluation.calibration import apply_platt, calibrate
-from chestxray.evaluation.metrics import (
-    bootstrap,
-    check_labels,
-    check_scores,
-    percentile_interval,
-    weighted_metrics,
-    weighted_ranking,
-)
 from chestxray.evaluation.thresholds import choose_thresholds
+
+VARIANT_METRICS = ("auroc", "sensitivity", "specificity", "brier")
 
 
 def auroc_difference(
     labels: ArrayLike, groups: ArrayLike, first: ArrayLike, second: ArrayLike
 ) -> tuple[float, float, float]:
-    """AUROC of the first model minus that of the second, ``(value, low, high)``, with a paired 95 % interval.
-
-    ``first`` and ``second`` are the models' probabilities, (N,). Both are scored on the same draws of patient
-    groups, so that effects of the images cancel; the interval is much narrower than that of either model.
-    """
-    labels, first = check_scores(labels, first, both_classes=True)
-    _, second = check_scores(labels, second)
+    """Difference in AUROC of two models' probabilities (N,), ``(value, low, high)``, paired over patients."""
+    labels, first = metrics.check_scores(labels, first, both_classes=True)
+    _, second = metrics.check_scores(labels, second)
 
     def difference(weights: NDArray) -> dict[str, NDArray]:
-        auroc, other = (weighted_ranking(labels, scores, weights)[0] for scores in (first, second))
+        auroc, other = (metrics.weighted_ranking(labels, scores, weights)[0] for scores in (first, second))
         return {"auroc": auroc - other}
 
-    return tuple(percentile_interval(*bootstrap(difference, labels, groups)["auroc"]).values())
+    estimate = metrics.bootstrap(difference, labels, groups)["auroc"]
+    return tuple(metrics.percentile_interval(*estimate).values())
 
 
 def pair_table(
@@ -50,14 +37,13 @@ def pair_table(
 
     ``probabilities``, (N,), and ``thresholds``, frozen on validation, have one entry a model. One row a pair:
     ``first, second``; ``difference`` in AUROC with ``low`` and ``high`` (:func:`auroc_difference`);
-    ``p_mcnemar`` of the exact McNemar test, which treats images of one patient as independent, adjusted for
-    the number of pairs (Holm 1979); ``agree``: share of images with equal decisions; ``both_wrong``: number
-    of images on which both are wrong.
+    ``p_mcnemar``, exact and adjusted for the number of pairs (Holm 1979), which treats images of one patient
+    as independent; ``agree``, the share of equal decisions; ``both_wrong``, the number of common errors.
     """
     from statsmodels.stats.contingency_tables import mcnemar
     from statsmodels.stats.multitest import multipletests
 
-    labels, rows = check_labels(labels), []
+    labels, rows = metrics.check_labels(labels), []
     right = {name: (np.asarray(p) >= thresholds[name]) == labels for name, p in probabilities.items()}
     for first, second in itertools.combinations(probabilities, 2):
         value, low, high = auroc_difference(labels, groups, probabilities[first], probabilities[second])
@@ -72,15 +58,9 @@ def pair_table(
     return table
 
 
-VARIANT_METRICS = ("auroc", "sensitivity", "specificity", "brier")
-
-
-def _variant_metrics(
-    labels: NDArray, probabilities: NDArray, threshold: float, weights: NDArray
-) -> dict[str, NDArray]:
-    values = weighted_metrics(labels, probabilities, {"chosen": threshold}, {}, weights)
-    ranking = {metric: values[None, metric] for metric in ("auroc", "brier")}
-    return ranking | {metric: values["chosen", metric] for metric in ("sensitivity", "specificity")}
+def _variant_metrics(labels: NDArray, scores: NDArray, threshold: float, weights: NDArray) -> dict:
+    values = metrics.weighted_metrics(labels, scores, {"chosen": threshold}, {}, weights)
+    return {metric: value for (_, metric), value in values.items() if metric in VARIANT_METRICS}
 
 
 def variant_difference(
@@ -89,30 +69,26 @@ def variant_difference(
     """Metrics of one variant of training minus those of another, over patients and training seeds.
 
     ``first`` and ``second`` hold probabilities, (N,), and threshold of each model of a variant, for the same
-    seeds in the same order (ValueError if their numbers differ). Every draw of the bootstrap takes patient
-    groups and, independently, seeds with replacement, the same for both variants; the metrics are averaged
-    over the seeds. Drawing S seeds understates their variance by (S − 1)/S, which is corrected; with two or
-    three seeds the interval is still too narrow. The result is ``{metric: {"value", "low", "high"}}``.
+    seeds in the same order (ValueError if their numbers differ). Every draw takes patient groups and seeds,
+    the same for both variants, and averages over the seeds. Drawing S seeds understates their variance by
+    (S − 1)/S, which is corrected; with two or three seeds the interval is still too narrow.
     """
     seeds, others = len(first), len(second)
     if seeds != others:
         raise ValueError(f"both variants need the same seeds. Received: first={seeds}, second={others}")
-    labels = check_labels(labels, both_classes=True)
+    labels = metrics.check_labels(labels, both_classes=True)
 
     def differences(weights: NDArray) -> dict[str, NDArray]:
-        """Differences by metric, shape (S, D)."""
         values = [_variant_metrics(labels, *model, weights) for model in (*first, *second)]
-        return {
-            metric: np.stack([a[metric] - b[metric] for a, b in zip(values, values[seeds:])])
-            for metric in values[0]
-        }
+        pairs = list(zip(values, values[seeds:]))
+        return {name: np.stack([a[name] - b[name] for a, b in pairs]) for name in values[0]}
 
-    estimates = bootstrap(differences, labels, groups)
+    estimates = metrics.bootstrap(differences, labels, groups)
     draws = estimates["auroc"][1].shape[1]
     picks = np.random.default_rng([0, 1]).multinomial(seeds, [1 / seeds] * seeds, size=draws) / seeds
     picks = 1 / seeds + (picks - 1 / seeds) * np.sqrt(seeds / max(1, seeds - 1))
     return {
-        metric: percentile_interval(value.mean(), np.clip(np.sum(picks.T * drawn, axis=0), -1, 1))
+        metric: metrics.percentile_interval(value.mean(), np.clip(np.sum(picks.T * drawn, axis=0), -1, 1))
         for metric, (value, drawn) in estimates.items()
     }
 
@@ -124,12 +100,9 @@ def score_variants(
 
     Every model is calibrated and gets its threshold (Youden) on the validation images. ``table`` has one row
     an image: ``split`` (val and ``subset``), ``label``, ``group``, and the raw logits of each model.
-    ``variants`` are the columns with the logits of each variant, one a seed, in the same order of seeds.
-
-    Returns:
-        ``{variant: {"seeds": {metric: [values]}, "mean": {…}, "sd": {…}, "difference": {…}}}`` for
-        :data:`VARIANT_METRICS`; the baseline has no difference (:func:`variant_difference`), and sd is None
-        for one seed.
+    ``variants`` are the columns with the logits of each variant, one a seed, in the same order of seeds. The
+    result is ``{variant: {"seeds": {metric: [values]}, "mean": {…}, "sd": {…}, "difference": {…}}}`` for
+    :data:`VARIANT_METRICS`; sd is None for one seed, and the baseline has no :func:`variant_difference`.
     """
     val, rows = table[table["split"] == "val"], table[table["split"] == subset]
     labels, every_image = rows["label"].to_numpy(), np.ones((1, len(rows)))

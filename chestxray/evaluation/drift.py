@@ -1,10 +1,7 @@
-"""Drift of images and scores since validation, measured without labels.
+"""Drift of images and scores since validation, measured without labels; ``values`` are (N,).
 
-Drift does not prove a loss of performance, and performance can fall without drift: only labels show it. A
-reference is 101 quantiles; ``values`` are (N,). Only NumPy is imported with the module (see `metrics.py`).
+Drift does not prove a loss of performance, and performance can fall without drift: only labels show it.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,37 +9,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # prediction needs no pandas
     import pandas as pd
 
 _QUANTILES = np.linspace(0, 1, 101)
 _BINS = 10
-PSI_LARGE = 0.25
-"""From here on a population stability index is commonly called large; below 0.1 small."""
+PSI_LARGE = 0.25  # from here on a population stability index is commonly called large; below 0.1 small
 
 
 def describe_reference(values: Mapping[str, ArrayLike]) -> dict[str, Any]:
     """Summarise measures of the validation images: ``images`` and ``quantiles``, ``{name: [101 values]}``."""
-    arrays = {name: np.asarray(column, np.float64) for name, column in values.items()}
-    quantiles = {
-        name: [float(f"{value:.6g}") for value in np.quantile(array, _QUANTILES)]
-        for name, array in arrays.items()
-    }
-    return {"images": len(next(iter(arrays.values()))), "quantiles": quantiles}
+    quantiles = {name: np.quantile(np.asarray(x, np.float64), _QUANTILES) for name, x in values.items()}
+    rounded = {name: [float(f"{value:.6g}") for value in row] for name, row in quantiles.items()}
+    return {"images": len(next(iter(values.values()))), "quantiles": rounded}
 
 
 def population_stability(reference: Sequence[float], values: ArrayLike) -> float:
-    """Population stability index, Σ (p − q) ln(p / q), over ten bins of equal mass in the reference.
-
-    A bin without images counts half an image.
-    """
+    """Population stability index Σ (p − q) ln(p / q) over tenths of the reference; no image counts half."""
     reference, values = np.asarray(reference[:-1]), np.asarray(values, np.float64)
     edges = np.unique(reference[10::10])
     edges = edges[edges > reference[0]]
-    expected, observed = (
-        np.bincount(np.searchsorted(edges, some, side="right"), minlength=len(edges) + 1)
-        for some in (reference, values)
-    )
+    bins = [np.searchsorted(edges, some, side="right") for some in (reference, values)]
+    expected, observed = (np.bincount(places, minlength=len(edges) + 1) for places in bins)
     expected, observed = expected / len(reference), np.maximum(observed, 0.5) / len(values)
     return float(np.sum((observed - expected) * np.log(observed / expected)))
 
@@ -64,12 +52,11 @@ def kolmogorov_smirnov(reference: Sequence[float], images: int, values: ArrayLik
     return float(distance), float(kstwobign.sf(distance * np.sqrt(images * count / (images + count))))
 
 
-def drift_table(reference: Mapping[str, Any], values: Mapping[str, ArrayLike]) -> pd.DataFrame:
+def drift_table(reference: Mapping[str, Any], values: Mapping[str, ArrayLike]) -> "pd.DataFrame":
     """Compare measures with those of the same name in a reference (:func:`describe_reference`).
 
-    One row a name: ``what``, ``before`` and ``now`` (medians), ``psi``, ``psi_by_chance`` (its mean when
-    nothing changed: 9 (1/N + 1/M)), ``ks``, ``p`` (adjusted for the number of rows, Holm 1979), and
-    ``verdict`` in words.
+    One row a name: ``what``, medians ``before`` and ``now``, ``psi``, ``psi_by_chance`` (its mean if nothing
+    changed: 9 (1/N + 1/M)), ``ks``, ``p`` (adjusted for the number of rows, Holm 1979), and ``verdict``.
     """
     import pandas as pd
     from statsmodels.stats.multitest import multipletests

@@ -1,10 +1,9 @@
 """Quantitative checks of heatmaps, and stress tests of the model behind them.
 
-Maps (not negative) and masks (``bool``) are (N, H, W); different shapes raise ValueError. ``score`` is a
-model as a function from ``images``, ``uint8`` (N, H, W), to scores (N,). ``groups`` are patient groups, (N,).
+Maps (not negative) and masks (``bool``) are (N, H, W); different shapes raise ValueError. By chance, hits,
+energy and precision are the share of the mask in the image. ``score`` is a model as a function from
+``images``, ``uint8`` (N, H, W), to scores (N,). ``groups`` are patient groups, (N,).
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -21,10 +20,7 @@ Score = Callable[[NDArray], NDArray]
 
 
 def pointing_game(maps: NDArray, masks: NDArray) -> NDArray:
-    """Whether the largest value of each map lies in its mask (Zhang 2016), ``bool`` (N,).
-
-    An empty map is a miss. By chance the share of hits is that of the mask in the image.
-    """
+    """Whether the largest value of each map, above 0, lies in its mask (Zhang 2016), ``bool`` (N,)."""
     maps, masks = _same_shape(maps, masks)
     flat = maps.reshape(len(maps), -1)
     hit = masks.reshape(len(masks), -1)[np.arange(len(maps)), flat.argmax(axis=1)]
@@ -32,13 +28,13 @@ def pointing_game(maps: NDArray, masks: NDArray) -> NDArray:
 
 
 def energy_inside(maps: NDArray, masks: NDArray) -> NDArray:
-    """Share of each map that lies in its mask, (N,); NaN for an empty map. By chance: the mask's share."""
+    """Share of each map that lies in its mask, (N,); NaN for an empty map."""
     maps, masks = _same_shape(maps, masks)
     return ratio((maps * masks).sum(axis=(1, 2)), maps.sum(axis=(1, 2)))
 
 
 def pixel_precision(maps: NDArray, masks: NDArray) -> NDArray:
-    """Average precision of each map's pixels, (N,); NaN for an empty mask. By chance: the mask's share."""
+    """Average precision of each map's pixels, (N,); NaN for an empty mask."""
     maps, masks = _same_shape(maps, masks)
     pairs = zip(masks.reshape(len(masks), -1), maps.reshape(len(maps), -1))
     return np.array([average_precision_score(*pair) if pair[0].any() else np.nan for pair in pairs])
@@ -67,7 +63,6 @@ def occlusion(score: Score, images: NDArray, window: int, step: int) -> NDArray:
     """
     images = np.asarray(images)
     whole = np.asarray(score(images), np.float64)
-    # Squares begin so that they reach both edges, evenly and at most ``step`` apart.
     last = (max(0, side - window) for side in images.shape[1:])
     rows, columns = (np.linspace(0, end, 1 + -(-end // step)).round().astype(int) for end in last)
     drops = np.empty((len(images), len(rows), len(columns)))
@@ -81,11 +76,10 @@ def occlusion(score: Score, images: NDArray, window: int, step: int) -> NDArray:
 
 
 def perturbation_curves(score: Score, images: NDArray, maps: NDArray, insert: bool = False) -> NDArray:
-    """Blur pixels in the order of a map, or restore them (Petsiuk 2018, arXiv:1806.07421).
+    """Blur pixels in the order of a map, or restore them with ``insert`` (Petsiuk 2018, arXiv:1806.07421).
 
-    Departure: removed pixels are blurred (sigma: 1/12 of the side), not black, which no X-ray shows. The
-    highest pixels of a map come first. ``insert`` begins with the blurred image and restores pixels. The
-    result, (N, 17), holds the scores after 0, 1, …, 16 equal portions of pixels.
+    Departure: removed pixels are blurred (sigma: 1/12 of the side), not black. The highest pixels of a map
+    come first. The result, (N, 17), holds the scores after 0, 1, …, 16 equal portions of pixels.
     """
     images, maps = np.asarray(images), np.asarray(maps, np.float64)
     blurred = np.stack([cv2.GaussianBlur(image, (0, 0), images.shape[1] / 12) for image in images])
@@ -103,10 +97,8 @@ def control_maps(images: NDArray, seed: int = 0) -> dict[str, NDArray]:
     noise = [cv2.GaussianBlur(rng.random((height, width)), (0, 0), height / 16) for _ in range(count)]
     y, x = np.mgrid[:height, :width]
     bell = np.exp(-(((x - (width - 1) / 2) / width) ** 2 + ((y - (height - 1) / 2) / height) ** 2) / 0.1)
-    return {
-        "random": np.stack(noise) - np.min(noise, axis=(1, 2), keepdims=True),
-        "centred Gaussian": np.broadcast_to(bell, (count, height, width)),
-    }
+    noise = np.stack(noise) - np.min(noise, axis=(1, 2), keepdims=True)
+    return {"random": noise, "centred Gaussian": np.broadcast_to(bell, (count, height, width))}
 
 
 def faithfulness_table(curves: Mapping[str, Mapping], name: str, groups: ArrayLike) -> pd.DataFrame:
@@ -114,19 +106,17 @@ def faithfulness_table(curves: Mapping[str, Mapping], name: str, groups: ArrayLi
 
     ``curves`` are ``{game: {map: (N, 17)}}`` (:func:`perturbation_curves`) for the games ``deletion`` (small
     areas are good) and ``insertion`` (large ones). One row a game and control: ``game, control, area,
-    control_area`` (mean scores along the curves), and ``gain`` with ``low`` and ``high``: how much better the
-    map's area is, 95 % interval over patients.
+    control_area`` (means), and ``gain`` with ``low, high``: how much better the map's area is, over patients.
     """
     rows = []
     for game, by_map in curves.items():
         areas = {label: np.mean(scores, axis=1) for label, scores in by_map.items()}
         for control in sorted(areas.keys() - {name}):
-            row = {"game": game, "control": control, "area": float(areas[name].mean())}
             gain = (areas[name] - areas[control]) * (1 if game == "insertion" else -1)
-            low, high = mean_interval(gain, groups)
-            row |= {"control_area": float(areas[control].mean()), "gain": float(gain.mean())}
-            rows.append(row | {"low": low, "high": high})
-    return pd.DataFrame(rows).sort_values("game", kind="stable", ignore_index=True)
+            means = [float(values.mean()) for values in (areas[name], areas[control], gain)]
+            rows.append((game, control, *means, *mean_interval(gain, groups)))
+    columns = ["game", "control", "area", "control_area", "gain", "low", "high"]
+    return pd.DataFrame(rows, columns=columns).sort_values("game", kind="stable", ignore_index=True)
 
 
 def mean_interval(values: ArrayLike, groups: ArrayLike) -> tuple[float, float]:
@@ -138,9 +128,8 @@ def mean_interval(values: ArrayLike, groups: ArrayLike) -> tuple[float, float]:
     def mean(weights: NDArray) -> dict[str, NDArray]:
         return {"mean": weights @ values / weights.sum(axis=1)}
 
-    one_stratum = np.zeros(len(values), int)
-    _, low, high = percentile_interval(*bootstrap(mean, one_stratum, groups)["mean"]).values()
-    return low, high
+    interval = percentile_interval(*bootstrap(mean, np.zeros(len(values), int), groups)["mean"])
+    return interval["low"], interval["high"]
 
 
 def centre_box(size: int) -> NDArray:
@@ -162,11 +151,10 @@ def _jpeg(image: NDArray) -> NDArray:
 
 def _shift(image: NDArray) -> NDArray:
     step = round(len(image) / 20)
-    move = np.float32([[1, 0, step], [0, 1, step]])
-    return cv2.warpAffine(image, move, image.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
+    return np.pad(image, ((step, 0), (step, 0)), mode="edge")[: len(image), : image.shape[1]]
 
 
-STRESSES: dict[str, Callable[[NDArray], NDArray]] = {
+STRESSES: dict[str, Callable[[NDArray], NDArray]] = {  # changes of an image, uint8 (H, W)
     "border only": _border,
     "blurred, sigma 2": lambda image: cv2.GaussianBlur(image, (0, 0), 2),
     "JPEG, quality 30": _jpeg,
@@ -175,7 +163,6 @@ STRESSES: dict[str, Callable[[NDArray], NDArray]] = {
     "darker by 30 %": lambda image: np.rint(image * 0.7).astype(np.uint8),
     "brighter by 30 %": lambda image: np.minimum(np.rint(image * 1.3), 255).astype(np.uint8),
 }
-"""Changes of an image, ``uint8`` (H, W), besides blacking out the lungs."""
 
 
 def stress_table(
@@ -190,10 +177,8 @@ def stress_table(
 
     Images are preprocessed. ``labels``, (N,), are those of `metrics.py`; both classes must be present. The
     threshold is frozen on validation. ``masks`` are lungs; without them :func:`centre_box` is blacked out.
-
-    Returns:
-        One row a change, the first being none: ``change``; ``auroc`` with ``low`` and ``high`` over patients;
-        ``sensitivity``, ``specificity``; ``changed``, the share of decisions that the change reverses.
+    One row a change, the first being none: ``change``; ``auroc`` with ``low`` and ``high`` over patients;
+    ``sensitivity``, ``specificity``; ``changed``, the share of decisions that the change reverses.
     """
     images = np.asarray(images)
 
@@ -211,8 +196,7 @@ def stress_table(
         decisions = probabilities >= threshold
         unchanged = decisions if unchanged is None else unchanged
         metrics, _ = evaluate(labels, probabilities, groups, {"given": threshold}, draws=1000)
-        auroc, rates = metrics["auroc"], metrics["given"]
-        row = {"change": name, "auroc": auroc["value"], "low": auroc["low"], "high": auroc["high"]}
-        row |= {rate: rates[rate]["value"] for rate in ("sensitivity", "specificity")}
+        row = {"change": name} | dict(zip(("auroc", "low", "high"), metrics["auroc"].values()))
+        row |= {rate: metrics["given"][rate]["value"] for rate in ("sensitivity", "specificity")}
         rows.append(row | {"changed": float(np.mean(decisions != unchanged))})
     return pd.DataFrame(rows)

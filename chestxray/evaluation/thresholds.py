@@ -1,9 +1,4 @@
-"""Thresholds and the decisions that they give: operating points, predictive values, triage.
-
-Arguments and errors are those of `metrics.py`.
-"""
-
-from __future__ import annotations
+"""Operating points, predictive values, triage; arguments and errors are those of `metrics.py`."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,14 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from chestxray.evaluation.metrics import (
-    check_labels,
-    check_scores,
-    confusion,
-    interval_columns,
-    ratio,
-    wilson_interval,
-)
+from chestxray.evaluation import metrics
 
 PREVALENCES = (0.10, 0.25, 0.50)
 
@@ -40,19 +28,18 @@ def choose_thresholds(labels: ArrayLike, probabilities: ArrayLike) -> tuple[dict
       sensitivity is at least 0.95. Images are treated as independent: optimistic with several a patient.
     - ``half``: 0.5.
     """
-    labels, probabilities = check_scores(labels, probabilities, both_classes=True)
+    labels, probabilities = metrics.check_scores(labels, probabilities, both_classes=True)
     candidates, true_positives, true_negatives = _candidates(labels, probabilities)
     negatives, positives = np.bincount(labels)
     # Youden's index times both class sizes plus a constant: integers, so ties are exact.
     best = np.argmax(true_positives * negatives + true_negatives * positives)
     thresholds = {"youden": float(candidates[best]), "sensitivity_95": None, "half": 0.5}
-
-    enough = wilson_interval(true_positives, positives)[1] >= 0.95
+    enough = metrics.wilson_interval(true_positives, positives)[1] >= 0.95
     if enough.any():
         thresholds["sensitivity_95"] = float(candidates[enough].max())
         return thresholds, {}
     sizes = np.arange(1, 100)
-    needed = sizes[wilson_interval(sizes, sizes)[1] >= 0.95].min()
+    needed = sizes[metrics.wilson_interval(sizes, sizes)[1] >= 0.95].min()
     reason = (
         f"validation has {positives} positive (PNEUMONIA) images; a lower 95 % bound of "
         f"sensitivity of 0.95 needs at least {needed}, even when all of them are found"
@@ -70,25 +57,26 @@ def operating_points(
 
     One row a threshold: ``threshold_rule, threshold, tp, fp, tn, fn``; ``sensitivity`` and ``specificity``
     with ``_low`` and ``_high`` (Wilson; images are treated as independent); the likelihood ratios
-    ``lr_positive`` and ``lr_negative`` (NaN where 0/0, infinite where /0); ``ppv_10``, ``npv_10`` and so on
-    for each prevalence in percent.
+    ``lr_positive``, ``lr_negative`` (NaN where 0/0, infinite where /0); ``ppv_10``, ``npv_10`` (percent), ….
     """
-    check_labels(labels, both_classes=True)
+    metrics.check_labels(labels, both_classes=True)
     rows = []
     for threshold_rule, threshold in thresholds.items():
         if threshold is None:
             continue
-        counts = confusion(labels, probabilities, threshold)
+        counts = metrics.confusion(labels, probabilities, threshold)
         row = {"threshold_rule": threshold_rule, "threshold": threshold, **counts}
         for name, right, wrong in (("sensitivity", "tp", "fn"), ("specificity", "tn", "fp")):
-            row |= interval_columns(name, wilson_interval(counts[right], counts[right] + counts[wrong]))
+            interval = metrics.wilson_interval(counts[right], counts[right] + counts[wrong])
+            row |= metrics.interval_columns(name, interval)
         sensitivity, specificity = row["sensitivity"], row["specificity"]
-        row["lr_positive"] = ratio(sensitivity, 1 - specificity)
-        row["lr_negative"] = ratio(1 - sensitivity, specificity)
+        row["lr_positive"] = metrics.ratio(sensitivity, 1 - specificity)
+        row["lr_negative"] = metrics.ratio(1 - sensitivity, specificity)
         for share in prevalences:
             tp, fp = sensitivity * share, (1 - specificity) * (1 - share)
             tn, fn = specificity * (1 - share), (1 - sensitivity) * share
-            row |= {f"ppv_{100 * share:g}": ratio(tp, tp + fp), f"npv_{100 * share:g}": ratio(tn, tn + fn)}
+            row[f"ppv_{100 * share:g}"] = metrics.ratio(tp, tp + fp)
+            row[f"npv_{100 * share:g}"] = metrics.ratio(tn, tn + fn)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -99,17 +87,13 @@ def threshold_elsewhere(
     """Score decisions at a threshold that is chosen on some labelled images of another hospital.
 
     For each of ``counts``, 200 draws take patient groups at random until they hold so many images; the Youden
-    threshold of these decides about all others. A draw does not count when either subset lacks a class. The
-    spread over the draws shows how much depends on which images are labelled; it is no confidence interval.
-
-    Returns:
-        One row a count for which half of the draws count: ``labelled``, ``draws`` (their number) and, on the
-        other images, accuracy, sensitivity and specificity: mean, and 2.5 and 97.5 percentiles (``_low``,
-        ``_high``).
+    threshold of these decides about all others. A draw does not count when either subset lacks a class. One
+    row a count for which half of the draws count: ``labelled``, ``draws`` (their number) and, on the other
+    images, accuracy, sensitivity and specificity: mean, and 2.5 and 97.5 percentiles (``_low``, ``_high``).
     """
-    labels, probabilities = check_scores(labels, probabilities, both_classes=True)
+    labels, probabilities = metrics.check_scores(labels, probabilities, both_classes=True)
     groups = np.unique(np.asarray(groups), return_inverse=True)[1]
-    check_labels(labels, groups=groups)
+    metrics.check_labels(labels, groups=groups)
     rng, draws, rows = np.random.default_rng(0), 200, []
     for count in counts:
         scores = []
@@ -125,19 +109,17 @@ def threshold_elsewhere(
             row = {"labelled": count, "draws": len(scores)}
             spans = np.stack([np.mean(scores, axis=0), *np.percentile(scores, [2.5, 97.5], axis=0)], axis=1)
             for metric, span in zip(("accuracy", "sensitivity", "specificity"), spans):
-                row |= interval_columns(metric, span)
+                row |= metrics.interval_columns(metric, span)
             rows.append(row)
     return pd.DataFrame(rows)
 
 
 def choose_triage(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float]:
-    """Choose two thresholds on validation: rule out below ``rule_out``, rule in from ``rule_in`` on.
+    """Choose on validation: ``rule_out`` with a sensitivity, ``rule_in`` with a specificity, of 0.98 or more.
 
-    The first is the highest threshold with a sensitivity of at least 0.98, the second the lowest with a
-    specificity of at least 0.98, or 1. A good model has them in the other order; then both become their
-    middle, and no image is referred.
+    They are the highest and the lowest such threshold (or 1); in the other order both become their middle.
     """
-    labels, probabilities = check_scores(labels, probabilities, both_classes=True)
+    labels, probabilities = metrics.check_scores(labels, probabilities, both_classes=True)
     candidates, true_positives, true_negatives = _candidates(labels, probabilities)
     negatives, positives = np.bincount(labels)
     low = candidates[true_positives / positives >= 0.98].max()
@@ -155,11 +137,10 @@ def triage_table(
     One row a decision: ``decision, images, share, pneumonia`` (images), ``wrong`` (pneumonias ruled out,
     normals ruled in; NaN for referred) and ``error`` with ``low`` and ``high``: wrong / images, Wilson.
     """
-    labels, probabilities = check_scores(labels, probabilities)
+    labels, probabilities = metrics.check_scores(labels, probabilities)
     if not 0 <= rule_out <= rule_in <= 1:
-        raise ValueError(
-            f"0 <= rule_out <= rule_in <= 1 is needed. Received: rule_out={rule_out}, rule_in={rule_in}"
-        )
+        received = f"rule_out={rule_out}, rule_in={rule_in}"
+        raise ValueError(f"0 <= rule_out <= rule_in <= 1 is needed. Received: {received}")
     out, into = probabilities < rule_out, probabilities >= rule_in
     decisions = {"rule out": (out, 1), "refer": (~out & ~into, None), "rule in": (into, 0)}
     rows = []
@@ -167,6 +148,6 @@ def triage_table(
         images, pneumonia = int(chosen.sum()), int(labels[chosen].sum())
         wrong = np.nan if wrong_label is None else int((labels[chosen] == wrong_label).sum())
         row = {"decision": decision, "images": images, "share": images / len(labels), "pneumonia": pneumonia}
-        row |= {"wrong": wrong} | dict(zip(("error", "low", "high"), wilson_interval(wrong, images)))
+        row |= {"wrong": wrong} | dict(zip(("error", "low", "high"), metrics.wilson_interval(wrong, images)))
         rows.append(row)
     return pd.DataFrame(rows)
