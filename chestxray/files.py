@@ -4,8 +4,6 @@ A file that another step may take for finished is written under a temporary name
 renamed. A reader sees the old file or the new one, never half of one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -13,6 +11,7 @@ import re
 import secrets
 import shutil
 import sys
+import unicodedata
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,6 +180,33 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def files_below(folder: Path, visited: set[str] | None = None) -> Iterator[Path]:
+    """List every file below a folder that is not hidden, by name; links are followed, each folder once."""
+    visited = {os.path.realpath(folder)} if visited is None else visited
+    try:
+        paths = [
+            folder / name for name in sorted(os.listdir(folder)) if not name.startswith((".", "__MACOSX"))
+        ]
+    except OSError:
+        yield folder  # cannot be opened, and is reported by name
+        return
+    for path in sorted(paths, key=lambda path: os.path.islink(path) and os.path.isdir(path)):
+        if not os.path.isdir(path):
+            yield path
+        elif (real := os.path.realpath(path)) not in visited:
+            visited.add(real)
+            yield from files_below(path, visited)
+
+
+def spelled(folder: Path, name: str) -> str:
+    """A name from a table as the folder spells it: with ``/`` for a backslash, in either Unicode form."""
+    slashes = name.replace("\\", "/")
+    forms = (unicodedata.normalize(form, slashes) for form in ("NFC", "NFD"))
+    return next(
+        (spelling for spelling in (name, slashes, *forms) if os.path.lexists(folder / spelling)), name
+    )
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Write ``content`` as indented JSON, whole or not at all. NaN and infinity raise ValueError."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
@@ -196,7 +222,7 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"not a JSON file ({error}). Received: path={str(path)!r}") from None
 
 
-def read_table(path: str | Path, texts: Collection[str], **options: Any) -> pd.DataFrame:
+def read_table(path: str | Path, texts: Collection[str], **options: Any) -> "pd.DataFrame":
     """Read a CSV file and keep names as they are written; ``options`` are those of :func:`pandas.read_csv`.
 
     pandas would read 007 as 7 and NA as missing. Here ``texts`` are columns of names, if the file has them.

@@ -1,8 +1,13 @@
 """A data set of 60 drawn pictures and a small network: enough to train, save and predict in seconds."""
 
+import io
+
 import cv2
 import keras
 import numpy as np
+import pydicom
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from chestxray import ImageSettings, TrainSettings, XrayData, load_data
 
@@ -68,3 +73,24 @@ def by_layer(model) -> dict[str, list[np.ndarray]]:
 def changed(before, after) -> set[str]:
     """Names of the layers whose weights differ, from two answers of :func:`by_layer`."""
     return {name for name in before if not same(before[name], after[name])}
+
+
+def radiograph(pixels, bits=12, **tags):
+    """A computed radiograph, encoded."""
+    dataset = pydicom.Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", generate_uid()
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.Modality, dataset.PatientName, dataset.PatientID = "CR", "Doe^Jane", "4711-secret"
+    dataset.Rows, dataset.Columns = np.shape(pixels)[:2]
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, bits, bits - 1
+    dataset.PixelRepresentation = 0
+    dataset.PixelData = np.asarray(pixels, "<u2").tobytes()
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    file = io.BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    return file.getvalue()

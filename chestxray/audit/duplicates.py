@@ -1,28 +1,13 @@
 """Copies of an image: equal files, and files that were encoded again."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
-from scipy.fft import dctn
 from scipy.sparse import triu
 from sklearn.neighbors import radius_neighbors_graph
 
-from chestxray.audit.shortcuts import thumbnail
+from chestxray.data.images import MAX_DISTANCE, perceptual_hashes
 
-MAX_DISTANCE = 32  # bits of 256 that may differ between the hashes of two copies
 MIN_CORRELATION = 0.98  # of the pixels, between two images with close hashes that are copies
-
-
-def perceptual_hashes(images: np.ndarray) -> np.ndarray:
-    """Compute 256-bit hashes, ``bool`` (N, 256), that survive re-encoding, resizing and a change of exposure.
-
-    Signs, about their median, of the 16 × 16 lowest frequencies of the cosine transform at 64 × 64 pixels
-    (Zauner 2010, with four times as many bits: chest X-rays are so alike that 64 bits confuse thousands).
-    ``images`` are grey pixels, (N, H, W) or (N, H, W, 1).
-    """
-    lowest = dctn(thumbnail(images, 64), axes=(1, 2))[:, :16, :16].reshape(len(images), -1)
-    return lowest > np.median(lowest, axis=1, keepdims=True)
 
 
 def find_copies(table: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
@@ -35,7 +20,7 @@ def find_copies(table: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
         One row a pair: ``first, second`` (paths), ``exact`` (byte for byte), ``distance`` (differing bits of
         256), ``correlation`` (of the pixels), and ``same_label``, ``same_split`` and ``same_group``.
     """
-    hashes = perceptual_hashes(images)
+    hashes = np.unpackbits(perceptual_hashes(images), axis=1)
     # The squared distance of two vectors of bits is the number of bits that differ.
     close = radius_neighbors_graph(hashes.astype(np.float32), np.sqrt(MAX_DISTANCE + 0.5))
     first, second = triu(close, 1).nonzero()

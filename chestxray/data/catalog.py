@@ -6,8 +6,6 @@ strict key (for intervals) is ``person12_bacteria``; the conservative one (for s
 because the numbers of both subtypes may count the same children.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
@@ -21,10 +19,9 @@ from tqdm.contrib.concurrent import thread_map
 
 from chestxray.data.formats import check_image
 from chestxray.data.images import PIXELS_VERSION
-from chestxray.files import cache_dir, printable, read_json, read_table, write_json
+from chestxray.files import cache_dir, files_below, printable, read_json, read_table, spelled, write_json
 from chestxray.schema import CLASSES, COLUMNS, SPLIT_HEADER, SPLITS, SUBTYPES
 
-_DEBRIS = ("__MACOSX", ".")
 _FACTS = ["bytes", "mtime", "sha256", "width", "height", "mode", "problem"]
 _KAGGLE_DATASET = "paultimothymooney/chest-xray-pneumonia"
 _KAGGLE_INPUT = Path("/kaggle/input")
@@ -106,9 +103,14 @@ def scan(data_dir: str | Path | None = None, classes: tuple[str, str] | None = N
 
 
 def group_by_names(files: pd.DataFrame) -> pd.DataFrame:
-    """Complete a catalog by subtype and patient groups from the file names."""
+    """Complete a catalog by subtype and patient groups from the file names; the folder decides the label."""
     parsed = [parse_name(Path(path).stem) or ("", "", "") for path in files["path"]]
     names = pd.DataFrame(parsed, columns=["subtype", "group", "group_conservative"], index=files.index)
+    wrong = (names["subtype"] != "") & ((names["subtype"] != SUBTYPES[0]) != files["label"])
+    if wrong.any():
+        text = f"{wrong.sum()} file names contradict their folder, and give no subtype: "
+        warnings.warn(f"{text}{printable(files['path'][wrong].iloc[0])}, …", stacklevel=3)
+        names.loc[wrong, "subtype"] = ""
     return _complete(files.join(names))
 
 
@@ -151,7 +153,7 @@ def from_table(
             raise ValueError(f"the list has no such column, only {columns}. Received: {name}={column!r}")
     empty = pd.Series("", given.index)
     labels = given[label].map({"0": 0, "1": 1, classes[0]: 0, classes[1]: 1})
-    paths = given[path].map(lambda name: Path(name).as_posix(), na_action="ignore")
+    paths = given[path].map(lambda name: Path(spelled(root, name)).as_posix(), na_action="ignore")
     splits = given.get(split, empty).fillna("")
     subtypes = given.get("subtype", empty).fillna("")
     groups = given.get(group, empty).fillna("")
@@ -211,7 +213,8 @@ def verify(data_dir: str | Path | None = None, classes: tuple[str, str] | None =
 
 
 def _split_folders(folder: Path) -> list[Path]:
-    return [folder / name for name in SPLITS if (folder / name).is_dir()]
+    """Folders named train, val or test, in any case."""
+    return [path for path in _folders(folder) if path.name.lower() in SPLITS]
 
 
 def _list_files(root: Path, classes: tuple[str, str] | None) -> pd.DataFrame:
@@ -224,7 +227,7 @@ def _list_files(root: Path, classes: tuple[str, str] | None) -> pd.DataFrame:
         if folder not in subsets and folder.name != "chest_xray":
             warnings.warn(f"folder ignored, it is none of {', '.join(SPLITS)}: {folder}", stacklevel=3)
     for parent in subsets or [root]:
-        split = "" if parent == root else parent.name
+        split = "" if parent == root else parent.name.lower()
         folders = _folders(parent)
         labels = [label_of.get(folder.name.lower() if any_case else folder.name) for folder in folders]
         if not {0, 1} <= set(labels):
@@ -237,15 +240,14 @@ def _list_files(root: Path, classes: tuple[str, str] | None) -> pd.DataFrame:
             if label is None:
                 warnings.warn(f"folder ignored, it is neither class: {folder}", stacklevel=3)
                 continue
-            for path in folder.rglob("*"):
-                parts = path.relative_to(folder).parts
-                if not path.is_dir() and not any(part.startswith(_DEBRIS) for part in parts):
-                    rows.append((path.relative_to(root).as_posix(), label, split))
+            rows += [(path.relative_to(root).as_posix(), label, split) for path in files_below(folder)]
     return pd.DataFrame(rows, columns=["path", "label", "official_split"])
 
 
 def _folders(parent: Path) -> list[Path]:
-    return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(_DEBRIS))
+    return sorted(
+        path for path in parent.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX"))
+    )
 
 
 def _inspect(root: Path, listing: pd.DataFrame, quiet: bool = False) -> tuple[pd.DataFrame, dict[str, str]]:

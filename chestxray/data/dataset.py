@@ -1,7 +1,5 @@
 """Data set for training: catalog, split and pixels, read by tf.data."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json
@@ -35,8 +33,11 @@ def pass_order(count: int, shuffle: bool, seed: int, epoch: int) -> np.ndarray:
 
 
 def pass_batches(
-    begin: Callable[[], Sequence[np.ndarray]], signature: Sequence[tf.TensorSpec], count: int, batch_size: int
-) -> tf.data.Dataset:
+    begin: Callable[[], Sequence[np.ndarray]],
+    signature: "Sequence[tf.TensorSpec]",
+    count: int,
+    batch_size: int,
+) -> "tf.data.Dataset":
     """tf.data pipeline over arrays that are made anew for every pass: tuples, one tensor an array.
 
     ``begin`` is called when a pass begins. It gives arrays of ``count`` rows, in the order of the pass, with
@@ -53,7 +54,7 @@ def pass_batches(
         columns = zip(begin(), signature, strict=True)
         return [np.asarray(array, spec.dtype.as_numpy_dtype) for array, spec in columns]
 
-    def rows(_: tf.Tensor) -> tf.data.Dataset:
+    def rows(_: "tf.Tensor") -> "tf.data.Dataset":
         arrays = tf.numpy_function(typed, [], [spec.dtype for spec in signature])
         arrays = [tf.ensure_shape(array, spec.shape) for array, spec in zip(arrays, signature, strict=True)]
         return tf.data.Dataset.from_tensor_slices(tuple(arrays)).batch(batch_size)
@@ -82,7 +83,7 @@ class PixelStore:
         self._contents = pd.Index(index["contents"])
 
     @classmethod
-    def build(cls, catalog: pd.DataFrame, root: Path, settings: ImageSettings) -> PixelStore:
+    def build(cls, catalog: pd.DataFrame, root: Path, settings: ImageSettings) -> "PixelStore":
         """Open the store of a catalog, and decode the images first if that was never finished.
 
         The catalog needs ``sha256``, and ``path`` relative to the data folder ``root``. Raises OSError if a
@@ -156,7 +157,7 @@ class PixelStore:
         seed: int = 0,
         epoch: Callable[[], int] | None = None,
         views: int = 0,
-    ) -> tf.data.Dataset:
+    ) -> "tf.data.Dataset":
         """tf.data pipeline over some rows of the catalog (``path``, ``label``, ``sha256``).
 
         It gives ``(images, labels)``: ``float32`` (B, size, size, 1) in 0–255 and ``float32`` (B,). It reads
@@ -188,7 +189,7 @@ class PixelStore:
             signature.append(tf.TensorSpec((None, 10), tf.float32))
             layer = view_layer()
 
-        def read(rows: tf.Tensor, labels: tf.Tensor, *drawn: tf.Tensor) -> tuple:
+        def read(rows: "tf.Tensor", labels: "tf.Tensor", *drawn: "tf.Tensor") -> tuple:
             images = tf.numpy_function(lambda batch: self.pixels[batch][..., np.newaxis], [rows], tf.uint8)
             images = tf.ensure_shape(images, (None, size, size, 1))
             return layer(images, *drawn) if drawn else tf.cast(images, tf.float32), labels
@@ -286,7 +287,7 @@ class XrayData:
         epoch: Callable[[], int] | None = None,
         views: int = 0,
         outputs: int = 1,
-    ) -> tf.data.Dataset:
+    ) -> "tf.data.Dataset":
         """tf.data pipeline over one subset; see :meth:`PixelStore.dataset` and :meth:`targets`.
 
         Raises ValueError if another subset than train is augmented or shuffled, and as :meth:`targets` does.

@@ -3,77 +3,89 @@
 No value of a patient tag leaves this module, neither in messages nor in results.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging
+import math
 import re
 import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from chestxray.data.formats import blocks, check_size, look_up, read_header
+from chestxray.data.formats import (
+    PERCENTILES,
+    blocks,
+    check_image,
+    check_size,
+    read_header,
+    robust_range,
+    to_grey,
+)
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-_MODALITIES = ("CR", "DX")  # computed and digital radiography
-_OTHER_MODALITIES = "CT DR ES IO MG MR NM OT PT PX RF RG SC SR US XA".split()
+COLOUR_ABOVE = 8.0
+"""Mean spread of the three channels, in grey values, above which an image has colours."""
+
+_MODALITIES = ("CR", "DX", "DR", "RG")  # computed, digital and film radiography
+_OTHER_MODALITIES = "CT ES IO KO MG MR NM OT PR PT PX RF SC SEG SR US XA".split()
+_WITHOUT_PIXELS = ("KO", "PR", "SR")
+_RADIOGRAPHS = [f"1.2.840.10008.5.1.4.1.1.1{end}" for end in ("", ".1", ".1.1")]  # their SOP classes
 _LATERAL = ("LL", "RL", "LLD", "RLD", "LAT", "LATERAL")
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
-_PERCENTILES = (0.5, 99.5)
 
 
 class NotAFrontalImage(ValueError):
-    """A readable DICOM file that holds something else than one frontal radiograph."""
+    """A readable DICOM file that holds something else than one picture."""
 
 
 class DicomImage(NamedTuple):
-    """A decoded radiograph: ``pixels``, ``uint8`` (H, W), 0 is black.
+    """A decoded image: ``pixels``, ``uint8`` (H, W), 0 is black.
 
-    ``outside`` names what is known to lie outside the training population: ``"age"``, ``"view"``.
+    ``problem`` says why it is no frontal radiograph, or is empty. ``outside`` names what is known to lie
+    outside the training population: ``"age"``, ``"view"``.
     """
 
     pixels: NDArray
+    problem: str
     outside: tuple[str, ...]
 
 
 def decode_dicom(data: bytes, population: Mapping[str, Any] | None = None) -> DicomImage:
-    """Decode one radiograph from the content of its file.
+    """Decode one image from the content of its file.
 
-    Stored values pass the modality LUT, then the VOI LUT or the first window; without either, the range from
-    the 0.5th to the 99.5th percentile, without padding. MONOCHROME1 is inverted last (PS3.3 C.7.6.3.1.2,
-    C.11).
+    Stored values pass the modality LUT, then the VOI LUT, up to its largest value, or the first window;
+    without either, the range from the 0.5th to the 99.5th percentile, without padding. MONOCHROME1 is
+    inverted last (PS3.3 C.7.6.3.1.2, C.11). An empty or impossible tag counts as absent.
 
     ``population`` tells what is known of the training images: ``ages``, ``[least, most]`` in years, the
     second not included; ``views``, a list of values of ViewPosition.
 
-    Raises NotAFrontalImage for another modality, several frames, a lateral view or colours, and ValueError
-    with a one-line reason: damaged, no pixels, too large or small, or the name of a missing package.
+    Raises NotAFrontalImage for several frames and for files without pixels, and ValueError with a one-line
+    reason: damaged, truncated, no pixels, too large or small, or the name of a missing package.
     """
     try:
         import pydicom
-        from pydicom.errors import InvalidDicomError
     except ModuleNotFoundError:
         raise ValueError("a DICOM file; to read it install pydicom") from None
     if _DEFLATED in data:  # may inflate to any size
         raise ValueError("a deflated DICOM file, which is not supported")
     try:
         with _silence():
-            dataset = pydicom.dcmread(io.BytesIO(data))
-            _check_kind(dataset)
-            check_size(int(dataset.Columns), int(dataset.Rows))
-            return DicomImage(_shown(dataset), _outside(dataset, population or {}))
+            dataset = pydicom.dcmread(io.BytesIO(data), force=True)  # without a preamble, too
+            _check_pixels(dataset)
+            pixels, coloured = _shown(dataset)
+            problem = "a colour image" if coloured else _problem(dataset)
+            return DicomImage(pixels, problem, _outside(dataset, population or {}))
     except NotAFrontalImage:
         raise
-    except InvalidDicomError:
-        raise ValueError("truncated or damaged header") from None
     except Exception as error:  # a damaged file can fail in any way
         raise ValueError(_reason(error)) from None
 
@@ -91,82 +103,197 @@ def _silence() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _check_kind(dataset: Dataset) -> None:
-    modality = str(dataset.get("Modality", ""))
-    if modality not in _MODALITIES:
-        known = modality if modality in _OTHER_MODALITIES else "unknown"  # a damaged one may hold anything
-        raise NotAFrontalImage(f"modality {known}, not {' or '.join(_MODALITIES)}")
-    if int(dataset.get("NumberOfFrames") or 1) != 1:
-        raise NotAFrontalImage("several frames, not one image")
-    if str(dataset.get("PhotometricInterpretation", "")) not in ("MONOCHROME1", "MONOCHROME2"):
-        raise NotAFrontalImage("a colour image")
-    direction = str((dataset.get("PatientOrientation") or [""])[0])[:1].upper()  # of the rows
-    if str(dataset.get("ViewPosition", "")).upper() in _LATERAL or direction in ("A", "P"):
-        raise NotAFrontalImage("a lateral view")
+def _text(dataset: "Dataset", name: str) -> str:
+    """Value of a tag in upper case, the first of several; empty if it is absent or cannot be read."""
+    try:
+        value = dataset.get(name) or ""
+        return str(value if isinstance(value, str) else list(value)[0]).strip().upper()
+    except Exception:
+        return ""
 
 
-def _shown(dataset: Dataset) -> NDArray:
-    """Grey values as a viewer shows them, ``uint8`` (H, W), computed once for each stored value."""
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
-
-    _check_encoded_size(dataset)
-    stored = dataset.pixel_array
-    if stored.ndim != 2 or stored.dtype.itemsize > 2:
-        raise NotAFrontalImage("not one image of at most 16 bits")
-    least = int(stored.min())
-    levels = np.arange(least, int(stored.max()) + 1)
-    values = apply_modality_lut(levels, dataset)
-    if dataset.get("VOILUTSequence"):
-        ends = 0, 2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1
-        values = apply_voi_lut(values, dataset, 0)
-    elif dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
-        ends = apply_voi_lut(np.array([values.min() - 1e6, values.max() + 1e6]), dataset, 0)
-        values = apply_voi_lut(values, dataset, 0)
-    else:
-        offsets = ((rows.astype(int) - least).ravel() for rows in blocks(stored))
-        counts = sum(np.bincount(offset, minlength=len(levels)) for offset in offsets)
-        ends = np.interp(_middle_range(levels, counts, dataset), levels, values)
-    low, high = float(min(ends)), float(max(ends))
-    shown = (np.clip(values, low, high).astype(np.float64) - low) * (255 / max(high - low, 1e-9))
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        shown = 255 - shown
-    return look_up(np.rint(shown).astype(np.uint8), stored, least)
+def _numbers(dataset: "Dataset", name: str) -> list[float]:
+    """Values of a numeric tag; none if it is absent, and NaN for what is empty or no number."""
+    try:
+        values = dataset.get(name)
+        return list(map(_as_float, [values] if isinstance(values, (str, int, float)) else list(values)))
+    except Exception:
+        return []
 
 
-def _check_encoded_size(dataset: Dataset) -> None:
-    """Compare the size in a compressed image with that of the header, before decoding."""
-    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        return
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _number(dataset: "Dataset", name: str, default: float = 0) -> float:
+    """The first value of a numeric tag; the default if it is absent, empty or impossible."""
+    value = [*_numbers(dataset, name), math.nan][0]
+    return value if math.isfinite(value) else default
+
+
+def _check_pixels(dataset: "Dataset") -> None:
+    """Raise unless there is one whole image of a possible size; complete the transfer syntax."""
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    modality = _text(dataset, "Modality")
+    if "PixelData" not in dataset:
+        if modality in _WITHOUT_PIXELS:
+            raise NotAFrontalImage(f"modality {modality}, without an image")
+        raise ValueError("truncated, or without pixel data")
+    if (frames := _number(dataset, "NumberOfFrames", 1)) > 1:
+        raise NotAFrontalImage(f"{frames:.0f} frames, not one image")
+    if not hasattr(dataset.file_meta, "TransferSyntaxUID"):
+        implicit, little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    rows, columns, bits = (int(_number(dataset, name)) for name in ("Rows", "Columns", "BitsAllocated"))
+    if not (rows and columns and bits):
+        raise ValueError("damaged (Rows, Columns or BitsAllocated is missing)")
+    check_size(columns, rows)
+    samples = dataset.SamplesPerPixel = int(_number(dataset, "SamplesPerPixel")) or 1
+    if not 1 <= _number(dataset, "BitsStored") <= bits:
+        dataset.BitsStored = bits
+    dataset.PixelRepresentation = int(_number(dataset, "PixelRepresentation") == 1)
+    dataset.PlanarConfiguration = int(_number(dataset, "PlanarConfiguration") == 1)
+    kind = _text(dataset, "PhotometricInterpretation")
+    grey = samples == 1 and kind not in ("MONOCHROME1", "PALETTE COLOR")
+    dataset.PhotometricInterpretation = "MONOCHROME2" if grey else kind
+    samples = 2 if kind == "YBR_FULL_422" else samples  # two pixels share their colour
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        _check_encoded(dataset, (columns, rows))
+    elif (missing := rows * columns * samples * bits // 8 - len(dataset.PixelData)) > 0:
+        raise ValueError(f"truncated (pixel data too short by {missing:,} bytes)")
+
+
+def _check_encoded(dataset: "Dataset", size: tuple[int, int]) -> None:
+    """Check, before decoding, that a compressed image is whole and as large as the header says."""
     from pydicom.encaps import get_frame
 
     encoded = get_frame(dataset.PixelData, 0, number_of_frames=1)
     if (place := encoded[:1024].find(b"\xff\x4f\xff\x51")) >= 0:  # JPEG 2000: SOC, SIZ
         right, bottom, left, top = struct.unpack(">IIII", encoded[place + 8 : place + 24])
-        size = right - left, bottom - top
+        encoded_size = right - left, bottom - top
+        if b"\xff\xd9" not in encoded.rstrip(b"\0")[-16:]:
+            raise ValueError("truncated (the end of the image is missing)")
     elif encoded.startswith(b"\xff\xd8"):
-        size = read_header(encoded)[:2]
+        encoded_size = read_header(encoded)[:2]
     else:
         return  # run lengths hold no size
-    if size != (int(dataset.Columns), int(dataset.Rows)):
+    if encoded_size != size:
         raise ValueError("damaged (the compressed image has another size than the header says)")
+    if place < 0:
+        check_image(encoded)
 
 
-def _middle_range(levels: NDArray, counts: NDArray, dataset: Dataset) -> NDArray:
-    """:data:`_PERCENTILES` of the stored values, with linear interpolation and without padding."""
-    if (value := dataset.get("PixelPaddingValue")) is not None:
-        limit = dataset.get("PixelPaddingRangeLimit")
-        low, high = sorted((int(value), int(value if limit is None else limit)))
-        outside = (levels < low) | (levels > high)
-        counts = counts * outside if (counts * outside).any() else counts
-    cumulative = np.cumsum(counts)
-    place = np.array(_PERCENTILES) / 100 * (cumulative[-1] - 1)
-    lower, upper = levels[np.searchsorted(cumulative, [np.floor(place), np.ceil(place)], side="right")]
-    return lower + (upper - lower) * (place % 1)
+def _problem(dataset: "Dataset") -> str:
+    """Why the image is no frontal radiograph; empty if nothing says so."""
+    modality = _text(dataset, "Modality")
+    kind = _text(dataset, "SOPClassUID") or _text(dataset.file_meta, "MediaStorageSOPClassUID")
+    if modality not in _MODALITIES and (modality or kind not in _RADIOGRAPHS):
+        known = modality if modality in _OTHER_MODALITIES else "unknown"  # a damaged one may hold anything
+        return f"modality {known}, not one of {', '.join(_MODALITIES)}"
+    direction = _text(dataset, "PatientOrientation")[:1]  # of the rows
+    return "a lateral view" if _text(dataset, "ViewPosition") in _LATERAL or direction in ("A", "P") else ""
 
 
-def _outside(dataset: Dataset, population: Mapping[str, Any]) -> tuple[str, ...]:
-    age = re.fullmatch(r"(\d{1,3})([DWMY])", str(dataset.get("PatientAge") or "").strip())
-    view = str(dataset.get("ViewPosition") or "").upper()
+def _shown(dataset: "Dataset") -> tuple[NDArray, bool]:
+    """Grey values as a viewer shows them, ``uint8`` (H, W), and whether the image has colours."""
+    from pydicom.pixels import apply_color_lut
+
+    unused = int(_number(dataset, "HighBit")) + 1 - dataset.BitsStored  # bits below those in use
+    dataset.BitsStored = min(dataset.BitsStored + max(unused, 0), dataset.BitsAllocated)
+    stored, interpretation = dataset.pixel_array, _text(dataset, "PhotometricInterpretation")
+    if interpretation == "PALETTE COLOR":
+        stored = apply_color_lut(stored, dataset)
+    if stored.ndim == 3:
+        stored = stored if stored.dtype == np.uint8 else to_grey(stored, *robust_range(stored))
+        coloured = float(np.mean([np.ptp(rows, axis=-1).mean() for rows in blocks(stored)])) > COLOUR_ABOVE
+        return cv2.cvtColor(stored, cv2.COLOR_RGB2GRAY), coloured
+    if stored.ndim != 2 or stored.dtype.itemsize > 2:
+        raise NotAFrontalImage("not one image of at most 16 bits")
+    if 0 < unused < 16 and not (stored & (2**unused - 1)).any():
+        stored = stored >> unused
+    least = int(stored.min())
+    values = np.arange(least, int(stored.max()) + 1, dtype=float)  # each computed once
+    if table := _table(dataset, "ModalityLUTSequence"):
+        values = _looked_up(table, values)
+    else:
+        values = values * (_number(dataset, "RescaleSlope", 1) or 1) + _number(dataset, "RescaleIntercept")
+    if table := _table(dataset, "VOILUTSequence"):
+        top, most = table[1].max(), 1.5 * np.percentile(table[1], PERCENTILES[1])
+        shown = _looked_up(table, values) / (top if top <= most or not most else most / 1.5)
+    elif (shown := _windowed(dataset, values)) is None:
+        low, high = np.interp(
+            robust_range(_without_padding(dataset, stored)), np.arange(len(values)) + least, values
+        )
+        shown = (values - min(low, high)) / max(abs(high - low), 1e-9)
+    if interpretation == "MONOCHROME1":
+        shown = 1 - np.clip(shown, 0, 1)
+    grey, pixels = to_grey(shown, 0, 1), np.empty(stored.shape, np.uint8)
+    for target, rows in zip(blocks(pixels), blocks(stored)):
+        target[...] = grey[rows.astype(np.intp) - least]
+    return pixels, False
+
+
+def _table(dataset: "Dataset", name: str) -> tuple[float, NDArray] | None:
+    """First value that is mapped, and entries, of the first possible lookup table; None without one."""
+    order = "<" if dataset.original_encoding[1] else ">"
+    for item in dataset.get(name) or ():
+        try:
+            count, first, _ = map(int, item.LUTDescriptor)
+            count, data = count or 65536, item.LUTData
+            data = data if isinstance(data, bytes) else np.array(data, f"{order}u2").tobytes()
+            packed = len(data) in (count, count + 1)  # one byte an entry
+            entries = np.frombuffer(data, "u1" if packed else f"{order}u2")[:count].astype(float)
+        except Exception:  # an empty tag, or one of another kind
+            continue
+        if len(entries) > 0.9 * count and np.ptp(entries) > 0:
+            return first, entries
+    return None
+
+
+def _looked_up(table: tuple[float, NDArray], values: NDArray) -> NDArray:
+    first, entries = table
+    if first > 32767 and values.min() < 0:  # a negative number, read without its sign
+        first -= 65536
+    return entries[np.clip(np.rint(values - first), 0, len(entries) - 1).astype(int)]
+
+
+def _windowed(dataset: "Dataset", values: NDArray) -> NDArray | None:
+    """Values through the first possible window (PS3.3 C.11.2.1.2), 0–1; None without one."""
+    function = _text(dataset, "VOILUTFunction")
+    for centre, width in zip(_numbers(dataset, "WindowCenter"), _numbers(dataset, "WindowWidth")):
+        linear = function not in ("SIGMOID", "LINEAR_EXACT")
+        if not (math.isfinite(centre) and math.isfinite(width) and width > 0 and (width >= 1 or not linear)):
+            continue
+        if function == "SIGMOID":
+            shown = 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -60, 60)))
+        elif linear:
+            shown = np.clip((values - centre + 0.5) / max(width - 1, 1e-9) + 0.5, 0, 1)
+        else:
+            shown = np.clip((values - centre) / width + 0.5, 0, 1)
+        if np.ptp(shown) > 0 or np.ptp(values) == 0:  # it is not beside all values
+            return shown
+    return None
+
+
+def _without_padding(dataset: "Dataset", stored: NDArray) -> NDArray:
+    """Stored values that are no padding; all of them if all are."""
+    value = _number(dataset, "PixelPaddingValue", math.nan)
+    if not math.isfinite(value):
+        return stored
+    ends = np.array([value, _number(dataset, "PixelPaddingRangeLimit", value)], np.int64)
+    low, high = sorted(ends.astype(stored.dtype))  # it may have been read with another sign
+    inside = stored[(stored < low) | (stored > high)]
+    return inside if inside.size else stored
+
+
+def _outside(dataset: "Dataset", population: Mapping[str, Any]) -> tuple[str, ...]:
+    age = re.fullmatch(r"(\d{1,3})([DWMY])", _text(dataset, "PatientAge"))
+    view = _text(dataset, "ViewPosition")
     outside = []
     if age and "ages" in population:
         least, most = population["ages"]
@@ -182,8 +309,8 @@ def _reason(error: Exception) -> str:
     if "missing dependencies" in text:
         packages = sorted(set(re.findall(r"pylibjpeg-\w+", text)))  # others can, too: these are the extra's
         return f"compressed; to read it install pylibjpeg and {' or '.join(packages)} (extra dicom)"
-    if isinstance(error, ValueError) and text.startswith(("too large", "too small", "damaged")):
+    if isinstance(error, ValueError) and text.startswith(("too ", "truncated", "damaged")):
         return text
-    if isinstance(error, AttributeError):
-        return "no pixel data, or a tag that describes it is missing"
-    return f"cannot be decoded ({type(error).__name__})"
+    if isinstance(error, NotImplementedError):
+        return "compressed in a way that is not supported"
+    return "damaged, or without a tag that describes the pixels"

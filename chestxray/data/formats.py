@@ -1,11 +1,13 @@
 """Size and mode of encoded images, and checks before they are decoded."""
 
-from __future__ import annotations
-
+import contextlib
+import io
 import struct
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
+from PIL import Image, ImageOps
 
 MAX_PIXELS = 64_000_000
 """Largest image that is decoded (8,000 × 8,000)."""
@@ -13,15 +15,28 @@ MAX_PIXELS = 64_000_000
 MIN_SIDE = 16
 """Shortest side of an image in pixels."""
 
+PERCENTILES = (0.5, 99.5)
+"""Shown as black and white in an image without a known range, so that single pixels decide nothing."""
+
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 _JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _JPEG_FRAME_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}  # F7: JPEG-LS, in DICOM
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_UNSUPPORTED = {
+    b"GIF8": "GIF",
+    b"\0\0\0\x0cjP": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"%PDF": "PDF",
+    b"\x1f\x8b": "gzip",
+}
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether a file begins as DICOM files do (PS3.10)."""
-    return data[128:132] == b"DICM"
+    """Whether a file begins as DICOM files do (PS3.10), or with a data element of its first two groups."""
+    first = data[:4]
+    little, big = (struct.unpack(order, first) if len(first) == 4 else (0, 0) for order in ("<HH", ">HH"))
+    return data[128:132] == b"DICM" or any(group in (2, 8) and tag < 0x1000 for group, tag in (little, big))
 
 
 def check_image(data: bytes) -> tuple[int, int, str]:
@@ -32,20 +47,22 @@ def check_image(data: bytes) -> tuple[int, int, str]:
 
     Raises ValueError: One line with the reason: see :func:`read_header` and :func:`check_size`, or truncated.
     """
+    if _pillow_format(data):
+        return read_with_pillow(data)[:3]
     width, height, mode = read_header(data)
     check_size(width, height)
-    whole = _png_is_whole(data) if data.startswith(_PNG_SIGNATURE) else b"\xff\xd9" in data[-1024:]
-    if not whole:
+    if not (_png_is_whole(data) if data.startswith(_PNG_SIGNATURE) else _jpeg_is_whole(data)):
         raise ValueError("truncated (the end of the image is missing)")
     return width, height, mode
 
 
 def read_header(data: bytes) -> tuple[int, int, str]:
-    """Read ``(width, height, mode)`` from the header of a JPEG or PNG file, before EXIF orientation.
+    """Read ``(width, height, mode)`` from the header of an image file, before EXIF orientation.
 
-    Mode is ``L``, ``LA``, ``P``, ``RGB``, ``RGBA`` or ``CMYK``, with ``;16`` added for 16-bit files.
+    Mode is ``L``, ``LA``, ``P``, ``RGB``, ``RGBA`` or ``CMYK``, with ``;16`` added for 16-bit files; of BMP,
+    TIFF and WebP the one that Pillow gives.
 
-    Raises ValueError: The bytes are empty, neither JPEG nor PNG, or cut short within the header.
+    Raises ValueError: The bytes are empty, of no supported format, or cut short within the header.
     """
     if not data:
         raise ValueError("empty file")
@@ -54,26 +71,90 @@ def read_header(data: bytes) -> tuple[int, int, str]:
             width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
             return width, height, _PNG_MODES[colour] + (";16" if depth == 16 else "")
         if data.startswith(b"\xff\xd8"):
-            return _read_jpeg_header(data)
+            return _read_jpeg_header(data)[0]
     except (struct.error, IndexError, KeyError):
         raise ValueError("truncated or damaged header") from None
-    raise ValueError("not an image (neither JPEG nor PNG)")
+    if _pillow_format(data):
+        return read_with_pillow(data, decode=False)[:3]
+    if is_dicom(data):
+        how = 'cv2.imwrite("image.png", decode_image(data)), from chestxray.data.images'
+        raise ValueError(f"a DICOM file; convert it to PNG first: {how}")
+    other = next((name for start, name in _UNSUPPORTED.items() if data.startswith(start)), None)
+    if other or data[4:8] == b"ftyp":
+        raise ValueError(f"a format that is not supported ({other or 'HEIC or AVIF'}); convert it to PNG")
+    raise ValueError("not an image (of JPEG, PNG, BMP, TIFF, WebP and DICOM)")
 
 
-def _read_jpeg_header(data: bytes) -> tuple[int, int, str]:
-    position = 2
-    while True:
-        if data[position] != 0xFF:
-            raise KeyError(position)
+def _pillow_format(data: bytes) -> str | None:
+    if data.startswith(b"BM"):
+        return "BMP"
+    webp = data.startswith(b"RIFF") and data[8:12] == b"WEBP"
+    return "TIFF" if data.startswith(_TIFF) else "WEBP" if webp else None
+
+
+def read_with_pillow(data: bytes, decode: bool = True) -> tuple[int, int, str, np.ndarray | None]:
+    """Read a BMP, TIFF or WebP file: width, height and mode as stored, and the upright grey pixels.
+
+    Pixels are ``uint8``, or numbers of more bits, (H, W); None if they are not wanted. Raises ValueError as
+    :func:`check_image` does.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            image = Image.open(io.BytesIO(data), formats=[_pillow_format(data)])
+            size, mode, tags = image.size, image.mode, getattr(image, "tag_v2", {})
+            check_size(*size)
+            if (frames := getattr(image, "n_frames", 1)) != 1:
+                raise ValueError(f"not one image ({frames} in the file)")
+            if not decode:
+                return *size, mode, None
+            image.load()
+            with contextlib.suppress(Exception):  # a damaged EXIF block is no reason to refuse the image
+                image = ImageOps.exif_transpose(image)
+            deep = mode[0] in "IF"
+            if not deep and max(tags.get(258, (8,))) > 8:
+                raise ValueError("not supported (TIFF of several channels with more than 8 bits)")
+            pixels = np.asarray(image if deep else image.convert("L"))
+            if not np.isfinite(pixels).all():
+                raise ValueError("damaged (some pixels are no numbers)")
+            if deep and tags.get(262) == 0:  # 0 is white; of 8 bits Pillow inverts it
+                pixels = pixels.max() - pixels
+            return *size, mode, pixels
+    except Image.DecompressionBombError:
+        raise ValueError(f"too large (at most {MAX_PIXELS:,} pixels)") from None
+    except Exception as error:  # a damaged file can fail in any way
+        known = str(error).startswith(("too ", "not one image", "not supported", "damaged ("))
+        raise ValueError(
+            str(error) if known else "truncated, damaged, or of a kind that is not supported"
+        ) from None
+
+
+def _read_jpeg_header(data: bytes) -> tuple[tuple[int, int, str], int]:
+    """Return width, height and mode, and where the first scan begins; -1 if there is none."""
+    position, header = 2, None
+    while (position := data.find(b"\xff", position)) >= 0:  # libjpeg skips junk between segments, too
         marker = data[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
+        if marker == 0xFF or marker < 0x02 or 0xD0 <= marker <= 0xD9:  # fill byte, or without a length
+            position += 1 if marker == 0xFF else 2
             continue
-        if marker in _JPEG_FRAME_MARKERS:
-            depth, height, width, components = struct.unpack(">BHHB", data[position + 4 : position + 10])
-            return width, height, _JPEG_MODES[components] + (";16" if depth > 8 else "")
         (length,) = struct.unpack(">H", data[position + 2 : position + 4])
+        if marker in _JPEG_FRAME_MARKERS and header is None:
+            depth, height, width, components = struct.unpack(">BHHB", data[position + 4 : position + 10])
+            header = width, height, _JPEG_MODES[components] + (";16" if depth > 8 else "")
+        if marker == 0xDA:
+            break
         position += 2 + length
+    if header is None:
+        raise KeyError("frame")
+    return header, position
+
+
+def _jpeg_is_whole(data: bytes) -> bool:
+    """Whether the marker of the end follows the first scan; bytes after it are no part of the image.
+
+    Neither coded data nor the tables between scans hold this marker.
+    """
+    start = _read_jpeg_header(data)[1]
+    return 0 <= start < data.rfind(b"\xff\xd9")
 
 
 def _png_is_whole(data: bytes) -> bool:
@@ -101,9 +182,16 @@ def blocks(image: np.ndarray, rows: int = 256) -> Iterator[np.ndarray]:
     return (image[start : start + rows] for start in range(0, len(image), rows))
 
 
-def look_up(table: np.ndarray, image: np.ndarray, least: int = 0) -> np.ndarray:
-    """Map whole numbers from ``least`` on by a table, to ``uint8`` of the same shape."""
-    result = np.empty(image.shape, np.uint8)
-    for target, source in zip(blocks(result), blocks(image)):
-        target[...] = table[source.astype(np.intp) - least]
-    return result
+def robust_range(values: np.ndarray) -> tuple[float, float]:
+    """Return the values shown as black and white: :data:`PERCENTILES`, or the extremes where these agree."""
+    low, high = np.percentile(values, PERCENTILES)
+    return (low, high) if low < high else (values.min(), values.max())
+
+
+def to_grey(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Show a range of numbers as ``uint8`` of the same shape, ``low`` as 0 and ``high`` as 255."""
+    grey = np.empty(values.shape, np.uint8)
+    for target, source in zip(blocks(grey), blocks(values)):
+        share = (source.astype(np.float64) - low) / max(high - low, 1e-12)
+        target[...] = np.rint(255 * np.clip(share, 0, 1))
+    return grey

@@ -1,7 +1,5 @@
 """Out-of-distribution check: which images a classifier must not answer for."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,9 +7,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from chestxray.data.dicom import COLOUR_ABOVE
+
 SIDE = 32  # of the mean training image, in pixels
 FLAT_BELOW = 5.0  # standard deviation of grey values
-COLOUR_ABOVE = 8.0  # mean spread of the three channels, in grey values
 ACCEPTED = 0.9967  # share of the validation images that each of three checks accepts: 99 % together
 
 _TURNS = {
@@ -98,7 +97,7 @@ class OutlierCheck:
         np.savez(path, **{name: array.astype(np.float32) for name, array in arrays.items()}, limits=limits)
 
     @classmethod
-    def load(cls, path: Path) -> OutlierCheck:
+    def load(cls, path: Path) -> "OutlierCheck":
         """Read what :meth:`save` wrote; nothing is unpickled.
 
         Raises ValueError: The file is damaged.

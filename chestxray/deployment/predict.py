@@ -1,7 +1,5 @@
 """Batch prediction: files or folders in, one row an image out."""
 
-from __future__ import annotations
-
 import csv
 import functools
 import glob
@@ -12,22 +10,23 @@ import stat
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 
-from chestxray.data.dicom import NotAFrontalImage, decode_dicom
+from chestxray.data.dicom import DicomImage, NotAFrontalImage, decode_dicom
 from chestxray.data.formats import is_dicom, read_header
 from chestxray.data.images import decode_image, fit
 from chestxray.deployment.classifier import Classifier, load_classifier
 from chestxray.deployment.outliers import is_colour
+from chestxray.files import files_below, spelled
 from chestxray.parallel import workers
 
 BATCH = 32
 MOST_BYTES = 200_000_000  # of a file that is read; an uncompressed image of 64 million pixels has 128 MB
 MEASURES = ("brightness", "contrast", "sharpness", "likeness", "distance")
-COLUMNS = ("path", "status", "probability", "decision", "problem", "outside", "logit", *MEASURES)
+COLUMNS = ("path", "status", "probability", "decision", "problem", "outside", "seen", "logit", *MEASURES)
 
 _LOADING = threading.Lock()
 
@@ -36,9 +35,8 @@ def list_images(sources: Iterable[str | Path]) -> Iterator[Path]:
     """List images one after the other; only the names of one folder or pattern are in memory.
 
     Args:
-        sources: Files; folders (every file below that is not hidden, in the order of their names; links to
-            folders are not followed); patterns such as ``images/**/*.png``; CSV files with a column ``path``,
-            relative to the CSV's folder.
+        sources: Files; folders (every file below that is not hidden, in the order of their names); patterns
+            such as ``images/**/*.png``; CSV files with a column ``path``, relative to the CSV's folder.
 
     Yields:
         Paths. A missing file, or a pattern without a match, is listed too, so that it is reported by name.
@@ -47,7 +45,7 @@ def list_images(sources: Iterable[str | Path]) -> Iterator[Path]:
     """
     for source in map(Path, sources):
         if source.is_dir():
-            yield from _files_below(source)
+            yield from files_below(source)
         elif source.suffix.lower() == ".csv":
             yield from _paths_of_table(source)
         elif not os.path.lexists(source) and glob.has_magic(str(source)):
@@ -56,22 +54,6 @@ def list_images(sources: Iterable[str | Path]) -> Iterator[Path]:
             yield from files or [source]
         else:
             yield source
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    try:
-        with os.scandir(folder) as scanned:
-            entries = sorted(scanned, key=lambda entry: entry.name)
-    except OSError:
-        yield folder  # cannot be opened, and is reported by name
-        return
-    for entry in entries:
-        if entry.name.startswith((".", "__MACOSX")):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _files_below(Path(entry.path))
-        elif not (entry.is_symlink() and os.path.isdir(entry.path)):
-            yield Path(entry.path)
 
 
 def _paths_of_table(source: Path) -> Iterator[Path]:
@@ -85,7 +67,7 @@ def _paths_of_table(source: Path) -> Iterator[Path]:
             raise ValueError(f"a table of images needs a column path. {received}, {columns}")
         try:
             for row in reader:
-                yield source.parent / (row["path"] or "")
+                yield source.parent / spelled(source.parent, row["path"] or "")
         except csv.Error as error:
             raise ValueError(f"a damaged table ({error}). {received}") from None
 
@@ -107,7 +89,8 @@ def predict_files(
     Yields:
         For each file :data:`COLUMNS`: ``path``; ``status`` (ok, refused or unreadable); ``probability``
         (calibrated, 0–1) and ``decision`` (a class name), None unless ok; ``problem`` (empty, or the reason);
-        ``outside`` (tags of a DICOM file that lie outside the training population: age, view); the raw
+        ``outside`` (tags of a DICOM file that lie outside the training population: age, view); ``seen``
+        (the subset of the training data that holds the image: train, val, or empty); the raw
         ``logit`` and :data:`MEASURES` (:meth:`chestxray.deployment.outliers.OutlierCheck.measure`), None
         without pixels.
 
@@ -168,13 +151,15 @@ def judge(
 ) -> list[dict[str, Any]]:
     """Classify one batch of files, relative to ``base``; see :func:`predict_files`."""
     threshold, check = classifier.threshold(threshold_rule), classifier.outlier_check
+    settings = classifier.image_settings
     rows, decoded = [], []
     for path in paths:
-        row = dict.fromkeys(COLUMNS) | {"path": str(path), "status": "ok", "problem": "", "outside": ""}
+        row = dict.fromkeys(COLUMNS) | dict.fromkeys(("problem", "outside", "seen"), "")
+        row |= {"path": str(path), "status": "ok"}
         rows.append(row)
         try:
-            image = decode_file(base / path, classifier.card.get("population"))
-            decoded.append(image._replace(pixels=fit(image.pixels, classifier.image_settings)))
+            image = decode_file(base / path, classifier.card.get("population"), settings.size)
+            decoded.append(image._replace(pixels=fit(image.pixels, settings)))
             row["outside"] = " ".join(image.outside)
         except NotAFrontalImage as error:
             row |= {"status": "refused", "problem": str(error)}
@@ -186,9 +171,11 @@ def judge(
     logits, distances, _ = classifier.score(pixels)
     measured = {"logit": logits} | check.measure(pixels, distances)
     reasons = check.reasons(pixels, distances)
+    seen = classifier.seen.subsets_of(pixels) if classifier.seen else [""] * len(pixels)
     for number, row in enumerate(row for row in rows if row["status"] == "ok"):
         row |= {name: float(column[number]) for name, column in measured.items()}
-        row["problem"] = "a colour image" if decoded[number].coloured else reasons[number]
+        row["seen"] = seen[number]
+        row["problem"] = decoded[number].problem or reasons[number]
         if row["problem"] and not accept_all:
             row["status"] = "refused"
         else:
@@ -197,31 +184,17 @@ def judge(
     return rows
 
 
-class DecodedImage(NamedTuple):
-    """A decoded file.
-
-    Attributes:
-        pixels: Grey, ``uint8`` (H, W).
-        coloured: Whether the file has colours, not only three equal channels.
-        outside: Tags known to lie outside the training population: age, view.
-    """
-
-    pixels: np.ndarray
-    coloured: bool
-    outside: tuple[str, ...]
-
-
-def decode_file(path: Path, population: Mapping[str, Any] | None = None) -> DecodedImage:
+def decode_file(
+    path: Path, population: Mapping[str, Any] | None = None, size: int | None = None
+) -> DicomImage:
     """Read and decode one file.
 
     Args:
         path: A regular file of at most :data:`MOST_BYTES`.
-        population: Population of the training images, from the card; see
-            :func:`chestxray.data.dicom.decode_dicom`.
+        population: From the card; see :func:`chestxray.data.dicom.decode_dicom`.
+        size: See :func:`chestxray.data.images.decode_image`.
 
-    Raises:
-        OSError: The file cannot be opened.
-        ValueError: The file cannot be used.
+    Raises OSError if the file cannot be opened, and ValueError if it cannot be used.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -230,16 +203,16 @@ def decode_file(path: Path, population: Mapping[str, Any] | None = None) -> Deco
         raise ValueError(f"too large ({status.st_size / 1e6:,.0f} MB, at most {MOST_BYTES / 1e6:,.0f})")
     data = path.read_bytes()
     if is_dicom(data):
-        image = decode_dicom(data, population)
-        return DecodedImage(image.pixels, False, image.outside)
-    pixels = decode_image(data)
-    grey = read_header(data)[2] in ("L", "LA", "L;16", "LA;16")
-    return DecodedImage(pixels, not grey and is_colour(data), ())
+        return decode_dicom(data, population)
+    pixels = decode_image(data, size)
+    grey = read_header(data)[2] in ("L", "LA", "L;16", "LA;16", "1", "I", "F", "I;16", "I;16B")
+    coloured = not grey and is_colour(data)
+    return DicomImage(pixels, "a colour image" if coloured else "", ())
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such image file"
     if isinstance(error, OSError):
-        return f"cannot be opened ({error.strerror or type(error).__name__})"
+        return f"cannot be opened ({error.strerror})" if error.strerror else "cannot be opened"
     return str(error).split(". Received:")[0]

@@ -1,7 +1,5 @@
 """HTML pages: report of a prediction, sections of tables, audit of a data set."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ from chestxray.data.images import fit
 from chestxray.deployment.card import render
 from chestxray.deployment.classifier import Classifier
 from chestxray.deployment.predict import BATCH, decode_file
+from chestxray.deployment.seen import seen_text
 from chestxray.files import printable
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ _SIDE = 224
 
 
 def report_page(
-    classifier: Classifier, rows: Rows, problems: Rows, count: Mapping[str, int], threshold_rule: str
+    classifier: Classifier, rows: "Rows", problems: "Rows", count: Mapping[str, int], threshold_rule: str
 ) -> str:
     """Return the report of a prediction: images with heatmaps, most suspicious first.
 
@@ -48,6 +47,7 @@ def report_page(
         count={"ok": 0, "refused": 0, "unreadable": 0, "outside age": 0, "outside view": 0, **count},
         threshold=classifier.threshold(threshold_rule),
         threshold_rule=threshold_rule,
+        seen=seen_text(count.get("seen train", 0), count.get("seen val", 0), count["images"]),
         subset="test" if subset == "test" else "validation",
         rates=card["metrics"][subset][threshold_rule],
         images=_images(classifier, rows),
@@ -56,7 +56,7 @@ def report_page(
     )
 
 
-def _images(classifier: Classifier, rows: Rows) -> list[dict[str, Any]]:
+def _images(classifier: Classifier, rows: "Rows") -> list[dict[str, Any]]:
     """Return what the page shows of each row: files are read and scored again, in batches."""
     images, heatmaps = [], []
     for start in range(0, len(rows), BATCH):
@@ -80,7 +80,8 @@ def _images(classifier: Classifier, rows: Rows) -> list[dict[str, Any]]:
 
 def _read(path: str, classifier: Classifier) -> np.ndarray:
     try:
-        return fit(decode_file(Path(path)).pixels, classifier.image_settings)
+        settings = classifier.image_settings
+        return fit(decode_file(Path(path), size=settings.size).pixels, settings)
     except (ValueError, OSError):  # removed or changed since it was classified
         return np.zeros((classifier.image_settings.size,) * 2, np.uint8)
 
@@ -126,19 +127,19 @@ def number_text(value: float) -> str:
     return f"{value:.0f}" if value >= 2 and value == round(value) else f"{value:.3f}"
 
 
-def sections_page(title: str, sections: Sequence[Section]) -> str:
+def sections_page(title: str, sections: "Sequence[Section]") -> str:
     """Return a page of sections."""
     return render("sections.html.j2", title=title, sections=_with_html(sections))
 
 
-def _with_html(sections: Sequence[Section]) -> list[tuple[str, str, str | None]]:
+def _with_html(sections: "Sequence[Section]") -> list[tuple[str, str, str | None]]:
     options = {"index": False, "float_format": number_text, "na_rep": "–", "border": 0}
     return [
         (title, text, None if table is None else table.to_html(**options)) for title, text, table in sections
     ]
 
 
-def audit_page(sections: Sequence[Section], means: Mapping[str, np.ndarray]) -> str:
+def audit_page(sections: "Sequence[Section]", means: Mapping[str, np.ndarray]) -> str:
     """Return the page of an audit.
 
     Args:

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import types
+import unicodedata
 import warnings
 from pathlib import Path
 
@@ -641,3 +642,67 @@ def test_missing_list_or_folder(table, plain, tmp_path):
         from_table(tmp_path / "none.csv", plain)
     with pytest.raises(FileNotFoundError, match="Received: image_root='.*none'$"):
         from_table(table(), tmp_path / "none")
+
+
+# As other systems write them
+
+
+def test_a_linked_folder_is_followed_but_in_no_circle(tmp_path, make_images):
+    folder = make_images(tmp_path / "mine", PLAIN)
+    make_images(tmp_path / "elsewhere", [f"more/{number}.png" for number in (7, 8)])
+    (folder / "a" / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "a" / "again").symlink_to(tmp_path / "elsewhere" / "more")  # each folder once
+    (folder / "a" / "circle").symlink_to(folder / "a")
+    (folder / "a" / "nowhere").symlink_to("x" * 300)
+    with pytest.warns(UserWarning, match="no patient group|1 of 7 files left out: a/nowhere"):
+        paths = list(scan(folder, ("a", "b"))["path"])
+    assert paths == ["a/1.png", "a/2.png", "a/again/7.png", "a/again/8.png", "b/1.png", "b/2.png"]
+
+
+@pytest.mark.parametrize("spelling", [str.upper, str.title])
+def test_split_folders_in_any_case(tmp_path, make_images, spelling):
+    paths = [spelling(split) + path.removeprefix(split) for path in KAGGLE for split in [path.split("/")[0]]]
+    found = scan(make_images(tmp_path / "chest_xray", paths))
+    assert dict(zip(found["path"], found["official_split"])) == {
+        path: path.split("/")[0].lower() for path in paths
+    }
+
+
+def test_a_name_that_contradicts_its_folder_gives_no_subtype(tmp_path, make_images):
+    paths = [*KAGGLE, "train/PNEUMONIA/IM-0001-0001.jpeg", "train/NORMAL/person7_virus_3.jpeg"]
+    with pytest.warns(UserWarning, match="2 file names contradict their folder, and give no subtype"):
+        found = scan(make_images(tmp_path / "chest_xray", paths)).set_index("path")
+    assert list(found.loc[paths[-2:], "subtype"]) == ["", ""]
+    assert list(found.loc[paths[-2:], "group"]) == ["IM-0001", "person7_virus"]
+    assert (found.loc[KAGGLE, "subtype"] != "").all()
+
+
+@pytest.mark.parametrize("written", ["a\\1.png", "a/1.png"])
+def test_a_list_from_windows(table, plain, written):
+    assert list(from_table(table(path=[written, *PLAIN[1:]]), plain)["path"]) == PLAIN
+
+
+@pytest.mark.parametrize(("stored", "written"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_in_another_unicode_form(tmp_path, make_images, stored, written):
+    name = unicodedata.normalize(stored, "a/Müller.png")
+    folder = make_images(tmp_path / "mine", [name, *PLAIN[1:]])
+    listed = [unicodedata.normalize(written, name), *PLAIN[1:]]
+    pd.DataFrame({"path": listed, "label": [0, 0, 1, 1], "group": list("1234")}).to_csv(
+        folder / "list.csv", index=False
+    )
+    assert set(from_table(folder / "list.csv", folder)["path"]) == {name, *PLAIN[1:]}
+
+
+@pytest.mark.parametrize("text", ["path,label\n", "path,label,group,split\n"])
+def test_a_list_with_a_header_only(plain, text):
+    (plain / "list.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"expected readable images of both classes \(0 unreadable\)"):
+        from_table(plain / "list.csv", plain)
+
+
+def test_empty_class_folders(tmp_path):
+    for name in ("NORMAL", "PNEUMONIA"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match="found no readable one of NORMAL"):
+        scan(tmp_path)
+    assert verify(tmp_path).empty

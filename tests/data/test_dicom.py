@@ -6,36 +6,13 @@ import struct
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, generate_uid
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+from tiny import radiograph
 
 from chestxray.data.dicom import NotAFrontalImage, decode_dicom
 from chestxray.data.images import decode_image
-from chestxray.deployment.classifier import POPULATION
-
-SECRET = "Doe^Jane"
-
-
-def radiograph(pixels, bits=12, **tags):
-    """A computed radiograph, encoded."""
-    dataset = pydicom.Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", generate_uid()
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    dataset.Modality, dataset.PatientName, dataset.PatientID = "CR", SECRET, "4711-secret"
-    dataset.Rows, dataset.Columns = np.shape(pixels)[:2]
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, bits, bits - 1
-    dataset.PixelRepresentation = 0
-    dataset.PixelData = np.asarray(pixels, "<u2").tobytes()
-    for name, value in tags.items():
-        setattr(dataset, name, value)
-    file = io.BytesIO()
-    dataset.save_as(file, enforce_file_format=True)
-    return file.getvalue()
+from chestxray.deployment.classifier import POPULATIONS
 
 
 def noise(bits=12, seed=0):
@@ -135,18 +112,206 @@ def test_a_compressed_image_of_another_size_is_not_decoded():
 @pytest.mark.parametrize(
     ("tags", "reason"),
     [
-        ({"Modality": "CT"}, "modality CT"),
-        ({"Modality": ""}, "modality unknown"),
+        ({"Modality": "CT"}, "modality CT, not one of CR, DX, DR, RG"),
+        ({"Modality": "", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "modality unknown"),
         ({"ViewPosition": "LL"}, "a lateral view"),
         ({"ViewPosition": "RL"}, "a lateral view"),
         ({"PatientOrientation": ["A", "F"]}, "a lateral view"),
-        ({"NumberOfFrames": 2}, "several frames"),
-        ({"PhotometricInterpretation": "RGB"}, "a colour image"),
+        ({"PatientOrientation": ["L", "F"]}, ""),
+        ({"Modality": "DR"}, ""),
+        ({"Modality": "RG", "PatientOrientation": ""}, ""),
+        ({"Modality": "", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.1"}, ""),
+        ({"Modality": None}, ""),  # its SOP class says what it is
     ],
 )
-def test_what_is_no_frontal_image_is_refused(tags, reason):
-    with pytest.raises(NotAFrontalImage, match=reason):
-        decode_dicom(radiograph(noise(), **tags))
+def test_what_is_no_frontal_image_is_said(tags, reason):
+    decoded = decode_dicom(radiograph(noise(), **tags))
+    assert decoded.problem.startswith(reason) and bool(decoded.problem) == bool(reason)
+    np.testing.assert_array_equal(decoded.pixels, decode_dicom(radiograph(noise())).pixels)
+
+
+def test_what_is_not_one_image_is_refused():
+    with pytest.raises(NotAFrontalImage, match="2 frames, not one image"):
+        decode_dicom(radiograph(noise(), NumberOfFrames=2))
+    with pytest.raises(NotAFrontalImage, match="modality SR, without an image"):
+        decode_dicom(without_pixels(Modality="SR"))
+    with pytest.raises(ValueError, match="truncated, or without pixel data"):
+        decode_dicom(without_pixels(Modality="CT"))
+
+
+def coloured(channels, interpretation="RGB", **tags):
+    tags |= {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpretation": interpretation}
+    tags |= {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
+    return radiograph(channels, PixelData=channels.astype(np.uint8).tobytes(), **tags)
+
+
+def test_three_equal_channels_are_grey_and_others_a_colour_image():
+    grey = noise(8).astype(np.uint8)
+    decoded = decode_dicom(coloured(np.dstack([grey] * 3)))
+    assert decoded.problem == ""
+    np.testing.assert_array_equal(decoded.pixels, grey)
+    decoded = decode_dicom(coloured(np.dstack([grey, noise(8, 1), noise(8, 2)])))
+    assert decoded.problem == "a colour image" and decoded.pixels.shape == grey.shape
+
+
+# What is absent, empty or impossible
+
+WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}
+
+
+def table(entries, descriptor=None):
+    item = pydicom.Dataset()
+    item.LUTDescriptor = descriptor or [len(entries), 0, 16]
+    if entries is not None:
+        item.add_new("LUTData", "OW", np.array(entries, "<u2").tobytes())
+    return Sequence([item])
+
+
+@pytest.mark.parametrize("tags", [{}, WINDOW])
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        {"RescaleSlope": None, "RescaleIntercept": None},
+        {"RescaleSlope": 0},
+        {"PixelPaddingValue": None},
+        {"PatientOrientation": None, "ViewPosition": None, "PatientAge": None},
+        {"NumberOfFrames": None},
+        {"NumberOfFrames": 0},
+        {"VOILUTFunction": ""},
+        {"VOILUTSequence": table(None, [4096, 0, 16])},
+        {"VOILUTSequence": table([1, 2], [4096, 0, 16])},  # shorter than it says
+        {"VOILUTSequence": table(np.full(4096, 7))},  # of one value
+        {"VOILUTSequence": Sequence([])},
+        {"ModalityLUTSequence": table(None, [4096, 0, 16])},
+        {"SamplesPerPixel": None, "PhotometricInterpretation": "", "PixelRepresentation": None},
+        {"BitsStored": 12, "HighBit": None},
+        {"PhotometricInterpretation": "monochrome2"},
+        {"Modality": None},
+    ],
+)
+def test_an_empty_or_impossible_tag_counts_as_absent(nothing, tags):
+    plain = decode_dicom(radiograph(noise(), **tags))
+    np.testing.assert_array_equal(decode_dicom(radiograph(noise(), **tags, **nothing)).pixels, plain.pixels)
+
+
+@pytest.mark.parametrize("width", [0, 0.5, None, -100])
+def test_an_impossible_window_counts_as_absent(width):
+    plain = decode_dicom(radiograph(noise())).pixels
+    shown = decode_dicom(radiograph(noise(), WindowCenter=2048, WindowWidth=width)).pixels
+    np.testing.assert_array_equal(shown, plain)
+    both = decode_dicom(radiograph(noise(), WindowCenter=[7, 2048], WindowWidth=[width, 4096])).pixels
+    if width is not None:  # DICOM text cannot hold an empty first value here
+        np.testing.assert_array_equal(both, decode_dicom(radiograph(noise(), **WINDOW)).pixels)
+
+
+def test_a_negative_slope_with_a_window_is_not_inverted():
+    plain = decode_dicom(radiograph(noise(), **WINDOW)).pixels
+    turned = {"RescaleSlope": -1, "RescaleIntercept": 4095, "PhotometricInterpretation": "MONOCHROME1"}
+    np.testing.assert_array_equal(decode_dicom(radiograph(noise(), **turned, **WINDOW)).pixels, plain)
+    np.testing.assert_array_equal(
+        decode_dicom(radiograph(noise(), **turned)).pixels, decode_dicom(radiograph(noise())).pixels
+    )
+
+
+def test_a_lookup_table_is_scaled_by_its_largest_value():
+    entries = np.arange(4096) * 8  # declared 16 bits, holds 15
+    plain = decode_dicom(radiograph(noise(), WindowCenter=2048, WindowWidth=4096)).pixels
+    shown = decode_dicom(radiograph(noise(), VOILUTSequence=table(entries))).pixels
+    np.testing.assert_array_equal(shown, plain)
+
+
+@pytest.mark.parametrize(
+    ("entries", "descriptor", "kind"),
+    [
+        (np.arange(4096) * 16, [4097, 0, 16], "<u2"),  # one entry is missing
+        (np.arange(4096) // 16, [4096, 0, 8], "u1"),  # a byte an entry
+        (np.arange(4096) // 16, [4096, 0, 16], "u1"),  # which says two
+        (np.r_[np.arange(4096) * 4, 65535], [4097, 0, 16], "<u2"),  # one that no pixel reaches
+    ],
+)
+def test_lookup_tables_of_several_makers(entries, descriptor, kind):
+    item = pydicom.Dataset()
+    item.LUTDescriptor = descriptor
+    item.add_new("LUTData", "OW", np.array(entries, kind).tobytes())
+    shown = decode_dicom(radiograph(noise(), VOILUTSequence=Sequence([pydicom.Dataset(), item]))).pixels
+    plain = decode_dicom(radiograph(noise(), **WINDOW)).pixels
+    assert np.abs(shown.astype(int) - plain).max() <= 2
+
+
+def test_the_first_value_of_a_table_may_be_read_without_its_sign():
+    for first in (-2048, 63488):
+        item = table(np.arange(4096) * 16)
+        item[0].add_new("LUTDescriptor", "SS" if first < 0 else "US", [4096, first, 16])
+        shown = decode_dicom(radiograph(noise(), RescaleSlope=1, RescaleIntercept=-2048, VOILUTSequence=item))
+        assert (
+            np.abs(shown.pixels.astype(int) - decode_dicom(radiograph(noise(), **WINDOW)).pixels).max() <= 1
+        )
+
+
+def test_padding_may_be_read_with_another_sign():
+    values = noise() - 2048
+    padded = np.hstack([values, np.full((20, 40), -30000)]).astype("<i2").view("<u2")
+    shown = decode_dicom(radiograph(padded, bits=16, PixelRepresentation=1, PixelPaddingValue=-30000))
+    np.testing.assert_array_equal(shown.pixels[:, :24], decode_dicom(radiograph(noise())).pixels)
+    raw = pydicom.dcmread(io.BytesIO(radiograph(padded, bits=16, PixelRepresentation=1)))
+    raw.add_new("PixelPaddingValue", "US", 35536)
+    file = io.BytesIO()
+    raw.save_as(file)
+    np.testing.assert_array_equal(decode_dicom(file.getvalue()).pixels, shown.pixels)
+
+
+def test_values_in_the_upper_bits():
+    shown = decode_dicom(radiograph(noise() << 4, HighBit=15, **WINDOW)).pixels
+    np.testing.assert_array_equal(shown, decode_dicom(radiograph(noise(), **WINDOW)).pixels)
+    wrong = decode_dicom(radiograph(noise(), HighBit=15, **WINDOW)).pixels  # the lower bits are in use
+    np.testing.assert_array_equal(wrong, decode_dicom(radiograph(noise(), **WINDOW)).pixels)
+
+
+@pytest.mark.parametrize(
+    "window", [{"WindowCenter": 60000, "WindowWidth": 10}, {"WindowCenter": -9, "WindowWidth": 2}]
+)
+def test_a_window_beside_all_values_counts_as_absent(window):
+    shown = decode_dicom(radiograph(noise(), **window)).pixels
+    np.testing.assert_array_equal(shown, decode_dicom(radiograph(noise())).pixels)
+
+
+def test_12_bits_in_three_equal_channels():
+    values = noise()
+    shown = decode_dicom(
+        radiograph(np.dstack([values] * 3), SamplesPerPixel=3, PhotometricInterpretation="RGB")
+    )
+    assert shown.problem == ""
+    assert np.abs(shown.pixels.astype(int) - decode_dicom(radiograph(values)).pixels).max() <= 2
+
+
+def test_zeros_after_a_jpeg_2000_image_are_no_part_of_it():
+    dataset = pydicom.dcmread(io.BytesIO(compressed(JPEG2000Lossless)))
+    frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+    dataset.PixelData = pydicom.encaps.encapsulate([frame + bytes(40)])
+    file = io.BytesIO()
+    dataset.save_as(file)
+    plain = decode_dicom(compressed(JPEG2000Lossless)).pixels
+    np.testing.assert_array_equal(decode_dicom(file.getvalue()).pixels, plain)
+
+
+def test_one_bright_pixel_changes_nothing_else():
+    values = noise() + np.arange(20)[:, None]
+    bright = values.copy()
+    bright[3, 3] = 65535
+    shown, plain = (decode_dicom(radiograph(each, bits=16)).pixels for each in (bright, values))
+    assert np.abs(shown.astype(int) - plain)[np.arange(480).reshape(20, 24) != 75].max() <= 3
+
+
+def test_without_preamble_or_meta_header():
+    data, plain = radiograph(noise()), decode_dicom(radiograph(noise())).pixels
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    meta = data[132:].index(b"\x08\x00\x16\x00")  # SOPClassUID, the first tag after the meta header
+    for part in (data[132:], data[132 + meta :]):
+        np.testing.assert_array_equal(decode_image(part), plain)
+    implicit = io.BytesIO()
+    del dataset.file_meta
+    pydicom.dcmwrite(implicit, dataset, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    np.testing.assert_array_equal(decode_image(implicit.getvalue().removeprefix(bytes(128) + b"DICM")), plain)
 
 
 @pytest.mark.parametrize(
@@ -164,12 +329,21 @@ def test_what_is_no_frontal_image_is_refused(tags, reason):
     ],
 )
 def test_what_is_known_to_lie_outside_the_training_population(tags, outside):
-    assert decode_dicom(radiograph(noise(), **tags), POPULATION).outside == outside
+    assert decode_dicom(radiograph(noise(), **tags), POPULATIONS["kermany"]).outside == outside
     assert decode_dicom(radiograph(noise(), **tags)).outside == ()  # of other models nothing is known
 
 
-def without_pixels():
-    dataset = pydicom.dcmread(io.BytesIO(radiograph(noise())))
+def compressed(syntax):
+    pixels = np.random.default_rng(0).integers(0, 4096, (90, 80))
+    dataset = pydicom.dcmread(io.BytesIO(radiograph(pixels)))
+    dataset.compress(syntax)
+    file = io.BytesIO()
+    dataset.save_as(file)
+    return file.getvalue()
+
+
+def without_pixels(**tags):
+    dataset = pydicom.dcmread(io.BytesIO(radiograph(noise(), **tags)))
     del dataset.PixelData
     file = io.BytesIO()
     dataset.save_as(file)
@@ -179,9 +353,13 @@ def without_pixels():
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (radiograph(noise())[:200], "modality unknown"),
-        (radiograph(noise())[:-300], "cannot be decoded"),
-        (without_pixels(), "no pixel data"),
+        (radiograph(noise())[:200], "truncated, or without pixel data"),
+        (radiograph(noise())[:-2], r"truncated \(pixel data too short by 2 bytes\)"),
+        (radiograph(noise(), Modality="CT")[:-300], "too short by 300 bytes"),
+        (compressed(JPEG2000Lossless)[:-300], "truncated"),
+        (compressed(RLELossless)[:-300], "truncated"),
+        (without_pixels(), "without pixel data"),
+        (radiograph(noise(), Rows=None), "Rows, Columns or BitsAllocated is missing"),
         (radiograph(np.zeros((8, 8))), "too small"),
         (radiograph(noise(), Rows=60000, Columns=60000), "too large"),
     ],

@@ -43,7 +43,7 @@ def png(width, height, depth=8, colour=0, data=b"") -> bytes:
 def jpeg_header(width, height, components=1, depth=8) -> bytes:
     """The shortest file that says it is a JPEG of this size."""
     frame = struct.pack(">BHHB", depth, height, width, components) + bytes(3 * components)
-    return b"\xff\xd8\xff\xc0" + struct.pack(">H", 2 + len(frame)) + frame + b"\xff\xd9"
+    return b"\xff\xd8\xff\xc0" + struct.pack(">H", 2 + len(frame)) + frame + b"\xff\xda\0\2\xff\xd9"
 
 
 def blocks(*values) -> np.ndarray:
@@ -97,6 +97,9 @@ def test_colour_jpeg_becomes_luma():
     assert np.abs(decode_image(file).astype(int) - 153).max() <= 1
 
 
+WHOLE_PNG, WHOLE_JPEG = encode(NOISE), encode(NOISE, "JPEG")
+
+
 @pytest.mark.parametrize("options", [{}, {"transparency": 1}], ids=["opaque", "transparent"])
 def test_palette_is_looked_up(options):
     image = Image.fromarray(np.repeat(np.arange(3, dtype=np.uint8), 100).reshape(15, 20).repeat(2, 0))
@@ -128,16 +131,102 @@ def test_cmyk_jpeg_is_not_inverted(inks, grey):
         ([0, 2048, 4095], [0, 128, 255]),  # 12 bits: 2048 · 255/4095 = 127.53
         ([0, 256, 32768, 65535], [0, 1, 128, 255]),  # all 16: 256/257 = .996, 32768/257 = 127.502
         ([0, 512, 1023], [0, 128, 255]),  # 10 bits
-        ([0, 77, 200], [0, 77, 200]),  # 8 bits in 16 stay what they are
-        ([0, 5, 100], [0, 5, 100]),  # and a dark image of 8 bits is not brightened
+        ([1000, 3000, 5000], [0, 128, 255]),  # whatever the bits
         ([0, 0, 0], [0, 0, 0]),
     ],
 )
-def test_16_bits_are_scaled_by_the_bits_in_use(stored, expected):
+def test_16_bits_are_scaled_by_the_range_in_use(stored, expected):
     pixels = np.resize(np.array(stored, np.uint16), (16, 60))
     file = encode(pixels, mode="I;16")
     assert read_header(file) == (60, 16, "L;16")
     assert decode_image(file)[0, : len(expected)].tolist() == expected
+
+
+def test_one_bright_pixel_does_not_decide_about_16_bits():
+    film = RNG.integers(500, 3500, (96, 96)).astype(np.uint16)
+    bright = film.copy()
+    bright[3, 3] = 65535
+    difference = decode_image(encode(bright)).astype(int) - decode_image(encode(film))
+    difference[3, 3] = 0
+    assert np.abs(difference).max() <= 1
+
+
+# Other formats
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "WEBP"])
+def test_bmp_tiff_and_webp(kind):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    assert np.array_equal(decode_image(encode(GREY, kind, **options)), GREY)
+    colours = np.dstack([NOISE, NOISE.T, NOISE[::-1]])
+    luma = colours @ [0.299, 0.587, 0.114]
+    assert np.abs(decode_image(encode(colours, kind, **options)) - luma).max() <= 1
+    whole = encode(NOISE, kind, **options)
+    for end in (len(whole) // 2, len(whole) - 60, 30):
+        with pytest.raises(ValueError, match="^truncated, damaged, or of a kind that is not supported$"):
+            decode_image(whole[:end])
+    with pytest.raises(ValueError, match="^too small"):
+        check_image(encode(np.zeros((8, 300), np.uint8), kind))
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+def test_tiff_with_more_than_8_bits(kind):
+    pixels = np.resize(np.array([1000, 3000, 5000], kind), (16, 60))
+    assert decode_image(encode(pixels, "TIFF"))[0, :3].tolist() == [0, 128, 255]
+    if kind is np.uint16:
+        white = encode(pixels, "TIFF", tiffinfo={262: 0})  # 0 is white
+        assert decode_image(white)[0, :3].tolist() == [255, 128, 0]
+
+
+def test_colours_of_16_bits_are_not_taken_for_8():
+    colours = np.dstack([NOISE.astype(np.uint16) * 16] * 3)  # 12 bits: the upper byte would be black
+    with pytest.raises(ValueError, match="^not supported .*more than 8 bits"):
+        decode_image(cv2.imencode(".tiff", colours)[1].tobytes())
+
+
+def test_a_damaged_exif_block_is_no_reason_to_refuse(tmp_path):
+    file = encode(GREY, "WEBP", lossless=True, exif=b"Exif\0\0garbage" * 3)
+    assert np.array_equal(decode_image(file), GREY)
+
+
+def test_several_images_in_one_file():
+    pages = [Image.fromarray(GREY), Image.fromarray(GREY)]
+    with pytest.raises(ValueError, match=r"^not one image \(2 in the file\)$"):
+        decode_image(encode(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
+
+
+# Where a JPEG file ends
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_follows_a_jpeg_is_no_part_of_it(progressive):
+    whole = encode(NOISE, "JPEG", progressive=progressive)
+    for rest in (b"\0", b"\0" * 5000, b"\xff" * 3000, RNG.bytes(100_000), whole):
+        assert np.array_equal(decode_image(whole + rest), decode_image(whole))
+    for rest in (b"\0" * 5000, b"appended by a phone"):
+        with pytest.raises(ValueError, match="^truncated"):
+            decode_image(whole[:-2] + rest)
+
+
+@pytest.mark.parametrize("junk", [b"\0", b"\0\1\2\3" * 9, b"\xff\xff\xff", b"\xff\0"])
+def test_junk_between_the_segments_of_a_jpeg_is_skipped(junk):
+    table = WHOLE_JPEG.index(b"\xff\xdb")
+    data = WHOLE_JPEG[:table] + junk + WHOLE_JPEG[table:]
+    assert check_image(data) == (96, 96, "L")
+    assert np.array_equal(decode_image(data), decode_image(WHOLE_JPEG))
+
+
+@pytest.mark.parametrize(
+    ("side", "size", "factor"), [(224, 32, 1), (512, 224, 1), (896, 224, 2), (512, 128, 2), (2000, 224, 4)]
+)
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(side, size, factor):
+    smooth = cv2.resize(NOISE[:24, :24], (side, side), interpolation=cv2.INTER_CUBIC)
+    file = encode(smooth, "JPEG", quality=95)
+    assert decode_image(file).shape == (side, side)
+    assert decode_image(file, size).shape == (side // factor, side // factor)
+    settings = ImageSettings(size)
+    difference = fit(decode_image(file), settings).astype(int) - fit(decode_image(file, size), settings)
+    assert np.abs(difference).mean() < 0.6
 
 
 @pytest.mark.parametrize(
@@ -185,15 +274,16 @@ def test_progressive_jpeg():
 
 # Files that are refused
 
-WHOLE_PNG, WHOLE_JPEG = encode(NOISE), encode(NOISE, "JPEG")
-
 
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
         (b"", "empty file"),
         (b"this is a letter, not an image\n" * 9, "not an image"),
-        (b"GIF89a" + bytes(99), "not an image"),
+        (b"GIF89a" + bytes(99), r"a format that is not supported \(GIF\)"),
+        (b"\0\0\0 ftypheic" + bytes(99), r"a format that is not supported \(HEIC or AVIF\)"),
+        (b"RIFF" + bytes(99), "not an image"),  # of another kind than WebP
+        (jpeg_header(300, 200)[:-2], "truncated"),
         (WHOLE_JPEG[: len(WHOLE_JPEG) // 2], "truncated"),
         (WHOLE_PNG[: len(WHOLE_PNG) // 2], "truncated"),
         (WHOLE_JPEG[:-2], "truncated"),

@@ -5,15 +5,18 @@ import functools
 import os
 import shutil
 import struct
+import unicodedata
 import zlib
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import radiograph
 
 from chestxray import load_classifier
-from chestxray.data.images import preprocess
+from chestxray.data.formats import robust_range, to_grey
+from chestxray.data.images import fit, preprocess
 from chestxray.deployment import predict
 from chestxray.deployment.predict import list_images
 
@@ -92,7 +95,10 @@ def test_each_file_is_read_or_named_and_the_rest_goes_on(classifier, strange):
         else:
             assert row["status"] == "ok" and 0 <= row["probability"] <= 1
     good = by_name["a_good.png"]["probability"]
-    assert by_name["e_sixteen.png"]["probability"] == pytest.approx(good, abs=1e-5)  # same image, 16 bits
+    stretched = to_grey(drawn(1), *robust_range(drawn(1)))  # the same image in 16 bits is shown like this
+    pixels = fit(stretched, classifier.image_settings)[np.newaxis]
+    sixteen = float(classifier.probabilities(classifier.logits(pixels))[0])
+    assert by_name["e_sixteen.png"]["probability"] == pytest.approx(sixteen, abs=1e-5)
     assert by_name["g_rgba.png"]["probability"] == pytest.approx(good, abs=1e-3)  # and with an alpha channel
     assert by_name["f_cmyk.jpg"]["probability"] == pytest.approx(good, abs=0.03)  # and as lossy CMYK
     assert abs(by_name["j_last.png"]["probability"] - good) > 0.001
@@ -262,3 +268,28 @@ def test_threads_give_the_same_rows_in_the_same_order(litert, tmp_path):
     for row, expected_row in zip(spread, alone, strict=True):
         assert row["status"] == expected_row["status"]
         assert row["logit"] == pytest.approx(expected_row["logit"], abs=1e-5)
+
+
+def test_a_radiograph_that_is_refused_is_answered_on_request(classifier, tmp_path):
+    for name, tags in (
+        ("ct", {"Modality": "CT"}),
+        ("side", {"ViewPosition": "LL"}),
+        ("two", {"NumberOfFrames": 2}),
+    ):
+        (tmp_path / f"{name}.dcm").write_bytes(radiograph(drawn(1), **tags))
+    rows = list(predict.predict_files(classifier, tmp_path))
+    assert [row["status"] for row in rows] == ["refused"] * 3
+    assert [row["problem"].split(",")[0] for row in rows] == ["modality CT", "a lateral view", "2 frames"]
+    rows = list(predict.predict_files(classifier, tmp_path, accept_all=True))
+    assert [row["status"] for row in rows] == ["ok", "ok", "refused"]  # the last is not one image
+    assert rows[0]["problem"].startswith("modality CT") and rows[0]["decision"]
+
+
+@pytest.mark.parametrize("name", ["ä/B\\c.png"])
+def test_a_table_from_another_system(classifier, tmp_path, name):
+    stored = tmp_path / unicodedata.normalize("NFD", "ä") / "B"
+    stored.mkdir(parents=True)
+    path = write(stored / "c.png", drawn(1))
+    (tmp_path / "list.csv").write_text(f"path\r\n{name}\r\n", encoding="utf-8-sig")
+    (row,) = predict.predict_files(classifier, tmp_path / "list.csv", accept_all=True)
+    assert (row["path"], row["status"]) == (str(path), "ok")

@@ -63,7 +63,14 @@ FILES = {
     "png": lambda: cv2.imencode(".png", pattern())[1].tobytes(),
     "16-bit png": lambda: cv2.imencode(".png", pattern().astype(np.uint16) * 200)[1].tobytes(),
     "palette png": lambda: saved(Image.fromarray(pattern()).convert("P"), format="PNG"),
+    "bmp": lambda: saved(Image.fromarray(pattern()), format="BMP"),
+    "tiff": lambda: saved(Image.fromarray(pattern()), format="TIFF"),
+    "packed 16-bit tiff": lambda: saved(
+        Image.fromarray(pattern().astype(np.uint16) * 200), format="TIFF", compression="tiff_lzw"
+    ),
+    "webp": lambda: saved(Image.fromarray(pattern()), format="WEBP"),
     "dicom": dicom,
+    "dicom without preamble": lambda: dicom()[132:],
     "rle dicom": lambda: dicom(RLELossless),
     "jpeg 2000 dicom": lambda: dicom(JPEG2000Lossless),
 }
