@@ -3,8 +3,6 @@
 A map shows what contributed to the score, not where the disease is.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from numbers import Integral
@@ -16,7 +14,7 @@ import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
 from chestxray.models.backbones import BACKBONES, refresh_normalisation
-from chestxray.models.builders import as_float32
+from chestxray.models.builders import as_float32, flat_layers, last_activation, last_layer
 
 METHODS = ("gradcam", "hirescam")
 TARGETS = ("pneumonia", "normal")
@@ -54,23 +52,26 @@ def gradcam(
         Maps ``float32`` (N, h, w), each divided by its maximum (zeros where nothing is positive), and these
             maxima, (N,), in logits per (mean over) pixel. Where nothing was found, the maximum is small.
 
-    Raises ValueError: Unknown layer, target or method, no image, or a model that does not end in a layer.
+    Raises ValueError: Unknown layer, target or method, no image, a layer that is called more than once, or a
+    model that ends in something else than logits or a layer's activation.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}. Received: method={method!r}")
     if not len(images):
         raise ValueError(f"one image or more is needed. Received: shape={np.shape(images)}")
-    if any(each.compute_dtype != "float32" for each in _layers(model)):
+    if any(each.compute_dtype != "float32" for each in flat_layers(model)):
         model = as_float32(model)
     cut = find_layer(model, layer)
     _check_target(model, target)
-    images, maps = np.asarray(images), []
+    images, maps, calls = np.asarray(images), [], []
+    _check_end(model, images[:batch_size])
 
     @tf.function(input_signature=[tf.TensorSpec((None, *images.shape[1:]), tf.float32)])
     def explain(batch: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape(watch_accessed_variables=False) as tape, _watched(cut, tape) as seen:
             score = _score(model, batch, target)
         features = seen[-1]
+        calls.append(len(seen))
         gradient = tape.gradient(score, features, unconnected_gradients="zero")
         if method == "gradcam":
             gradient = tf.reduce_mean(gradient, axis=(1, 2), keepdims=True)
@@ -79,6 +80,11 @@ def gradcam(
     for start in range(0, len(images), batch_size):
         batch = tf.convert_to_tensor(images[start : start + batch_size], tf.float32)
         maps.append(explain(batch).numpy())
+        if calls[-1] > 1:
+            raise ValueError(
+                f"the layer is called {calls[-1]} times, perhaps on a mirrored image: their maps cannot be "
+                f"joined. Explain the inner model alone. Received: layer={cut.name!r}"
+            )
     heatmaps = np.concatenate(maps)
     largest = heatmaps.max(axis=(1, 2))
     return heatmaps / np.where(largest > 0, largest, 1)[:, None, None], largest
@@ -96,7 +102,7 @@ def find_layer(model: keras.Model, name: str | None = None) -> keras.Layer:
     """
     usable = {
         layer.name: layer
-        for layer in _layers(model)
+        for layer in flat_layers(model)
         if len(_shape(layer)) == 4 and not isinstance(layer, keras.layers.InputLayer)
     }
     if name is None:
@@ -114,15 +120,6 @@ def find_layer(model: keras.Model, name: str | None = None) -> keras.Layer:
             f"no such layer with feature maps; there are {list(usable)}. Received: layer={name!r}"
         )
     return usable[name]
-
-
-def _layers(model: keras.Model) -> Iterator[keras.Layer]:
-    """All layers in order, those of inner models in their place."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _layers(layer)
-        else:
-            yield layer
 
 
 def _shape(layer: keras.Layer) -> tuple:
@@ -158,7 +155,7 @@ def _score(model: keras.Model, batch: tf.Tensor, target: str | int) -> tf.Tensor
 
 def _logits(model: keras.Model, batch: tf.Tensor) -> tf.Tensor:
     """Output before its sigmoid or softmax, without changing the model."""
-    last = [layer for layer in _layers(model) if not _passes_on(layer)][-1]
+    last = last_layer(model)
     entering: list[tf.Tensor] = []
     leaving: list[tf.Tensor] = []
 
@@ -172,22 +169,26 @@ def _logits(model: keras.Model, batch: tf.Tensor) -> tf.Tensor:
 
     with _replaced(last, noting):
         outputs = model(batch, training=False)
-    if outputs is not leaving[-1]:
-        raise ValueError(
-            "something that is no layer follows the last layer, perhaps a sigmoid, whose "
-            "gradient vanishes where the model is sure: end in a layer. "
-            f"Received: last layer={last.name!r}"
-        )
+    logits = leaving[-1]
     if isinstance(last, (keras.layers.Activation, keras.layers.Softmax)):
-        return entering[-1]
-    if isinstance(last, keras.layers.Dense) and last.activation is not keras.activations.linear:
-        return tf.matmul(entering[-1], last.kernel) + (last.bias if last.use_bias else 0)
-    return outputs
+        logits = entering[-1]
+    elif isinstance(last, keras.layers.Dense) and last.activation is not keras.activations.linear:
+        logits = tf.matmul(entering[-1], last.kernel) + (last.bias if last.use_bias else 0)
+    return tf.reshape(logits, tf.shape(outputs))  # layers that follow change the shape alone
 
 
-def _passes_on(layer: keras.Layer) -> bool:
-    """Whether a layer leaves values as they are (the usual end under mixed precision)."""
-    return isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.linear
+def _check_end(model: keras.Model, images: NDArray) -> None:
+    """Raise ValueError if something else than the shape changes after a sigmoid or softmax."""
+    last, known = last_layer(model), (keras.layers.Dense, keras.layers.Activation, keras.layers.Softmax)
+    if isinstance(last, known):
+        return
+    outputs = model(tf.convert_to_tensor(images, tf.float32), training=False).numpy()
+    sure = outputs.min() >= 0 and outputs.max() == 1
+    if sure or last_activation(model) in ("sigmoid", "softmax"):
+        raise ValueError(
+            "the last layer seems to give probabilities, whose gradient vanishes where the model is sure: "
+            f"end in logits, or in a layer with an activation. Received: last layer={last.name!r}"
+        )
 
 
 @contextlib.contextmanager

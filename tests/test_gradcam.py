@@ -132,7 +132,7 @@ def test_a_probability_is_explained_by_its_logit():
 
 def test_a_sigmoid_that_is_no_layer_is_an_error():
     inner = two_channels([2.0, 1.0])
-    with pytest.raises(ValueError, match="no layer follows the last layer.*Received: last layer='logit'"):
+    with pytest.raises(ValueError, match="no layer follows the last layer.*Received: operation='sigmoid"):
         gradcam(keras.Model(inner.input, keras.ops.sigmoid(inner.output)), X)
 
 
@@ -254,3 +254,45 @@ def test_layers_before_the_randomised_ones_normalise_as_before():
     norm.finalize_state()
     copy = randomised(model, "logit")
     np.testing.assert_allclose(keras.Model(copy.input, copy.layers[1].output)(X), (X - 4) / 0.5)
+
+
+# Layers called twice, and layers after the sigmoid
+
+
+def test_a_layer_that_is_called_twice_is_named():
+    inputs = keras.Input((3, 3, 1))
+    model = two_channels([2.0, 1.0])
+    mirrored = layers.Lambda(lambda x: x[:, :, ::-1])(inputs)
+    ensemble = keras.Model(inputs, layers.Average()([model(inputs), model(mirrored)]))
+    with pytest.raises(ValueError, match="called 2 times.*Received: layer='maps'"):
+        gradcam(ensemble, X)
+
+
+SURE = np.full((1, 3, 3, 1), 200.0, np.float32)  # a logit of 200: the sigmoid is exactly 1
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1)])
+@pytest.mark.parametrize("end", ["activation", "layer"])
+def test_a_layer_that_keeps_the_values_may_follow_the_sigmoid(end, shape):
+    plain = two_channels([2.0, 1.0])
+    model = two_channels([2.0, 1.0], **({"activation": "sigmoid"} if end == "activation" else {}))
+    x = layers.Activation("sigmoid")(model.output) if end == "layer" else model.output
+    x = layers.Dropout(0.5)(layers.Flatten()(layers.Reshape(shape)(x)))
+    for images in (X, SURE):
+        for found, expected in zip(
+            gradcam(keras.Model(model.input, x), images), gradcam(plain, images), strict=True
+        ):
+            np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert gradcam(plain, SURE)[1] > 0
+
+
+def test_what_seems_to_give_probabilities_after_the_sigmoid_is_refused():
+    model = two_channels([2.0, 1.0], activation="sigmoid")
+    own = keras.Model(model.input, layers.Lambda(lambda p: 0.9 * p, name="own")(model.output))
+    scaled = keras.Model(model.input, layers.Rescaling(100.0, name="own")(model.output))
+    for each in (own, scaled):
+        with pytest.raises(ValueError, match="seems to give probabilities.*Received: last layer='own'"):
+            gradcam(each, SURE)
+    linear = two_channels([2.0, 1.0])
+    doubled = keras.Model(linear.input, layers.Lambda(lambda z: 2 * z)(linear.output))
+    assert gradcam(doubled, X)[1] == pytest.approx(2 * gradcam(linear, X)[1])

@@ -1,7 +1,5 @@
 """Export of a saved classifier to one file that runs without TensorFlow, and its parity gate."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import tempfile
@@ -26,6 +24,11 @@ MOST_LOGIT_DIFFERENCE = 1e-3  # of a float32 export
 # Share of changed refusals (a validation image often lies on the limit itself), and of changed decisions of a
 # float16 export; a float32 export may change no decision.
 MOST_CHANGED = 0.005
+_RESTING = tuple(
+    getattr(keras.layers, name)
+    for name in dir(keras.layers)
+    if (name.startswith("Random") and name != "RandomCrop") or name.endswith(("Dropout", "GaussianNoise"))
+)  # random layers that change nothing when a network predicts
 
 
 def export_model(
@@ -80,7 +83,8 @@ def export_model(
         _CONVERTERS[format](deployable(original), path, float16)
         # The file itself computes the distance.
         check = replace(original.outlier_check, center=np.zeros(0), whitening=np.zeros((0, 0)))
-        exported = Classifier(Runtime(path, threads=os.cpu_count()), original.card, check)
+        runtime = Runtime(path, threads=os.cpu_count())
+        exported = Classifier(runtime, original.card, check, original.seen)
         parity, logits = compare(
             original, exported, data.store.images(compared), compared["label"].to_numpy()
         )
@@ -112,10 +116,12 @@ def deployable(classifier: Classifier) -> keras.Model:
     """
     model, check = classifier.model, classifier.outlier_check
     maps = feature_maps(model)
-    whitened = keras.layers.Dense(len(check.whitening), name="whitened")
-    deviations = whitened(keras.ops.mean(maps, axis=(1, 2)))
+    # The difference first: W·x and W·c are large and nearly equal, and float32 would lose what is left.
+    centred = keras.layers.Rescaling(1.0, list(-check.center), name="centred")
+    whitened = keras.layers.Dense(len(check.whitening), use_bias=False, name="whitened")
+    deviations = whitened(centred(keras.ops.mean(maps, axis=(1, 2))))
     outputs = {"logit": model.outputs[0], "distance": keras.ops.norm(deviations, axis=-1, keepdims=True)}
-    whitened.set_weights([check.whitening.T, -check.whitening @ check.center])
+    whitened.set_weights([check.whitening.T])
     last = [layer for layer in model.layers if not isinstance(layer, keras.layers.Dropout)][-2:]
     pooled = isinstance(last[0], keras.layers.GlobalAveragePooling2D)
     if pooled and isinstance(last[1], keras.layers.Dense) and last[1].units == 1:
@@ -132,6 +138,7 @@ def _export_options(model: keras.Model) -> dict[str, Any]:
 
 def _to_litert(model: keras.Model, path: Path, float16: bool) -> None:
     with tempfile.TemporaryDirectory() as saved:
+        model = _for_export(model)
         model.export(saved, format="tf_saved_model", **_export_options(model))
         converter = tf.lite.TFLiteConverter.from_saved_model(saved)
         if float16:
@@ -140,11 +147,13 @@ def _to_litert(model: keras.Model, path: Path, float16: bool) -> None:
         path.write_bytes(converter.convert())
 
 
-def _without_tensors(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """Replace Normalization, which holds its statistics as tensors, by Rescaling; keep other layers.
+def _plain(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """Replace random layers, which rest, and Normalization, whose statistics are tensors; keep the others.
 
     tf2onnx makes inputs of such tensors. A copied model shares the layers that are returned as they are.
     """
+    if isinstance(layer, _RESTING):
+        return keras.layers.Identity(name=layer.name)
     if not isinstance(layer, keras.layers.Normalization):
         return layer
     if layer.invert or np.size(layer.mean) not in (1, layer.mean.shape[-1]):
@@ -154,10 +163,14 @@ def _without_tensors(layer: keras.layers.Layer) -> keras.layers.Layer:
     return keras.layers.Rescaling(list(scale), list(-np.ravel(layer.mean) * scale), name=layer.name)
 
 
+def _for_export(model: keras.Model) -> keras.Model:
+    return keras.models.clone_model(model, clone_function=_plain, recursive=True)
+
+
 def _to_onnx(model: keras.Model, path: Path, float16: bool) -> None:
     import onnx
 
-    model = keras.models.clone_model(model, clone_function=_without_tensors)
+    model = _for_export(model)
     model.export(str(path), format="onnx", **_export_options(model))
     if not float16:
         return

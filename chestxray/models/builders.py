@@ -7,8 +7,6 @@ pixels; ``dropout``, rate between the dense layers, [0, 1); ``precision``, Keras
 logit, or 3 (normal, bacteria, virus); others raise ValueError.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
@@ -207,14 +205,55 @@ def layer_table(model: keras.Model) -> pd.DataFrame:
     One row a part, in order: ``part``, ``layers``, ``parameters``, ``trainable`` (parameters that learn).
     """
     layers_ = [layer for layer in model.layers if layer.count_params() or layer.name == "pool"]
-    table = pd.DataFrame(
-        {
-            "part": [layer.name.split("_")[0] for layer in layers_],
-            "layers": 1,
-            "parameters": [layer.count_params() for layer in layers_],
-            "trainable": [
-                sum(math.prod(weight.shape) for weight in layer.trainable_weights) for layer in layers_
-            ],
-        }
-    )
+    table = pd.DataFrame({"part": [layer.name.split("_")[0] for layer in layers_], "layers": 1})
+    table["parameters"] = [layer.count_params() for layer in layers_]
+    trained = [[math.prod(weight.shape) for weight in layer.trainable_weights] for layer in layers_]
+    table["trainable"] = list(map(sum, trained))
     return table.groupby("part", sort=False).sum().reset_index()
+
+
+def last_layer(model: keras.Model) -> keras.layers.Layer:
+    """Find the last layer that changes more than the shape, also inside nested models.
+
+    Raises ValueError: Something that is no layer follows it, perhaps a sigmoid.
+    """
+    for layer in reversed(getattr(model, "operations", model.layers)):
+        if isinstance(layer, keras.Model):
+            return last_layer(layer)
+        if not isinstance(layer, keras.layers.Layer):
+            if type(layer).__name__ in ("Reshape", "Squeeze", "ExpandDims"):
+                continue
+            message = "something that is no layer follows the last layer: end in a layer"
+            raise ValueError(f"{message}. Received: operation={layer.name!r}")
+        shaping = (keras.layers.Reshape, keras.layers.Flatten, keras.layers.Dropout, keras.layers.Identity)
+        linear = getattr(layer, "activation", None) is keras.activations.linear
+        if not isinstance(layer, shaping) and not (linear and isinstance(layer, keras.layers.Activation)):
+            return layer
+    raise ValueError(f"a model without layers. Received: model={model.name!r}")
+
+
+def flat_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """All layers in order, those of inner models in their place."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from flat_layers(layer)
+        else:
+            yield layer
+
+
+def last_activation(model: keras.Model) -> str:
+    """Name of the last activation of a network, also inside nested models; ``linear`` without any."""
+    for layer in reversed(list(flat_layers(model))):
+        activation = layer if isinstance(layer, keras.layers.Softmax) else getattr(layer, "activation", None)
+        name = getattr(activation, "__name__", type(activation).__name__.lower())
+        if activation is not None and not (name == "linear" and isinstance(layer, keras.layers.Activation)):
+            return name
+    return "linear"
+
+
+def check_logits(model: keras.Model, what: str = "a model") -> None:
+    """Raise ValueError unless a model ends in raw logits: one (pneumonia), or several, one a class."""
+    end = type(getattr(model, "operations", model.layers)[-1]).__name__.lower()
+    name = end if end in ("sigmoid", "softmax") else last_activation(model)
+    if name in ("sigmoid", "softmax"):
+        raise ValueError(f"{what} must end in raw logits. Received: activation={name!r}")

@@ -5,8 +5,6 @@ the optimizer, EarlyStopping and ReduceLROnPlateau, and the history. Order and a
 on its number alone, so nothing else is needed to continue bit for bit.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -40,15 +38,30 @@ def fingerprint(model: keras.Model, description: dict[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
+def functional(model: keras.Model) -> keras.Model:
+    """Return a functional model; that of a Sequential one shares its layers. Others raise ValueError."""
+    if isinstance(model, keras.Sequential) and model.built:
+        return keras.Model(model.inputs, model.outputs, name=model.name)
+    if isinstance(model, keras.Sequential) or not hasattr(model, "operations"):
+        message = "training needs a functional model, or a Sequential one that begins with an Input"
+        raise ValueError(f"{message}. Received: model of class {type(model).__name__}")
+    return model
+
+
 def wiring(model: keras.Model) -> list[list[int]]:
-    """Say for each of ``model.operations`` of a flat model which of them feed it, by position."""
-    position = {id(layer.output): number for number, layer in enumerate(model.operations)}
-    return [
-        []
-        if isinstance(layer, keras.layers.InputLayer)
-        else [position[id(tensor)] for tensor in keras.tree.flatten(layer.input)]
-        for layer in model.operations
-    ]
+    """Say for each of ``model.operations`` of a functional model which of them feed it, by position."""
+    position = {layer.name: number for number, layer in enumerate(model.operations)}
+    nodes = [layer["inbound_nodes"] for layer in model.get_config()["layers"]]
+    return [[position[name] for name in _feeding(node)] for node in nodes]
+
+
+def _feeding(node: Any) -> Iterator[str]:
+    """Names of the layers in a serialised call."""
+    if isinstance(node, dict) and "keras_history" in node:
+        yield node["keras_history"][0]
+    elif isinstance(node, (dict, list, tuple)):
+        for value in node.values() if isinstance(node, dict) else node:
+            yield from _feeding(value)
 
 
 @contextlib.contextmanager

@@ -1,13 +1,13 @@
 """Knowledge distillation: Distiller and its loss."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import ops
+
+from chestxray.models.builders import check_logits
 
 
 def distillation_loss(teacher_logits: Any, student_logits: Any, temperature: float) -> Any:
@@ -88,6 +88,9 @@ class Distiller(keras.Model):
             raise ValueError(f"alpha must lie in 0–1. Received: alpha={alpha!r}")
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0. Received: temperature={temperature!r}")
+        check_logits(student, "the student")
+        if teacher is not None:
+            check_logits(teacher, "the teacher")
         if teacher is not None and teacher.output.shape[-1] != student.output.shape[-1]:
             raise ValueError(
                 "teacher and student must have the same number of logits. Received: "
@@ -124,7 +127,9 @@ class Distiller(keras.Model):
         with tf.GradientTape() as tape:
             logits = self(x, training=True)
             loss = self._objective(y, logits, taught, weight)
-            scaled = self.optimizer.scale_loss(loss)
+            # Replicas add their gradients (tf.distribute), as in Keras' own step.
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            scaled = self.optimizer.scale_loss(loss / replicas)
         self.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables))
         return self._report(y, logits, weight, loss)
 

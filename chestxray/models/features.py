@@ -5,8 +5,6 @@ and kept on disk, and the rest of the network is trained from there. It shares i
 network, so that an ordinary Keras model is saved at the end.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import itertools
@@ -36,24 +34,34 @@ _ONEDNN_BF16 = "auto_mixed_precision_onednn_bfloat16"
 
 
 def find_cut(model: keras.Model) -> keras.layers.Layer | None:
-    """Find the last frozen layer of a flat model that is a single cut point: all paths pass through it.
+    """Find the last frozen layer of a model that is a single cut point: all paths pass through it.
 
     Frozen means that it and all layers before it give the same output in every step; Dropout does not.
     The result is None when no layer up to it has weights other than those of the preprocessing.
     """
     layers, sources = model.operations, wiring(model)
+    whole = [not isinstance(layer, keras.Model) and _called_once(layer) for layer in layers]
     first = next((number for number, layer in enumerate(layers) if _differs_in_training(layer)), 0)
     last_use = {source: number for number, group in enumerate(sources) for source in group}
     cut, live, weights, weights_at_cut = None, [], 0, 0
     for number, layer in enumerate(layers[:first]):
         weights += 0 if isinstance(layer, keras.layers.Normalization) else len(layer.weights)
         live = [source for source in live if last_use[source] > number] + [number]
-        if len(live) == 1:
+        if len(live) == 1 and whole[number]:
             cut, weights_at_cut = layer, weights
     return cut if weights_at_cut else None
 
 
+def _called_once(layer: keras.layers.Layer) -> bool:
+    try:
+        return layer.output is not None
+    except (AttributeError, ValueError):  # Keras: several outputs, or none
+        return False
+
+
 def _differs_in_training(layer: keras.layers.Layer) -> bool:
+    if any(map(_differs_in_training, getattr(layer, "layers", ()))):  # of a nested model
+        return True
     moving = isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
     random = hasattr(layer, "seed_generator") and getattr(layer, "rate", 1) > 0
     return bool(layer.trainable_weights) or moving or random

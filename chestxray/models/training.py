@@ -1,7 +1,5 @@
 """Training: one phase with its callbacks, the phases of transfer learning, and the precision."""
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import math
@@ -19,7 +17,7 @@ import tensorflow as tf
 
 from chestxray.data.dataset import XrayData
 from chestxray.models.batch_norm import fused_batch_norm
-from chestxray.models.checkpoint import Checkpoint, fingerprint, starting_again
+from chestxray.models.checkpoint import Checkpoint, fingerprint, functional, starting_again
 from chestxray.models.distillation import Distiller
 from chestxray.models.features import Features, find_cut, plan_features
 from chestxray.models.settings import TrainSettings, make_optimizer
@@ -136,6 +134,7 @@ def train(
         keep: A frozen layer that a later phase starts from: its activations are stored in the same pass.
         distillation: Teacher of the model; see :class:`chestxray.models.teachers.Distillation`.
     """
+    model = functional(model)
     outputs = model.output_shape[-1]
     if settings.label_smoothing and (distillation or outputs > 1):
         raise ValueError(
@@ -289,7 +288,14 @@ def set_trainable_from(model: keras.Model, first: str) -> None:
     """
     start = _position(model, first)
     for number, layer in enumerate(model.layers):
-        layer.trainable = number >= start and not isinstance(layer, keras.layers.BatchNormalization)
+        _set_trainable(layer, number >= start, frozen=keras.layers.BatchNormalization)
+
+
+def _set_trainable(layer: keras.layers.Layer, trainable: bool, frozen: type | tuple = ()) -> None:
+    """Set the attribute of a layer, and of all layers of a nested model, but for one class."""
+    layer.trainable = trainable and not isinstance(layer, frozen)
+    for inner in getattr(layer, "layers", ()):
+        _set_trainable(inner, trainable, frozen)
 
 
 def _position(model: keras.Model, name: str) -> int:
@@ -324,7 +330,7 @@ def train_head(
     keep = None
     if unfreeze_next:
         set_trainable_from(model, unfreeze_next)
-        keep = find_cut(model)
+        keep = find_cut(functional(model))
     set_trainable_from(model, "pool")
     return train(model, data, settings, checkpoint, phase="head", keep=keep)
 
@@ -364,8 +370,7 @@ def train_whole(
     model: keras.Model, data: XrayData, settings: TrainSettings, checkpoint: str | Path | None = None
 ) -> Training:
     """Only phase of a network with random weights: all layers learn, batch normalisation too."""
-    for layer in model.layers:  # model.trainable = True does nothing where it is True already
-        layer.trainable = True
+    _set_trainable(model, True)  # model.trainable = True does nothing where it is True already
     return train(model, data, settings, checkpoint, phase="whole network")
 
 

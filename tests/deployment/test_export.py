@@ -15,6 +15,7 @@ import pytest
 import chestxray
 from chestxray import load_classifier
 from chestxray.deployment import export
+from chestxray.deployment.classifier import with_features
 from chestxray.deployment.export import export_model, gate
 from chestxray.deployment.runtime import MODEL_FILES, Runtime
 from chestxray.evaluation.calibration import calibrate
@@ -236,3 +237,47 @@ def test_a_folder_with_other_contents_is_not_replaced(compact, few_images_are_en
     assert (tmp_path / "thesis.txt").exists() and (compact / "model.keras").exists()
     for _ in range(2):
         export_model(compact, tmp_path / "model", "onnx", data)
+
+
+def test_the_distance_keeps_its_digits(compact):
+    """W·x − W·c is a small difference of large numbers."""
+    classifier = load_classifier(compact)
+    check, rng = classifier.outlier_check, np.random.default_rng(0)
+    whitening = np.eye(64) * 1e4
+    images = rng.integers(0, 256, (5, 32, 32, 1)).astype(np.float32)
+    features = with_features(classifier.model).predict(images, verbose=0)[1].astype(np.float64)
+    near = replace(check, center=features.mean(axis=0).astype(np.float32), whitening=whitening)
+    model = export.deployable(replace(classifier, outlier_check=near))
+    found = model.predict(images, verbose=0)["distance"][:, 0]
+    np.testing.assert_allclose(found, near.distances(features), rtol=1e-4)
+
+
+@pytest.mark.parametrize("format_", ["litert", "onnx"])
+def test_random_layers_inside_a_model_rest_in_the_file(format_, tmp_path):
+    layers = keras.layers
+    inputs = keras.Input((32, 32, 1))
+    x = layers.RandomFlip("horizontal")(layers.GaussianNoise(1.0)(layers.Rescaling(1 / 255)(inputs)))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 5, kernel_initializer="random_normal")(x))
+    logit = layers.Dense(1, kernel_initializer="random_normal")(layers.Dropout(0.9)(x))
+    model = keras.Model(inputs, {"logit": logit, "distance": logit})
+    path = tmp_path / MODEL_FILES[format_]
+    export._CONVERTERS[format_](model, path, False)
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1)).astype(np.float32)
+    expected = model(images, training=False)["logit"]
+    for _ in range(2):
+        np.testing.assert_allclose(Runtime(path).predict(images)["logit"], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format_", ["litert", "onnx"])
+def test_a_nested_backbone_is_exported(format_, tmp_path):
+    inputs = keras.Input((64, 64, 1))
+    backbone = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(64, 64, 3))
+    x = backbone(keras.layers.Concatenate()([inputs] * 3))
+    logit = keras.layers.Dense(1)(keras.layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(inputs, {"logit": logit, "distance": logit})
+    path = tmp_path / MODEL_FILES[format_]
+    export._CONVERTERS[format_](model, path, False)
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 1)).astype(np.float32)
+    expected = model(images, training=False)["logit"]
+    np.testing.assert_allclose(Runtime(path).predict(images)["logit"], expected, rtol=1e-3, atol=1e-4)

@@ -1,5 +1,10 @@
 """Distillation: the loss against numbers worked out by hand, and the training step against plain Keras."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -330,3 +335,61 @@ def test_no_teacher_at_all():
     distiller.compile("sgd")
     with pytest.raises(ValueError, match="without a teacher"):
         distiller.fit(x, y, verbose=0)
+
+
+# What takes part
+
+
+@pytest.mark.parametrize("end", [layers.Activation("sigmoid"), layers.Dense(1, activation=layers.Softmax())])
+def test_a_teacher_that_gives_probabilities_is_refused(end):
+    logits = network()
+    teacher = keras.Model(logits.input, end(logits.output))
+    nested = keras.Model(logits.input, layers.Average()([teacher(logits.input), teacher(logits.input)]))
+    scaled = keras.Model(logits.input, layers.Rescaling(1.0)(teacher.output))
+    for each in (teacher, nested, scaled):
+        with pytest.raises(ValueError, match="the teacher must end in raw logits. Received: activation="):
+            Distiller(network(), each)
+    mean = layers.Average()([logits(logits.input), network(seed=1)(logits.input)])
+    Distiller(network(), keras.Model(logits.input, mean))
+
+
+REPLICAS = """
+import sys
+import keras, numpy as np, tensorflow as tf
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+from test_distillation import network, pictures
+from chestxray.models.distillation import Distiller
+ends = []
+for devices in (1, 2):
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{number}" for number in range(devices)])
+    with strategy.scope():
+        distiller = Distiller(network(seed=2), network(seed=1))
+        distiller.compile(keras.optimizers.SGD(0.5))
+    images, labels = pictures(24)
+    distiller.fit(images, labels, batch_size=24, epochs=1, verbose=0, shuffle=False)
+    ends.append(distiller.student.get_weights())
+# Batch normalisation has other statistics on half a batch; the last bias hardly depends on them.
+print(*(float(end[-1][0]) for end in ends))
+"""
+
+
+@pytest.mark.slow
+def test_a_step_on_two_replicas_is_as_large_as_on_one():
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", REPLICAS],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [here, *filter(None, sys.path)]))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    one, two = map(float, done.stdout.split()[-2:])
+    assert one != 0 and two == pytest.approx(one, rel=0.05)
+
+
+def test_a_sigmoid_that_is_no_layer_is_seen():
+    logits = network()
+    with pytest.raises(ValueError, match="raw logits"):
+        Distiller(network(), keras.Model(logits.input, keras.ops.sigmoid(logits.output)))

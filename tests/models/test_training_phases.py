@@ -317,3 +317,35 @@ def test_real_backbones_fine_tune_with_frozen_statistics(backbone, size, stage, 
     assert {type(model.get_layer(name)) for name in changed - head} == {keras.layers.Conv2D}
     order = [layer.name for layer in model.layers]
     assert min(order.index(name) for name in changed) >= order.index(stage)
+
+
+# Nested and Sequential models
+
+
+def nested(sequential):
+    """The tiny network cut in two: a backbone as one layer, and a head."""
+    flat = tiny.network()
+    backbone = keras.Model(flat.input, flat.get_layer("dropout0").output, name="backbone")
+    head = [keras.layers.GlobalAveragePooling2D(name="pool"), keras.layers.Dense(1, name="logit")]
+    inputs = keras.Input((tiny.SIZE, tiny.SIZE, 1))
+    if sequential:
+        return keras.Sequential([inputs, backbone, *head])
+    return keras.Model(inputs, head[1](head[0](backbone(inputs))))
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_nested_backbone_is_trained_as_a_flat_one(data, sequential, tmp_path):
+    model = nested(sequential)
+    inner, start = model.get_layer("backbone"), tiny.by_layer(model.get_layer("backbone"))
+    train_head(model, data, SETTINGS, tmp_path / "head.npz")
+    assert not tiny.changed(start, tiny.by_layer(inner))
+    fine_tune(model, data, SETTINGS, "backbone")
+    assert tiny.changed(start, tiny.by_layer(inner)) == {"conv"}  # batch normalisation stays frozen
+    train_whole(model, data, SETTINGS)
+    assert {"conv", "bn"} <= tiny.changed(start, tiny.by_layer(inner))
+
+
+def test_a_model_without_an_input_is_named(data):
+    model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(1)])
+    with pytest.raises(ValueError, match="needs a functional model.*Received: model of class Sequential"):
+        train_whole(model, data, SETTINGS)
