@@ -4,8 +4,6 @@ Names are imported when they are first used, so that ``import chestxray`` and
 the command line start without TensorFlow.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

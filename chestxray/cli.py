@@ -1,7 +1,5 @@
 """Commands of ``chestxray``. Each imports what it needs, so that help and prediction start fast."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import functools
@@ -229,9 +227,11 @@ def run(
 @_html
 @_path_option("--json", "json_path", help="Write the findings, too.")
 @click.option("--strict", is_flag=True, help="Exit with 1 when there is a red flag.")
+@_path_option("--model", help="Folder of a model: say which images it was trained on.")
 def audit(
     data_dir: str,
     classes: tuple[str, str] | None,
+    model: Path | None,
     page_path: Path | None,
     json_path: Path | None,
     strict: bool,
@@ -247,6 +247,11 @@ def audit(
     check_ending(json_path, ".json")
     findings, means = audit_data(data_dir, classes)
     sections = describe(findings)
+    if model:
+        from chestxray.deployment.seen import seen_in_folder
+
+        findings["seen"], text = seen_in_folder(model, data_dir, classes)
+        sections.append(("Training images of the model", text, None))
     show(sections)
     if json_path:
         write_json(json_path, findings)
@@ -348,8 +353,8 @@ def predict(
 ) -> None:
     """Classify images with a saved or exported MODEL.
 
-    SOURCES are files (JPEG, PNG, DICOM), folders, patterns, and CSV files with a column path. Images that do
-    not look like those of training are refused. Exit code 1 when an image could not be read.
+    SOURCES are files (JPEG, PNG, BMP, TIFF, WebP, DICOM), folders, patterns, and CSV files with a column
+    path. Images unlike those of training are refused. Exit code 1 when an image could not be read.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from chestxray.deployment.session import Session

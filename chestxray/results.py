@@ -5,8 +5,6 @@
 :mod:`chestxray.run`).
 """
 
-from __future__ import annotations
-
 import csv
 import datetime
 import glob
@@ -21,7 +19,6 @@ import numpy as np
 import pandas as pd
 
 from chestxray import __version__
-from chestxray.data.catalog import parse_name
 from chestxray.deployment.outliers import image_statistics
 from chestxray.evaluation.calibration import apply_platt, calibrate, calibration_metrics, log_odds
 from chestxray.evaluation.metrics import evaluate
@@ -145,8 +142,8 @@ def seed_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def record_model(
-    model: keras.Model,
-    data: XrayData,
+    model: "keras.Model",
+    data: "XrayData",
     name: str,
     output_dir: str | Path,
     *,
@@ -156,6 +153,7 @@ def record_model(
     score_test: bool = True,
     record: bool = False,
     final: bool = True,
+    population: str = "",
     step_key: str | None = None,
 ) -> dict[str, Any]:
     """Save a trained model, evaluate the reloaded file, write its result (contract 6) and return it.
@@ -175,19 +173,29 @@ def record_model(
         score_test: False leaves test alone, for choosing on validation.
         record: The configuration was fixed on validation: the one of its split and purpose.
         final: False for a model that a step records before its own result; the checkpoints stay.
+        population: Key of :data:`chestxray.deployment.classifier.POPULATIONS`, or empty where nothing is
+            known of the patients. The card claims no more than this.
 
     Raises ValueError: The model does not give one or three raw logits, or its last feature maps lie inside a
     nested model. Nothing was removed or evaluated then.
     """
     from chestxray.deployment import classifier as deployed
     from chestxray.deployment.card import CARD_SCHEMA
-    from chestxray.models.builders import as_float32
+    from chestxray.models.builders import as_float32, check_logits
 
-    _check_logits(model)
+    check_logits(model)
+    if model.output_shape[-1] not in (1, 3):
+        message = "a model must give one logit (pneumonia) or three (normal, bacteria, virus)"
+        raise ValueError(f"{message}. Received: outputs={model.output_shape[-1]}")
     deployed.feature_maps(model)  # raises where there are none
+    if population and population not in deployed.POPULATIONS:
+        known = sorted(deployed.POPULATIONS)
+        raise ValueError(f"population must be empty or one of {known}. Received: population={population!r}")
+    limits = deployed.LIMITS if population else deployed.LIMITS[:1]
+    limits = deployed.SYNTHETIC_LIMITS if data.synthetic else limits
     output_dir = Path(output_dir)
     full_name = result_name(name, data.split_rule, data.split_seed, data.train_seed)
-    (output_dir / "results" / f"{full_name}.json").unlink(missing_ok=True)  # no longer true from here on
+    _remove_former(output_dir / "results" / f"{full_name}.json", parameters)
     subsets = ("val", "test") if score_test else ("val",)
     image = asdict(data.store.settings)
     if score_test:
@@ -236,11 +244,13 @@ def record_model(
         card = {
             "schema": CARD_SCHEMA,
             **shared,
-            **_population(data),
+            **({"population": deployed.POPULATIONS[population]} if population else {}),
+            "limits": list(limits),
             "reference": reference,
             "training_data": {"name": data.name, **split, **seeds, **counts},
         }
-        deployed.write_card(folder, deployed.Classifier(reloaded, card, outliers))
+        seen = deployed.SeenImages.of({subset: data.images(subset) for subset in ("train", "val")})
+        deployed.write_card(folder, deployed.Classifier(reloaded, card, outliers, seen))
     with whole_file(output_dir / "results" / f"{full_name}.predictions.csv") as partial:
         predictions.to_csv(partial, index=False)
     result = {
@@ -262,29 +272,16 @@ def record_model(
     return result
 
 
-def _check_logits(model: keras.Model) -> None:
-    outputs, activation = model.output_shape[-1], getattr(model.layers[-1], "activation", None)
-    name = getattr(activation, "__name__", "linear")
-    if outputs not in (1, 3) or name != "linear":
-        raise ValueError(
-            "a model must end in raw logits, one (pneumonia) or three (normal, bacteria, "
-            f"virus). Received: outputs={outputs}, activation={name!r}"
-        )
+def _remove_former(path: Path, parameters: Mapping[str, Any]) -> None:
+    """Remove a result that is no longer true from here on; say so if its parameters were others."""
+    former = read_json(path).get("parameters", {}) if path.is_file() else parameters
+    changed = sorted(key for key in {*former, *parameters} if former.get(key) != parameters.get(key))
+    if changed:
+        print(f"results/{path.name}, made with another {', '.join(changed)}, is replaced")
+    path.unlink(missing_ok=True)
 
 
-def _population(data: XrayData) -> dict[str, Any]:
-    """Limits of a model, and the population that it was trained on if that is known."""
-    from chestxray.deployment import classifier as deployed
-
-    if data.synthetic:
-        return {"limits": list(deployed.SYNTHETIC_LIMITS)}
-    named = [parse_name(Path(path).stem) is not None for path in data.table["path"]]
-    if np.mean(named) > 0.5:  # file names of the children's data set
-        return {"population": deployed.POPULATION, "limits": list(deployed.LIMITS)}
-    return {"limits": list(deployed.LIMITS[:1])}
-
-
-def _baseline(output_dir: Path, data: XrayData) -> dict[str, Any] | None:
+def _baseline(output_dir: Path, data: "XrayData") -> dict[str, Any] | None:
     """Best AUROC without lungs in the run's audit of the same images; None without an audit."""
     path = output_dir / "results" / "audit.json"
     audit = read_json(path) if path.is_file() else {}
@@ -299,7 +296,7 @@ def _remove_checkpoints(output_dir: Path, full_name: str) -> None:
             checkpoint.unlink()
 
 
-def _prediction_table(data: XrayData, subset: str, logits: np.ndarray) -> pd.DataFrame:
+def _prediction_table(data: "XrayData", subset: str, logits: np.ndarray) -> pd.DataFrame:
     """Predictions of one subset, in the table's order (contract 5), without probability."""
     rows = data.subset(subset)
     first = ["path", "group", "subtype", "label", "split", "width", "height"]
@@ -310,11 +307,11 @@ def _prediction_table(data: XrayData, subset: str, logits: np.ndarray) -> pd.Dat
     return table.assign(logit=log_odds(logits))
 
 
-def _predict(model: keras.Model, data: XrayData, subset: str) -> pd.DataFrame:
+def _predict(model: "keras.Model", data: "XrayData", subset: str) -> pd.DataFrame:
     return _prediction_table(data, subset, model.predict(data.dataset(subset), verbose=0))
 
 
-def subtype_confusion(model: keras.Model, data: XrayData, subset: str) -> list[list[int]]:
+def subtype_confusion(model: "keras.Model", data: "XrayData", subset: str) -> list[list[int]]:
     """Count images by subtype (rows) and the likeliest class (columns) of a model with three logits.
 
     Both are in the order normal, bacteria, virus.
@@ -328,7 +325,9 @@ def _subtype_counts(rows: pd.DataFrame) -> list[list[int]]:
     return counts.reindex(index=SUBTYPES, columns=SUBTYPES, fill_value=0).to_numpy().tolist()
 
 
-def predict_variants(models: dict[str, keras.Model], data: XrayData, subsets: Sequence[str]) -> pd.DataFrame:
+def predict_variants(
+    models: "dict[str, keras.Model]", data: "XrayData", subsets: Sequence[str]
+) -> pd.DataFrame:
     """Score the images of some subsets with several models.
 
     Columns: path, group, subtype, label, split, and the raw log-odds of each model under its name.
@@ -344,7 +343,7 @@ def predict_variants(models: dict[str, keras.Model], data: XrayData, subsets: Se
 def record_variants(
     name: str,
     output_dir: str | Path,
-    data: XrayData,
+    data: "XrayData",
     *,
     table: pd.DataFrame,
     scored: dict[str, Any],
@@ -364,7 +363,7 @@ def record_variants(
     """
     output_dir = Path(output_dir)
     full_name = result_name(name, data.split_rule, data.split_seed, data.train_seed)
-    (output_dir / "results" / f"{full_name}.json").unlink(missing_ok=True)  # no longer true from here on
+    _remove_former(output_dir / "results" / f"{full_name}.json", content.get("parameters", {}))
     result = {
         "schema": VARIANTS_SCHEMA,
         "name": full_name,
@@ -384,7 +383,7 @@ def record_variants(
 
 
 def log_test_evaluation(
-    output_dir: str | Path, name: str, data: XrayData, parameters: dict[str, Any]
+    output_dir: str | Path, name: str, data: "XrayData", parameters: dict[str, Any]
 ) -> None:
     """Append one line to ``results/test_log.csv``: when, which model, which configuration."""
     path = Path(output_dir) / "results" / "test_log.csv"

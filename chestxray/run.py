@@ -4,8 +4,6 @@ A step is one notebook with one recipe. It is done when a result in the run's fo
 steps are skipped, changed ones run again, and interrupted ones continue from their checkpoint.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import hashlib
@@ -331,7 +329,7 @@ class _EpochLines:
         if self.interrupted:
             raise KeyboardInterrupt
         for line in text.splitlines():
-            if re.match(r"epoch +\d+/|.*continued after epoch", line):
+            if re.match(r"epoch +\d+/|.*continued after epoch|.* is replaced$", line):
                 print(f"    {line}", flush=True)
 
     def flush(self) -> None:

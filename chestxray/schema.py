@@ -1,7 +1,5 @@
 """Names that several rooms share: columns, splits, subtypes, classes."""
 
-from __future__ import annotations
-
 CLASSES = ("NORMAL", "PNEUMONIA")
 SPLITS = ("train", "val", "test")
 SUBTYPES = ("normal", "bacteria", "virus")

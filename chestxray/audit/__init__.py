@@ -1,7 +1,5 @@
 """Audit of a data set before any model: leaks, copies, shortcuts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The card of a model: ``card.json``, and the model card ``README.md`` made from it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -2,10 +2,8 @@
 
 The model file is ``model.keras``, or an exported file that runs without TensorFlow. The card holds what
 prediction needs besides the weights: image settings, calibration, thresholds, and a self-test.
-``refusal.npz`` holds the out-of-distribution check.
+``refusal.npz`` holds the out-of-distribution check, and ``seen.npz`` hashes of the training images.
 """
-
-from __future__ import annotations
 
 import functools
 import hashlib
@@ -21,6 +19,7 @@ from chestxray.data.images import ImageSettings, as_batch, fit
 from chestxray.deployment.card import model_card, read_card
 from chestxray.deployment.outliers import OutlierCheck, fit_outlier_check
 from chestxray.deployment.runtime import MODEL_FILES, Runtime
+from chestxray.deployment.seen import SeenImages
 from chestxray.evaluation.calibration import apply_platt, log_odds
 from chestxray.evaluation.drift import describe_reference
 from chestxray.files import write_json
@@ -43,8 +42,8 @@ LIMITS = (
 
 SYNTHETIC_LIMITS = (LIMITS[0], "Trained on synthetic images: it knows nothing about patients.")
 
-POPULATION = {"ages": [1, 6], "views": ["AP"]}
-"""Population of that data set: years, the second not included, and views as DICOM names them."""
+POPULATIONS = {"kermany": {"ages": [1, 6], "views": ["AP"]}}
+"""Known populations by name: years, the second not included, and views as DICOM names them."""
 
 _LOGIT_TOLERANCE = 0.01  # of the self-test
 _MOST_TRAIN = 1000  # images for the out-of-distribution check: more change little
@@ -74,11 +73,13 @@ class Classifier:
         model: From grey (N, size, size, 1) in 0–255 to logits (N, 1), or (N, 3): normal, bacteria, virus.
         card: Contents of ``card.json``.
         outlier_check: Contents of ``refusal.npz``.
+        seen: Contents of ``seen.npz``, by which training images are recognised; None without the file.
     """
 
-    model: keras.Model | Runtime
+    model: "keras.Model | Runtime"
     card: dict[str, Any]
     outlier_check: OutlierCheck
+    seen: SeenImages | None = None
 
     @property
     def image_settings(self) -> ImageSettings:
@@ -117,7 +118,7 @@ class Classifier:
         return Scores(log_odds(logits), self.outlier_check.distances(features), maps)
 
     @functools.cached_property
-    def _graph(self) -> Callable[[np.ndarray], list[tf.Tensor]]:
+    def _graph(self) -> "Callable[[np.ndarray], list[tf.Tensor]]":
         """One compiled graph for batches of any size; ``Model.predict`` is slower for a few images."""
         import tensorflow as tf
 
@@ -160,7 +161,7 @@ def run_self_test(classifier: Classifier) -> dict[str, Any]:
     return {"pixels_sha256": sha256, "logit": float(classifier.logits(pixels)[0])}
 
 
-def load_model(path: str | Path) -> keras.Model:
+def load_model(path: str | Path) -> "keras.Model":
     """Load a ``.keras`` file in safe mode, without compiling.
 
     Raises ValueError: Not a Keras model file, or one that holds code.
@@ -178,7 +179,7 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
-def with_features(model: keras.Model) -> keras.Model:
+def with_features(model: "keras.Model") -> "keras.Model":
     """Add a second output to a network: its last feature maps, averaged over the image, (N, F)."""
     import keras
 
@@ -186,7 +187,7 @@ def with_features(model: keras.Model) -> keras.Model:
     return keras.Model(model.inputs[0], [model.outputs[0], pooled])
 
 
-def feature_maps(model: keras.Model) -> keras.KerasTensor:
+def feature_maps(model: "keras.Model") -> "keras.KerasTensor":
     """Return the last feature maps of a network, (N, h, w, F).
 
     Raises ValueError: They lie inside a nested model.
@@ -207,6 +208,8 @@ def write_card(folder: Path, classifier: Classifier) -> None:
     card = classifier.card | {"self_test": run_self_test(classifier)}
     write_json(folder / "card.json", card)
     classifier.outlier_check.save(folder / "refusal.npz")
+    if classifier.seen:
+        classifier.seen.save(folder)
     (folder / "README.md").write_text(model_card(card), encoding="utf-8")
 
 
@@ -234,7 +237,8 @@ def load_classifier(folder: str | Path, threads: int = 1) -> Classifier:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{name} is missing from the model folder. {received}")
     model = Runtime(folder / file, sha256, threads) if exported else load_model(folder / file)
-    classifier = Classifier(model, card, OutlierCheck.load(folder / "refusal.npz"))
+    check, seen = OutlierCheck.load(folder / "refusal.npz"), SeenImages.load(folder)
+    classifier = Classifier(model, card, check, seen)
     try:
         result = run_self_test(classifier)
         pixels, logit = card["self_test"]["pixels_sha256"], float(card["self_test"]["logit"])
@@ -249,7 +253,7 @@ def load_classifier(folder: str | Path, threads: int = 1) -> Classifier:
 
 
 def learn_reference(
-    scorer: keras.Model, data: XrayData, val_logits: np.ndarray, val_features: np.ndarray
+    scorer: "keras.Model", data: "XrayData", val_logits: np.ndarray, val_features: np.ndarray
 ) -> tuple[OutlierCheck, dict[str, Any]]:
     """Fit the out-of-distribution check, and describe the validation images for later comparison.
 

@@ -4,8 +4,7 @@
 when another model made the predictions.
 """
 
-from __future__ import annotations
-
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
+from chestxray.deployment.seen import seen_text
 from chestxray.evaluation.calibration import apply_platt, calibration_metrics, fit_platt, shift_prevalence
 from chestxray.evaluation.drift import drift_table
 from chestxray.evaluation.metrics import FEW, evaluate, subgroup_table, wilson_interval
@@ -51,6 +51,9 @@ def report(
         counts += f" {refused:,} more were refused or could not be read, and are not scored."
     if patients == len(scored):
         counts += " Every image is taken for another patient: if that is wrong, intervals are too narrow."
+    seen = scored.get("seen", pd.Series("", scored.index))
+    if text := seen_text(int((seen == "train").sum()), int((seen == "val").sum()), len(scored)):
+        counts += f" {text}"
     if min(positives, negatives) < FEW:
         counts += f" A class has fewer than {FEW} images: read the intervals, not the values."
 
@@ -233,15 +236,18 @@ def join_labels(
         wrong = labels["label"][unknown].iloc[0]
         raise ValueError(f"labels must be one of {sorted(known)}. Received: label={wrong!r}")
 
+    def plain(path: str) -> str:  # as Windows and macOS may have written it
+        return unicodedata.normalize("NFC", path.replace("\\", "/"))
+
     predictions = predictions.assign(path=predictions["path"].astype(str))
     paths, by_ending = set(predictions["path"]), defaultdict(list)
     for path in paths:
-        folders = path.split("/")
+        folders = plain(path).split("/")
         for start in range(len(folders)):
             by_ending["/".join(folders[start:])].append(path)
 
     def prediction_of(path: str) -> str | None:
-        matches = [path] if path in paths else by_ending.get(path, [None])
+        matches = [path] if path in paths else by_ending.get(plain(path), [None])
         if len(matches) > 1:
             raise ValueError(f"several predictions end like this: give whole paths. Received: path={path!r}")
         return matches[0]

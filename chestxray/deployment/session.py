@@ -1,7 +1,5 @@
 """One call of ``chestxray predict``: resumable table, report and summary."""
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import csv
@@ -22,10 +20,12 @@ from chestxray.deployment.classifier import load_classifier
 from chestxray.deployment.predict import BATCH, COLUMNS, chunks, judge, list_images, predict_parallel
 from chestxray.deployment.report import MOST_IMAGES, report_page
 from chestxray.deployment.runtime import Runtime
+from chestxray.deployment.seen import seen_text
 from chestxray.files import file_lock, whole_file
 
 MOST_PROBLEMS = 200  # refused and unreadable files that the report lists
 FORMATS = (".csv", ".jsonl")
+FEW_FOR_CHECK = 100  # validation images, below which the out-of-distribution check is called uncertain
 
 
 @dataclass
@@ -118,6 +118,7 @@ class Session:
         self.count["images"] += 1
         self.count[row["status"]] += 1
         self.count.update(f"outside {name}" for name in row["outside"].split())
+        self.count[f"seen {row['seen']}"] += 1
         if row["status"] == "ok":
             heapq.heappush(self._highest, (row["probability"], -self.count["images"], row))
             if len(self._highest) > MOST_IMAGES:
@@ -133,7 +134,11 @@ class Session:
             if number := self.count[f"outside {name}"]:
                 parts.append(f"{number} of an {name} outside the training population")
         decided = f"decided at {self.threshold:.3f} ({self.threshold_rule})"
-        return f"{', '.join(parts)}; {decided}. {self.classifier.card['limits'][0]}"
+        seen = seen_text(self.count["seen train"], self.count["seen val"], self.count["images"])
+        images = self.classifier.card["training_data"]["val"]
+        few = f"What is refused rests on only {images} validation images." if images < FEW_FOR_CHECK else ""
+        sentences = [f"{', '.join(parts)}; {decided}.", seen, few, self.classifier.card["limits"][0]]
+        return " ".join(filter(None, sentences))
 
 
 def journaled(

@@ -11,8 +11,6 @@ and return NaN where a metric is undefined. Only NumPy is imported with the modu
 library.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -56,8 +54,9 @@ def evaluate(
     """Return all metrics of one split with 95 % intervals (:func:`bootstrap`); both classes must be present.
 
     ``thresholds`` are ``{threshold_rule: value}``; None is left out. ``subtypes``, texts (N,), add
-    ``sensitivity_bacteria`` and ``sensitivity_virus`` where the subtype has positive images. A rate of
-    exactly 0 or 1 gets an interval of width 0, which is too narrow: quote Wilson's interval there.
+    ``sensitivity_bacteria`` and ``sensitivity_virus`` where the subtype has positive images. Where no
+    draw differs from a value of 0 or 1, the interval is Wilson's over patients: those that a rate counts, and
+    for other metrics those of the smaller class.
 
     Returns:
         ``metrics``: ``{metric: {"value", "low", "high"}}`` for auroc, auprc, loss and brier, and the same for
@@ -74,7 +73,15 @@ def evaluate(
     metrics: dict = {}
     for (rule, metric), estimate in bootstrap(all_metrics, labels, groups, draws).items():
         place = metrics if rule is None else metrics.setdefault(rule, {})
-        place[metric] = percentile_interval(*estimate)
+        place[metric] = entry = percentile_interval(*estimate)
+        if entry["value"] in (0, 1) and entry["low"] == entry["high"] is not None:
+            images = {"sensitivity": labels == 1, "specificity": labels == 0, "accuracy": labels >= 0}
+            images |= {f"sensitivity_{name}": mask for name, mask in masks.items()}
+            images["precision"] = probabilities >= thresholds.get(rule, 0)
+            smaller_class = labels == (labels.mean() < 0.5)
+            patients = len(set(np.asarray(groups)[images.get(metric, smaller_class)].tolist()))
+            _, low, high = wilson_interval(entry["value"] * patients, patients)
+            entry |= {"low": float(low), "high": min(1.0, float(high))}
     return metrics, counts
 
 
@@ -240,7 +247,7 @@ FEW = 30
 """Images of a class under which a rate is called uncertain: its interval is wider than ± 15 points."""
 
 
-def subgroup_table(table: pd.DataFrame, by: str, threshold: float, draws: int = 1000) -> pd.DataFrame:
+def subgroup_table(table: "pd.DataFrame", by: str, threshold: float, draws: int = 1000) -> "pd.DataFrame":
     """Score the images of each value of the column ``by``; ``threshold`` is that of the rates.
 
     ``table`` has one row an image: ``label``, ``probability``, ``group`` and the column. A column with more
@@ -279,7 +286,7 @@ def interval_columns(name: str, numbers: Iterable[float]) -> dict[str, float]:
     return dict(zip((name, f"{name}_low", f"{name}_high"), numbers))
 
 
-def _subgroups(column: pd.Series) -> pd.Series:
+def _subgroups(column: "pd.Series") -> "pd.Series":
     """Return the values as text, many different numbers in thirds."""
     import pandas as pd
 

@@ -4,8 +4,6 @@ The organs (:mod:`chestxray.phantoms.anatomy`) are projected by the Beer-Lambert
 (:mod:`chestxray.phantoms.radiograph`). The images serve exercises and tests. They are not medical data.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from functools import partial

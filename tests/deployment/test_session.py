@@ -221,6 +221,7 @@ def test_export_from_the_command_line(compact, few_images_are_enough, tiny_folde
         "card.json",
         "model.onnx",
         "refusal.npz",
+        "seen.npz",
     ]
 
 

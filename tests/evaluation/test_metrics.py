@@ -284,7 +284,7 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
 def test_undefined_metrics_are_none():
     result, _ = metrics.evaluate([0, 1, 0, 1], [0.1, 0.2, 0.3, 0.4], [1, 2, 3, 4], {"half": 0.5})
     assert result["half"]["precision"] == {"value": None, "low": None, "high": None}
-    assert result["half"]["specificity"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert result["half"]["specificity"]["value"] == result["half"]["specificity"]["high"] == 1
 
 
 def test_draws_without_a_value_are_left_out():
@@ -292,7 +292,8 @@ def test_draws_without_a_value_are_left_out():
     # undefined in the 0.9^10 = 35 % of draws without that group.
     labels, scores = [0] * 10 + [1] * 10, [0.9] + [0.1] * 19
     result, _ = metrics.evaluate(labels, scores, np.arange(20), {"half": 0.5})
-    assert result["half"]["precision"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    low, high = metrics.wilson_interval(0, 1)[1:]  # the draws with a value all give 0, by one patient
+    assert result["half"]["precision"] == {"value": 0.0, "low": low, "high": high}
 
 
 # Mistakes
@@ -366,3 +367,18 @@ def test_roc_band_holds_the_curve_and_narrows_with_more_patients():
         assert (low[1:-1] - 0.03 <= curve).all() and (curve <= high[1:-1] + 0.03).all()
         widths.append((high - low).mean())
     assert widths[1] == pytest.approx(widths[0] / 4, rel=0.3)  # 16 times the patients
+
+
+def test_a_value_without_errors_has_no_interval_of_width_zero():
+    # Wilson for 10 of 10 patients: 1 / (1 + 1.96² / 10) = 0.7225; images of one patient count once.
+    labels, groups = np.repeat([0, 1], 20), np.repeat(np.arange(20), 2)
+    found, _ = metrics.evaluate(labels, np.where(labels == 1, 0.9, 0.1), groups, {"half": 0.5}, draws=50)
+    for metric in ("sensitivity", "specificity", "precision"):
+        assert found["half"][metric]["value"] == found["half"][metric]["high"] == 1
+        assert found["half"][metric]["low"] == pytest.approx(0.7225, abs=1e-4)
+    assert found["half"]["accuracy"]["low"] == pytest.approx(0.8389, abs=1e-4)  # 20 of 20
+    for entry in (found["auroc"], found["half"]["f1"], found["half"]["balanced_accuracy"]):
+        assert entry == {"value": 1, "low": pytest.approx(0.7225, abs=1e-4), "high": 1}
+    none, _ = metrics.evaluate(labels, np.full(40, 0.1), groups, {"half": 0.5}, draws=50)
+    assert none["half"]["sensitivity"]["value"] == 0
+    assert none["half"]["sensitivity"]["high"] == pytest.approx(1 - 0.7225, abs=1e-4)
