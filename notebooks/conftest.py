@@ -10,9 +10,9 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 
 def pytest_collection_modifyitems(items):
-    """Notebook 04 trains five networks, and 07 makes and times four exports: slow tests."""
+    """Notebook 04 trains five networks, 05 tests maps, and 07 makes and times four exports: slow tests."""
     for item in items:
-        if item.path.name.startswith(("04_", "07_")):
+        if item.path.name.startswith(("04_", "05_", "07_")):
             item.add_marker(pytest.mark.slow)
 
 

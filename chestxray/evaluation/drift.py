@@ -21,7 +21,7 @@ def describe_reference(values: Mapping[str, ArrayLike]) -> dict[str, Any]:
     """Summarise measures of the validation images: ``images`` and ``quantiles``, ``{name: [101 values]}``."""
     quantiles = {name: np.quantile(np.asarray(x, np.float64), _QUANTILES) for name, x in values.items()}
     rounded = {name: [float(f"{value:.6g}") for value in row] for name, row in quantiles.items()}
-    return {"images": len(next(iter(values.values()))), "quantiles": rounded}
+    return {"images": len(values[next(iter(values))]), "quantiles": rounded}
 
 
 def population_stability(reference: Sequence[float], values: ArrayLike) -> float:

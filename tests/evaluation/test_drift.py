@@ -1,6 +1,7 @@
 """Drift that is there is found, and none is found where none is."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import ks_2samp
 
@@ -91,3 +92,9 @@ def test_psi_by_chance_is_what_chance_gives():
     ]
     table = drift_table(describe_reference({"x": np.arange(400)}), {"x": np.arange(400)})
     assert np.mean(psi) == pytest.approx(table["psi_by_chance"][0], rel=0.2)
+
+
+def test_a_table_is_described_as_a_dictionary_is():
+    values = {"logit": [0.0, 1.0, 3.0], "sharpness": [5.0, 6.0, 7.0]}
+    assert describe_reference(pd.DataFrame(values)) == describe_reference(values)
+    assert describe_reference(values)["images"] == 3

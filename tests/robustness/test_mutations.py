@@ -20,7 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, g
 from chestxray.data.images import decode_image
 from chestxray.deployment.predict import decode_file, list_images
 
-TRIES = 250
+TRIES = 120
 
 
 def pattern(side=120):
