@@ -189,10 +189,9 @@ def _require(valid: pd.Series, message: str, values: dict[str, pd.Series]) -> No
 def verify(data_dir: str | Path | None = None, classes: tuple[str, str] | None = None) -> pd.DataFrame:
     """Collect all problems of a folder in one table; see :func:`scan` for the arguments.
 
-    The columns are ``path``, ``problem`` (unreadable, empty file, not an image, truncated, truncated or
-    damaged header, too small, too large, file name is not UTF-8, unknown name, name contradicts class,
-    byte-identical, byte-identical with other label), ``detail``, and ``kept``: False if :func:`scan` leaves
-    the file out.
+    The columns are ``path``, ``problem`` (a reason of :func:`chestxray.data.formats.check_image`, or
+    unreadable, file name is not UTF-8, unknown name, name contradicts class, byte-identical, byte-identical
+    with other label), ``detail``, and ``kept``: False if :func:`scan` leaves the file out.
     """
     root = find_data(data_dir)
     catalog, problems = _inspect(root, _list_files(root, classes), quiet=True)
