@@ -54,9 +54,9 @@ class SeenImages(NamedTuple):
 
     def subsets_of(self, images: NDArray) -> list[str]:
         """For each of the images, as the model takes them: ``"train"``, ``"val"``, or empty if not seen."""
-        known, found = np.ascontiguousarray(self.hashes).view(np.uint64), []
+        known, found = np.ascontiguousarray(np.ascontiguousarray(self.hashes).view(np.uint64).T), []
         for image, hashed in zip(images, perceptual_hashes(images).view(np.uint64)):
-            distances = np.bitwise_count(known ^ hashed).sum(axis=1)
+            distances = np.bitwise_count(known ^ hashed[:, np.newaxis]).sum(axis=0, dtype=np.uint16)
             nearest = int(distances.argmin()) if len(distances) else 0
             close = len(distances) and distances[nearest] <= MAX_DISTANCE and image.std() > 1  # not flat
             found.append(SUBSETS[self.subsets[nearest]] if close else "")
