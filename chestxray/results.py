@@ -5,6 +5,7 @@
 :mod:`chestxray.run`).
 """
 
+import contextlib
 import csv
 import datetime
 import glob
@@ -191,6 +192,7 @@ def record_model(
     if population and population not in deployed.POPULATIONS:
         known = sorted(deployed.POPULATIONS)
         raise ValueError(f"population must be empty or one of {known}. Received: population={population!r}")
+    population = "" if data.synthetic else population  # phantoms are no children
     limits = deployed.LIMITS if population else deployed.LIMITS[:1]
     limits = deployed.SYNTHETIC_LIMITS if data.synthetic else limits
     output_dir = Path(output_dir)
@@ -274,8 +276,11 @@ def record_model(
 
 def _remove_former(path: Path, parameters: Mapping[str, Any]) -> None:
     """Remove a result that is no longer true from here on; say so if its parameters were others."""
-    former = read_json(path).get("parameters", {}) if path.is_file() else parameters
-    changed = sorted(key for key in {*former, *parameters} if former.get(key) != parameters.get(key))
+    former = parameters
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # no file, or a damaged one
+        former = dict(read_json(path).get("parameters", {}))
+    old, new = (pd.json_normalize(dict(each)).to_dict("list") for each in (former, parameters))
+    changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
     if changed:
         print(f"results/{path.name}, made with another {', '.join(changed)}, is replaced")
     path.unlink(missing_ok=True)

@@ -193,11 +193,13 @@ def test_a_result_of_other_parameters_is_not_replaced_in_silence(recorded, tmp_p
     model = keras.Sequential([keras.Input((32, 32, 1)), *layers_of_a_user()])
     given = {"weights": "random", "training": {}, "score_test": False}
     for epochs in (3, 3, 5):
-        results.record_model(
-            model, data, "tiny", tmp_path, parameters={"epochs": epochs, "name": "a"}, **given
-        )
+        parameters = {"name": "a", "training": {"epochs": epochs, "rates": {}, "optimizer": "sgd"}}
+        results.record_model(model, data, "tiny", tmp_path, parameters=parameters, **given)
     said = [line for line in capsys.readouterr().out.splitlines() if "replaced" in line]
-    assert said == ["results/tiny-patient-s0-t0.json, made with another epochs, is replaced"]
+    assert said == ["results/tiny-patient-s0-t0.json, made with another training.epochs, is replaced"]
+    (tmp_path / "results" / "tiny-patient-s0-t0.json").write_text("damaged")
+    results.record_model(model, data, "tiny", tmp_path, parameters=parameters, **given)
+    assert read_json(tmp_path / "results" / "tiny-patient-s0-t0.json")["parameters"] == parameters
 
 
 def test_validation_only_leaves_test_alone(recorded, tmp_path):

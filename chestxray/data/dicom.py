@@ -17,15 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from chestxray.data.formats import (
-    PERCENTILES,
-    blocks,
-    check_image,
-    check_size,
-    read_header,
-    robust_range,
-    to_grey,
-)
+from chestxray.data import formats
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -152,7 +144,7 @@ def _check_pixels(dataset: "Dataset") -> None:
     rows, columns, bits = (int(_number(dataset, name)) for name in ("Rows", "Columns", "BitsAllocated"))
     if not (rows and columns and bits):
         raise ValueError("damaged (Rows, Columns or BitsAllocated is missing)")
-    check_size(columns, rows)
+    formats.check_size(columns, rows)
     samples = dataset.SamplesPerPixel = int(_number(dataset, "SamplesPerPixel")) or 1
     if not 1 <= _number(dataset, "BitsStored") <= bits:
         dataset.BitsStored = bits
@@ -179,13 +171,13 @@ def _check_encoded(dataset: "Dataset", size: tuple[int, int]) -> None:
         if b"\xff\xd9" not in encoded.rstrip(b"\0")[-16:]:
             raise ValueError("truncated (the end of the image is missing)")
     elif encoded.startswith(b"\xff\xd8"):
-        encoded_size = read_header(encoded)[:2]
+        encoded_size = formats.read_header(encoded)[:2]
     else:
         return  # run lengths hold no size
     if encoded_size != size:
         raise ValueError("damaged (the compressed image has another size than the header says)")
     if place < 0:
-        check_image(encoded)
+        formats.check_image(encoded)
 
 
 def _problem(dataset: "Dataset") -> str:
@@ -209,8 +201,12 @@ def _shown(dataset: "Dataset") -> tuple[NDArray, bool]:
     if interpretation == "PALETTE COLOR":
         stored = apply_color_lut(stored, dataset)
     if stored.ndim == 3:
-        stored = stored if stored.dtype == np.uint8 else to_grey(stored, *robust_range(stored))
-        coloured = float(np.mean([np.ptp(rows, axis=-1).mean() for rows in blocks(stored)])) > COLOUR_ABOVE
+        stored = (
+            stored if stored.dtype == np.uint8 else formats.to_grey(stored, *formats.robust_range(stored))
+        )
+        coloured = (
+            float(np.mean([np.ptp(rows, axis=-1).mean() for rows in formats.blocks(stored)])) > COLOUR_ABOVE
+        )
         return cv2.cvtColor(stored, cv2.COLOR_RGB2GRAY), coloured
     if stored.ndim != 2 or stored.dtype.itemsize > 2:
         raise NotAFrontalImage("not one image of at most 16 bits")
@@ -223,17 +219,17 @@ def _shown(dataset: "Dataset") -> tuple[NDArray, bool]:
     else:
         values = values * (_number(dataset, "RescaleSlope", 1) or 1) + _number(dataset, "RescaleIntercept")
     if table := _table(dataset, "VOILUTSequence"):
-        top, most = table[1].max(), 1.5 * np.percentile(table[1], PERCENTILES[1])
+        top, most = table[1].max(), 1.5 * np.percentile(table[1], formats.PERCENTILES[1])
         shown = _looked_up(table, values) / (top if top <= most or not most else most / 1.5)
     elif (shown := _windowed(dataset, values)) is None:
         low, high = np.interp(
-            robust_range(_without_padding(dataset, stored)), np.arange(len(values)) + least, values
+            formats.robust_range(_without_padding(dataset, stored)), np.arange(len(values)) + least, values
         )
         shown = (values - min(low, high)) / max(abs(high - low), 1e-9)
     if interpretation == "MONOCHROME1":
         shown = 1 - np.clip(shown, 0, 1)
-    grey, pixels = to_grey(shown, 0, 1), np.empty(stored.shape, np.uint8)
-    for target, rows in zip(blocks(pixels), blocks(stored)):
+    grey, pixels = formats.to_grey(shown, 0, 1), np.empty(stored.shape, np.uint8)
+    for target, rows in zip(formats.blocks(pixels), formats.blocks(stored)):
         target[...] = grey[rows.astype(np.intp) - least]
     return pixels, False
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from chestxray.data.formats import MIN_SIDE, check_image, is_dicom, read_with_pillow, robust_range, to_grey
+from chestxray.data import formats
 
 PIXELS_VERSION = 2
 """Part of the key of stored pixels: raise it whenever :func:`preprocess` gives other pixels."""
@@ -39,8 +39,10 @@ class ImageSettings:
 
     def __post_init__(self) -> None:
         limit, tiles = self.clahe_clip_limit, self.clahe_tiles
-        if not (isinstance(self.size, int) and self.size >= MIN_SIDE):
-            raise ValueError(f"size must be an integer, at least {MIN_SIDE}. Received: size={self.size!r}")
+        if not (isinstance(self.size, int) and self.size >= formats.MIN_SIDE):
+            raise ValueError(
+                f"size must be an integer, at least {formats.MIN_SIDE}. Received: size={self.size!r}"
+            )
         if self.resize not in RESIZE_RULES:
             raise ValueError(f"resize must be one of {RESIZE_RULES}. Received: resize={self.resize!r}")
         if not (isinstance(limit, (int, float)) and 0 < limit < float("inf")):
@@ -69,21 +71,21 @@ def decode_image(data: bytes, size: int | None = None) -> np.ndarray:
 
     EXIF orientation is applied, colour is converted to luma and an alpha channel is dropped. Of values with
     more than 8 bits the range from the 0.5th to the 99.5th percentile is shown, as of DICOM files without a
-    window. Raises ValueError with one line; see :func:`check_image` and, for DICOM,
+    window. Raises ValueError with one line; see :func:`chestxray.data.formats.check_image` and, for DICOM,
     :func:`chestxray.data.dicom.decode_dicom`.
 
     ``size`` is the side that the image is resized to afterwards. A JPEG file may then be decoded at 1/2 or
     1/4 of its size, if at least twice as many pixels a side are left, and 256. That takes half the time.
     """
-    if is_dicom(data):
+    if formats.is_dicom(data):
         from chestxray.data.dicom import decode_dicom  # only DICOM files need pydicom
 
         return decode_dicom(data).pixels
     if not data.startswith((b"\xff\xd8", b"\x89PNG")):
-        check_image(data)  # raises unless Pillow reads the format
-        image = read_with_pillow(data)[3]
-        return image if image.dtype == np.uint8 else to_grey(image, *robust_range(image))
-    width, height, _ = check_image(data)
+        formats.read_header(data)  # raises unless Pillow reads the format
+        image = formats.read_with_pillow(data)[3]
+        return image if image.dtype == np.uint8 else formats.to_grey(image, *formats.robust_range(image))
+    width, height, _ = formats.check_image(data)
     flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
     least = max(2 * size, 256) if size and data.startswith(b"\xff\xd8") else np.inf
     for scale, reduced in _REDUCED.items():
@@ -94,7 +96,7 @@ def decode_image(data: bytes, size: int | None = None) -> np.ndarray:
         raise ValueError(f"cannot be decoded ({error.err})") from None
     if image is None:
         raise ValueError("cannot be decoded (damaged image data)")
-    return image if image.dtype == np.uint8 else to_grey(image, *robust_range(image))
+    return image if image.dtype == np.uint8 else formats.to_grey(image, *formats.robust_range(image))
 
 
 def fit(image: np.ndarray, settings: ImageSettings) -> np.ndarray:

@@ -78,7 +78,8 @@ def _split_groups(table: pd.DataFrame, fractions: dict[str, float], rng: np.rand
 def check_split(table: pd.DataFrame, split_rule: str) -> None:
     """Raise ValueError if a subset is not train, val or test, lacks a class, or shares a patient group.
 
-    Groups are conservative; under ``official`` strict between test and the rest, under ``image`` unchecked.
+    The rule ``image`` is not checked for groups. ``official`` is checked by the strict key between test and
+    the rest, and by the conservative key within the rest. All others are checked by the conservative key.
     """
     if unknown := [name for name in table["split"].unique() if name not in SPLITS]:
         raise ValueError(f"a subset must be one of {SPLITS}. Received: split={unknown[0]!r}")

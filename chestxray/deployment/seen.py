@@ -27,9 +27,8 @@ class SeenImages(NamedTuple):
     def of(cls, images: dict[str, NDArray]) -> "SeenImages":
         """Describe ``{subset: pixels}``, each (N, size, size, 1) as the model takes them."""
         hashes = [perceptual_hashes(images[subset]) for subset in SUBSETS]
-        return cls(
-            np.concatenate(hashes), np.repeat(np.arange(len(SUBSETS), dtype=np.uint8), [*map(len, hashes)])
-        )
+        numbers = np.repeat(np.arange(len(SUBSETS), dtype=np.uint8), [*map(len, hashes)])
+        return cls(np.concatenate(hashes), numbers)
 
     def save(self, folder: Path) -> None:
         np.savez_compressed(folder / SEEN_FILE, **self._asdict())
@@ -43,10 +42,8 @@ class SeenImages(NamedTuple):
         try:
             with np.load(path, allow_pickle=False) as file:
                 seen = cls(file["hashes"], file["subsets"])
-            if not (
-                seen.hashes.dtype == seen.subsets.dtype == np.uint8 and (seen.subsets < len(SUBSETS)).all()
-            ):
-                raise ValueError("not bytes")
+            if not seen.hashes.dtype == seen.subsets.dtype == np.uint8 or seen.subsets.max() >= len(SUBSETS):
+                raise ValueError("not the number of a subset")
             seen.hashes.reshape(*seen.subsets.shape, 32)  # raises for another shape
         except Exception:  # a damaged file can fail in any way
             raise ValueError(f"{SEEN_FILE} is damaged. Received: folder={str(folder)!r}") from None
@@ -54,7 +51,7 @@ class SeenImages(NamedTuple):
 
     def subsets_of(self, images: NDArray) -> list[str]:
         """For each of the images, as the model takes them: ``"train"``, ``"val"``, or empty if not seen."""
-        known, found = np.ascontiguousarray(np.ascontiguousarray(self.hashes).view(np.uint64).T), []
+        known, found = np.ascontiguousarray(self.hashes.view(np.uint64).T), []
         for image, hashed in zip(images, perceptual_hashes(images).view(np.uint64)):
             distances = np.bitwise_count(known ^ hashed[:, np.newaxis]).sum(axis=0, dtype=np.uint16)
             nearest = int(distances.argmin()) if len(distances) else 0

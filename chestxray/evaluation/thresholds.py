@@ -115,9 +115,10 @@ def threshold_elsewhere(
 
 
 def choose_triage(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float]:
-    """Choose on validation: ``rule_out`` with a sensitivity, ``rule_in`` with a specificity, of 0.98 or more.
+    """Choose two thresholds on validation: ``rule_out`` and ``rule_in``.
 
-    They are the highest and the lowest such threshold (or 1); in the other order both become their middle.
+    ``rule_out`` is the highest threshold with a sensitivity of at least 0.98. ``rule_in`` is the lowest with
+    a specificity of at least 0.98, or 1. If they cross, both become their middle and no image is referred.
     """
     labels, probabilities = metrics.check_scores(labels, probabilities, both_classes=True)
     candidates, true_positives, true_negatives = _candidates(labels, probabilities)
