@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 if TYPE_CHECKING:
     import pandas as pd
 
-CACHES = ("features", "files", "phantoms", "pixels", "teachers")
+CACHES = ("features", "files", "medmnist", "phantoms", "pixels", "teachers")
 """Kinds of cache; every entry can be made again."""
 
 _NO_LOCKS = (OSError, NotImplementedError)  # raised where the file system knows no locks

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from chestxray.audit.duplicates import find_copies
-from chestxray.audit.shortcuts import SIDE, shortcut_table, test_set_shift
+from chestxray.audit.shortcuts import SIDE, framing_table, shortcut_table, test_set_shift
 from chestxray.data.catalog import find_data, scan, verify
 from chestxray.data.dataset import PixelStore, data_name
 from chestxray.data.images import ImageSettings
@@ -26,8 +26,9 @@ def audit_data(data_dir: str | Path, classes: tuple[str, str] | None = None) -> 
 
     Returns:
         The findings as plain JSON types: ``counts``, ``problems``, ``groups``, ``overlap`` (of the published
-        test set), ``leak_by_image``, ``copies``, ``shortcuts``, ``shift``, ``baseline`` and ``flags`` (red
-        flags, each with ``name`` and ``text``); and the mean image of each class, (224, 224), values 0–255.
+        test set), ``leak_by_image``, ``copies``, ``shortcuts``, ``framing``, ``shift``, ``baseline`` and
+        ``flags`` (red flags, each with ``name`` and ``text``); and the mean image of each class, (224, 224),
+        values 0–255.
     """
     root = find_data(data_dir)
     problems = verify(root, classes)
@@ -54,6 +55,7 @@ def audit_data(data_dir: str | Path, classes: tuple[str, str] | None = None) -> 
         "overlap": overlap(table).to_dict("records") if "test" in set(table["split"]) else [],
         "copies": find_copies(table, images).to_dict("records"),
         "shortcuts": _records(shortcuts.drop(columns="roc")),
+        "framing": _records(framing_table(table, images)),
         "shift": _records(test_set_shift(table, images)),
         "baseline": {"sees": baseline["sees"], "auroc": float(baseline["auroc"]), "roc": baseline["roc"]},
     }
@@ -89,17 +91,20 @@ def _flags(findings: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if not row["lungs"] and row["low"] > FLAG_FROM:
             auroc = "AUROC {auroc:.2f} ({low:.2f} to {high:.2f})".format(**row)
             text = f"a linear model that sees only this reaches {auroc} on other patients"
+            if row["sees"] == "lung box":
+                text += ". The classes are framed differently: resize='lung_box' takes that away"
             yield f"shortcut: {row['sees']}", text
     for row in findings["shift"]:
         if row["low"] > FLAG_FROM:
             text = f"test and training images of this class can be told apart (AUROC {row['auroc']:.2f})"
             name = f"test set: {findings['classes'][row['label']]}"
-            yield name, f"{text}: the test set is another population"
+            framed = f" (by the lung box alone {row['framing']:.2f})"
+            yield name, f"{text}{framed}: the test set is another population"
 
 
 def describe(findings: dict[str, Any]) -> list[tuple[str, str, pd.DataFrame | None]]:
     """Put the findings of `audit_data` into sections: title, text and table (or None) of each."""
-    keys = ("overlap", "copies", "shortcuts", "shift", "flags")
+    keys = ("overlap", "copies", "shortcuts", "framing", "shift", "flags")
     tables = {key: pd.DataFrame(findings[key]) if findings[key] else None for key in keys}
     counts = pd.DataFrame(findings["counts"]).fillna(0).astype(int).rename_axis("").reset_index()
     problems = pd.DataFrame(findings["problems"].items(), columns=["problem", "files"])
@@ -118,17 +123,23 @@ def describe(findings: dict[str, Any]) -> list[tuple[str, str, pd.DataFrame | No
     shortcuts = (
         "AUROC of linear models, cross-validated by patient group on all but the published test set, with "
         "95 % intervals, and on the published test set. The baseline under every score is the best row that "
-        f"sees hardly any lung: {baseline['sees']}, {baseline['auroc']:.2f}."
+        f"sees hardly any lung: {baseline['sees']}, {baseline['auroc']:.2f}. *Reframed*: the same when the "
+        "lungs fill every image."
     )
+    framing = (
+        "Mean lung box in fractions of width and height, and its width by its height, when the image is "
+        "squashed to a square. Classes with different boxes can be told apart without looking at a lung."
+    )
+    names = dict(enumerate(findings["classes"]))
     sections = [
         ("Images", f"{findings['images']:,} images ({findings['data']} data).", counts),
         ("Files", files, problems if len(problems) else None),
         ("Patients", patients, tables["overlap"]),
         ("Copies", copies, tables["copies"]),
         ("Shortcuts", shortcuts, tables["shortcuts"]),
+        ("Framing", framing, tables["framing"].replace({"label": names})),
     ]
     if findings["shift"]:
         text = "AUROC of telling test from training images of one class: 0.5 means one population."
-        shift = tables["shift"].replace({"label": dict(enumerate(findings["classes"]))})
-        sections.append(("The published test set", text, shift))
+        sections.append(("The published test set", text, tables["shift"].replace({"label": names})))
     return [*sections, ("Red flags", "" if findings["flags"] else "None.", tables["flags"])]

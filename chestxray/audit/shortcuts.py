@@ -14,6 +14,8 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from chestxray.data.images import ImageSettings, fit
+from chestxray.data.lungs import WHOLE, lung_boxes
 from chestxray.evaluation.metrics import evaluate
 
 SIDE = 224  # width and height of the images of which features are computed
@@ -73,7 +75,16 @@ def quantisation(root: Path, paths: list[str]) -> np.ndarray | None:
     return np.array(tables)
 
 
+def framing(images: np.ndarray) -> np.ndarray:
+    """Lung box of each image, (N, 4): how it is framed. Without a plausible box the mean of the others."""
+    boxes = lung_boxes(images)
+    missing = np.isnan(boxes[:, 0])
+    boxes[missing] = boxes[~missing].mean(axis=0) if not missing.all() else WHOLE
+    return boxes
+
+
 FEATURES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], bool]] = {
+    "lung box": (framing, False),
     "mean and spread of grey": (intensity, True),
     "histogram of grey": (histogram, True),
     "border of 8 pixels": (partial(frame, width=1), False),
@@ -115,7 +126,8 @@ def shortcut_table(table: pd.DataFrame, images: np.ndarray, root: Path) -> pd.Da
     ``table`` is a catalog, ``images`` its pixels, ``uint8`` (N, 224, 224); paths are relative to ``root``.
     One row a model: ``sees``, ``lungs`` (whether it sees something of them), ``features`` (how many);
     ``auroc, low, high``, cross-validated by patient group without the published test set; ``test_auroc`` on
-    this set, trained on all others (NaN without one); ``roc``, sensitivities at 1 − specificity = 0, 0.02, …
+    this set, trained on all others (NaN without one); ``reframed``, the AUROC when the lungs fill every image
+    (NaN for what is no pixel); ``roc``, sensitivities at 1 − specificity = 0, 0.02, …
     """
     labels, groups = table["label"].to_numpy(), table["group_conservative"].to_numpy()
     test = (table["official_split"] == "test").to_numpy()
@@ -127,11 +139,16 @@ def shortcut_table(table: pd.DataFrame, images: np.ndarray, root: Path) -> pd.Da
     if np.ptp(facts, axis=0)[:2].any():  # sizes differ: the files are originals
         models["size and aspect of the files"] = facts[:, :4], False
     models |= {name: (compute(images), lungs) for name, (compute, lungs) in FEATURES.items()}
+    lungs_alone = np.stack([fit(image, ImageSettings(SIDE, "lung_box")) for image in images])
     rows = []
     for name, (features, lungs) in models.items():
         scores = cross_validated(features[~test], labels[~test], groups[~test])
         row = {"sees": name, "lungs": lungs, "features": features.shape[1]}
-        row |= _interval(labels[~test], groups[~test], scores) | {"test_auroc": np.nan}
+        row |= _interval(labels[~test], groups[~test], scores) | {"test_auroc": np.nan, "reframed": np.nan}
+        if name in FEATURES:
+            known = FEATURES[name][0](lungs_alone[~test])
+            reframed_scores = cross_validated(known, labels[~test], groups[~test])
+            row["reframed"] = roc_auc_score(labels[~test], reframed_scores)
         if test.any():
             features = features.astype(np.float64)
             model = _linear().fit(features[~test], labels[~test])
@@ -150,15 +167,32 @@ def _interval(labels: np.ndarray, groups: np.ndarray, scores: np.ndarray) -> dic
 def test_set_shift(table: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
     """Test for each class whether the published test set is another population than the other images.
 
-    One row a ``label`` with FOLDS patient groups in each: ``auroc, low, high`` of 28 × 28 thumbnails.
+    One row a ``label`` with FOLDS patient groups in each: ``auroc, low, high`` of 28 × 28 thumbnails, and
+    ``framing``, the AUROC of the lung box alone.
     """
-    features = thumbnail(images, 28).reshape(len(images), -1)
+    pixels, boxes = thumbnail(images, 28).reshape(len(images), -1), framing(images)
     rows = []
     for label in (0, 1):
         chosen = (table["label"] == label).to_numpy()
         groups = table["group_conservative"].to_numpy()[chosen]
         test = (table["official_split"] == "test").to_numpy()[chosen].astype(int)
         if fewest_groups(test, groups) >= FOLDS:
-            scores = cross_validated(features[chosen], test, groups)
-            rows.append({"label": label} | _interval(test, groups, scores))
+            row = {"label": label} | _interval(test, groups, cross_validated(pixels[chosen], test, groups))
+            framed = cross_validated(boxes[chosen], test, groups)
+            rows.append(row | {"framing": roc_auc_score(test, framed)})
     return pd.DataFrame(rows)
+
+
+def framing_table(table: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
+    """Mean lung box of each class and published subset, in fractions of the image's width and height.
+
+    One row a class: ``official_split, label, images, left, top, right, bottom``, ``aspect`` (width / height
+    of the box in the squashed image) and ``none``, the share of images without a plausible box.
+    """
+    boxes = pd.DataFrame(lung_boxes(images), columns=["left", "top", "right", "bottom"], index=table.index)
+    boxes["aspect"] = (boxes["right"] - boxes["left"]) / (boxes["bottom"] - boxes["top"])
+    boxes["none"] = boxes["left"].isna()
+    grouped = boxes.groupby([table["official_split"].replace("", "all"), table["label"]])
+    means = grouped.mean()
+    means.insert(0, "images", grouped.size())
+    return means.reset_index()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ class Augmentation:
         shift, zoom: Fractions of the side, for each axis, and of the scale.
         brightness, contrast: Fractions of the grey value, and of its distance from the image's mean.
         flip: Mirror a view with probability 1/2. Off by default: the heart lies on the left.
+        stretch: Natural logarithm of the factors by which height and width change independently.
+        edges: Fraction of the side by which each edge of the image moves in or out: another collimation.
+            What is inside the edges fills the view again, as ``ImageSettings.resize`` says.
+        tone: Change gamma and illumination, and equalise some views, as other workstations do.
+        sharpness: Blur, resample or sharpen some views, add noise, or compress them by JPEG.
     """
 
     rotation: float = 7.0
@@ -34,34 +40,116 @@ class Augmentation:
     brightness: float = 0.15
     contrast: float = 0.15
     flip: bool = False
+    stretch: float = 0.0
+    edges: float = 0.0
+    tone: bool = False
+    sharpness: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("rotation", "shift", "shear", "zoom", "brightness", "contrast"):
-            value, most = getattr(self, name), {"rotation": 180, "shear": 80}.get(name, 0.9)
+        for name in ("rotation", "shift", "shear", "zoom", "brightness", "contrast", "stretch", "edges"):
+            most = {"rotation": 180, "shear": 80, "edges": 0.4}.get(name, 0.9)
+            value = getattr(self, name)
             if not 0 <= value <= most:
                 raise ValueError(f"{name} must lie in 0–{most}. Received: {name}={value!r}")
 
-    def draw(self, paths: Sequence[str], size: int, view: int, seed: int) -> np.ndarray:
+    def draw(
+        self, paths: Sequence[str], size: int, view: int, seed: int, contents: np.ndarray | None = None
+    ) -> np.ndarray:
         """Draw the parameters of one view (usually the epoch) of N images of ``size`` × ``size`` pixels.
 
-        Gives ``float32`` (N, 10): :func:`affine_coefficients`, brightness factor, contrast factor.
+        ``contents``, (N, 4), are the pixels left, top, right, bottom that a letterboxed image fills; None for
+        images that fill the square. Gives ``float32`` (N, 25): :func:`affine_coefficients`, brightness and
+        contrast factors, the pixels inside the moved edges (4), and numbers for :meth:`restyle` (11).
         """
         uniform = np.stack([_uniform(path, view, seed) for path in paths])
-        angle, shift_x, shift_y, shear, zoom, brightness, contrast, flip = uniform.T
+        angle, shift_x, shift_y, shear, zoom, brightness, contrast, flip = uniform.T[:8]
         limit = self.shift * size
         angle, shear = angle * np.deg2rad(self.rotation), shear * np.deg2rad(self.shear)
         shift_x, shift_y, zoom = shift_x * limit, shift_y * limit, 1 + zoom * self.zoom
         mirror = np.where(self.flip & (flip > 0), -1.0, 1.0)
         transforms = affine_coefficients(size, angle, shift_x, shift_y, shear, zoom, mirror)
+        inside = (
+            np.tile([0.0, 0.0, size, size], (len(paths), 1)) if contents is None else np.asarray(contents)
+        )
+        sides = inside[:, 2:] - inside[:, :2]
+        inside = inside + self.edges * uniform[:, 8:12] * np.tile(sides, 2)
+        sides = inside[:, 2:] - inside[:, :2]
+        shown = sides if contents is None else sides.max(axis=1, keepdims=True)
+        scale = shown / size * np.exp(self.stretch * uniform[:, 12:14])
+        centre = (inside[:, :2] + inside[:, 2:] - 1) / 2  # of the pixels, counted from 0
+        for axis, columns in enumerate((slice(0, 3), slice(3, 6))):  # the view's own map comes first
+            transforms[:, columns] *= scale[:, axis, np.newaxis]
+            transforms[:, 3 * axis + 2] += centre[:, axis] - (size - 1) / 2 * scale[:, axis]
         factors = 1 + brightness * self.brightness, 1 + contrast * self.contrast
-        return np.column_stack([transforms, *factors]).astype(np.float32)
+        inside = np.clip(np.rint(inside), 0, size)
+        return np.column_stack([transforms, *factors, inside, uniform[:, 14:]]).astype(np.float32)
+
+    def restyle(self, image: np.ndarray, parameters: np.ndarray, letterbox: bool) -> np.ndarray:
+        """Change what is no geometry in one image, ``uint8`` (H, W), given its row from :meth:`draw`."""
+        if letterbox and self.edges:
+            left, top, right, bottom = parameters[10:14].astype(int)
+            height, width = image.shape
+            image = image[top:bottom, left:right]
+            padding = top, height - bottom, left, width - right
+            image = cv2.copyMakeBorder(image, *padding, cv2.BORDER_REPLICATE)
+        if self.tone:
+            image = _change_tone(image, *parameters[14:19])
+        return _change_sharpness(image, *parameters[19:25]) if self.sharpness else image
+
+
+def _change_tone(
+    image: np.ndarray, gamma: float, kind: float, strength: float, x: float, y: float
+) -> np.ndarray:
+    """Gamma e^±0.55, illumination that rises by up to ±30 % towards one corner; half the views equalised.
+
+    All parameters but the image, ``uint8`` (H, W), are in [−1, 1).
+    """
+    strength = (strength + 1) / 2
+    if kind < -2 / 3:
+        image = cv2.createCLAHE(1 + 3 * strength, (8, 8)).apply(image)
+    elif kind < -1 / 3:
+        image = cv2.addWeighted(cv2.equalizeHist(image), strength, image, 1 - strength, 0)
+    elif kind < 0:
+        low, high = np.percentile(image[::2, ::2], (5 * strength, 100 - 2 * strength))
+        image = cv2.convertScaleAbs(np.maximum(image, low) - low, alpha=255 / max(high - low, 1))
+    height, width = image.shape
+    field = 1 + 0.3 * np.add.outer(y * np.linspace(-1, 1, height), x * np.linspace(-1, 1, width))
+    levels = (255 * (np.arange(256) / 255) ** np.exp(0.55 * gamma)).astype(np.float32)
+    return np.clip(levels[image] * field, 0, 255).astype(np.uint8)
+
+
+def _change_sharpness(
+    image: np.ndarray, blur: float, small: float, sharpen: float, noise: float, jpeg: float, seed: float
+) -> np.ndarray:
+    """Blur, resample, sharpen, add noise, compress: each in one of four views; see :func:`_change_tone`."""
+    size = image.shape[::-1]
+    blur, small, sharpen, noise, jpeg = (
+        max(0, 2 * value - 1) for value in (blur, small, sharpen, noise, jpeg)
+    )
+    if blur:
+        image = cv2.GaussianBlur(image, (0, 0), 0.3 + 1.2 * blur)
+    if small:
+        fewer = [round(side * (0.9 - 0.5 * small)) for side in size]
+        image = cv2.resize(cv2.resize(image, fewer, interpolation=cv2.INTER_AREA), size)
+    if sharpen:
+        image = cv2.addWeighted(
+            image, 1 + 1.5 * sharpen, cv2.GaussianBlur(image, (0, 0), 1.5), -1.5 * sharpen, 0
+        )
+    if noise:
+        generator = np.random.default_rng(int((seed + 1) * 2**23))
+        grain = generator.standard_normal(image.shape, dtype=np.float32)
+        image = np.clip(image + (2 + 10 * noise) * grain, 0, 255).astype(np.uint8)
+    if jpeg:
+        quality = [cv2.IMWRITE_JPEG_QUALITY, round(90 - 65 * jpeg)]
+        image = cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_GRAYSCALE)
+    return image
 
 
 def _uniform(path: str, view: int, seed: int) -> np.ndarray:
-    """Eight numbers in [−1, 1) that depend only on the arguments."""
+    """25 numbers in [−1, 1) that depend only on the arguments."""
     key = int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "little")
     generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, view, seed]))
-    return generator.uniform(-1, 1, size=8)
+    return generator.uniform(-1, 1, size=25)
 
 
 def affine_coefficients(

@@ -12,6 +12,7 @@ import re
 import warnings
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -19,7 +20,16 @@ from tqdm.contrib.concurrent import thread_map
 
 from chestxray.data.formats import check_image
 from chestxray.data.images import PIXELS_VERSION
-from chestxray.files import cache_dir, files_below, printable, read_json, read_table, spelled, write_json
+from chestxray.files import (
+    cache_dir,
+    cached_folder,
+    files_below,
+    printable,
+    read_json,
+    read_table,
+    spelled,
+    write_json,
+)
 from chestxray.schema import CLASSES, COLUMNS, SPLIT_HEADER, SPLITS, SUBTYPES
 
 _FACTS = ["bytes", "mtime", "sha256", "width", "height", "mode", "problem"]
@@ -47,8 +57,9 @@ def find_data(data_dir: str | Path | None = None) -> Path:
     """Find the folder that holds the class folders or ``train``, ``val``, ``test``.
 
     ``data_dir`` is a folder (nested copies of the Kaggle archive are searched), ``"phantoms"`` for the
-    synthetic default, or ``"kaggle"`` to download with kagglehub. None or ``""`` means the folder named by
-    ``CHESTXRAY_DATA`` or, on Kaggle, the attached data set.
+    synthetic default, ``"kaggle"`` to download with kagglehub, or a MedMNIST file such as
+    ``pneumoniamnist_224.npz``, whose images are written to the cache folder as PNG files. None or ``""``
+    means the folder named by ``CHESTXRAY_DATA`` or, on Kaggle, the attached data set.
 
     Raises FileNotFoundError if nothing was found, and ValueError if kagglehub is not installed.
     """
@@ -73,11 +84,38 @@ def find_data(data_dir: str | Path | None = None) -> Path:
             ) from None
         data_dir = kagglehub.dataset_download(_KAGGLE_DATASET)
     folder = Path(data_dir).expanduser().resolve()
+    if folder.suffix == ".npz" and folder.is_file():
+        return _unpack(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no such data folder. Received: data_dir={str(data_dir)!r}")
     while not _split_folders(folder) and (folder / "chest_xray").is_dir():
         folder = folder / "chest_xray"
     return folder
+
+
+def _unpack(file: Path) -> Path:
+    """Write the images of a MedMNIST file as ``<part>/<class>/<part>_<number>.png`` to the cache folder."""
+
+    def write(folder: Path) -> None:
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                parts = {
+                    part: (arrays[f"{part}_images"], arrays[f"{part}_labels"].ravel()) for part in SPLITS
+                }
+        except Exception as error:  # a damaged file can fail in any way
+            raise ValueError(f"not a MedMNIST file ({error}). Received: data_dir={str(file)!r}") from None
+        for part, (images, labels) in parts.items():
+            if images.dtype != np.uint8 or images.ndim != 3 or not np.isin(labels, (0, 1)).all():
+                message = "a MedMNIST file must hold grey uint8 images with labels 0 and 1"
+                raise ValueError(f"{message}. Received: {part}_images of shape {images.shape}")
+            for number, (image, label) in enumerate(zip(images, labels)):
+                path = folder / file.stem / part / CLASSES[label] / f"{part}_{number:05d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(cv2.imencode(".png", image)[1])
+
+    status = file.stat()
+    key = hashlib.sha256(f"{file} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:16]
+    return cached_folder("medmnist", key, write) / file.stem
 
 
 def scan(data_dir: str | Path | None = None, classes: tuple[str, str] | None = None) -> pd.DataFrame:

@@ -17,7 +17,15 @@ import pandas as pd
 
 from chestxray.data.augmentation import Augmentation, view_layer
 from chestxray.data.catalog import find_data, scan
-from chestxray.data.images import PIXELS_VERSION, ImageSettings, preprocess
+from chestxray.data.images import (
+    PIXELS_VERSION,
+    ImageSettings,
+    decode_image,
+    fit,
+    letterbox_content,
+    preprocess,
+)
+from chestxray.data.lungs import WHOLE, crop_window, lung_boxes, window_between
 from chestxray.data.splits import make_split, overlap, split_hash
 from chestxray.files import cached_folder, read_json, remove_folder, write_json
 from chestxray.parallel import in_processes
@@ -175,22 +183,31 @@ class PixelStore:
 
         rows, size = self._rows(table), self.settings.size
         paths, labels = list(table["path"]), table["label"].to_numpy(np.float32)
-        count = itertools.count()
+        count, letterbox, contents = itertools.count(), self.settings.resize == "letterbox", None
+        if letterbox:
+            sides = zip(table["width"], table["height"])
+            contents = [letterbox_content(width, height, size) for width, height in sides]
 
         def begin() -> list[np.ndarray]:
             number = epoch() if epoch else next(count)
             view = number % views if views else number
-            columns = [rows, labels, *([augment.draw(paths, size, view, seed)] if augment else [])]
+            columns = [rows, labels, *([augment.draw(paths, size, view, seed, contents)] if augment else [])]
             order = pass_order(len(rows), shuffle, seed, number)
             return [column[order] for column in columns]
 
         signature = [tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None,), tf.float32)]
         if augment:
-            signature.append(tf.TensorSpec((None, 10), tf.float32))
+            signature.append(tf.TensorSpec((None, 25), tf.float32))
             layer = view_layer()
 
+        def pixels(batch: np.ndarray, *drawn: np.ndarray) -> np.ndarray:
+            images = self.pixels[batch]
+            if augment and (augment.tone or augment.sharpness or letterbox):
+                images = [augment.restyle(*pair, letterbox) for pair in zip(images, *drawn)]
+            return np.stack(images)[..., np.newaxis]
+
         def read(rows: "tf.Tensor", labels: "tf.Tensor", *drawn: "tf.Tensor") -> tuple:
-            images = tf.numpy_function(lambda batch: self.pixels[batch][..., np.newaxis], [rows], tf.uint8)
+            images = tf.numpy_function(pixels, [rows, *drawn], tf.uint8)
             images = tf.ensure_shape(images, (None, size, size, 1))
             return layer(images, *drawn) if drawn else tf.cast(images, tf.float32), labels
 
@@ -219,13 +236,22 @@ def _decode(target: Path, settings: ImageSettings, rows: list[tuple[int, str]]) 
     return failed
 
 
+def _boxes(paths: list[Path]) -> np.ndarray:
+    return lung_boxes(decode_image(path.read_bytes()) for path in paths)
+
+
+def _warp(settings: ImageSettings, items: list[tuple[Path, np.ndarray]]) -> np.ndarray:
+    return np.stack([fit(crop_window(decode_image(p.read_bytes()), w), settings) for p, w in items])
+
+
 @dataclass(frozen=True)
 class XrayData:
     """All images of one experiment: a catalog with the column ``split``, and the pixels of its images.
 
     The argument ``subset`` of the methods is train, val or test. ``train_seed`` is the seed of order and
     augmentation in training. ``name`` is "synthetic" or the folder's name. ``classes`` are the names of the
-    (negative, positive) class. Rule and seed of the split: see :func:`chestxray.data.splits.make_split`.
+    (negative, positive) class. ``root`` is the folder that the paths are relative to. Rule and seed of the
+    split: see :func:`chestxray.data.splits.make_split`.
     """
 
     table: pd.DataFrame
@@ -235,6 +261,7 @@ class XrayData:
     train_seed: int
     name: str
     classes: tuple[str, str] = CLASSES
+    root: Path = Path()
 
     @property
     def synthetic(self) -> bool:
@@ -260,6 +287,40 @@ class XrayData:
     def images(self, subset: str) -> np.ndarray:
         """Pixels of one subset, ``uint8`` (N, size, size, 1), in the table's order."""
         return self.store.images(self.subset(subset))
+
+    def reframed(
+        self,
+        subset: str,
+        draw: int = 0,
+        donors: str = "other",
+        zoom_only: bool = False,
+        boxes: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Pixels of one subset as another collimation would show them, ``uint8`` (N, size, size, 1).
+
+        Every image is cut, or extended by repeating its edge, so that its lungs get the lung box of a random
+        image of the other class. An image without a lung box stays as it is.
+
+        Args:
+            subset, draw: The subset, and the seed of the donors.
+            donors: ``other`` or, as a control, ``same`` class.
+            zoom_only: Show nothing from outside the image: the lungs come as close to that box as possible.
+            boxes: Lung boxes, (N, 4), NaN where there is none; by default those that the network estimates.
+        """
+        if donors not in ("other", "same"):
+            raise ValueError(f"donors must be 'other' or 'same'. Received: donors={donors!r}")
+        rows = self.subset(subset)
+        paths = [self.root / path for path in rows["path"]]
+        if boxes is None:
+            boxes = np.concatenate(list(in_processes(_boxes, paths, "finding lungs")))
+        labels, known = rows["label"].to_numpy(), ~np.isnan(boxes[:, 0])
+        rng = np.random.default_rng([draw, donors == "same"])
+        wanted = labels if donors == "same" else 1 - labels
+        chosen = [rng.choice(np.flatnonzero(known & (labels == label))) for label in wanted]
+        windows = [window_between(*pair, zoom_only) for pair in zip(boxes, boxes[chosen])]
+        warp = partial(_warp, self.store.settings)
+        done = in_processes(warp, list(zip(paths, np.where(known[:, None], windows, WHOLE))), "re-framing")
+        return np.concatenate(list(done))[..., np.newaxis]
 
     def targets(self, subset: str, outputs: int = 1) -> np.ndarray:
         """Targets of one subset for a network, ``float32`` (N,), in the table's order.
@@ -301,7 +362,7 @@ class XrayData:
 
 def load_data(
     data_dir: str | Path | None = None,
-    split: str = "patient",
+    split: str = "",
     split_seed: int = 0,
     image: ImageSettings = ImageSettings(),
     classes: tuple[str, str] | None = None,
@@ -312,7 +373,8 @@ def load_data(
 
     Args:
         data_dir: See :func:`chestxray.data.catalog.find_data`.
-        split, split_seed: Rule and seed of the split; see :func:`chestxray.data.splits.make_split`.
+        split, split_seed: Rule and seed of the split; see :func:`chestxray.data.splits.make_split`. The
+            default is ``patient``, and ``given`` for a MedMNIST file, which names no patients.
         image: How files become pixels.
         classes: Names of the (negative, positive) class folders; by default the catalog's.
         catalog: The folder's catalog, for example from :func:`chestxray.data.catalog.from_table`; by default
@@ -322,6 +384,7 @@ def load_data(
     Raises FileNotFoundError if there is no such folder, and ValueError if the folder or the split cannot be
     used or a catalog comes without its folder.
     """
+    split = split or ("given" if str(data_dir).endswith(".npz") else "patient")
     if catalog is None:
         root = find_data(data_dir)
         catalog = scan(root, classes)
@@ -357,6 +420,7 @@ def load_data(
         train_seed=train_seed,
         name=data_name(root),
         classes=tuple(classes or CLASSES),
+        root=root,
     )
 
 

@@ -11,11 +11,12 @@ import cv2
 import numpy as np
 
 from chestxray.data import formats
+from chestxray.data.lungs import crop_to_lungs
 
-PIXELS_VERSION = 2
+PIXELS_VERSION = 3
 """Part of the key of stored pixels: raise it whenever :func:`preprocess` gives other pixels."""
 
-RESIZE_RULES = ("stretch", "letterbox")
+RESIZE_RULES = ("stretch", "letterbox", "lung_box")
 _REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}  # in this order
 
 
@@ -25,7 +26,8 @@ class ImageSettings:
 
     Attributes:
         size: Side of the square output in pixels.
-        resize: ``"stretch"`` ignores the aspect ratio; ``"letterbox"`` keeps it and pads with black.
+        resize: ``"stretch"`` ignores the aspect ratio; ``"letterbox"`` keeps it and repeats the edge;
+            ``"lung_box"`` stretches the lungs with what lies within a small margin.
         clahe: Apply contrast-limited adaptive histogram equalisation after resizing.
         clahe_clip_limit: Highest bin of a tile's histogram, as a multiple of the mean bin.
         clahe_tiles: Tiles along each side.
@@ -100,7 +102,9 @@ def decode_image(data: bytes, size: int | None = None) -> np.ndarray:
 
 
 def fit(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
-    """Bring grey pixels, ``uint8`` (H, W), to what a model sees: resize, optionally CLAHE."""
+    """Bring grey pixels, ``uint8`` (H, W), to what a model sees: crop, resize, CLAHE, as the settings say."""
+    if settings.resize == "lung_box":
+        image = crop_to_lungs(image)
     image = resize(image, settings)
     if settings.clahe:
         image = apply_clahe(image, settings.clahe_clip_limit, settings.clahe_tiles)
@@ -113,15 +117,22 @@ def resize(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
     An axis that shrinks is averaged over areas, one that grows is interpolated cubically.
     """
     (height, width), size = image.shape, settings.size
-    scale = size / max(height, width)
-    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-    if settings.resize == "stretch":
-        rows = columns = size
+    left, top, right, bottom = (0, 0, size, size)
+    if settings.resize == "letterbox":
+        left, top, right, bottom = letterbox_content(width, height, size)
+    columns, rows = right - left, bottom - top
     image = cv2.resize(image, (min(width, columns), min(height, rows)), interpolation=cv2.INTER_AREA)
     image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_CUBIC)
-    top, left = (size - rows) // 2, (size - columns) // 2
-    padding = (top, size - rows - top, left, size - columns - left)
-    return cv2.copyMakeBorder(image, *padding, cv2.BORDER_CONSTANT, value=0)
+    padding = top, size - bottom, left, size - right
+    return cv2.copyMakeBorder(image, *padding, cv2.BORDER_REPLICATE)
+
+
+def letterbox_content(width: int, height: int, size: int) -> tuple[int, int, int, int]:
+    """Pixels left, top, right, bottom that an image fills in the square when its aspect ratio is kept."""
+    scale = size / max(height, width)
+    columns, rows = max(1, round(width * scale)), max(1, round(height * scale))
+    left, top = (size - columns) // 2, (size - rows) // 2
+    return left, top, left + columns, top + rows
 
 
 def apply_clahe(image: np.ndarray, clip_limit: float = 2.0, tiles: int = 8) -> np.ndarray:

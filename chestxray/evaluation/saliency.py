@@ -172,11 +172,14 @@ def stress_table(
     groups: ArrayLike,
     threshold: float,
     masks: NDArray | None = None,
+    reframed: NDArray | None = None,
 ) -> pd.DataFrame:
     """Score changed images with a trained model; ``score`` gives calibrated probabilities.
 
     Images are preprocessed. ``labels``, (N,), are those of `metrics.py`; both classes must be present. The
     threshold is frozen on validation. ``masks`` are lungs; without them :func:`centre_box` is blacked out.
+    ``reframed`` are the same images under another collimation
+    (:meth:`chestxray.data.dataset.XrayData.reframed`).
     One row a change, the first being none: ``change``; ``auroc`` with ``low`` and ``high`` over patients;
     ``sensitivity``, ``specificity``; ``changed``, the share of decisions that the change reverses.
     """
@@ -187,6 +190,8 @@ def stress_table(
         name = "centre blacked out" if masks is None else "lungs blacked out"
         hidden = centre_box(images.shape[1])[None] if masks is None else np.asarray(masks, bool)
         yield name, np.where(hidden, 0, images).astype(np.uint8)
+        if reframed is not None:
+            yield "lung box of the other class", reframed
         for name, change in STRESSES.items():
             yield name, np.stack([change(image) for image in images])
 

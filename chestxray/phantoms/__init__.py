@@ -21,17 +21,21 @@ PHANTOM_VERSION = 2
 """Part of the cache folder's name: raise it whenever the pixels change."""
 
 
-def phantom_dataset(images: int = 300, size: int = 224, seed: int = 0) -> Path:
+def phantom_dataset(images: int = 300, size: int = 224, seed: int = 0, framing: float = 0.0) -> Path:
     """Return the ``chest_xray`` folder of a set of phantoms from the cache, where the first call writes it.
 
     Arguments and errors are those of `write_phantoms`.
     """
-    name = f"v{PHANTOM_VERSION}-{images}-images-{size}px-seed{seed}"
-    write = partial(write_phantoms, images=images, size=size, seed=seed)
+    name = f"v{PHANTOM_VERSION}-{images}-images-{size}px-seed{seed}" + (
+        f"-framing{framing}" if framing else ""
+    )
+    write = partial(write_phantoms, images=images, size=size, seed=seed, framing=framing)
     return cached_folder("phantoms", name, write) / "chest_xray"
 
 
-def write_phantoms(folder: str | Path, images: int = 300, size: int = 224, seed: int = 0) -> None:
+def write_phantoms(
+    folder: str | Path, images: int = 300, size: int = 224, seed: int = 0, framing: float = 0.0
+) -> None:
     """Write a set of phantoms in the layout and with the file names of the Kaggle data.
 
     27 % are normal; 65 % of the others are bacterial. Each patient has one to four images, all in one of the
@@ -43,26 +47,38 @@ def write_phantoms(folder: str | Path, images: int = 300, size: int = 224, seed:
             path>.png`` (0 or 255), and ``README.txt``.
         images, size: Number of images, at least 20, and their side in pixels, 32 to 2048.
         seed: At least 0. Each seed has other patients.
+        framing: Planted shortcut: images of pneumonia are collimated lower, by this mean fraction of their
+            height, 0 to 0.25, most of it below the lungs.
     """
+    if not 0 <= framing <= 0.25:
+        raise ValueError(f"framing must lie in 0–0.25. Received: framing={framing!r}")
     limits = {"images": (images, 20, math.inf), "size": (size, 32, 2048), "seed": (seed, 0, math.inf)}
     for name, (value, low, high) in limits.items():
         if not isinstance(value, (int, np.integer)) or not low <= value <= high:
             raise ValueError(f"{name} must be a whole number, {low} to {high}. Received: {name}={value!r}")
     folder = Path(folder)
-    for _ in in_processes(partial(_write, folder, size), list(_plan(images, seed)), "making phantoms"):
+    for _ in in_processes(
+        partial(_write, folder, size, framing), list(_plan(images, seed)), "making phantoms"
+    ):
         pass
     (folder / "README.txt").write_text(
         "These radiographs are SYNTHETIC: rendered by chestxray.phantoms, from no patient.\n"
         "They must not be used as, or mixed with, medical data.\n"
         f"chest_xray: the images. masks: the lesions (255) of each. images={images} size={size} "
-        f"seed={seed} version={PHANTOM_VERSION}\n",
+        f"seed={seed} framing={framing} version={PHANTOM_VERSION}\n",
         encoding="utf-8",
     )
 
 
-def _write(folder: Path, size: int, planned: list[tuple[str, str, int, int]]) -> None:
+def _write(folder: Path, size: int, framing: float, planned: list[tuple[str, str, int, int]]) -> None:
     for path, subtype, patient, number in planned:
         image, lesion = render_phantom(subtype, size, patient, number)
+        if framing and subtype != SUBTYPES[0]:
+            above, below = framing * np.random.default_rng([patient, number, 9]).uniform(
+                (0.1, 0.5), (0.3, 1.1)
+            )
+            rows = slice(round(above * size), size - round(below * size))
+            image, lesion = image[rows], lesion[rows]
         image_path = folder / "chest_xray" / path
         mask_path = folder / "masks" / Path(path).with_suffix(".png")
         quality = [cv2.IMWRITE_JPEG_QUALITY, 95]

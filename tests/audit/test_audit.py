@@ -65,6 +65,17 @@ def test_a_clean_set_raises_no_flag(clean_audit):
     json.dumps(findings, allow_nan=False)
 
 
+def test_planted_framing_is_found_and_taken_away_by_reframing():
+    findings, _ = audit_data(phantom_dataset(400, 96, framing=0.2))
+    assert "shortcut: lung box" in {flag["name"] for flag in findings["flags"]}
+    rows = {row["sees"]: row for row in findings["shortcuts"]}
+    assert rows["lung box"]["low"] > 0.8 and rows["lung box"]["reframed"] < 0.7
+    boxes = pd.DataFrame(findings["framing"]).set_index(["official_split", "label"])
+    assert (boxes.loc["train", "aspect"].loc[0] / boxes.loc["train", "aspect"].loc[1]) > 1.1
+    assert (boxes["none"] == 0).all() and boxes["images"].sum() == 400
+    assert "Framing" in [title for title, *_ in describe(findings)]
+
+
 @pytest.mark.slow
 def test_jpeg_quality_by_class_is_found(faulty):
     flags = faulty(lambda root: [rewrite(path, quality=60) for path in root.rglob("PNEUMONIA/*.jpeg")])

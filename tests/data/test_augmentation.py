@@ -7,6 +7,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from chestxray.data import augmentation
 from chestxray.data.augmentation import Augmentation, affine_coefficients, view_layer
 
 SIZE = 16
@@ -37,7 +38,7 @@ def test_no_change_is_the_identity_to_the_bit(layer):
     images = np.random.default_rng(1).integers(0, 256, (20, 17, 17, 1), dtype=np.uint8)  # no even means
     drawn = NOTHING.draw(PATHS[:20], 17, view=4, seed=2)
     assert np.array_equal(np.asarray(layer(images, drawn)), images.astype(np.float32))
-    assert drawn.dtype == np.float32 and drawn.shape == (20, 10)
+    assert drawn.dtype == np.float32 and drawn.shape == (20, 25)
 
 
 @pytest.mark.parametrize("quarters", [-1, 1, 2])
@@ -132,10 +133,13 @@ def test_a_view_depends_on_path_view_and_seed_alone():
         ("shift", 0.1, lambda p: -p[:, 5] / 100, {2, 5}),
         ("shear", 10.0, lambda p: np.rad2deg(np.arctan(p[:, 1])), {1, 2}),
         ("zoom", 0.2, lambda p: 1 / p[:, 0] - 1, {0, 2, 4, 5}),
+        ("stretch", 0.3, lambda p: np.log(p[:, 0]), {0, 2, 4, 5}),
+        ("stretch", 0.3, lambda p: np.log(p[:, 4]), {0, 2, 4, 5}),
+        ("edges", 0.1, lambda p: p[:, 2] / 100, {0, 2, 4, 5}),  # where the left edge goes
         ("brightness", 0.3, lambda p: p[:, 8] - 1, {8}),
         ("contrast", 0.4, lambda p: p[:, 9] - 1, {9}),
     ],
-    ids=["rotation", "shift x", "shift y", "shear", "zoom", "brightness", "contrast"],
+    ids="rotation shift_x shift_y shear zoom width height edges brightness contrast".split(),
 )
 def test_draws_fill_their_limits_and_change_nothing_else(limit, edge, read, columns):
     plan = Augmentation(**(asdict(NOTHING) | {limit: edge}))
@@ -158,3 +162,80 @@ def test_flip_mirrors_every_second_view_and_is_off_by_default():
     flips = Augmentation(**(asdict(NOTHING) | {"flip": True})).draw(PATHS, SIZE, 0, 0)[:, 0]
     assert set(flips) == {-1, 1} and 70 < (flips < 0).sum() < 130
     assert (NOTHING.draw(PATHS, SIZE, 0, 0)[:, 0] == 1).all()
+
+
+# Another collimation, another workstation
+
+
+def test_moved_edges_fill_the_view(layer):
+    plan = Augmentation(**(asdict(NOTHING) | {"edges": 0.2}))
+    drawn = plan.draw(PATHS[:1], 100, view=0, seed=0)
+    left, top, right, bottom = drawn[0, 10:14]
+    assert 0 <= left <= 20 and 0 <= top <= 20 and 80 <= right <= 100 and 80 <= bottom <= 100
+    x = np.tile(np.arange(100, dtype=np.float32), (100, 1))
+    view = np.asarray(layer(x[None, :, :, None], drawn))[0, :, :, 0]
+    # A ramp over the columns: its first and last column show the edges, where these move inwards.
+    scale, start = drawn[0, 0], drawn[0, 2]
+    assert start == pytest.approx(20 * _first_of(PATHS[0])[8] + (scale - 1) / 2, abs=1e-4)
+    assert view[50] == pytest.approx(np.clip(start + scale * np.arange(100), 0, 99), abs=1e-2)
+
+
+def _first_of(path):
+    return augmentation._uniform(path, 0, 0)
+
+
+def test_a_letterboxed_view_keeps_the_aspect_and_repeats_the_new_edge():
+    plan = Augmentation(**(asdict(NOTHING) | {"edges": 0.2}))
+    contents = [(0, 25, 100, 75)] * len(PATHS)  # twice as wide as high
+    drawn = plan.draw(PATHS, 100, 0, 0, contents)
+    assert np.array_equal(drawn[:, 0], drawn[:, 4])  # one scale for both axes
+    within = drawn[(drawn[:, 10] > 0) & (drawn[:, 12] < 100)]
+    sides = within[:, 12:14] - within[:, 10:12]
+    assert len(within) > 20 and np.abs(sides.max(axis=1) / 100 - within[:, 0]).max() < 0.011  # whole pixels
+    assert (drawn[:, 11] >= 15).all() and (drawn[:, 13] <= 85).all()  # ± 20 % of 50 rows
+    row = drawn[drawn[:, 11] > 28][0]
+    image = np.repeat(np.arange(100, dtype=np.uint8)[:, None], 100, axis=1)  # a ramp over the rows
+    shown = plan.restyle(image, row, letterbox=True)
+    top, bottom = int(row[11]), int(row[13])
+    assert shown[:, 50].tolist() == [top] * top + list(range(top, bottom)) + [bottom - 1] * (100 - bottom)
+    assert plan.restyle(image, row, letterbox=False) is image
+
+
+STYLE = Augmentation(tone=True, sharpness=True)
+PICTURE = np.random.default_rng(3).integers(60, 200, (64, 64), dtype=np.uint8)
+
+
+def restyled(plan=STYLE, **values):
+    """One image; numbers that are not given stand for no change."""
+    names = ["gamma", "kind", "strength", "x", "y", "blur", "small", "sharpen", "noise", "jpeg", "seed"]
+    numbers = {"kind": 0.5, **dict.fromkeys(names[5:], -1.0), **values}
+    row = np.concatenate([np.zeros(14), [numbers.get(name, 0.0) for name in names]]).astype(np.float32)
+    return plan.restyle(PICTURE, row, letterbox=False).astype(int)
+
+
+def test_tone_and_sharpness_change_what_they_say():
+    assert np.array_equal(restyled(), PICTURE)
+    assert np.array_equal(restyled(Augmentation(), gamma=1, blur=1), PICTURE)
+    dark = restyled(gamma=1.0)
+    expected = (255 * (PICTURE / 255) ** np.exp(0.55)).astype(int)
+    assert np.abs(dark - expected).max() <= 1
+    tilted = restyled(x=1.0)
+    assert tilted[:, 0].mean() == pytest.approx(0.7 * PICTURE[:, 0].mean(), rel=0.01)
+    assert tilted[:, -1].mean() == pytest.approx(1.3 * PICTURE[:, -1].mean(), rel=0.05)
+    for kind in (-0.9, -0.5, -0.1):  # CLAHE, equalised, percentiles: all spread the grey values
+        assert restyled(kind=kind, strength=0.99).std() > 1.2 * PICTURE.std()
+
+    def edges(image):
+        return np.abs(np.diff(image.astype(int), axis=1)).mean()
+
+    assert edges(restyled(blur=1)) < 0.4 * edges(PICTURE) and edges(restyled(small=1)) < 0.5 * edges(PICTURE)
+    assert edges(restyled(sharpen=0.7)) > 1.3 * edges(PICTURE)
+    assert (restyled(noise=1) - PICTURE).std() == pytest.approx(12, rel=0.1)
+    assert not np.array_equal(restyled(noise=1), restyled(noise=1, seed=0.3))
+    assert 0 < np.abs(restyled(jpeg=1) - PICTURE).mean() < 30
+
+
+def test_a_quarter_of_the_views_gets_each_change_of_sharpness():
+    drawn = Augmentation(sharpness=True).draw([f"{n}.png" for n in range(2000)], 32, 0, 0)
+    for column in range(19, 24):
+        assert (drawn[:, column] > 0.5).mean() == pytest.approx(0.25, abs=0.03)

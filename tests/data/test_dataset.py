@@ -22,6 +22,7 @@ from chestxray.data.augmentation import Augmentation
 from chestxray.data.catalog import scan
 from chestxray.data.dataset import PixelStore, XrayData, create_array, data_name, load_data
 from chestxray.data.images import ImageSettings, preprocess
+from chestxray.data.lungs import mask_boxes
 from chestxray.files import cache_dir, cached_folder, read_json, whole_folder, write_json
 
 SETTINGS = ImageSettings(16)
@@ -545,3 +546,90 @@ def test_phantoms_are_named_synthetic(tmp_path):
     assert data_name(folder) == "chest_xray"
     (tmp_path / "README.txt").write_text("These images are SYNTHETIC.")
     assert data_name(folder) == "synthetic"
+
+
+# Re-framing
+
+
+WIDE, HIGH = (0.1, 0.3, 0.9, 0.7), (0.3, 0.1, 0.7, 0.9)  # boxes of NORMAL and of PNEUMONIA
+
+
+@pytest.fixture
+def framed(tmp_path):
+    """Images of 100 × 100 pixels with a white box on grey, wide for one class and high for the other."""
+    for name in NAMES:
+        left, top, right, bottom = (round(100 * edge) for edge in (WIDE if "NORMAL" in name else HIGH))
+        image = np.full((100, 100), 90, np.uint8)
+        image[top:bottom, left:right] = 255
+        (tmp_path / "framed" / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "framed" / name), image)
+    data = load_data(tmp_path / "framed", "image", image=ImageSettings(100))
+    labels = data.subset("train")["label"].to_numpy()
+    return data, labels, np.where(labels[:, None] == 0, WIDE, HIGH)
+
+
+def white_boxes(images):
+    return mask_boxes(images[..., 0] > 170)
+
+
+def test_reframed_images_get_the_box_of_the_other_class(framed):
+    data, labels, boxes = framed
+    images = data.reframed("train", boxes=boxes)
+    assert images.shape == (len(labels), 100, 100, 1) and images.dtype == np.uint8
+    other = np.where(labels[:, None] == 1, WIDE, HIGH)
+    assert np.abs(white_boxes(images) - other).max() < 0.02
+    same = data.reframed("train", donors="same", boxes=boxes)
+    assert np.array_equal(same, data.images("train"))  # all boxes of a class are equal here
+    # Zoomed in only, a wide box gets higher, but not narrower: nothing from outside is shown.
+    zoomed = white_boxes(data.reframed("train", zoom_only=True, boxes=boxes))
+    assert np.abs(zoomed[labels == 0] - (0.1, 0.1, 0.9, 0.9)).max() < 0.02
+    assert np.abs(zoomed[labels == 1] - (0.1, 0.1, 0.9, 0.9)).max() < 0.02
+
+
+def test_an_image_without_a_box_stays_and_is_no_donor(framed):
+    data, labels, boxes = framed
+    boxes[labels == 0] = (0.45, 0.45, 0.55, 0.55)
+    kept = np.flatnonzero(labels == 0)[0]
+    boxes[kept] = WIDE
+    boxes[labels == 1] = [HIGH, *[[np.nan] * 4] * (np.sum(labels == 1) - 1)]
+    images = data.reframed("train", boxes=boxes)
+    assert np.array_equal(images[labels == 1][1:], data.images("train")[labels == 1][1:])
+    assert white_boxes(images)[kept] == pytest.approx(HIGH, abs=0.02)
+
+
+def test_donors_depend_on_the_draw_alone(framed):
+    data, labels, boxes = framed
+    boxes = boxes + np.random.default_rng(0).uniform(-0.05, 0.05, boxes.shape)
+    first = data.reframed("train", boxes=boxes)
+    assert np.array_equal(data.reframed("train", boxes=boxes), first)
+    assert not np.array_equal(data.reframed("train", draw=1, boxes=boxes), first)
+    with pytest.raises(ValueError, match="donors must be 'other' or 'same'. Received: donors='none'"):
+        data.reframed("train", donors="none", boxes=boxes)
+
+
+# MedMNIST
+
+
+def test_a_medmnist_file_keeps_its_own_three_parts(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part, count in {"train": 10, "val": 4, "test": 6}.items():
+        arrays[f"{part}_images"] = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        arrays[f"{part}_labels"] = (np.arange(count) % 2)[:, None]
+    np.savez(tmp_path / "pneumoniamnist.npz", **arrays)
+    with pytest.warns(UserWarning, match="patient"):
+        data = load_data(tmp_path / "pneumoniamnist.npz", image=ImageSettings(28))
+    assert data.name == "pneumoniamnist" and data.split_rule == "given"
+    for part in ("train", "val", "test"):
+        rows = data.subset(part)
+        numbers = rows["path"].str.extract(r"_(\d+)\.png")[0].astype(int)
+        assert np.array_equal(rows["label"], numbers % 2)
+        assert np.array_equal(data.images(part)[..., 0], arrays[f"{part}_images"][numbers])
+
+
+def test_another_npz_file_is_one_line(tmp_path):
+    np.savez(tmp_path / "x.npz", train_images=np.zeros((2, 28, 28)))
+    (tmp_path / "y.npz").write_bytes(b"PK damaged")
+    for name in ("x.npz", "y.npz"):
+        with pytest.raises(ValueError, match=r"not a MedMNIST file .*Received: data_dir="):
+            load_data(tmp_path / name)

@@ -13,7 +13,16 @@ import pytest
 from PIL import Image
 
 from chestxray.data.formats import check_image, read_header
-from chestxray.data.images import ImageSettings, apply_clahe, as_batch, decode_image, fit, preprocess, resize
+from chestxray.data.images import (
+    ImageSettings,
+    apply_clahe,
+    as_batch,
+    decode_image,
+    fit,
+    letterbox_content,
+    preprocess,
+    resize,
+)
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (20, 30), dtype=np.uint8)
@@ -410,11 +419,17 @@ def test_stretch_fills_the_square():
         (48, 48, slice(0, 32), slice(0, 32)),
     ],
 )
-def test_letterbox_keeps_the_aspect_and_pads_with_black(height, width, rows, columns):
-    expected = np.zeros((32, 32))
-    expected[rows, columns] = 200
-    result = resize(np.full((height, width), 200, np.uint8), ImageSettings(32, "letterbox"))
-    assert np.array_equal(result, expected)
+def test_letterbox_keeps_the_aspect_and_repeats_the_edge(height, width, rows, columns):
+    ramp = np.linspace(0, 200, height)[:, None] + np.linspace(0, 50, width)
+    settings = ImageSettings(32, "letterbox")
+    result = resize(np.rint(ramp).astype(np.uint8), settings)
+    left, top, right, bottom = letterbox_content(width, height, 32)
+    assert (slice(top, bottom), slice(left, right)) == (rows, columns)
+    inside = result[rows, columns]
+    assert np.array_equal(result, np.pad(inside, ((top, 32 - bottom), (left, 32 - right)), mode="edge"))
+    # The whole ramp is inside, in proportion.
+    assert abs(int(inside[0, 0]) - 0) <= 200 / inside.shape[0] + 50 / inside.shape[1] + 2
+    assert abs(int(inside[-1, -1]) - 250) <= 200 / inside.shape[0] + 50 / inside.shape[1] + 2
 
 
 # CLAHE

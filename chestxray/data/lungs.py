@@ -1,0 +1,97 @@
+"""Lung box of an image, and re-framing: showing more or less of what surrounds the lungs.
+
+A lung box is ``(left, top, right, bottom)`` in fractions of the image's width and height. Where lung masks
+exist, :func:`mask_boxes` reads boxes from them. For any other image a small network estimates them. Its file,
+``lungs.onnx``, comes with the package; the model card beside it says what it was trained on.
+"""
+
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+MODEL = Path(__file__).with_name("lungs.onnx")
+SIDE = 64  # input of the network in pixels
+GRID = 256  # its outputs are whole numbers, in 1/256 of the image's side
+LEAST, MOST_ASPECT = 0.3, 2.5  # of a plausible box: shortest side, and longer to shorter side
+MARGIN = 0.02  # shown around the box, as a fraction of its sides
+
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+
+_networks = threading.local()  # a network of OpenCV serves one thread
+
+
+def lung_box(image: NDArray) -> NDArray | None:
+    """Estimate the lung box of grey pixels, ``uint8`` (H, W), as ``float64`` (4,).
+
+    None if the estimate is implausible: the image is used as a whole then. All weights and activations are
+    whole numbers below 2²⁴, in units of a power of two. Their sums are exact in float32, so that every
+    machine gives the same box.
+    """
+    if not hasattr(_networks, "network"):
+        _networks.network = cv2.dnn.readNetFromONNX(str(MODEL))
+    small = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    _networks.network.setInput(small[np.newaxis, np.newaxis].astype(np.float32))
+    box = np.clip(_networks.network.forward()[0].astype(float) / GRID, 0, 1)
+    width, height = box[2:] - box[:2]
+    plausible = min(width, height) >= LEAST and max(width, height) <= MOST_ASPECT * min(width, height)
+    return box if plausible else None
+
+
+def lung_boxes(images: Iterable[NDArray]) -> NDArray:
+    """Lung boxes of many images by :func:`lung_box`, ``float64`` (N, 4); NaN where there is none."""
+    boxes = (lung_box(np.squeeze(image)) for image in images)
+    return np.array([np.full(4, np.nan) if box is None else box for box in boxes]).reshape(-1, 4)
+
+
+def mask_boxes(masks: NDArray) -> NDArray:
+    """Lung boxes of masks, ``bool`` (N, H, W), as ``float64`` (N, 4); NaN for an empty mask."""
+    boxes = np.full((len(masks), 4), np.nan)
+    for row, mask in enumerate(masks):
+        if mask.any():
+            x, y = (np.flatnonzero(mask.any(axis=axis)) for axis in (0, 1))
+            edges = x[0], y[0], x[-1] + 1, y[-1] + 1
+            boxes[row] = np.array(edges) / np.tile(mask.shape[::-1], 2)
+    return boxes
+
+
+def crop_window(image: NDArray, window: NDArray) -> NDArray:
+    """Cut a window, ``(left, top, right, bottom)`` in fractions, out of an image (H, W).
+
+    Edges are rounded to whole pixels. Where the window is larger than the image, the edge is repeated.
+    """
+    sides = np.tile(image.shape[::-1], 2)
+    left, top, right, bottom = (int(edge) for edge in np.rint(np.asarray(window) * sides))
+    height, width = image.shape
+    padding = max(0, -top), max(0, bottom - height), max(0, -left), max(0, right - width)
+    image = image[max(0, top) : min(height, bottom), max(0, left) : min(width, right)]
+    return cv2.copyMakeBorder(image, *padding, cv2.BORDER_REPLICATE) if any(padding) else image
+
+
+def crop_to_lungs(image: NDArray) -> NDArray:
+    """Cut an image (H, W) down to its lung box with a margin; the whole image if there is no plausible box.
+
+    Nothing outside the image is shown: at its edges the margin is smaller.
+    """
+    box = lung_box(image)
+    if box is None:
+        return image
+    margin = MARGIN * np.tile(box[2:] - box[:2], 2) * (-1, -1, 1, 1)
+    return crop_window(image, np.clip(box + margin, 0, 1))
+
+
+def window_between(box: NDArray, target: NDArray, zoom_only: bool = False) -> NDArray:
+    """Window of an image with the lung box ``box`` in which the lungs get the box ``target``.
+
+    Re-framing: :func:`crop_window` with this window shows the image as if it had been collimated otherwise.
+    ``zoom_only`` keeps the window inside the image, so that no border is invented; the lungs then come as
+    close to ``target`` as that allows.
+    """
+    box, target = np.asarray(box, float), np.asarray(target, float)
+    size = (box[2:] - box[:2]) / (target[2:] - target[:2])
+    start = box[:2] - target[:2] * size
+    window = np.concatenate([start, start + size])
+    return np.clip(window, 0, 1) if zoom_only else window
