@@ -3,12 +3,12 @@
     python benchmarks/framing.py restore --data-dir FOLDER --sizes SIZES.csv --work WORK
     python benchmarks/framing.py train --work WORK --masks MASKS.npz --split official --seed 0 [--cell NAME]
     python benchmarks/framing.py vgg16 --work WORK --masks MASKS.npz --weights FILE --seed 0 [--cell NAME]
-    python benchmarks/framing.py report --work WORK
+    python benchmarks/framing.py originals --work WORK --data-dir FOLDER --originals ORIGINALS
 
 ``restore`` brings squashed copies back to the aspect ratio that ``SIZES.csv`` (split, file, width, height)
 gives; with originals it is not needed (``WORK/chest_xray`` may be a link to them). ``train`` trains the
-compact network once for each cell that is not done. What it writes to WORK is not tracked; ``report`` writes
-``results/framing.json`` and ``results/framing_logits.npz``, from which every number can be computed again.
+compact network once for each cell that is not done. What it writes to WORK is not tracked;
+``framing_report.py`` reads it.
 """
 
 import dataclasses
@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 
 from chestxray.data.augmentation import Augmentation
 from chestxray.data.dataset import XrayData, load_data
-from chestxray.data.images import ImageSettings, decode_image
+from chestxray.data.images import ImageSettings, decode_image, preprocess
 from chestxray.data.lungs import lung_boxes, mask_boxes
 from chestxray.data.masks import read_masks
-from chestxray.files import whole_file, write_json
+from chestxray.evaluation.calibration import apply_platt, calibrate
+from chestxray.evaluation.thresholds import choose_thresholds
+from chestxray.files import project_path, whole_file, write_json
 
 SIZE, EPOCHS, DRAWS = 128, 10, 5
 STYLE = {"tone": True, "sharpness": True, "brightness": 0.30, "contrast": 0.35}
@@ -148,6 +150,35 @@ def train(work: Path, masks: Path, split: str, seed: int, cells: tuple[str, ...]
         with whole_file(work / f"{name}.keras") as target:
             model.save(target)
         (work / f"{name}.checkpoint.npz").unlink(missing_ok=True)
+
+
+@main.command()
+@click.option("--work", type=click.Path(path_type=Path), required=True)
+@click.option("--data-dir", type=click.Path(path_type=Path), required=True)
+@click.option("--originals", type=click.Path(path_type=Path), required=True)
+def originals(work: Path, data_dir: Path, originals: Path) -> None:
+    """Compare the decisions on originals with those on their small copies, for each cell of seed 0."""
+    from chestxray.deployment.classifier import load_model
+
+    paths, rows = [path.relative_to(originals) for path in sorted(originals.rglob("*.jpeg"))], []
+    data = load_data(work / "chest_xray", "official", image=ImageSettings(32))
+    for cell, (resize, _) in CELLS.items():
+        name = f"compact-{cell}-official-s0-t0"
+        model, settings = load_model(work / f"{name}.keras"), ImageSettings(SIZE, resize)
+        with np.load(work / f"{name}.npz") as stored:
+            slope, intercept = calibrate(stored["val"], data.targets("val"))
+            probabilities = apply_platt(stored["val"], slope, intercept)
+        threshold = choose_thresholds(data.targets("val"), probabilities)[0]["youden"]
+        logits = []
+        for root in (originals, data_dir):
+            pixels = [preprocess(root / path, settings) for path in paths]
+            logits.append(model.predict(np.stack(pixels)[..., None], verbose=0)[:, 0])
+        positive = [apply_platt(values, slope, intercept) >= threshold for values in logits]
+        shift = logits[0] - logits[1]
+        row = {"cell": cell, "images": len(paths), "agree": float(np.mean(positive[0] == positive[1]))}
+        rows.append(row | {"mean_shift": float(shift.mean()), "mean_absolute": float(np.abs(shift).mean())})
+        print(rows[-1], flush=True)
+    write_json(project_path("results/framing_originals.json"), rows)
 
 
 @main.command()

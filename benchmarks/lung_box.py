@@ -235,6 +235,49 @@ def report(predicted: NDArray, truth: NDArray, table: pd.DataFrame, used: NDArra
     }
 
 
+CARD = """# The network that finds the lung box
+
+`lungs.onnx` estimates the box of both lungs in a frontal chest X-ray. Research software, no medical device.
+
+- **Input**: `image`, float32 (1, 1, 64, 64), the whole image squashed to 64 × 64 grey pixels in 0–255.
+- **Output**: `box`, whole numbers left, top, right, bottom in 1/256 of the image's width and height.
+- **Architecture**: six convolutions and two dense layers, {parameters:,} parameters, {bytes:,} bytes. Weights
+  and activations are whole numbers in units of a power of two: every machine computes the same box.
+- **Training data**: {phantoms:,} synthetic phantoms of this project, and the lung masks of {images} images of
+  "Chest X-Ray Images (Pneumonia)" (Kermany, Zhang, Goldbaum, Mendeley Data, doi 10.17632/rscbjbr9sj,
+  CC BY 4.0). The masks are those of the V7 COVID-19 X-ray dataset (CC BY 4.0). Their patients are in the
+  training subset under every recorded split ({splits}).
+- **Error** on {unseen:,} images of other patients, in fractions of the side: {x:.3f} in x, {y:.3f} in y.
+  Pneumonias minus normals: height {height:+.3f}, width {width:+.3f}. A linear model tells the label from the
+  error with AUROC {error:.2f}, from the true box with {box:.2f}.
+- **Limits**: children of one hospital, and phantoms. The masks leave open how much of the recess behind the
+  diaphragm belongs to a lung. An implausible box is not used.
+
+Made by `python benchmarks/lung_box.py`; the numbers are in `results/lung_box.json`.
+"""
+
+
+def write_card(found: dict[str, Any], network: Path) -> None:
+    """Write the model card beside the network."""
+    unseen, aurocs = found["unseen"], found["auroc_of_the_label"]
+    difference = unseen["difference_between_classes"]
+    values = {
+        "parameters": found["parameters"],
+        "bytes": network.stat().st_size,
+        "phantoms": found["phantoms"],
+        "images": sum(row["images"] for row in found["by"] if row["used"]),
+        "splits": SPLITS,
+        "unseen": unseen["images"],
+        "x": unseen["x"],
+        "y": unseen["y"],
+        "height": difference["height"],
+        "width": difference["width"],
+        "error": aurocs["error"],
+        "box": aurocs["mask box"],
+    }
+    network.with_suffix(".md").write_text(CARD.format(**values), encoding="utf-8")
+
+
 @click.command()
 @click.option("--data-dir", type=click.Path(path_type=Path), required=True)
 @click.option("--masks", type=click.Path(path_type=Path), required=True)
@@ -275,8 +318,11 @@ def main(data_dir: Path, masks: Path, phantoms_only: bool, epochs: int, phantoms
         write_onnx(network, np.concatenate([views for views, _ in batches])[..., None], MODEL)
         predicted = lung_boxes(images)
     found = report(predicted, truth, table, used)
+    found |= {"parameters": network.count_params(), "phantoms": phantoms, "epochs": epochs, "share": share}
     path = project_path("results/lung_box.json")
     write_json(path.with_name("lung_box_phantoms_only.json") if phantoms_only else path, found)
+    if not phantoms_only:
+        write_card(found, MODEL)
     print(pd.DataFrame(found["by"]).to_string(), found["unseen"], found["auroc_of_the_label"], sep="\n")
 
 

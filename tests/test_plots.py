@@ -107,6 +107,24 @@ def test_image_sizes_of_one_size_and_class():
     assert low < 64 < high and any(low < tick < high for tick in figure.axes[0].get_xticks())
 
 
+def test_framing_draws_the_boxes_and_the_doses():
+    columns = ["official_split", "label", "left", "top", "right", "bottom", "aspect"]
+    rows = [
+        ("train", 0, 0.1, 0.2, 0.9, 0.8, 1.33),
+        ("val", 0, 0, 0, 1, 1, 1),
+        ("test", 1, 0.2, 0.1, 0.7, 0.9, 0.6),
+    ]
+    figure = plots.framing(pd.DataFrame(rows, columns=columns), {"re-framed": [0.5, 0.6, 0.8]}, True)
+    boxes, doses = figure.axes
+    assert [patch.get_bbox().bounds for patch in boxes.patches] == [
+        pytest.approx((0.1, 0.2, 0.8, 0.6)),
+        pytest.approx((0.2, 0.1, 0.5, 0.8)),
+    ]
+    assert boxes.get_ylim() == (1, 0)  # rows count down
+    assert doses.lines[0].get_xdata().tolist() == [0, 0.5, 1] and doses.lines[0].get_ydata()[2] == 0.8
+    assert len(plots.framing(pd.DataFrame(rows, columns=columns)).axes) == 1
+
+
 def test_sample_grid_shows_the_pixels():
     images = np.arange(5 * 6 * 4, dtype=np.uint8).reshape(5, 6, 4, 1)
     figure = plots.sample_grid(images, list("abcde"), columns=3, suptitle="Five")

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from chestxray.data import formats
-from chestxray.data.lungs import crop_to_lungs
+from chestxray.data.lungs import crop_window, lung_window
 
 PIXELS_VERSION = 3
 """Part of the key of stored pixels: raise it whenever :func:`preprocess` gives other pixels."""
@@ -104,7 +104,7 @@ def decode_image(data: bytes, size: int | None = None) -> np.ndarray:
 def fit(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
     """Bring grey pixels, ``uint8`` (H, W), to what a model sees: crop, resize, CLAHE, as the settings say."""
     if settings.resize == "lung_box":
-        image = crop_to_lungs(image)
+        image = crop_window(image, lung_window(image))
     image = resize(image, settings)
     if settings.clahe:
         image = apply_clahe(image, settings.clahe_clip_limit, settings.clahe_tiles)

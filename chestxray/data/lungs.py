@@ -71,16 +71,15 @@ def crop_window(image: NDArray, window: NDArray) -> NDArray:
     return cv2.copyMakeBorder(image, *padding, cv2.BORDER_REPLICATE) if any(padding) else image
 
 
-def crop_to_lungs(image: NDArray) -> NDArray:
-    """Cut an image (H, W) down to its lung box with a margin; the whole image if there is no plausible box.
+def lung_window(image: NDArray) -> NDArray:
+    """Window that ``resize="lung_box"`` shows of an image, ``uint8`` (H, W): its lung box with a margin.
 
-    Nothing outside the image is shown: at its edges the margin is smaller.
+    It ends at the image's edges. Without a plausible lung box it is the whole image.
     """
     box = lung_box(image)
     if box is None:
-        return image
-    margin = MARGIN * np.tile(box[2:] - box[:2], 2) * (-1, -1, 1, 1)
-    return crop_window(image, np.clip(box + margin, 0, 1))
+        return np.array(WHOLE)
+    return np.clip(box + MARGIN * np.tile(box[2:] - box[:2], 2) * (-1, -1, 1, 1), 0, 1)
 
 
 def window_between(box: NDArray, target: NDArray, zoom_only: bool = False) -> NDArray:

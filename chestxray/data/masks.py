@@ -1,6 +1,6 @@
 """Lung or lesion masks from other sources, matched to the images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from os.path import basename, splitext
 from pathlib import Path
@@ -8,10 +8,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from chestxray.data.lungs import WHOLE, crop_window
 
 
-def read_masks(source: str | Path, table: pd.DataFrame, size: int) -> tuple[NDArray, NDArray]:
+def read_masks(
+    source: str | Path, table: pd.DataFrame, size: int, windows: Sequence[ArrayLike] | None = None
+) -> tuple[NDArray, NDArray]:
     """Read the masks of some images, matched by path, or by file name where one image and one mask have it.
 
     Args:
@@ -20,6 +24,7 @@ def read_masks(source: str | Path, table: pd.DataFrame, size: int) -> tuple[NDAr
             where the lungs are, or ``packed`` (N, ⌈H·W/8⌉) from :func:`numpy.packbits` and ``shape`` (H, W).
         table: Images, ``path``.
         size: Side of the masks in pixels; they are resized as the images are by ``resize="stretch"``.
+        windows: What is shown of each image, (N, 4); see :func:`chestxray.data.lungs.lung_window`.
 
     Returns masks ``bool`` (M, size, size), and which rows of the table they belong to, ``bool`` (N,). Raises
     FileNotFoundError if there is no source, ValueError if a file cannot be used or no mask fits.
@@ -39,7 +44,8 @@ def read_masks(source: str | Path, table: pd.DataFrame, size: int) -> tuple[NDAr
     known = rows.notna().to_numpy()
     if not known.any():
         raise ValueError(f"no mask has the name of an image. Received: source={str(source)!r}")
-    masks = (np.float32(read(int(row)) > 0) for row in rows[known])
+    windows = np.asarray([WHOLE] * len(table) if windows is None else windows)[known]
+    masks = (crop_window(np.float32(read(int(row)) > 0), window) for row, window in zip(rows[known], windows))
     shares = [cv2.resize(mask, (size, size), interpolation=cv2.INTER_AREA) for mask in masks]
     return np.stack(shares) >= 0.5, known
 

@@ -7,6 +7,7 @@ Wrong input raises ValueError before a figure exists. Labels are 0 (negative) an
 from chestxray.plots.data import (
     augmentation_preview,
     class_balance,
+    framing,
     image_sizes,
     model_summary,
     preprocessing_steps,

@@ -120,7 +120,7 @@ def test_an_implausible_box_leaves_the_whole_image(monkeypatch):
     monkeypatch.setattr(lungs._networks, "network", Network(), raising=False)
     assert lungs.lung_box(IMAGE) is None
     assert np.isnan(lungs.lung_boxes([IMAGE, IMAGE])).all()
-    assert lungs.crop_to_lungs(IMAGE) is IMAGE
+    assert lungs.lung_window(IMAGE).tolist() == [0, 0, 1, 1]
 
 
 def test_a_lung_box_model_sees_the_lungs_with_a_margin(monkeypatch):
@@ -128,6 +128,10 @@ def test_a_lung_box_model_sees_the_lungs_with_a_margin(monkeypatch):
     image[20:80, 40:160] = 255
     monkeypatch.setattr(lungs, "lung_box", lambda _: np.array([0.2, 0.2, 0.8, 0.8]))
     # A margin of 2 % of 120 × 60 pixels: 2 columns and 1 row on each side.
-    assert np.array_equal(lungs.crop_to_lungs(image), image[19:81, 38:162])
+    window = lungs.lung_window(image)
+    assert np.array_equal(lungs.crop_window(image, window), image[19:81, 38:162])
+    monkeypatch.setattr(lungs, "lung_box", lambda _: np.array([0, 0.1, 0.99, 1]))
+    assert lungs.lung_window(image).tolist() == pytest.approx([0, 0.082, 1, 1])  # ends at the edges
+    monkeypatch.setattr(lungs, "lung_box", lambda _: np.array([0.2, 0.2, 0.8, 0.8]))
     seen = fit(image, ImageSettings(64, "lung_box"))
     assert seen.shape == (64, 64) and (seen[3:-3, 3:-3] == 255).all() and seen[0].max() < 255

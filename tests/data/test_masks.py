@@ -82,3 +82,12 @@ def test_masks_of_0_and_255_are_those_of_0_and_1(tmp_path):
         np.savez(tmp_path / "m.npz", names=np.array(["x/2.png"]), masks=made * factor)
         shown.append(read_masks(tmp_path / "m.npz", pd.DataFrame({"path": ["sick/2.jpeg"]}), 28)[0])
     assert np.array_equal(*shown) and shown[0].sum() == 4 * 49
+
+
+def test_a_mask_is_cut_to_the_window_of_its_image(tmp_path, masks):
+    np.savez(tmp_path / "plain.npz", names=np.array(["c.jpeg", "a.jpeg"]), masks=masks)
+    windows = [(0, 0, 1, 1), (0, 0, 1, 1), (0, 0.25, 1, 0.75)]
+    shown, _ = read_masks(tmp_path / "plain.npz", TABLE, 20, windows)
+    assert shown[0, :, :10].all() and not shown[0, :, 10:].any()  # a is shown whole
+    # c: rows 2.5 to 7.5, rounded to 2 to 8, of which 2 to 5 are inside.
+    assert shown[1, :10].all() and not shown[1, 10:].any()
