@@ -44,11 +44,8 @@ def publish(run: Path, repository: Path) -> list[str]:
         ValueError: The run mixes real and synthetic data.
     """
     contents = {path: read_json(path) for path in sorted((run / "results").glob("*.json"))}
-    public = {
-        path: content
-        for path, content in contents.items()
-        if isinstance(content, dict) and content.get("schema") in _PUBLIC_SCHEMAS
-    }
+    dicts = {path: content for path, content in contents.items() if isinstance(content, dict)}
+    public = {path: each for path, each in dicts.items() if each.get("schema") in _PUBLIC_SCHEMAS}
     if not public:
         raise FileNotFoundError(f"the run has no result. Received: run={str(run)!r}")
     synthetic = {content["data"] == "synthetic" for content in public.values() if "data" in content}
@@ -119,10 +116,9 @@ def _append_log(new: Path, published: Path) -> None:
     if new.is_file():
         former = published.read_text(encoding="utf-8") if published.is_file() else ""
         lines = new.read_text(encoding="utf-8").splitlines(keepends=True)
+        added = "".join(line for line in lines if line not in former)
         with whole_file(published) as partial:
-            partial.write_text(
-                former + "".join(line for line in lines if line not in former), encoding="utf-8"
-            )
+            partial.write_text(former + added, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,14 +13,8 @@ NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 def refresh(path: Path) -> None:
     """Execute one notebook; native messages of TensorFlow on stderr are not kept."""
     notebook = nbformat.read(path, as_version=4)
-    client = nbclient.NotebookClient(
-        notebook,
-        timeout=600,
-        kernel_name="python3",
-        record_timing=False,
-        coalesce_streams=True,
-        resources={"metadata": {"path": str(NOTEBOOKS)}},
-    )
+    options = {"timeout": 600, "kernel_name": "python3", "record_timing": False, "coalesce_streams": True}
+    client = nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(NOTEBOOKS)}}, **options)
     client.execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
