@@ -15,21 +15,14 @@ import click
 
 from chestxray.files import CACHES, cache_dir, printable
 
-_TRAINING = (
-    "keras matplotlib nbformat pandas papermill scipy seaborn sklearn statsmodels tensorflow yaml".split()
-)
 _EXTRAS = {
-    "ai_edge_litert": "lite",
-    "onnxruntime": "lite",
-    "pydicom": "dicom",
-    "cv2": "lite",
-    "dask": "dask",
-    "distributed": "dask",
-    "onnx": "export",
-    "tf2onnx": "export",
-    **dict.fromkeys(_TRAINING, "train"),
+    "train": "keras matplotlib nbformat pandas papermill scipy seaborn sklearn statsmodels tensorflow yaml",
+    "lite": "ai_edge_litert cv2 onnxruntime",
+    "dicom": "pydicom",
+    "dask": "dask distributed",
+    "export": "onnx tf2onnx",
 }
-"""The extra of the package that brings a missing module."""
+"""The modules that each extra of the package brings."""
 
 _DISK = (errno.EACCES, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
 """Errors of the disk that are neither a mistake of the user nor one of the program."""
@@ -44,17 +37,13 @@ class UserError(click.ClickException):
 def _one_line(error: Exception) -> str | None:
     """Line for an error that the user can mend; None for an error of the program."""
     if isinstance(error, ModuleNotFoundError):
-        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        module = (error.name or "").split(".")[0]
+        extra = next((extra for extra, brought in _EXTRAS.items() if module in brought.split()), None)
         return f"{error.name} is missing: pip install -e '.[{extra}]'" if extra else None
     if isinstance(error, OSError) and error.errno in _DISK:
         return str(error)
     users = isinstance(error, (ValueError, FileNotFoundError, TypeError)) and "Received: " in str(error)
     return " ".join(str(error).split()) if users else None
-
-
-def _debug(_: click.Context, __: click.Parameter, value: bool) -> None:
-    if value:
-        os.environ["CHESTXRAY_DEBUG"] = "1"
 
 
 def command(function: Callable[..., Any]) -> click.Command:
@@ -64,22 +53,20 @@ def command(function: Callable[..., Any]) -> click.Command:
     """
 
     @functools.wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(debug: bool, **options: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            return function(**options)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             sys.exit(130)
         except Exception as error:
             line = _one_line(error)
-            if line is None or os.environ.get("CHESTXRAY_DEBUG"):
+            if line is None or debug or os.environ.get("CHESTXRAY_DEBUG"):
                 raise
             raise UserError(line) from error
 
-    text = "Show the traceback of an error."
-    return main.command()(
-        click.option("--debug", is_flag=True, expose_value=False, callback=_debug, help=text)(wrapped)
-    )
+    option = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    return main.command()(option(wrapped))
 
 
 def _not_zero(_: click.Context, __: click.Parameter, value: int | None) -> int | None:

@@ -49,7 +49,7 @@ def cached_folder(kind: str, name: str, make: Callable[[Path], None]) -> Path:
     place = cache_dir(kind)
     folder = place / name
     if not folder.is_dir():
-        lock = file_lock(place.with_name(f".{place.name}.lock"))
+        lock = _file_lock(place.with_name(f".{place.name}.lock"))
         try:
             lock.acquire(timeout=1)
         except Timeout:
@@ -103,11 +103,11 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     former = path.with_name(f".former-{path.name}")
     with _partial(path) as partial:
-        with _locked(path, wait=True):
+        with locked(path, wait=True):
             _restore(former, path)
         partial.mkdir()
         yield partial
-        with _locked(path, wait=True):
+        with locked(path, wait=True):
             _restore(former, path)
             shutil.rmtree(former, ignore_errors=True)
             try:
@@ -130,7 +130,7 @@ def _partial(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_debris(path.parent, path.name)
     partial = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
-    with _locked(partial, wait=True):
+    with locked(partial, wait=True):
         try:
             yield partial
         finally:
@@ -147,23 +147,26 @@ def remove_debris(folder: Path, name: str | None = None) -> None:
         if not pattern.fullmatch(partial.name.removesuffix(".lock")):
             continue
         partial = partial.with_name(partial.name.removesuffix(".lock"))
-        with contextlib.suppress(Timeout, *_NO_LOCKS), _locked(partial, wait=False):
+        with contextlib.suppress(Timeout, *_NO_LOCKS), locked(partial, wait=False, without=False):
             _remove(partial)
 
 
-def file_lock(path: Path) -> FileLock:
-    """Lock of other processes; ``acquire`` raises OSError where the file system knows no locks."""
-    return FileLock(path, fallback_to_soft=False)
+def _file_lock(path: Path) -> FileLock:
+    return FileLock(path, fallback_to_soft=False)  # raises where the file system knows no locks
 
 
 @contextlib.contextmanager
-def _locked(path: Path, wait: bool) -> Iterator[None]:
-    """Hold the lock of a path, in a file beside it that is removed at the end."""
-    lock = file_lock(path.with_name(f".{path.name.removeprefix('.')}.lock"))
+def locked(path: Path, wait: bool, without: bool = True) -> Iterator[None]:
+    """Hold the lock of a path, in a file beside it that is removed at the end.
+
+    If another process holds it, wait, or raise filelock.Timeout. ``without`` goes on also where the file
+    system knows no locks.
+    """
+    lock = _file_lock(path.with_name(f".{path.name.removeprefix('.')}.lock"))
     try:
         lock.acquire(timeout=-1 if wait else 0)
-    except _NO_LOCKS:
-        if not wait:
+    except _NO_LOCKS as error:
+        if isinstance(error, Timeout) or not without:
             raise
     try:
         yield

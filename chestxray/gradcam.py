@@ -4,7 +4,7 @@ A map shows what contributed to the score, not where the disease is.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from numbers import Integral
 from typing import Any
 
@@ -68,9 +68,9 @@ def gradcam(
 
     @tf.function(input_signature=[tf.TensorSpec((None, *images.shape[1:]), tf.float32)])
     def explain(batch: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape(watch_accessed_variables=False) as tape, _watched(cut, tape) as seen:
+        with tf.GradientTape(watch_accessed_variables=False) as tape, _noted(cut, tape) as seen:
             score = _score(model, batch, target)
-        features = seen[-1]
+        _, features = seen[-1]
         calls.append(len(seen))
         gradient = tape.gradient(score, features, unconnected_gradients="zero")
         if method == "gradcam":
@@ -123,23 +123,18 @@ def find_layer(model: keras.Model, name: str | None = None) -> keras.Layer:
 
 
 def _shape(layer: keras.Layer) -> tuple:
-    try:
-        shape = layer.output.shape
-    except AttributeError:  # several outputs, or none yet
-        return ()
-    return tuple(shape)
+    output = getattr(layer, "output", None)  # None where there is none yet
+    return tuple(getattr(output, "shape", ()))  # several outputs have none
 
 
 def _check_target(model: keras.Model, target: str | int) -> None:
     classes = model.output_shape[-1]
-    if target in TARGETS and classes in (1, 3):
-        return
-    if isinstance(target, Integral) and 0 <= target < classes and classes > 1:
-        return
-    raise ValueError(
-        f"target must be one of {TARGETS} for models with 1 or 3 outputs, or the number of one "
-        f"of {classes} classes. Received: target={target!r}"
-    )
+    named = target in TARGETS and classes in (1, 3)
+    if not named and not (isinstance(target, Integral) and 0 <= target < classes and classes > 1):
+        raise ValueError(
+            f"target must be one of {TARGETS} for models with 1 or 3 outputs, or the number of one "
+            f"of {classes} classes. Received: target={target!r}"
+        )
 
 
 def _score(model: keras.Model, batch: tf.Tensor, target: str | int) -> tf.Tensor:
@@ -156,24 +151,13 @@ def _score(model: keras.Model, batch: tf.Tensor, target: str | int) -> tf.Tensor
 def _logits(model: keras.Model, batch: tf.Tensor) -> tf.Tensor:
     """Output before its sigmoid or softmax, without changing the model."""
     last = last_layer(model)
-    entering: list[tf.Tensor] = []
-    leaving: list[tf.Tensor] = []
-
-    def noting(original: Callable) -> Callable:
-        def call(inputs: tf.Tensor, *args: Any, **kwargs: Any) -> tf.Tensor:
-            entering.append(inputs)
-            leaving.append(original(inputs, *args, **kwargs))
-            return leaving[-1]
-
-        return call
-
-    with _replaced(last, noting):
+    with _noted(last) as seen:
         outputs = model(batch, training=False)
-    logits = leaving[-1]
+    entering, logits = seen[-1]
     if isinstance(last, (keras.layers.Activation, keras.layers.Softmax)):
-        logits = entering[-1]
+        logits = entering
     elif isinstance(last, keras.layers.Dense) and last.activation is not keras.activations.linear:
-        logits = tf.matmul(entering[-1], last.kernel) + (last.bias if last.use_bias else 0)
+        logits = tf.matmul(entering, last.kernel) + (last.bias if last.use_bias else 0)
     return tf.reshape(logits, tf.shape(outputs))  # layers that follow change the shape alone
 
 
@@ -192,30 +176,21 @@ def _check_end(model: keras.Model, images: NDArray) -> None:
 
 
 @contextlib.contextmanager
-def _watched(layer: keras.Layer, tape: tf.GradientTape) -> Iterator[list[tf.Tensor]]:
-    """Let the tape see what the layer gives: only what comes after it is differentiated."""
-    seen: list[tf.Tensor] = []
-
-    def watching(original: Callable) -> Callable:
-        def call(*args: Any, **kwargs: Any) -> tf.Tensor:
-            features = original(*args, **kwargs)
-            tape.watch(features)
-            seen.append(features)
-            return features
-
-        return call
-
-    with _replaced(layer, watching):
-        yield seen
-
-
-@contextlib.contextmanager
-def _replaced(layer: keras.Layer, around: Callable[[Callable], Callable]) -> Iterator[None]:
-    """Call something around a layer for a while; the layer is as before afterwards."""
+def _noted(layer: keras.Layer, tape: tf.GradientTape | None = None) -> Iterator[list[tuple]]:
+    """Note what enters and leaves a layer; a tape differentiates only what comes after it."""
+    seen: list[tuple] = []
     original = layer.call
-    object.__setattr__(layer, "call", around(original))
+
+    def call(*args: Any, **kwargs: Any) -> tf.Tensor:
+        features = original(*args, **kwargs)
+        if tape:
+            tape.watch(features)
+        seen.append((args[0] if args else None, features))
+        return features
+
+    object.__setattr__(layer, "call", call)
     try:
-        yield
+        yield seen
     finally:
         object.__delattr__(layer, "call")
 

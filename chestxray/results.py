@@ -10,7 +10,7 @@ import csv
 import datetime
 import glob
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -21,9 +21,9 @@ import pandas as pd
 
 from chestxray import __version__
 from chestxray.deployment.outliers import image_statistics
-from chestxray.evaluation.calibration import apply_platt, calibrate, calibration_metrics, log_odds
+from chestxray.evaluation.calibration import apply_platt, calibration_metrics, log_odds
 from chestxray.evaluation.metrics import evaluate
-from chestxray.evaluation.thresholds import choose_thresholds, choose_triage
+from chestxray.evaluation.thresholds import fit_decisions
 from chestxray.files import project_path, read_json, read_table, whole_file, whole_folder, write_json
 from chestxray.schema import COLUMNS, SPLITS, SUBTYPES
 
@@ -81,13 +81,18 @@ def write_result(output_dir: str | Path, content: Mapping[str, Any], step_key: s
     return path
 
 
+def read_objects(folder: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Read the JSON files of a folder that hold an object, with their paths, by name."""
+    contents = ((path, read_json(path)) for path in sorted(Path(folder).glob("[!.]*.json")))
+    return ((path, content) for path, content in contents if isinstance(content, dict))
+
+
 def read_results(folder: str | Path) -> list[dict[str, Any]]:
     """Read the results of all models in a folder, ordered by split rule and AUROC on validation.
 
     Raises FileNotFoundError if there is none.
     """
-    contents = [read_json(path) for path in sorted(Path(folder).glob("[!.]*.json"))]
-    results = [each for each in contents if isinstance(each, dict) and each.get("schema") == RESULT_SCHEMA]
+    results = [content for _, content in read_objects(folder) if content.get("schema") == RESULT_SCHEMA]
     if not results:
         raise FileNotFoundError(f"no result of a model here. Received: folder={str(folder)!r}")
 
@@ -213,13 +218,12 @@ def record_model(
         pixels = [data.images(subset)[..., 0] for subset in subsets]
         sharpness = np.concatenate([image_statistics(images)["sharpness"] for images in pixels]).round(3)
         predictions.insert(predictions.columns.get_loc("height") + 1, "sharpness", sharpness)
-        is_val = predictions["split"] == "val"
-        slope, intercept = calibrate(predictions.loc[is_val, "logit"], predictions.loc[is_val, "label"])
-        if (slope, intercept) == (1.0, 0.0):
+        val = predictions[predictions["split"] == "val"]
+        decisions = fit_decisions(val["logit"], val["label"])
+        calibration, thresholds = decisions["calibration"], decisions["thresholds"]
+        if calibration == {"slope": 1.0, "intercept": 0.0}:
             print(f"{full_name} ranks the validation images backwards: its scores stay uncalibrated")
-        predictions["probability"] = apply_platt(predictions["logit"], slope, intercept)
-        val = predictions[is_val]
-        thresholds, reasons = choose_thresholds(val["label"], val["probability"])
+        predictions["probability"] = apply_platt(predictions["logit"], **calibration)
         metrics, confusion = {}, {}
         for subset, rows in predictions.groupby("split", sort=False):
             scored = rows["label"], rows["probability"], rows["group"]
@@ -229,10 +233,7 @@ def record_model(
             "name": full_name,
             "classes": list(data.classes),
             "image": image,
-            "calibration": {"slope": slope, "intercept": intercept},
-            "thresholds": thresholds,
-            "threshold_reasons": reasons,
-            "triage": choose_triage(val["label"], val["probability"]),
+            **decisions,
             "metrics": metrics,
             "baseline": _baseline(output_dir, data),
             "parameters": parameters,

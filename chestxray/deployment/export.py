@@ -15,8 +15,7 @@ import tensorflow as tf
 from chestxray.data.dataset import XrayData
 from chestxray.deployment.classifier import Classifier, feature_maps, load_classifier, write_card
 from chestxray.deployment.runtime import MODEL_FILES, Runtime
-from chestxray.evaluation.calibration import calibrate
-from chestxray.evaluation.thresholds import choose_thresholds, choose_triage
+from chestxray.evaluation.thresholds import fit_decisions
 from chestxray.files import read_json, whole_folder
 
 LEAST_IMAGES = 200  # for the gate: all of validation and, if these are fewer, some of training
@@ -101,7 +100,7 @@ def export_model(
             "parity": parity,
             "faults": faults,
         }
-        refitted = _refitted(original, logits[: len(val)], val["label"]) if own_split else {}
+        refitted = fit_decisions(logits[: len(val)], val["label"]) if own_split else {}
         write_card(partial, replace(exported, card=original.card | refitted | {"export": export}))
     return parity
 
@@ -131,15 +130,15 @@ def deployable(classifier: Classifier) -> keras.Model:
     return keras.Model(model.inputs[0], outputs)
 
 
-def _export_options(model: keras.Model) -> dict[str, Any]:
+def _export(model: keras.Model, path: str, format: str) -> None:
+    model = keras.models.clone_model(model, clone_function=_plain, recursive=True)
     image = keras.InputSpec(shape=(1, *model.input_shape[1:]), dtype="float32", name="image")
-    return {"verbose": False, "input_signature": [image]}
+    model.export(path, format=format, verbose=False, input_signature=[image])
 
 
 def _to_litert(model: keras.Model, path: Path, float16: bool) -> None:
     with tempfile.TemporaryDirectory() as saved:
-        model = _for_export(model)
-        model.export(saved, format="tf_saved_model", **_export_options(model))
+        _export(model, saved, "tf_saved_model")
         converter = tf.lite.TFLiteConverter.from_saved_model(saved)
         if float16:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -163,15 +162,10 @@ def _plain(layer: keras.layers.Layer) -> keras.layers.Layer:
     return keras.layers.Rescaling(list(scale), list(-np.ravel(layer.mean) * scale), name=layer.name)
 
 
-def _for_export(model: keras.Model) -> keras.Model:
-    return keras.models.clone_model(model, clone_function=_plain, recursive=True)
-
-
 def _to_onnx(model: keras.Model, path: Path, float16: bool) -> None:
     import onnx
 
-    model = _for_export(model)
-    model.export(str(path), format="onnx", **_export_options(model))
+    _export(model, str(path), "onnx")
     if not float16:
         return
     proto = onnx.load(path)
@@ -239,17 +233,3 @@ def gate(parity: dict[str, Any], float16: bool) -> list[str]:
     if after < 0.9 * before:
         faults.append(f"only {after} different scores are left of {before}")
     return faults
-
-
-def _refitted(original: Classifier, logits: np.ndarray, labels: pd.Series) -> dict[str, Any]:
-    """Return calibration and thresholds for the card of the export, from its own logits on validation."""
-    slope, intercept = calibrate(logits, labels)
-    calibration = {"slope": slope, "intercept": intercept}
-    probabilities = replace(original, card={"calibration": calibration}).probabilities(logits)
-    thresholds, reasons = choose_thresholds(labels, probabilities)
-    return {
-        "calibration": calibration,
-        "thresholds": thresholds,
-        "threshold_reasons": reasons,
-        "triage": choose_triage(labels, probabilities),
-    }

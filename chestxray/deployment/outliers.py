@@ -58,10 +58,7 @@ class OutlierCheck:
             image) and ``distance``, each ``float64`` (N,).
         """
         likeness = self._correlate(_standardised(images)).astype(np.float64)
-        return image_statistics(images) | {
-            "likeness": likeness,
-            "distance": np.asarray(distances, np.float64),
-        }
+        return image_statistics(images) | {"likeness": likeness, "distance": np.float64(distances)}
 
     def reasons(self, images: NDArray, distances: NDArray) -> list[str]:
         """Return the reason why each image is refused; empty if it is accepted. Arguments as in `measure`."""
@@ -166,8 +163,5 @@ def image_statistics(images: NDArray) -> dict[str, NDArray]:
         standard deviation of the Laplacian, which falls with blur and rises with noise. Each (N,).
     """
     sharpness = np.array([cv2.Laplacian(image, cv2.CV_32F).std() for image in images], np.float64)
-    return {
-        "brightness": images.mean(axis=(1, 2)),
-        "contrast": images.std(axis=(1, 2)),
-        "sharpness": sharpness,
-    }
+    brightness, contrast = images.mean(axis=(1, 2)), images.std(axis=(1, 2))
+    return {"brightness": brightness, "contrast": contrast, "sharpness": sharpness}

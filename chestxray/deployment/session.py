@@ -21,7 +21,7 @@ from chestxray.deployment.predict import BATCH, COLUMNS, chunks, judge, list_ima
 from chestxray.deployment.report import MOST_IMAGES, report_page
 from chestxray.deployment.runtime import Runtime
 from chestxray.deployment.seen import seen_text
-from chestxray.files import file_lock, whole_file
+from chestxray.files import locked, whole_file
 
 MOST_PROBLEMS = 200  # refused and unreadable files that the report lists
 FORMATS = (".csv", ".jsonl")
@@ -83,7 +83,14 @@ class Session:
             message = "the table would replace what it is made from"
             raise ValueError(f"{message}. Received: output={str(output)!r}")
         paths, in_process = chain(first, paths), self.jobs == 1 or len(first) <= BATCH
-        predict = self._predict_here if in_process and self.backend is None else self._predict_parallel
+
+        def predict(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+            decision = self.threshold_rule, self.accept_all
+            if in_process and self.backend is None:
+                return chain.from_iterable(
+                    judge(self.classifier, batch, *decision) for batch in chunks(paths)
+                )
+            return predict_parallel(self.model.absolute(), paths, *decision, self.jobs, self.backend)
 
         def write_report() -> None:
             if report:
@@ -105,14 +112,6 @@ class Session:
             yield row
         if not output:
             write_report()
-
-    def _predict_here(self, paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-        for batch in chunks(paths):
-            yield from judge(self.classifier, batch, self.threshold_rule, self.accept_all)
-
-    def _predict_parallel(self, paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-        options = self.threshold_rule, self.accept_all, self.jobs, self.backend
-        return predict_parallel(self.model.absolute(), paths, *options)
 
     def _remember(self, row: dict[str, Any]) -> None:
         self.count["images"] += 1
@@ -174,14 +173,11 @@ def journaled(
         raise ValueError(f"the table cannot be written: there is a folder. {received}")
     output.parent.mkdir(parents=True, exist_ok=True)
     journal = output.with_name(f".partial-{output.name}.jsonl")
-    lock = file_lock(journal.with_name(f"{journal.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"another process writes this table. {received}") from None
-    except (OSError, NotImplementedError):
-        pass  # a file system without locks
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(journal, wait=False))
+        except Timeout:
+            raise ValueError(f"another process writes this table. {received}") from None
         with open(journal, "a+b") as file:
             file.seek(0)
             end, rest, keys = 0, paths, collections.deque[list]()
@@ -210,19 +206,15 @@ def journaled(
                 _write_table(partial, (_entry(line)[1] for line in file))
         finish()
         journal.unlink()
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(lock.lock_file)
-        lock.release()
 
 
 def _key(path: Path, identity: str) -> list:
     """Return what a row must agree with to be kept; without size and time of change if there is no file."""
-    try:
+    key = [identity, str(path), os.path.abspath(path)]
+    with contextlib.suppress(OSError):
         status = path.stat()
-    except OSError:
-        return [identity, str(path), os.path.abspath(path)]
-    return [identity, str(path), os.path.abspath(path), status.st_size, status.st_mtime_ns]
+        key += [status.st_size, status.st_mtime_ns]
+    return key
 
 
 def _entry(line: bytes) -> list:

@@ -7,6 +7,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from chestxray.evaluation import metrics
+from chestxray.evaluation.calibration import apply_platt, calibrate
 
 PREVALENCES = (0.10, 0.25, 0.50)
 
@@ -128,6 +129,18 @@ def choose_triage(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, floa
     if low > high:
         low = high = (low + high) / 2
     return {"rule_out": float(low), "rule_in": float(high)}
+
+
+def fit_decisions(logits: ArrayLike, labels: ArrayLike) -> dict[str, dict]:
+    """Fit what a card needs to decide, on raw logits and labels, (N,), of the validation split.
+
+    The keys are calibration (slope, intercept), thresholds, threshold_reasons and triage.
+    """
+    slope, intercept = calibrate(logits, labels)
+    probabilities = apply_platt(logits, slope, intercept)
+    fitted = {"calibration": {"slope": slope, "intercept": intercept}}
+    fitted["thresholds"], fitted["threshold_reasons"] = choose_thresholds(labels, probabilities)
+    return fitted | {"triage": choose_triage(labels, probabilities)}
 
 
 def triage_table(

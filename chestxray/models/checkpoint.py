@@ -138,27 +138,24 @@ class Checkpoint(keras.callbacks.Callback):
     def _write(self) -> None:
         if self.path is None:
             return
-        best = next(
-            (callback.best_weights for callback in self.watched if getattr(callback, "best_weights", None)),
-            [],
-        )
+        best = []
+        for callback in self.watched if not self.finished else ():
+            best += getattr(callback, "best_weights", None) or []
         meta = {
             "identity": self.identity,
             "history": self.history,
             "seconds": self.seconds,
             "stopped": self.stopped or self.model.stop_training,
             "finished": self.finished,
-            "best_weights": 0 if self.finished else len(best),
+            "best_weights": len(best),
             "callbacks": [
                 {name: _plain(value) for name, value in vars(callback).items() if name in _CALLBACK_STATE}
                 for callback in self.watched
             ],
         }
-        arrays = {
-            f"variable{number}": variable.numpy() for number, variable in enumerate(_variables(self.model))
-        }
-        if not self.finished:
-            arrays |= {f"best{number}": weight for number, weight in enumerate(best)}
+        variables = [variable.numpy() for variable in _variables(self.model)]
+        arrays = {f"variable{number}": values for number, values in enumerate(variables)}
+        arrays |= {f"best{number}": weight for number, weight in enumerate(best)}
         with whole_file(self.path) as partial, open(partial, "wb") as file:
             np.savez(file, meta=np.array(json.dumps(meta)), **arrays)
 

@@ -155,8 +155,21 @@ def train(
         compile_model(learner, optimizer, settings.label_smoothing)
     learner.optimizer.build(learner.trainable_variables)
     watched = _loss_callbacks(settings)
-    identity = _identity(model, data, settings, labels, phase, bool(features), distillation)
-    state = Checkpoint(Path(checkpoint) if checkpoint else None, identity, watched)
+    contents = hashlib.sha256("".join(data.table["sha256"]).encode() + labels.tobytes()).hexdigest()
+    identity = {
+        "settings": asdict(settings) | {"disk_gb": None},
+        "phase": phase,
+        "stored": bool(features),
+        "pixels": data.store.key,
+        "split": data.split_hash,
+        "contents": contents,
+        "seed": data.train_seed,
+        "keras": keras.__version__,
+        "tensorflow": tf.__version__,
+        "distillation": distillation.identity if distillation else None,
+    }
+    place = Path(checkpoint) if checkpoint else None
+    state = Checkpoint(place, fingerprint(model, identity), watched)
     with starting_again(learner, wanted=bool(state.path)):
         state.restore(learner)
         done = state.epochs_done
@@ -198,48 +211,22 @@ def _loss_callbacks(settings: TrainSettings) -> list[keras.callbacks.Callback]:
     return watched
 
 
-def _identity(
-    model: keras.Model,
-    data: XrayData,
-    settings: TrainSettings,
-    labels: np.ndarray,
-    phase: str,
-    stored: bool,
-    distillation: Distillation | None,
-) -> str:
-    """Identity of a training, by which its checkpoint is recognised."""
-    contents = hashlib.sha256("".join(data.table["sha256"]).encode() + labels.tobytes()).hexdigest()
-    description = {
-        "settings": asdict(settings) | {"disk_gb": None},
-        "phase": phase,
-        "stored": stored,
-        "pixels": data.store.key,
-        "split": data.split_hash,
-        "contents": contents,
-        "seed": data.train_seed,
-        "keras": keras.__version__,
-        "tensorflow": tf.__version__,
-        "distillation": distillation.identity if distillation else None,
-    }
-    return fingerprint(model, description)
-
-
 def _pipelines(
     data: XrayData,
     settings: TrainSettings,
     outputs: int,
     features: Features | None,
     distillation: Distillation | None,
-    epochs_done: int,
+    current: int,
 ) -> tuple[tf.data.Dataset, tf.data.Dataset, keras.callbacks.Callback]:
-    """Training and validation pipeline, and the callback that prepares each epoch for them."""
-    current = {"epoch": epochs_done}
+    """Training and validation pipeline, and the callback that prepares each epoch, from ``current`` on."""
 
     def epoch() -> int:
-        return current["epoch"]
+        return current
 
     def begin(number: int, logs: dict | None = None) -> None:
-        current["epoch"] = number
+        nonlocal current
+        current = number
         if features:
             features.prepare("val")
             features.prepare("train", number)
