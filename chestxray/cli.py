@@ -196,15 +196,9 @@ def run(
     overrides = {name: parse_value(value) for name, value in parameters}
     if classes:
         overrides["classes"] = list(classes)
+    split_rules, output_dir = [split] if split else None, output_dir or Path("runs") / preset
     with resumable():
-        failed = run_plan(
-            preset,
-            data_dir,
-            split_rules=[split] if split else None,
-            output_dir=output_dir or Path("runs") / preset,
-            overrides=overrides,
-            **options,
-        )
+        failed = run_plan(preset, data_dir, split_rules, output_dir, overrides, **options)
     sys.exit(failed)
 
 
@@ -388,14 +382,9 @@ def export(
     from chestxray.deployment.export import export_model
 
     card = read_card(model)
-    training = card["training_data"]
-    data = load_data(
-        data_dir,
-        training["split_rule"],
-        split_seed=training["split_seed"],
-        image=ImageSettings(**card["image"]),
-        classes=tuple(card["classes"]),
-    )
+    training, image = card["training_data"], ImageSettings(**card["image"])
+    split = training["split_rule"], training["split_seed"]
+    data = load_data(data_dir, *split, image, classes=tuple(card["classes"]))
     output = output or model.with_name(f"{model.name}-{format_}{'-float16' if float16 else ''}")
     parity = export_model(model, output, format_, data=data, float16=float16, force=force)
     click.echo(

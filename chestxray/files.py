@@ -261,10 +261,7 @@ def find_weights(weights: str | None, backbone: str) -> tuple[str | None, str]:
 
     ``weights`` is a weights file; a folder with ``<backbone>_notop*.h5``; ``"imagenet"`` for such a file in
     the folder ``CHESTXRAY_WEIGHTS`` if it has one, else for Keras' download; or None for random weights.
-
-    Returns:
-        What ``keras.applications`` takes as ``weights``, and the name to record: ``imagenet``, ``random``, or
-        the file's name.
+    Gives what ``keras.applications`` takes as ``weights``, and ``imagenet``, ``random`` or the file's name.
     """
     if weights is None:
         return None, "random"
@@ -278,7 +275,5 @@ def find_weights(weights: str | None, backbone: str) -> tuple[str | None, str]:
             return str(path), path.name
     if weights == "imagenet":
         return "imagenet", "imagenet"
-    raise FileNotFoundError(
-        "no weights file here (in a folder it must be named "
-        f"{backbone.lower()}*notop*.h5). Received: weights={weights!r}"
-    )
+    message = f"no weights file here (in a folder it must be named {backbone.lower()}*notop*.h5)"
+    raise FileNotFoundError(f"{message}. Received: weights={weights!r}")

@@ -81,10 +81,10 @@ def gradcam(
         batch = tf.convert_to_tensor(images[start : start + batch_size], tf.float32)
         maps.append(explain(batch).numpy())
         if calls[-1] > 1:
-            raise ValueError(
-                f"the layer is called {calls[-1]} times, perhaps on a mirrored image: their maps cannot be "
-                f"joined. Explain the inner model alone. Received: layer={cut.name!r}"
+            message = (
+                f"the layer is called {calls[-1]} times, perhaps on a mirrored image: their maps cannot be"
             )
+            raise ValueError(f"{message} joined. Explain the inner model alone. Received: layer={cut.name!r}")
     heatmaps = np.concatenate(maps)
     largest = heatmaps.max(axis=(1, 2))
     return heatmaps / np.where(largest > 0, largest, 1)[:, None, None], largest
@@ -100,11 +100,8 @@ def find_layer(model: keras.Model, name: str | None = None) -> keras.Layer:
 
     Raises a ValueError that lists the layers with feature maps, if the named layer is not one of them.
     """
-    usable = {
-        layer.name: layer
-        for layer in flat_layers(model)
-        if len(_shape(layer)) == 4 and not isinstance(layer, keras.layers.InputLayer)
-    }
+    maps = [layer for layer in flat_layers(model) if len(_shape(layer)) == 4]
+    usable = {layer.name: layer for layer in maps if not isinstance(layer, keras.layers.InputLayer)}
     if name is None:
         large = [layer for layer in usable.values() if max(_shape(layer)[1] or 2, _shape(layer)[2] or 2) > 1]
         convolutions = [layer for layer in large if any(len(weight.shape) == 4 for weight in layer.weights)]
@@ -131,10 +128,8 @@ def _check_target(model: keras.Model, target: str | int) -> None:
     classes = model.output_shape[-1]
     named = target in TARGETS and classes in (1, 3)
     if not named and not (isinstance(target, Integral) and 0 <= target < classes and classes > 1):
-        raise ValueError(
-            f"target must be one of {TARGETS} for models with 1 or 3 outputs, or the number of one "
-            f"of {classes} classes. Received: target={target!r}"
-        )
+        message = f"target must be one of {TARGETS} for models with 1 or 3 outputs, or the number of one of "
+        raise ValueError(f"{message}{classes} classes. Received: target={target!r}")
 
 
 def _score(model: keras.Model, batch: tf.Tensor, target: str | int) -> tf.Tensor:

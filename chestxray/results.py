@@ -1,8 +1,7 @@
 """Results of a run: one JSON and one predictions CSV per model, and the log of test evaluations.
 
 ``results/<name>.json`` is written last. Where it exists, predictions, saved model and card are complete. Here
-``output_dir`` is the folder of the run, and ``step_key`` the key of the step that is done by a result (see
-:mod:`chestxray.run`).
+``output_dir`` is the folder of the run, and ``step_key`` the key of the step that is done by a result.
 """
 
 import contextlib
@@ -229,43 +228,22 @@ def record_model(
             scored = rows["label"], rows["probability"], rows["group"]
             metrics[subset], confusion[subset] = evaluate(*scored, thresholds, rows["subtype"])
             metrics[subset] |= calibration_metrics(*scored, draws=200)
-        shared = {
-            "name": full_name,
-            "classes": list(data.classes),
-            "image": image,
-            **decisions,
-            "metrics": metrics,
-            "baseline": _baseline(output_dir, data),
-            "parameters": parameters,
-            "weights": weights,
-            "versions": versions(),
-        }
+        shared = {"name": full_name, "classes": list(data.classes), "image": image, **decisions}
+        shared |= {"metrics": metrics, "baseline": _baseline(output_dir, data), "parameters": parameters}
+        shared |= {"weights": weights, "versions": versions()}
         outliers, reference = deployed.learn_reference(scorer, data, *scores["val"])
         split = {"split_rule": data.split_rule, "split_hash": data.split_hash}
         seeds = {"split_seed": data.split_seed, "train_seed": data.train_seed}
         counts = {subset: int((data.table["split"] == subset).sum()) for subset in SPLITS}
-        card = {
-            "schema": CARD_SCHEMA,
-            **shared,
-            **({"population": deployed.POPULATIONS[population]} if population else {}),
-            "limits": list(limits),
-            "reference": reference,
-            "training_data": {"name": data.name, **split, **seeds, **counts},
-        }
+        known = {"population": deployed.POPULATIONS[population]} if population else {}
+        card = {"schema": CARD_SCHEMA, **shared, **known, "limits": list(limits), "reference": reference}
+        card["training_data"] = {"name": data.name, **split, **seeds, **counts}
         seen = deployed.SeenImages.of({subset: data.images(subset) for subset in ("train", "val")})
         deployed.write_card(folder, deployed.Classifier(reloaded, card, outliers, seen))
     with whole_file(output_dir / "results" / f"{full_name}.predictions.csv") as partial:
         predictions.to_csv(partial, index=False)
-    result = {
-        "schema": RESULT_SCHEMA,
-        **shared,
-        "record": record,
-        "data": data.name,
-        **split,
-        "training": training,
-        "parameter_count": int(model.count_params()),
-        "confusion": confusion,
-    }
+    result = {"schema": RESULT_SCHEMA, **shared, "record": record, "data": data.name, **split}
+    result |= {"training": training, "parameter_count": int(model.count_params()), "confusion": confusion}
     if model.output_shape[-1] > 1:
         by_subset = predictions.groupby("split", sort=False)
         result["subtype_confusion"] = {subset: _subtype_counts(rows) for subset, rows in by_subset}
@@ -358,29 +336,17 @@ def record_variants(
 ) -> dict[str, Any]:
     """Write the result of an experiment: variants of training one model, with several seeds each.
 
-    The checkpoints of the experiment are removed.
-
-    Args:
-        name: Name of the experiment; split rule and seeds are added.
-        data: What the models were trained on.
-        table: From :func:`predict_variants`; written beside the result.
-        scored: From :func:`chestxray.evaluation.comparison.score_variants`, for each subset.
-        content: What else belongs into the result: parameters, teachers, costs.
+    ``name`` is that of the experiment; split rule and seeds are added. ``data`` are what the models were
+    trained on. ``table``, from :func:`predict_variants`, is written beside the result. ``scored`` is from
+    :func:`chestxray.evaluation.comparison.score_variants`, for each subset. ``content`` is what else belongs
+    into the result: parameters, teachers, costs. The checkpoints of the experiment are removed.
     """
     output_dir = Path(output_dir)
     full_name = result_name(name, data.split_rule, data.split_seed, data.train_seed)
     _remove_former(output_dir / "results" / f"{full_name}.json", content.get("parameters", {}))
-    result = {
-        "schema": VARIANTS_SCHEMA,
-        "name": full_name,
-        "record": False,
-        "data": data.name,
-        "split_rule": data.split_rule,
-        "split_hash": data.split_hash,
-        **content,
-        "variants": scored,
-        "versions": versions(),
-    }
+    result = {"schema": VARIANTS_SCHEMA, "name": full_name, "record": False, "data": data.name}
+    result |= {"split_rule": data.split_rule, "split_hash": data.split_hash, **content}
+    result |= {"variants": scored, "versions": versions()}
     with whole_file(output_dir / "results" / f"{full_name}.predictions.csv") as partial:
         table.to_csv(partial, index=False, float_format="%.6g")
     write_result(output_dir, result, step_key)

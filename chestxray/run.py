@@ -205,18 +205,14 @@ def make_plan(
         overrides: Parameters for every notebook that has them.
         only: Keep the steps whose name begins with this.
 
-    Raises:
-        ValueError: Unknown preset, no step left, a parameter that no notebook has, or data that cannot be
-            split.
-        FileNotFoundError: No data, or not run from a checkout.
+    Raises ValueError for an unknown preset, no step left, a parameter that no notebook has, or data that
+    cannot be split, and FileNotFoundError without data or a checkout.
     """
     if preset not in PLANS:
         raise ValueError(f"preset must be one of {list(PLANS)}. Received: preset={preset!r}")
     if not NOTEBOOKS.is_dir():
-        raise FileNotFoundError(
-            f"the notebooks are not part of the installed package; clone {_SOURCE_URL} and run it there. "
-            f"Received: notebooks={str(NOTEBOOKS)!r}"
-        )
+        message = f"the notebooks are not part of the installed package; clone {_SOURCE_URL} and run it there"
+        raise FileNotFoundError(f"{message}. Received: notebooks={str(NOTEBOOKS)!r}")
     if reserved := sorted(set(overrides) & set(_RUN_WIDE)):
         raise ValueError(
             f"data, split and folders are set by the options of the run. Received: parameter={reserved[0]!r}"
@@ -253,15 +249,11 @@ def make_plan(
         raise ValueError(f"no step of the plan begins like this. Received: only={only!r}")
     same_name = [step for step in steps if step.parameters.get("name") == overrides.get("name", "")]
     if "name" in overrides and len(same_name) > 1:
-        raise ValueError(
-            f"{len(same_name)} steps would write the same result; choose one by --only. "
-            f"Received: name={overrides['name']!r}"
-        )
+        message = f"{len(same_name)} steps would write the same result; choose one by --only"
+        raise ValueError(f"{message}. Received: name={overrides['name']!r}")
     if unknown := sorted(set(overrides) - known):
-        raise ValueError(
-            f"no notebook of this run has this parameter; there are {sorted(known - set(_RUN_WIDE))}. "
-            f"Received: parameter={unknown[0]!r}"
-        )
+        message = f"no notebook of this run has this parameter; there are {sorted(known - set(_RUN_WIDE))}"
+        raise ValueError(f"{message}. Received: parameter={unknown[0]!r}")
     return sorted(steps, key=lambda step: step.wave)
 
 

@@ -40,10 +40,7 @@ def is_dicom(data: bytes) -> bool:
 
 
 def check_image(data: bytes) -> tuple[int, int, str]:
-    """Read the header of a whole file and check what can be known without decoding.
-
-    Returns:
-        ``(width, height, mode)``, see :func:`read_header`.
+    """Read ``(width, height, mode)`` and check what can be known of a whole file without decoding.
 
     Raises ValueError: One line with the reason: see :func:`read_header` and :func:`check_size`, or truncated.
     """
@@ -95,8 +92,7 @@ def _pillow_format(data: bytes) -> str | None:
 def read_with_pillow(data: bytes, decode: bool = True) -> tuple[int, int, str, np.ndarray | None]:
     """Read a BMP, TIFF or WebP file: width, height and mode as stored, and the upright grey pixels.
 
-    Pixels are ``uint8``, or numbers of more bits, (H, W); None if they are not wanted. Raises ValueError as
-    :func:`check_image` does.
+    Pixels are ``uint8``, or numbers of more bits, (H, W); None if not wanted. Errors: :func:`check_image`.
     """
     try:
         with warnings.catch_warnings(action="ignore"):

@@ -52,11 +52,9 @@ def export_model(
         float16: Store weights in half precision: half the size, slightly different logits.
         force: Keep an export that fails the gate; its card lists the faults.
 
-    Returns:
-        The comparison, see :func:`compare`.
-
-    Raises ValueError: Unknown format, other data or pixels than the model's, an output folder that holds
-    something else, or an export that failed the gate (nothing is written).
+    Returns the comparison, see :func:`compare`. Raises ValueError for an unknown format, other data or pixels
+    than the model's, an output folder that holds something else, or an export that failed the gate (nothing
+    is written).
     """
     if format not in _CONVERTERS:
         raise ValueError(f"format must be one of {list(_CONVERTERS)}. Received: format={format!r}")
@@ -92,14 +90,8 @@ def export_model(
             message = f"the export was removed: {'; '.join(faults)} (--force keeps it)"
             raise ValueError(f"{message}. Received: format={format!r}, float16={float16}")
         content = path.read_bytes()
-        export = {
-            "format": format,
-            "float16": float16,
-            "bytes": len(content),
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "parity": parity,
-            "faults": faults,
-        }
+        export = {"format": format, "float16": float16, "bytes": len(content)}
+        export |= {"sha256": hashlib.sha256(content).hexdigest(), "parity": parity, "faults": faults}
         refitted = fit_decisions(logits[: len(val)], val["label"]) if own_split else {}
         write_card(partial, replace(exported, card=original.card | refitted | {"export": export}))
     return parity
@@ -108,10 +100,8 @@ def export_model(
 def deployable(classifier: Classifier) -> keras.Model:
     """Return the network with everything that prediction needs as named outputs.
 
-    Returns:
-        A model from grey (N, size, size, 1) in 0–255 to ``logit`` (N, K), ``distance`` (N, 1) for the
-        out-of-distribution check and, if the network ends in pooling and one dense layer with one logit,
-        ``map`` (N, h, w), the class activation map.
+    They are ``logit`` (N, K), ``distance`` (N, 1) for the out-of-distribution check and, if the network ends
+    in pooling and one dense layer with one logit, ``map`` (N, h, w), the class activation map.
     """
     model, check = classifier.model, classifier.outlier_check
     maps = feature_maps(model)
@@ -190,10 +180,9 @@ def compare(
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Score the same images (N, H, W, 1), with labels (N,), by a classifier and its export.
 
-    Returns:
-        ``images``; ``logit_difference``, the largest; the shares ``decisions_changed`` (at the original's
-        calibration and ``youden`` threshold) and ``refusals_changed``; ``brier`` and ``distinct_scores`` of
-        ``[original, exported]``. And the exported model's logits, (N,).
+    Gives ``images``; ``logit_difference``, the largest; the shares ``decisions_changed`` (at the original's
+    calibration and ``youden`` threshold) and ``refusals_changed``; ``brier`` and ``distinct_scores`` of
+    ``[original, exported]``. And the exported model's logits, (N,).
     """
     scores = [classifier.score(images) for classifier in (original, exported)]
     probabilities = [original.probabilities(score.logits) for score in scores]

@@ -32,13 +32,10 @@ FEW_FOR_CHECK = 100  # validation images, below which the out-of-distribution ch
 class Session:
     """Prediction of a stream of images; keeps what summary and report need, in bounded memory.
 
-    Args:
-        model: Folder of the model.
-        sources: See :func:`chestxray.deployment.predict.list_images`.
-        threshold_rule, accept_all: See :func:`chestxray.deployment.predict.predict_files`.
-        jobs: Number of processes; None for one a core with an exported model, and for this process with a
-            Keras model, which uses all cores by itself.
-        backend: joblib backend; None predicts a few images in this process.
+    ``model`` is the folder of the model. For ``sources``, ``threshold_rule`` and ``accept_all`` see
+    :func:`chestxray.deployment.predict.predict_files`. ``jobs`` is the number of processes; None for one a
+    core with an exported model, and for this process with a Keras model, which uses all cores by itself.
+    Without a ``backend`` of joblib a few images are predicted in this process.
 
     Raises FileNotFoundError, ValueError: The model cannot be loaded, or the rule has no threshold.
     """
@@ -63,16 +60,10 @@ class Session:
     def rows(
         self, output: str | Path | None = None, report: str | Path | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Predict, and write table and report at the end.
+        """Predict, and write a table (``.csv``, ``.jsonl``) and the page of a report at the end.
 
-        Args:
-            output: Path of the table, ``.csv`` or ``.jsonl``.
-            report: Path of the page (:mod:`chestxray.deployment.report`).
-
-        Yields:
-            Rows as :func:`chestxray.deployment.predict.predict_files` does.
-
-        Raises ValueError: No image, an unknown backend, or an output that is one of the sources or a folder.
+        Yields rows as :func:`chestxray.deployment.predict.predict_files` does. Raises ValueError for no
+        image, an unknown backend, or an output that is one of the sources or a folder.
         """
         written = {os.path.abspath(path) for path in (output, report) if path}  # now or by an earlier call
         paths = (path for path in list_images(self.sources) if os.path.abspath(path) not in written)
@@ -151,7 +142,7 @@ def journaled(
 
     Rows are appended to a journal, ``.partial-<name>.jsonl`` beside the output. The next call keeps its first
     rows as long as identity, path, size and time of change of each image agree. After the last row the output
-    is written whole and the journal is removed.
+    is written whole and the journal is removed. All rows are given, also those of the journal.
 
     Args:
         output: ``.csv`` or ``.jsonl`` (JSON Lines).
@@ -159,9 +150,6 @@ def journaled(
         paths: Paths of all images, in an order that stays the same.
         predict: Turns paths into rows, in order.
         finish: Called when the table is written, before the journal is removed.
-
-    Yields:
-        All rows, also those of the journal.
 
     Raises ValueError: Unknown format, a folder, or another process writes this table.
     """

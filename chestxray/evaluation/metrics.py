@@ -58,9 +58,8 @@ def evaluate(
     draw differs from a value of 0 or 1, the interval is Wilson's over patients: those that a rate counts, and
     for other metrics those of the smaller class.
 
-    Returns:
-        ``metrics``: ``{metric: {"value", "low", "high"}}`` for auroc, auprc, loss and brier, and the same for
-        decisions under each threshold_rule; ``confusion``: ``{threshold_rule: {cell: count}}``.
+    Gives ``{metric: {"value", "low", "high"}}`` for auroc, auprc, loss and brier, with the same for decisions
+    under each threshold_rule; and the confusion, ``{threshold_rule: {cell: count}}``.
     """
     labels, probabilities = check_scores(labels, probabilities, both_classes=True)
     thresholds = {rule: threshold for rule, threshold in thresholds.items() if threshold is not None}
@@ -253,10 +252,8 @@ def subgroup_table(table: "pd.DataFrame", by: str, threshold: float, draws: int 
     ``table`` has one row an image: ``label``, ``probability``, ``group`` and the column. A column with more
     than six different numbers is cut into thirds of equally many images; missing values are a subgroup.
 
-    Returns:
-        One row a value: ``by, value, images, pneumonia``; ``auroc``, ``sensitivity`` and ``specificity`` with
-        ``_low`` and ``_high`` (bootstrap; Wilson for the rates; NaN where a class is missing); ``note`` on
-        few images.
+    One row a value: ``by, value, images, pneumonia``; ``auroc``, ``sensitivity`` and ``specificity`` with
+    ``_low`` and ``_high`` (bootstrap; Wilson for the rates; NaN where a class is missing); ``note`` on few.
     """
     import pandas as pd
 

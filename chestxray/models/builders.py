@@ -96,8 +96,7 @@ def build_teacher_cnn(
 ) -> keras.Model:
     """Build a light teacher: 3 convolutions (64, 128, 256) and 3 dense layers (512, 256, outputs).
 
-    Published versions flatten instead of global average pooling: at 224 px this gives the first dense layer
-    100 million weights.
+    Published versions flatten where it pools: at 224 px the first dense layer then has 100 million weights.
     """
     return _build_plain_cnn(
         "teacher_cnn", (64, 128, 256), (512, 256), image_size, dropout, precision, outputs

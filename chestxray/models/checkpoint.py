@@ -141,18 +141,13 @@ class Checkpoint(keras.callbacks.Callback):
         best = []
         for callback in self.watched if not self.finished else ():
             best += getattr(callback, "best_weights", None) or []
-        meta = {
-            "identity": self.identity,
-            "history": self.history,
-            "seconds": self.seconds,
-            "stopped": self.stopped or self.model.stop_training,
-            "finished": self.finished,
-            "best_weights": len(best),
-            "callbacks": [
-                {name: _plain(value) for name, value in vars(callback).items() if name in _CALLBACK_STATE}
-                for callback in self.watched
-            ],
-        }
+        stopped = self.stopped or self.model.stop_training
+        meta = {"identity": self.identity, "history": self.history, "seconds": self.seconds}
+        meta |= {"stopped": stopped, "finished": self.finished, "best_weights": len(best)}
+        meta["callbacks"] = [
+            {name: _plain(value) for name, value in vars(callback).items() if name in _CALLBACK_STATE}
+            for callback in self.watched
+        ]
         variables = [variable.numpy() for variable in _variables(self.model)]
         arrays = {f"variable{number}": values for number, values in enumerate(variables)}
         arrays |= {f"best{number}": weight for number, weight in enumerate(best)}

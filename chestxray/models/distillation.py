@@ -17,12 +17,8 @@ def distillation_loss(teacher_logits: Any, student_logits: Any, temperature: flo
     gradient independent of T (Hinton, Vinyals and Dean 2015, arXiv:1503.02531). One logit z is the log-odds
     of class 1 and stands for the pair (0, z): the distributions are Bernoulli(σ(t/T)) and Bernoulli(σ(s/T)).
 
-    Args:
-        teacher_logits, student_logits: (N, 1) for two classes, (N, C) for more.
-        temperature: T, above 0.
-
-    Returns:
-        (N,), in nats times T²; 0 where both agree.
+    Logits are (N, 1) for two classes, (N, C) for more; T, the ``temperature``, is above 0. Gives (N,), in
+    nats times T²; 0 where both agree.
     """
     teacher, student = (_log_softened(logits, temperature) for logits in (teacher_logits, student_logits))
     return temperature**2 * ops.sum(ops.exp(teacher) * (teacher - student), axis=-1)
@@ -32,10 +28,7 @@ def mean_tempered_entropy(logits: Any, temperature: float) -> float:
     """Mean entropy of a teacher's softened probabilities, in nats: its information beyond the decision.
 
     At most ln 2 = 0.69 for two classes and ln 3 = 1.10 for three. A teacher near 0 repeats the labels.
-
-    Args:
-        logits: (N, 1) or (N, C).
-        temperature: T, above 0.
+    Logits are (N, 1) or (N, C), the ``temperature`` is above 0.
     """
     log = _log_softened(logits, temperature)
     return float(ops.mean(-ops.sum(ops.exp(log) * log, axis=-1)))
@@ -67,8 +60,7 @@ class Distiller(keras.Model):
 
     - images, when student and teacher take the same ones;
     - ``{"image": …, "teacher_image": …}`` when they take different sizes;
-    - ``{"image": …, "teacher_logit": …}`` with the teacher's answers computed before; no teacher is needed
-      then.
+    - ``{"image": …, "teacher_logit": …}`` without a teacher, with its answers computed before.
 
     ``predict`` needs the images alone and gives the student's logits.
     """
@@ -138,10 +130,9 @@ class Distiller(keras.Model):
         if isinstance(x, Mapping) and "teacher_logit" in x:
             return x["teacher_logit"]
         if self._teach is None:
-            raise ValueError(
-                'without a teacher x must be {"image": …, "teacher_logit": …}. '
-                f"Received: x={sorted(x) if isinstance(x, Mapping) else type(x).__name__}"
-            )
+            received = sorted(x) if isinstance(x, Mapping) else type(x).__name__
+            message = 'without a teacher x must be {"image": …, "teacher_logit": …}'
+            raise ValueError(f"{message}. Received: x={received}")
         return self._teach(x["teacher_image"] if isinstance(x, Mapping) else x)
 
     def _objective(self, labels: Any, logits: Any, taught: Any, weight: Any) -> Any:
