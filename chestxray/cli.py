@@ -135,7 +135,7 @@ _classes = click.option(
     metavar="NEGATIVE POSITIVE",
     help="Names of the class folders. [default: NORMAL PNEUMONIA]",
 )
-_html = _path_option("--html", "page_path", help="Write the report as a page, too.")
+_html = _path_option("--html", "page", help="Write the report as a page, too.")
 _backend = click.option("--backend", metavar="NAME", help="joblib backend: loky, dask, …")
 
 
@@ -213,7 +213,7 @@ def audit(
     data_dir: str,
     classes: tuple[str, str] | None,
     model: Path | None,
-    page_path: Path | None,
+    page: Path | None,
     json_path: Path | None,
     strict: bool,
 ) -> None:
@@ -224,7 +224,7 @@ def audit(
     from chestxray.audit import audit_data, describe
     from chestxray.files import write_json
 
-    check_ending(page_path, ".html", ".htm")
+    check_ending(page, ".html", ".htm")
     check_ending(json_path, ".json")
     findings, means = audit_data(data_dir, classes)
     sections = describe(findings)
@@ -236,10 +236,10 @@ def audit(
     show(sections)
     if json_path:
         write_json(json_path, findings)
-    if page_path:
+    if page:
         from chestxray.deployment.report import audit_page
 
-        _write_page(page_path, audit_page(sections, means))
+        _write_page(page, audit_page(sections, means))
     sys.exit(1 if strict and findings["flags"] else 0)
 
 
@@ -265,12 +265,7 @@ def _write_page(path: Path, page: str) -> None:
 )
 @_html
 def evaluate(
-    predictions: Path,
-    model: Path,
-    labels: Path | None,
-    by: str,
-    prevalence: float | None,
-    page_path: Path | None,
+    predictions: Path, model: Path, labels: Path | None, by: str, prevalence: float | None, page: Path | None
 ) -> None:
     """Evaluate PREDICTIONS of `chestxray predict --output` on your own images.
 
@@ -283,7 +278,7 @@ def evaluate(
     from chestxray.deployment.evaluate import drift_report, join_labels, report
     from chestxray.files import read_table
 
-    check_ending(page_path, ".html", ".htm")
+    check_ending(page, ".html", ".htm")
     card, texts = read_card(model), ("path", "label", "group", "decision", "problem")
     read = functools.partial(read_table, texts=texts, encoding_errors="backslashreplace")
     if predictions.suffix.lower() == ".jsonl":
@@ -304,10 +299,10 @@ def evaluate(
             click.echo(f"{len(absent)} labels have no prediction, for example {example}", err=True)
         sections = report(table, card, [name for name in by.split(",") if name], prevalence)
     show(sections)
-    if page_path:
+    if page:
         from chestxray.deployment.report import sections_page
 
-        _write_page(page_path, sections_page(f"{card['name']} on {predictions.name}", sections))
+        _write_page(page, sections_page(f"{card['name']} on {predictions.name}", sections))
     click.echo(f"\n{card['limits'][0]}")
 
 
@@ -325,12 +320,7 @@ def evaluate(
 )
 @_backend
 def predict(
-    model: Path,
-    sources: tuple[Path, ...],
-    threshold_rule: str,
-    output: Path | None,
-    report_path: Path | None,
-    **options: Any,
+    model: Path, sources: tuple[Path, ...], output: Path | None, report_path: Path | None, **options: Any
 ) -> None:
     """Classify images with a saved or exported MODEL.
 
@@ -343,7 +333,7 @@ def predict(
     check_ending(report_path, ".html", ".htm")
     if report_path and (report_path.is_dir() or not report_path.absolute().parent.is_dir()):
         raise ValueError(f"the report cannot be written there. Received: path={str(report_path)!r}")
-    session = Session(model, sources, threshold_rule, **options)
+    session = Session(model, sources, **options)
     with resumable() if output else contextlib.nullcontext():
         for row in session.rows(output, report_path):
             if not output:

@@ -77,9 +77,7 @@ def remove_folder(path: Path) -> None:
 def printable(path: str | Path) -> str:
     """Escape line ends, control characters and invalid bytes in a file name, for the terminal."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
-    )
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 @contextlib.contextmanager
@@ -187,12 +185,11 @@ def files_below(folder: Path, visited: set[str] | None = None) -> Iterator[Path]
     """List every file below a folder that is not hidden, by name; links are followed, each folder once."""
     visited = {os.path.realpath(folder)} if visited is None else visited
     try:
-        paths = [
-            folder / name for name in sorted(os.listdir(folder)) if not name.startswith((".", "__MACOSX"))
-        ]
+        names = sorted(os.listdir(folder))
     except OSError:
         yield folder  # cannot be opened, and is reported by name
         return
+    paths = [folder / name for name in names if not name.startswith((".", "__MACOSX"))]
     for path in sorted(paths, key=lambda path: os.path.islink(path) and os.path.isdir(path)):
         if not os.path.isdir(path):
             yield path
@@ -204,10 +201,8 @@ def files_below(folder: Path, visited: set[str] | None = None) -> Iterator[Path]
 def spelled(folder: Path, name: str) -> str:
     """A name from a table as the folder spells it: with ``/`` for a backslash, in either Unicode form."""
     slashes = name.replace("\\", "/")
-    forms = (unicodedata.normalize(form, slashes) for form in ("NFC", "NFD"))
-    return next(
-        (spelling for spelling in (name, slashes, *forms) if os.path.lexists(folder / spelling)), name
-    )
+    forms = name, slashes, *(unicodedata.normalize(form, slashes) for form in ("NFC", "NFD"))
+    return next((spelling for spelling in forms if os.path.lexists(folder / spelling)), name)
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -48,9 +48,8 @@ def gradcam(
             number of a class.
         method: ``"gradcam"`` or ``"hirescam"``.
 
-    Returns:
-        Maps ``float32`` (N, h, w), each divided by its maximum (zeros where nothing is positive), and these
-            maxima, (N,), in logits per (mean over) pixel. Where nothing was found, the maximum is small.
+    Returns maps ``float32`` (N, h, w), each divided by its maximum (zeros where nothing is positive), and
+    these maxima, (N,), in logits per (mean over) pixel. Where nothing was found, the maximum is small.
 
     Raises ValueError: Unknown layer, target or method, no image, a layer that is called more than once, or a
     model that ends in something else than logits or a layer's activation.
@@ -81,10 +80,9 @@ def gradcam(
         batch = tf.convert_to_tensor(images[start : start + batch_size], tf.float32)
         maps.append(explain(batch).numpy())
         if calls[-1] > 1:
-            message = (
-                f"the layer is called {calls[-1]} times, perhaps on a mirrored image: their maps cannot be"
-            )
-            raise ValueError(f"{message} joined. Explain the inner model alone. Received: layer={cut.name!r}")
+            times = f"{calls[-1]} times, perhaps on a mirrored image: their maps cannot be joined"
+            message = f"the layer is called {times}. Explain the inner model alone"
+            raise ValueError(f"{message}. Received: layer={cut.name!r}")
     heatmaps = np.concatenate(maps)
     largest = heatmaps.max(axis=(1, 2))
     return heatmaps / np.where(largest > 0, largest, 1)[:, None, None], largest
@@ -113,9 +111,7 @@ def find_layer(model: keras.Model, name: str | None = None) -> keras.Layer:
         if large:
             return large[-1]
     if name not in usable:
-        raise ValueError(
-            f"no such layer with feature maps; there are {list(usable)}. Received: layer={name!r}"
-        )
+        raise ValueError(f"no such layer with feature maps; there are {[*usable]}. Received: layer={name!r}")
     return usable[name]
 
 

@@ -95,10 +95,7 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
     if not results:
         raise FileNotFoundError(f"no result of a model here. Received: folder={str(folder)!r}")
 
-    def order(result: dict[str, Any]) -> tuple[str, float, str]:
-        return result["split_rule"], -result["metrics"]["val"]["auroc"]["value"], result["name"]
-
-    return sorted(results, key=order)
+    return sorted(results, key=lambda r: (r["split_rule"], -r["metrics"]["val"]["auroc"]["value"], r["name"]))
 
 
 def read_predictions(folder: str | Path, name: str) -> pd.DataFrame:
@@ -211,9 +208,8 @@ def record_model(
         reloaded = deployed.load_model(folder / "model.keras")
         scorer = deployed.with_features(reloaded)
         scores = {subset: scorer.predict(data.dataset(subset), verbose=0) for subset in subsets}
-        predictions = pd.concat(
-            [_prediction_table(data, subset, scores[subset][0]) for subset in subsets], ignore_index=True
-        )
+        tables = [_prediction_table(data, subset, scores[subset][0]) for subset in subsets]
+        predictions = pd.concat(tables, ignore_index=True)
         pixels = [data.images(subset)[..., 0] for subset in subsets]
         sharpness = np.concatenate([image_statistics(images)["sharpness"] for images in pixels]).round(3)
         predictions.insert(predictions.columns.get_loc("height") + 1, "sharpness", sharpness)

@@ -214,9 +214,8 @@ def make_plan(
         message = f"the notebooks are not part of the installed package; clone {_SOURCE_URL} and run it there"
         raise FileNotFoundError(f"{message}. Received: notebooks={str(NOTEBOOKS)!r}")
     if reserved := sorted(set(overrides) & set(_RUN_WIDE)):
-        raise ValueError(
-            f"data, split and folders are set by the options of the run. Received: parameter={reserved[0]!r}"
-        )
+        message = "data, split and folders are set by the options of the run"
+        raise ValueError(f"{message}. Received: parameter={reserved[0]!r}")
     root = find_data(data_dir)
     catalog = scan(root, tuple(overrides["classes"]) if overrides.get("classes") else None)
     content = _digest("".join(catalog["sha256"]))

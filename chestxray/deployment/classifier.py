@@ -67,11 +67,9 @@ class Scores(NamedTuple):
 class Classifier:
     """A loaded model with its card.
 
-    Attributes:
-        model: From grey (N, size, size, 1) in 0–255 to logits (N, 1), or (N, 3): normal, bacteria, virus.
-        card: Contents of ``card.json``.
-        outlier_check: Contents of ``refusal.npz``.
-        seen: Contents of ``seen.npz``, by which training images are recognised; None without the file.
+    ``model`` goes from grey (N, size, size, 1) in 0–255 to logits (N, 1), or (N, 3): normal, bacteria, virus.
+    ``card`` holds the contents of ``card.json``, ``outlier_check`` those of ``refusal.npz``, and ``seen``
+    those of ``seen.npz``, by which training images are recognised; None without the file.
     """
 
     model: "keras.Model | Runtime"

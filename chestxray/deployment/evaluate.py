@@ -119,10 +119,8 @@ def _calibration(table: pd.DataFrame, prevalence: float | None) -> Section:
     else:
         if prevalence is not None:
             shifted = shift_prevalence(refitted, float(labels.mean()), prevalence)
-            text += (
-                f" At a prevalence of {100 * prevalence:.3g}% instead of {labels.mean():.0%} here, the mean "
-            )
-            text += f"refitted probability {refitted.mean():.2f} becomes {shifted.mean():.2f} (Bayes)."
+            text += f" At a prevalence of {100 * prevalence:.3g}% instead of {labels.mean():.0%} here, the "
+            text += f"mean refitted probability {refitted.mean():.2f} becomes {shifted.mean():.2f} (Bayes)."
     rows = []
     for name, probabilities in versions.items():
         metrics = calibration_metrics(labels, probabilities, table["group"])
@@ -179,10 +177,8 @@ def drift_report(table: pd.DataFrame, card: Mapping[str, Any]) -> list[Section]:
     drift_text += "Kolmogorov-Smirnov distance. Drift is not yet loss of performance, and performance can be "
     drift_text += "lost without drift: only labels tell."
     label_text = "The images nearest to the threshold teach where the model is unsure. An honest estimate of "
-    label_text += (
-        "its performance needs a random sample: begin with the ones drawn here, and go on until there "
-    )
-    label_text += "are a hundred of each class."
+    label_text += "its performance needs a random sample: begin with the ones drawn here, and go on until "
+    label_text += "there are a hundred of each class."
     measured = {name: read[name].dropna() for name in measures}  # some refused images are not measured
     return [
         ("Shares", shares_text, pd.DataFrame(shares)),

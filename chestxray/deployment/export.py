@@ -82,9 +82,8 @@ def export_model(
         check = replace(original.outlier_check, center=np.zeros(0), whitening=np.zeros((0, 0)))
         runtime = Runtime(path, threads=os.cpu_count())
         exported = Classifier(runtime, original.card, check, original.seen)
-        parity, logits = compare(
-            original, exported, data.store.images(compared), compared["label"].to_numpy()
-        )
+        images, labels = data.store.images(compared), compared["label"].to_numpy()
+        parity, logits = compare(original, exported, images, labels)
         faults = gate(parity, float16)
         if faults and not force:
             message = f"the export was removed: {'; '.join(faults)} (--force keeps it)"
@@ -209,9 +208,8 @@ def gate(parity: dict[str, Any], float16: bool) -> list[str]:
         faults.append(f"only {parity['images']} images could be compared, {LEAST_IMAGES} are needed")
     difference = parity["logit_difference"]
     if not float16 and not difference <= MOST_LOGIT_DIFFERENCE:  # NaN is too much
-        faults.append(
-            f"logits differ by up to {difference:.2g}, at most {MOST_LOGIT_DIFFERENCE:g} is allowed"
-        )
+        allowed = f"at most {MOST_LOGIT_DIFFERENCE:g} is allowed"
+        faults.append(f"logits differ by up to {difference:.2g}, {allowed}")
     for name, most in {"decisions": MOST_CHANGED if float16 else 0.0, "refusals": MOST_CHANGED}.items():
         if (share := parity[f"{name}_changed"]) > most:
             faults.append(f"{share:.1%} of the {name} change, at most {most:.1%} may")

@@ -59,9 +59,9 @@ def _paths_of_table(source: Path) -> Iterator[Path]:
     with open(source, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
         received = f"Received: path={str(source)!r}"
-        if "path" not in (reader.fieldnames or ()):
-            columns = f"columns={reader.fieldnames}"
-            raise ValueError(f"a table of images needs a column path. {received}, {columns}")
+        columns = reader.fieldnames
+        if "path" not in (columns or ()):
+            raise ValueError(f"a table of images needs a column path. {received}, {columns=}")
         try:
             for row in reader:
                 yield source.parent / spelled(source.parent, row["path"] or "")
@@ -83,12 +83,11 @@ def predict_files(
         threshold_rule: Rule of the stored threshold that decides.
         accept_all: Also classify images that do not look like the training images; ``problem`` still says so.
 
-    Yields:
-        For each file :data:`COLUMNS`: ``path``; ``status`` (ok, refused or unreadable); ``probability``
-        (calibrated, 0–1) and ``decision`` (a class name), None unless ok; ``problem`` (empty, or the reason);
-        ``outside`` (tags of a DICOM file that lie outside the training population: age, view); ``seen`` (the
-        subset of the training data that holds the image: train, val, or empty); the raw ``logit`` and
-        :data:`MEASURES` (:meth:`chestxray.deployment.outliers.OutlierCheck.measure`), None without pixels.
+    Yields for each file :data:`COLUMNS`: ``path``; ``status`` (ok, refused or unreadable); ``probability``
+    (calibrated, 0–1) and ``decision`` (a class name), None unless ok; ``problem`` (empty, or the reason);
+    ``outside`` (tags of a DICOM file that lie outside the training population: age, view); ``seen`` (the
+    subset of the training data that holds the image: train, val, or empty); the raw ``logit`` and
+    :data:`MEASURES` (:meth:`chestxray.deployment.outliers.OutlierCheck.measure`), None without pixels.
 
     Raises ValueError: The rule has no threshold.
     """

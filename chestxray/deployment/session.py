@@ -78,9 +78,8 @@ class Session:
         def predict(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
             decision = self.threshold_rule, self.accept_all
             if in_process and self.backend is None:
-                return chain.from_iterable(
-                    judge(self.classifier, batch, *decision) for batch in chunks(paths)
-                )
+                judged = (judge(self.classifier, batch, *decision) for batch in chunks(paths))
+                return chain.from_iterable(judged)
             return predict_parallel(self.model.absolute(), paths, *decision, self.jobs, self.backend)
 
         def write_report() -> None:

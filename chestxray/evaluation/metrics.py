@@ -110,15 +110,13 @@ def percentile_interval(value: float, drawn: NDArray) -> dict[str, float | None]
     return {name: None if np.isnan(number) else float(number) for name, number in entry}
 
 
-def bootstrap_weights(
-    labels: ArrayLike, groups: ArrayLike, draws: int = 2000, seed: int = 0
-) -> Iterator[NDArray]:
+def bootstrap_weights(labels: ArrayLike, groups: ArrayLike, draws: int = 2000) -> Iterator[NDArray]:
     """Draw patient groups with replacement, stratified by label, and yield how often each image was drawn.
 
     Each block is float64 of shape (some of the draws, N). A group is positive when any of its images is. Each
-    draw takes as many positive and as many negative groups as there are. Labels, groups and seed determine
-    the draws, so two models can be compared draw by draw. ValueError is raised with the first draw, also for
-    a missing group or ``draws`` below 1.
+    draw takes as many positive and as many negative groups as there are. Labels and groups determine the
+    draws, so two models can be compared draw by draw. ValueError is raised with the first draw, also for a
+    missing group or ``draws`` below 1.
     """
     groups = np.asarray(groups)
     labels = check_labels(labels, groups=groups)
@@ -132,7 +130,7 @@ def bootstrap_weights(
     pool = np.argsort(positive, kind="stable")  # group numbers, the negative stratum first
     sizes = np.bincount(positive, minlength=2)
     start, size = np.repeat([0, sizes[0]], sizes), np.repeat(sizes, sizes)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     step = max(1, _CHUNK // len(labels))
     for first in range(0, draws, step):
         picks = rng.random((min(step, draws - first), len(pool)))

@@ -27,10 +27,8 @@ def fingerprint(model: keras.Model, description: dict[str, Any]) -> str:
     The description holds settings, data and split as plain JSON types. Names of layers do not count: Keras
     numbers some anew in every instance. Of what is trainable, only weights count.
     """
-    layers = [
-        [type(layer).__name__, layer.get_config() | {"name": "", "trainable": None}, sources]
-        for layer, sources in zip(model.operations, wiring(model), strict=True)
-    ]
+    fed, ignored = zip(model.operations, wiring(model), strict=True), {"name": "", "trainable": None}
+    layers = [[type(layer).__name__, layer.get_config() | ignored, sources] for layer, sources in fed]
     digest = hashlib.sha256(json.dumps([description, layers], sort_keys=True, default=str).encode())
     for weight in model.weights:
         digest.update(f"{weight.shape}{weight.trainable}".encode())
@@ -80,10 +78,9 @@ def starting_again(model: keras.Model, wanted: bool) -> Iterator[None]:
 class Checkpoint(keras.callbacks.Callback):
     """Last callback of a training: writes the state after every epoch and takes it up again.
 
-    Attributes:
-        history, epochs_done: One dictionary an epoch, with the metrics and ``epoch``; their number.
-        seconds: Duration of these epochs, in all calls together.
-        stopped, finished: Whether early stopping has ended the training; whether it came to its end.
+    ``history`` has one dictionary an epoch, with the metrics and ``epoch``; ``epochs_done`` is their number
+    and ``seconds`` their duration, in all calls together. ``stopped`` says whether early stopping has ended
+    the training, ``finished`` whether it came to its end.
     """
 
     def __init__(self, path: Path | None, identity: str, watched: list[keras.callbacks.Callback]):

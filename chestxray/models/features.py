@@ -108,12 +108,8 @@ class Features:
 
     Each view of each image is computed when it is first needed. An entry on disk is one view of all images of
     one subset: a ``float16`` memory map, keyed by the frozen layers and weights, the pixels, the paths and
-    the view.
-
-    Attributes:
-        rest: The model from the first cut to the logit; shares its layers with the whole model.
-        bytes: Size of all views on disk.
-        entries: The folders of all views, whether they exist or not.
+    the view. ``rest`` is the model from the first cut to the logit; it shares its layers with the whole
+    model. ``bytes`` is the size of all views on disk, ``entries`` their folders, whether they exist or not.
     """
 
     def __init__(

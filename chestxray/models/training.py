@@ -269,9 +269,8 @@ def _position(model: keras.Model, name: str) -> int:
     names = [layer.name for layer in model.layers]
     if name not in names:
         close = difflib.get_close_matches(name, names, n=5, cutoff=0.3) or names
-        raise ValueError(
-            f"the model has no such layer; similar names: {close}. Received: unfreeze_from={name!r}"
-        )
+        message = f"the model has no such layer; similar names: {close}"
+        raise ValueError(f"{message}. Received: unfreeze_from={name!r}")
     return names.index(name)
 
 
