@@ -86,9 +86,9 @@ class Classifier:
         return self.score(images).logits
 
     def score(self, images: np.ndarray, with_maps: bool = False) -> Scores:
-        """Score preprocessed images, (N, size, size) or (N, size, size, 1); ``with_maps`` adds heatmaps.
+        """Score preprocessed images, grey in 0–255, (N, size, size) or (N, size, size, 1), N > 0.
 
-        Raises ValueError: No image, another size than the card's, or pixels that are not grey in 0–255.
+        ``with_maps`` adds heatmaps. ValueError: No image, another size than the card's, or other pixels.
         """
         batch, size = as_batch(images), self.card["image"]["size"]
         if not len(batch) or batch.shape[1:3] != (size, size):
@@ -245,8 +245,8 @@ def learn_reference(
 ) -> tuple[OutlierCheck, dict[str, Any]]:
     """Fit the out-of-distribution check, and describe the validation images for later comparison.
 
-    ``scorer``, from :func:`with_features`, was trained on ``data``, and gave ``val_logits``, (N, 1) or (N,
-    3), and ``val_features``, (N, F), for the validation images. The result is the check, and the reference
+    ``scorer``, from :func:`with_features`, was trained on ``data``. For the validation images it gave
+    ``val_logits``, (N, 1) or (N, 3), and ``val_features``, (N, F). The result is the check, and the reference
     for :func:`chestxray.evaluation.drift.drift_table`.
     """
     train = data.subset("train")

@@ -131,7 +131,8 @@ def _calibration(table: pd.DataFrame, prevalence: float | None) -> Section:
 def locally_calibrated(table: pd.DataFrame) -> np.ndarray:
     """Refit Platt scaling on these images (``logit, label, group``), each scored by a fit on other patients.
 
-    Gives (N,). Raises ValueError for a class of fewer than ten patient groups, or logits that rank backwards.
+    Returns probabilities (N,). ValueError: A class has fewer than ten patient groups, or logits rank
+    backwards.
     """
     if table.groupby("label")["group"].nunique().min() < 2 * _FOLDS:
         raise ValueError(f"too few patients (at least {2 * _FOLDS} of each class are needed)")

@@ -17,7 +17,8 @@ MODEL_FILES = {"litert": "model.tflite", "onnx": "model.onnx"}  # names of expor
 class Runtime:
     """A loaded exported model: ``model.tflite`` or ``model.onnx`` of `chestxray.deployment.export`.
 
-    ``sha256`` is the expected hash of the file; None skips the check. One image may use so many ``threads``.
+    ``sha256`` is the expected hash of the file; None skips the check. ``threads`` is the number of cores that
+    one image may use.
 
     Raises ValueError if the file is not the one that the card describes or cannot be loaded, and
     ModuleNotFoundError if the runtime of the format is not installed.
