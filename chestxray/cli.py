@@ -15,21 +15,14 @@ import click
 
 from chestxray.files import CACHES, cache_dir, printable
 
-_TRAINING = (
-    "keras matplotlib nbformat pandas papermill scipy seaborn sklearn statsmodels tensorflow yaml".split()
-)
 _EXTRAS = {
-    "ai_edge_litert": "lite",
-    "onnxruntime": "lite",
-    "pydicom": "dicom",
-    "cv2": "lite",
-    "dask": "dask",
-    "distributed": "dask",
-    "onnx": "export",
-    "tf2onnx": "export",
-    **dict.fromkeys(_TRAINING, "train"),
+    "train": "keras matplotlib nbformat pandas papermill scipy seaborn sklearn statsmodels tensorflow yaml",
+    "lite": "ai_edge_litert cv2 onnxruntime",
+    "dicom": "pydicom",
+    "dask": "dask distributed",
+    "export": "onnx tf2onnx",
 }
-"""The extra of the package that brings a missing module."""
+"""The modules that each extra of the package brings."""
 
 _DISK = (errno.EACCES, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
 """Errors of the disk that are neither a mistake of the user nor one of the program."""
@@ -44,17 +37,13 @@ class UserError(click.ClickException):
 def _one_line(error: Exception) -> str | None:
     """Line for an error that the user can mend; None for an error of the program."""
     if isinstance(error, ModuleNotFoundError):
-        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        module = (error.name or "").split(".")[0]
+        extra = next((extra for extra, brought in _EXTRAS.items() if module in brought.split()), None)
         return f"{error.name} is missing: pip install -e '.[{extra}]'" if extra else None
     if isinstance(error, OSError) and error.errno in _DISK:
         return str(error)
     users = isinstance(error, (ValueError, FileNotFoundError, TypeError)) and "Received: " in str(error)
     return " ".join(str(error).split()) if users else None
-
-
-def _debug(_: click.Context, __: click.Parameter, value: bool) -> None:
-    if value:
-        os.environ["CHESTXRAY_DEBUG"] = "1"
 
 
 def command(function: Callable[..., Any]) -> click.Command:
@@ -64,22 +53,20 @@ def command(function: Callable[..., Any]) -> click.Command:
     """
 
     @functools.wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(debug: bool, **options: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            return function(**options)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             sys.exit(130)
         except Exception as error:
             line = _one_line(error)
-            if line is None or os.environ.get("CHESTXRAY_DEBUG"):
+            if line is None or debug or os.environ.get("CHESTXRAY_DEBUG"):
                 raise
             raise UserError(line) from error
 
-    text = "Show the traceback of an error."
-    return main.command()(
-        click.option("--debug", is_flag=True, expose_value=False, callback=_debug, help=text)(wrapped)
-    )
+    option = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    return main.command()(option(wrapped))
 
 
 def _not_zero(_: click.Context, __: click.Parameter, value: int | None) -> int | None:
@@ -148,7 +135,7 @@ _classes = click.option(
     metavar="NEGATIVE POSITIVE",
     help="Names of the class folders. [default: NORMAL PNEUMONIA]",
 )
-_html = _path_option("--html", "page_path", help="Write the report as a page, too.")
+_html = _path_option("--html", "page", help="Write the report as a page, too.")
 _backend = click.option("--backend", metavar="NAME", help="joblib backend: loky, dask, …")
 
 
@@ -209,15 +196,9 @@ def run(
     overrides = {name: parse_value(value) for name, value in parameters}
     if classes:
         overrides["classes"] = list(classes)
+    split_rules, output_dir = [split] if split else None, output_dir or Path("runs") / preset
     with resumable():
-        failed = run_plan(
-            preset,
-            data_dir,
-            split_rules=[split] if split else None,
-            output_dir=output_dir or Path("runs") / preset,
-            overrides=overrides,
-            **options,
-        )
+        failed = run_plan(preset, data_dir, split_rules, output_dir, overrides, **options)
     sys.exit(failed)
 
 
@@ -232,7 +213,7 @@ def audit(
     data_dir: str,
     classes: tuple[str, str] | None,
     model: Path | None,
-    page_path: Path | None,
+    page: Path | None,
     json_path: Path | None,
     strict: bool,
 ) -> None:
@@ -243,7 +224,7 @@ def audit(
     from chestxray.audit import audit_data, describe
     from chestxray.files import write_json
 
-    check_ending(page_path, ".html", ".htm")
+    check_ending(page, ".html", ".htm")
     check_ending(json_path, ".json")
     findings, means = audit_data(data_dir, classes)
     sections = describe(findings)
@@ -255,10 +236,10 @@ def audit(
     show(sections)
     if json_path:
         write_json(json_path, findings)
-    if page_path:
+    if page:
         from chestxray.deployment.report import audit_page
 
-        _write_page(page_path, audit_page(sections, means))
+        _write_page(page, audit_page(sections, means))
     sys.exit(1 if strict and findings["flags"] else 0)
 
 
@@ -284,12 +265,7 @@ def _write_page(path: Path, page: str) -> None:
 )
 @_html
 def evaluate(
-    predictions: Path,
-    model: Path,
-    labels: Path | None,
-    by: str,
-    prevalence: float | None,
-    page_path: Path | None,
+    predictions: Path, model: Path, labels: Path | None, by: str, prevalence: float | None, page: Path | None
 ) -> None:
     """Evaluate PREDICTIONS of `chestxray predict --output` on your own images.
 
@@ -302,7 +278,7 @@ def evaluate(
     from chestxray.deployment.evaluate import drift_report, join_labels, report
     from chestxray.files import read_table
 
-    check_ending(page_path, ".html", ".htm")
+    check_ending(page, ".html", ".htm")
     card, texts = read_card(model), ("path", "label", "group", "decision", "problem")
     read = functools.partial(read_table, texts=texts, encoding_errors="backslashreplace")
     if predictions.suffix.lower() == ".jsonl":
@@ -323,10 +299,10 @@ def evaluate(
             click.echo(f"{len(absent)} labels have no prediction, for example {example}", err=True)
         sections = report(table, card, [name for name in by.split(",") if name], prevalence)
     show(sections)
-    if page_path:
+    if page:
         from chestxray.deployment.report import sections_page
 
-        _write_page(page_path, sections_page(f"{card['name']} on {predictions.name}", sections))
+        _write_page(page, sections_page(f"{card['name']} on {predictions.name}", sections))
     click.echo(f"\n{card['limits'][0]}")
 
 
@@ -344,12 +320,7 @@ def evaluate(
 )
 @_backend
 def predict(
-    model: Path,
-    sources: tuple[Path, ...],
-    threshold_rule: str,
-    output: Path | None,
-    report_path: Path | None,
-    **options: Any,
+    model: Path, sources: tuple[Path, ...], output: Path | None, report_path: Path | None, **options: Any
 ) -> None:
     """Classify images with a saved or exported MODEL.
 
@@ -362,7 +333,7 @@ def predict(
     check_ending(report_path, ".html", ".htm")
     if report_path and (report_path.is_dir() or not report_path.absolute().parent.is_dir()):
         raise ValueError(f"the report cannot be written there. Received: path={str(report_path)!r}")
-    session = Session(model, sources, threshold_rule, **options)
+    session = Session(model, sources, **options)
     with resumable() if output else contextlib.nullcontext():
         for row in session.rows(output, report_path):
             if not output:
@@ -401,14 +372,9 @@ def export(
     from chestxray.deployment.export import export_model
 
     card = read_card(model)
-    training = card["training_data"]
-    data = load_data(
-        data_dir,
-        training["split_rule"],
-        split_seed=training["split_seed"],
-        image=ImageSettings(**card["image"]),
-        classes=tuple(card["classes"]),
-    )
+    training, image = card["training_data"], ImageSettings(**card["image"])
+    split = training["split_rule"], training["split_seed"]
+    data = load_data(data_dir, *split, image, classes=tuple(card["classes"]))
     output = output or model.with_name(f"{model.name}-{format_}{'-float16' if float16 else ''}")
     parity = export_model(model, output, format_, data=data, float16=float16, force=force)
     click.echo(

@@ -49,7 +49,7 @@ def cached_folder(kind: str, name: str, make: Callable[[Path], None]) -> Path:
     place = cache_dir(kind)
     folder = place / name
     if not folder.is_dir():
-        lock = file_lock(place.with_name(f".{place.name}.lock"))
+        lock = _file_lock(place.with_name(f".{place.name}.lock"))
         try:
             lock.acquire(timeout=1)
         except Timeout:
@@ -77,9 +77,7 @@ def remove_folder(path: Path) -> None:
 def printable(path: str | Path) -> str:
     """Escape line ends, control characters and invalid bytes in a file name, for the terminal."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
-    )
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 @contextlib.contextmanager
@@ -103,11 +101,11 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     former = path.with_name(f".former-{path.name}")
     with _partial(path) as partial:
-        with _locked(path, wait=True):
+        with locked(path, wait=True):
             _restore(former, path)
         partial.mkdir()
         yield partial
-        with _locked(path, wait=True):
+        with locked(path, wait=True):
             _restore(former, path)
             shutil.rmtree(former, ignore_errors=True)
             try:
@@ -130,7 +128,7 @@ def _partial(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_debris(path.parent, path.name)
     partial = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
-    with _locked(partial, wait=True):
+    with locked(partial, wait=True):
         try:
             yield partial
         finally:
@@ -147,23 +145,26 @@ def remove_debris(folder: Path, name: str | None = None) -> None:
         if not pattern.fullmatch(partial.name.removesuffix(".lock")):
             continue
         partial = partial.with_name(partial.name.removesuffix(".lock"))
-        with contextlib.suppress(Timeout, *_NO_LOCKS), _locked(partial, wait=False):
+        with contextlib.suppress(Timeout, *_NO_LOCKS), locked(partial, wait=False, without=False):
             _remove(partial)
 
 
-def file_lock(path: Path) -> FileLock:
-    """Lock of other processes; ``acquire`` raises OSError where the file system knows no locks."""
-    return FileLock(path, fallback_to_soft=False)
+def _file_lock(path: Path) -> FileLock:
+    return FileLock(path, fallback_to_soft=False)  # raises where the file system knows no locks
 
 
 @contextlib.contextmanager
-def _locked(path: Path, wait: bool) -> Iterator[None]:
-    """Hold the lock of a path, in a file beside it that is removed at the end."""
-    lock = file_lock(path.with_name(f".{path.name.removeprefix('.')}.lock"))
+def locked(path: Path, wait: bool, without: bool = True) -> Iterator[None]:
+    """Hold the lock of a path, in a file beside it that is removed at the end.
+
+    If another process holds it, wait, or raise filelock.Timeout. ``without`` goes on also where the file
+    system knows no locks.
+    """
+    lock = _file_lock(path.with_name(f".{path.name.removeprefix('.')}.lock"))
     try:
         lock.acquire(timeout=-1 if wait else 0)
-    except _NO_LOCKS:
-        if not wait:
+    except _NO_LOCKS as error:
+        if isinstance(error, Timeout) or not without:
             raise
     try:
         yield
@@ -184,12 +185,11 @@ def files_below(folder: Path, visited: set[str] | None = None) -> Iterator[Path]
     """List every file below a folder that is not hidden, by name; links are followed, each folder once."""
     visited = {os.path.realpath(folder)} if visited is None else visited
     try:
-        paths = [
-            folder / name for name in sorted(os.listdir(folder)) if not name.startswith((".", "__MACOSX"))
-        ]
+        names = sorted(os.listdir(folder))
     except OSError:
         yield folder  # cannot be opened, and is reported by name
         return
+    paths = [folder / name for name in names if not name.startswith((".", "__MACOSX"))]
     for path in sorted(paths, key=lambda path: os.path.islink(path) and os.path.isdir(path)):
         if not os.path.isdir(path):
             yield path
@@ -201,10 +201,8 @@ def files_below(folder: Path, visited: set[str] | None = None) -> Iterator[Path]
 def spelled(folder: Path, name: str) -> str:
     """A name from a table as the folder spells it: with ``/`` for a backslash, in either Unicode form."""
     slashes = name.replace("\\", "/")
-    forms = (unicodedata.normalize(form, slashes) for form in ("NFC", "NFD"))
-    return next(
-        (spelling for spelling in (name, slashes, *forms) if os.path.lexists(folder / spelling)), name
-    )
+    forms = name, slashes, *(unicodedata.normalize(form, slashes) for form in ("NFC", "NFD"))
+    return next((spelling for spelling in forms if os.path.lexists(folder / spelling)), name)
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -258,10 +256,7 @@ def find_weights(weights: str | None, backbone: str) -> tuple[str | None, str]:
 
     ``weights`` is a weights file; a folder with ``<backbone>_notop*.h5``; ``"imagenet"`` for such a file in
     the folder ``CHESTXRAY_WEIGHTS`` if it has one, else for Keras' download; or None for random weights.
-
-    Returns:
-        What ``keras.applications`` takes as ``weights``, and the name to record: ``imagenet``, ``random``, or
-        the file's name.
+    Gives what ``keras.applications`` takes as ``weights``, and ``imagenet``, ``random`` or the file's name.
     """
     if weights is None:
         return None, "random"
@@ -275,7 +270,5 @@ def find_weights(weights: str | None, backbone: str) -> tuple[str | None, str]:
             return str(path), path.name
     if weights == "imagenet":
         return "imagenet", "imagenet"
-    raise FileNotFoundError(
-        "no weights file here (in a folder it must be named "
-        f"{backbone.lower()}*notop*.h5). Received: weights={weights!r}"
-    )
+    message = f"no weights file here (in a folder it must be named {backbone.lower()}*notop*.h5)"
+    raise FileNotFoundError(f"{message}. Received: weights={weights!r}")

@@ -4,7 +4,7 @@ A map shows what contributed to the score, not where the disease is.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from numbers import Integral
 from typing import Any
 
@@ -48,9 +48,8 @@ def gradcam(
             number of a class.
         method: ``"gradcam"`` or ``"hirescam"``.
 
-    Returns:
-        Maps ``float32`` (N, h, w), each divided by its maximum (zeros where nothing is positive), and these
-            maxima, (N,), in logits per (mean over) pixel. Where nothing was found, the maximum is small.
+    Returns maps ``float32`` (N, h, w), each divided by its maximum (zeros where nothing is positive), and
+    these maxima, (N,), in logits per (mean over) pixel. Where nothing was found, the maximum is small.
 
     Raises ValueError: Unknown layer, target or method, no image, a layer that is called more than once, or a
     model that ends in something else than logits or a layer's activation.
@@ -68,9 +67,9 @@ def gradcam(
 
     @tf.function(input_signature=[tf.TensorSpec((None, *images.shape[1:]), tf.float32)])
     def explain(batch: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape(watch_accessed_variables=False) as tape, _watched(cut, tape) as seen:
+        with tf.GradientTape(watch_accessed_variables=False) as tape, _noted(cut, tape) as seen:
             score = _score(model, batch, target)
-        features = seen[-1]
+        _, features = seen[-1]
         calls.append(len(seen))
         gradient = tape.gradient(score, features, unconnected_gradients="zero")
         if method == "gradcam":
@@ -81,10 +80,9 @@ def gradcam(
         batch = tf.convert_to_tensor(images[start : start + batch_size], tf.float32)
         maps.append(explain(batch).numpy())
         if calls[-1] > 1:
-            raise ValueError(
-                f"the layer is called {calls[-1]} times, perhaps on a mirrored image: their maps cannot be "
-                f"joined. Explain the inner model alone. Received: layer={cut.name!r}"
-            )
+            times = f"{calls[-1]} times, perhaps on a mirrored image: their maps cannot be joined"
+            message = f"the layer is called {times}. Explain the inner model alone"
+            raise ValueError(f"{message}. Received: layer={cut.name!r}")
     heatmaps = np.concatenate(maps)
     largest = heatmaps.max(axis=(1, 2))
     return heatmaps / np.where(largest > 0, largest, 1)[:, None, None], largest
@@ -100,11 +98,8 @@ def find_layer(model: keras.Model, name: str | None = None) -> keras.Layer:
 
     Raises a ValueError that lists the layers with feature maps, if the named layer is not one of them.
     """
-    usable = {
-        layer.name: layer
-        for layer in flat_layers(model)
-        if len(_shape(layer)) == 4 and not isinstance(layer, keras.layers.InputLayer)
-    }
+    maps = [layer for layer in flat_layers(model) if len(_shape(layer)) == 4]
+    usable = {layer.name: layer for layer in maps if not isinstance(layer, keras.layers.InputLayer)}
     if name is None:
         large = [layer for layer in usable.values() if max(_shape(layer)[1] or 2, _shape(layer)[2] or 2) > 1]
         convolutions = [layer for layer in large if any(len(weight.shape) == 4 for weight in layer.weights)]
@@ -116,30 +111,21 @@ def find_layer(model: keras.Model, name: str | None = None) -> keras.Layer:
         if large:
             return large[-1]
     if name not in usable:
-        raise ValueError(
-            f"no such layer with feature maps; there are {list(usable)}. Received: layer={name!r}"
-        )
+        raise ValueError(f"no such layer with feature maps; there are {[*usable]}. Received: layer={name!r}")
     return usable[name]
 
 
 def _shape(layer: keras.Layer) -> tuple:
-    try:
-        shape = layer.output.shape
-    except AttributeError:  # several outputs, or none yet
-        return ()
-    return tuple(shape)
+    output = getattr(layer, "output", None)  # None where there is none yet
+    return tuple(getattr(output, "shape", ()))  # several outputs have none
 
 
 def _check_target(model: keras.Model, target: str | int) -> None:
     classes = model.output_shape[-1]
-    if target in TARGETS and classes in (1, 3):
-        return
-    if isinstance(target, Integral) and 0 <= target < classes and classes > 1:
-        return
-    raise ValueError(
-        f"target must be one of {TARGETS} for models with 1 or 3 outputs, or the number of one "
-        f"of {classes} classes. Received: target={target!r}"
-    )
+    named = target in TARGETS and classes in (1, 3)
+    if not named and not (isinstance(target, Integral) and 0 <= target < classes and classes > 1):
+        message = f"target must be one of {TARGETS} for models with 1 or 3 outputs, or the number of one of "
+        raise ValueError(f"{message}{classes} classes. Received: target={target!r}")
 
 
 def _score(model: keras.Model, batch: tf.Tensor, target: str | int) -> tf.Tensor:
@@ -156,24 +142,13 @@ def _score(model: keras.Model, batch: tf.Tensor, target: str | int) -> tf.Tensor
 def _logits(model: keras.Model, batch: tf.Tensor) -> tf.Tensor:
     """Output before its sigmoid or softmax, without changing the model."""
     last = last_layer(model)
-    entering: list[tf.Tensor] = []
-    leaving: list[tf.Tensor] = []
-
-    def noting(original: Callable) -> Callable:
-        def call(inputs: tf.Tensor, *args: Any, **kwargs: Any) -> tf.Tensor:
-            entering.append(inputs)
-            leaving.append(original(inputs, *args, **kwargs))
-            return leaving[-1]
-
-        return call
-
-    with _replaced(last, noting):
+    with _noted(last) as seen:
         outputs = model(batch, training=False)
-    logits = leaving[-1]
+    entering, logits = seen[-1]
     if isinstance(last, (keras.layers.Activation, keras.layers.Softmax)):
-        logits = entering[-1]
+        logits = entering
     elif isinstance(last, keras.layers.Dense) and last.activation is not keras.activations.linear:
-        logits = tf.matmul(entering[-1], last.kernel) + (last.bias if last.use_bias else 0)
+        logits = tf.matmul(entering, last.kernel) + (last.bias if last.use_bias else 0)
     return tf.reshape(logits, tf.shape(outputs))  # layers that follow change the shape alone
 
 
@@ -192,30 +167,21 @@ def _check_end(model: keras.Model, images: NDArray) -> None:
 
 
 @contextlib.contextmanager
-def _watched(layer: keras.Layer, tape: tf.GradientTape) -> Iterator[list[tf.Tensor]]:
-    """Let the tape see what the layer gives: only what comes after it is differentiated."""
-    seen: list[tf.Tensor] = []
-
-    def watching(original: Callable) -> Callable:
-        def call(*args: Any, **kwargs: Any) -> tf.Tensor:
-            features = original(*args, **kwargs)
-            tape.watch(features)
-            seen.append(features)
-            return features
-
-        return call
-
-    with _replaced(layer, watching):
-        yield seen
-
-
-@contextlib.contextmanager
-def _replaced(layer: keras.Layer, around: Callable[[Callable], Callable]) -> Iterator[None]:
-    """Call something around a layer for a while; the layer is as before afterwards."""
+def _noted(layer: keras.Layer, tape: tf.GradientTape | None = None) -> Iterator[list[tuple]]:
+    """Note what enters and leaves a layer; a tape differentiates only what comes after it."""
+    seen: list[tuple] = []
     original = layer.call
-    object.__setattr__(layer, "call", around(original))
+
+    def call(*args: Any, **kwargs: Any) -> tf.Tensor:
+        features = original(*args, **kwargs)
+        if tape:
+            tape.watch(features)
+        seen.append((args[0] if args else None, features))
+        return features
+
+    object.__setattr__(layer, "call", call)
     try:
-        yield
+        yield seen
     finally:
         object.__delattr__(layer, "call")
 

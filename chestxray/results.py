@@ -1,8 +1,7 @@
 """Results of a run: one JSON and one predictions CSV per model, and the log of test evaluations.
 
 ``results/<name>.json`` is written last. Where it exists, predictions, saved model and card are complete. Here
-``output_dir`` is the folder of the run, and ``step_key`` the key of the step that is done by a result (see
-:mod:`chestxray.run`).
+``output_dir`` is the folder of the run, and ``step_key`` the key of the step that is done by a result.
 """
 
 import contextlib
@@ -10,7 +9,7 @@ import csv
 import datetime
 import glob
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -21,9 +20,9 @@ import pandas as pd
 
 from chestxray import __version__
 from chestxray.deployment.outliers import image_statistics
-from chestxray.evaluation.calibration import apply_platt, calibrate, calibration_metrics, log_odds
+from chestxray.evaluation.calibration import apply_platt, calibration_metrics, log_odds
 from chestxray.evaluation.metrics import evaluate
-from chestxray.evaluation.thresholds import choose_thresholds, choose_triage
+from chestxray.evaluation.thresholds import fit_decisions
 from chestxray.files import project_path, read_json, read_table, whole_file, whole_folder, write_json
 from chestxray.schema import COLUMNS, SPLITS, SUBTYPES
 
@@ -81,20 +80,22 @@ def write_result(output_dir: str | Path, content: Mapping[str, Any], step_key: s
     return path
 
 
+def read_objects(folder: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Read the JSON files of a folder that hold an object, with their paths, by name."""
+    contents = ((path, read_json(path)) for path in sorted(Path(folder).glob("[!.]*.json")))
+    return ((path, content) for path, content in contents if isinstance(content, dict))
+
+
 def read_results(folder: str | Path) -> list[dict[str, Any]]:
     """Read the results of all models in a folder, ordered by split rule and AUROC on validation.
 
     Raises FileNotFoundError if there is none.
     """
-    contents = [read_json(path) for path in sorted(Path(folder).glob("[!.]*.json"))]
-    results = [each for each in contents if isinstance(each, dict) and each.get("schema") == RESULT_SCHEMA]
+    results = [content for _, content in read_objects(folder) if content.get("schema") == RESULT_SCHEMA]
     if not results:
         raise FileNotFoundError(f"no result of a model here. Received: folder={str(folder)!r}")
 
-    def order(result: dict[str, Any]) -> tuple[str, float, str]:
-        return result["split_rule"], -result["metrics"]["val"]["auroc"]["value"], result["name"]
-
-    return sorted(results, key=order)
+    return sorted(results, key=lambda r: (r["split_rule"], -r["metrics"]["val"]["auroc"]["value"], r["name"]))
 
 
 def read_predictions(folder: str | Path, name: str) -> pd.DataFrame:
@@ -207,64 +208,38 @@ def record_model(
         reloaded = deployed.load_model(folder / "model.keras")
         scorer = deployed.with_features(reloaded)
         scores = {subset: scorer.predict(data.dataset(subset), verbose=0) for subset in subsets}
-        predictions = pd.concat(
-            [_prediction_table(data, subset, scores[subset][0]) for subset in subsets], ignore_index=True
-        )
+        tables = [_prediction_table(data, subset, scores[subset][0]) for subset in subsets]
+        predictions = pd.concat(tables, ignore_index=True)
         pixels = [data.images(subset)[..., 0] for subset in subsets]
         sharpness = np.concatenate([image_statistics(images)["sharpness"] for images in pixels]).round(3)
         predictions.insert(predictions.columns.get_loc("height") + 1, "sharpness", sharpness)
-        is_val = predictions["split"] == "val"
-        slope, intercept = calibrate(predictions.loc[is_val, "logit"], predictions.loc[is_val, "label"])
-        if (slope, intercept) == (1.0, 0.0):
+        val = predictions[predictions["split"] == "val"]
+        decisions = fit_decisions(val["logit"], val["label"])
+        calibration, thresholds = decisions["calibration"], decisions["thresholds"]
+        if calibration == {"slope": 1.0, "intercept": 0.0}:
             print(f"{full_name} ranks the validation images backwards: its scores stay uncalibrated")
-        predictions["probability"] = apply_platt(predictions["logit"], slope, intercept)
-        val = predictions[is_val]
-        thresholds, reasons = choose_thresholds(val["label"], val["probability"])
+        predictions["probability"] = apply_platt(predictions["logit"], **calibration)
         metrics, confusion = {}, {}
         for subset, rows in predictions.groupby("split", sort=False):
             scored = rows["label"], rows["probability"], rows["group"]
             metrics[subset], confusion[subset] = evaluate(*scored, thresholds, rows["subtype"])
             metrics[subset] |= calibration_metrics(*scored, draws=200)
-        shared = {
-            "name": full_name,
-            "classes": list(data.classes),
-            "image": image,
-            "calibration": {"slope": slope, "intercept": intercept},
-            "thresholds": thresholds,
-            "threshold_reasons": reasons,
-            "triage": choose_triage(val["label"], val["probability"]),
-            "metrics": metrics,
-            "baseline": _baseline(output_dir, data),
-            "parameters": parameters,
-            "weights": weights,
-            "versions": versions(),
-        }
+        shared = {"name": full_name, "classes": list(data.classes), "image": image, **decisions}
+        shared |= {"metrics": metrics, "baseline": _baseline(output_dir, data), "parameters": parameters}
+        shared |= {"weights": weights, "versions": versions()}
         outliers, reference = deployed.learn_reference(scorer, data, *scores["val"])
         split = {"split_rule": data.split_rule, "split_hash": data.split_hash}
         seeds = {"split_seed": data.split_seed, "train_seed": data.train_seed}
         counts = {subset: int((data.table["split"] == subset).sum()) for subset in SPLITS}
-        card = {
-            "schema": CARD_SCHEMA,
-            **shared,
-            **({"population": deployed.POPULATIONS[population]} if population else {}),
-            "limits": list(limits),
-            "reference": reference,
-            "training_data": {"name": data.name, **split, **seeds, **counts},
-        }
+        known = {"population": deployed.POPULATIONS[population]} if population else {}
+        card = {"schema": CARD_SCHEMA, **shared, **known, "limits": list(limits), "reference": reference}
+        card["training_data"] = {"name": data.name, **split, **seeds, **counts}
         seen = deployed.SeenImages.of({subset: data.images(subset) for subset in ("train", "val")})
         deployed.write_card(folder, deployed.Classifier(reloaded, card, outliers, seen))
     with whole_file(output_dir / "results" / f"{full_name}.predictions.csv") as partial:
         predictions.to_csv(partial, index=False)
-    result = {
-        "schema": RESULT_SCHEMA,
-        **shared,
-        "record": record,
-        "data": data.name,
-        **split,
-        "training": training,
-        "parameter_count": int(model.count_params()),
-        "confusion": confusion,
-    }
+    result = {"schema": RESULT_SCHEMA, **shared, "record": record, "data": data.name, **split}
+    result |= {"training": training, "parameter_count": int(model.count_params()), "confusion": confusion}
     if model.output_shape[-1] > 1:
         by_subset = predictions.groupby("split", sort=False)
         result["subtype_confusion"] = {subset: _subtype_counts(rows) for subset, rows in by_subset}
@@ -357,29 +332,17 @@ def record_variants(
 ) -> dict[str, Any]:
     """Write the result of an experiment: variants of training one model, with several seeds each.
 
-    The checkpoints of the experiment are removed.
-
-    Args:
-        name: Name of the experiment; split rule and seeds are added.
-        data: What the models were trained on.
-        table: From :func:`predict_variants`; written beside the result.
-        scored: From :func:`chestxray.evaluation.comparison.score_variants`, for each subset.
-        content: What else belongs into the result: parameters, teachers, costs.
+    ``name`` is that of the experiment; split rule and seeds are added. ``data`` are what the models were
+    trained on. ``table``, from :func:`predict_variants`, is written beside the result. ``scored`` is from
+    :func:`chestxray.evaluation.comparison.score_variants`, for each subset. ``content`` is what else belongs
+    into the result: parameters, teachers, costs. The checkpoints of the experiment are removed.
     """
     output_dir = Path(output_dir)
     full_name = result_name(name, data.split_rule, data.split_seed, data.train_seed)
     _remove_former(output_dir / "results" / f"{full_name}.json", content.get("parameters", {}))
-    result = {
-        "schema": VARIANTS_SCHEMA,
-        "name": full_name,
-        "record": False,
-        "data": data.name,
-        "split_rule": data.split_rule,
-        "split_hash": data.split_hash,
-        **content,
-        "variants": scored,
-        "versions": versions(),
-    }
+    result = {"schema": VARIANTS_SCHEMA, "name": full_name, "record": False, "data": data.name}
+    result |= {"split_rule": data.split_rule, "split_hash": data.split_hash, **content}
+    result |= {"variants": scored, "versions": versions()}
     with whole_file(output_dir / "results" / f"{full_name}.predictions.csv") as partial:
         table.to_csv(partial, index=False, float_format="%.6g")
     write_result(output_dir, result, step_key)

@@ -27,9 +27,9 @@ from joblib import Parallel, delayed
 import chestxray
 from chestxray.data.catalog import find_data, scan
 from chestxray.data.splits import make_split, split_hash
-from chestxray.files import find_weights, read_json
+from chestxray.files import find_weights
 from chestxray.parallel import native_messages_to, workers
-from chestxray.results import RESULT_SCHEMA, comparison_table, find_classifier, read_results
+from chestxray.results import RESULT_SCHEMA, comparison_table, find_classifier, read_objects, read_results
 from chestxray.schema import SUBTYPES
 
 PACKAGE = Path(__file__).resolve().parent
@@ -86,38 +86,26 @@ class Step:
     def key(self) -> str:
         """Identify the step by parameters, data, weights, the models it loads, and code."""
         given = self.parameters
-        parts: dict[str, Any] = {
-            "parameters": {
-                name: value for name, value in given.items() if name not in (*_RUN_WIDE, "weights")
-            },
-            "data": self.data_key,
-            "code": code_key(self.notebook),
-        }
+        kept = {name: value for name, value in given.items() if name not in (*_RUN_WIDE, "weights")}
+        parts: dict[str, Any] = {"parameters": kept, "data": self.data_key, "code": code_key(self.notebook)}
         if "weights" in given and "backbone" in given:
             parts["weights"] = _weights_key(given["weights"], given["backbone"])
         models = [given.get("model"), given.get("other")]
         for role in ("models", "teachers", "teachers_three"):
             models += given.get(role, [])
         for name in filter(None, models):
-            folder = find_classifier(
-                name,
-                output_dir=given["output_dir"],
-                split_rule=given["split"],
-                split_seed=given.get("split_seed", 0),
-                train_seed=given.get("train_seed", 0),
-            )
+            seeds = given.get("split_seed", 0), given.get("train_seed", 0)
+            folder = find_classifier(name, given["output_dir"], given["split"], *seeds)
             parts[f"model {name}"] = _digest_of(folder / "card.json")
         if given.get("masks"):
             masks = Path(given["masks"])
             files = sorted(masks.rglob("*.png")) if masks.is_dir() else [masks]
             parts["masks"] = [f"{file.name} {_digest_of(file)}" for file in files]
         if "results" in given:
-            contents = {path: read_json(path) for path in sorted(Path(given["results"]).glob("[!.]*.json"))}
             parts["results"] = [
                 f"{path.name} {_digest_of(path)}"
-                for path, content in contents.items()
-                if isinstance(content, dict)
-                and content.get("schema") in _COMPARED
+                for path, content in read_objects(given["results"])
+                if content.get("schema") in _COMPARED
                 and content.get("split_rule", given["split"]) == given["split"]
             ]
         return _digest(json.dumps(parts, sort_keys=True))
@@ -157,15 +145,10 @@ def _module_file(module: str) -> Path | None:
 def _imported_modules(tree: ast.Module) -> set[str]:
     """Modules of the package that a syntax tree imports, also by ``cx.name``."""
     names, aliases = set(), set()
-    typing = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-    ]
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
+    typing = [block for block in blocks if "TYPE_CHECKING" in ast.unparse(block.test)]
     unused = {id(node) for block in typing for node in ast.walk(block)}
-    for node in ast.walk(tree):
-        if id(node) in unused:
-            continue
+    for node in (node for node in ast.walk(tree) if id(node) not in unused):
         if isinstance(node, ast.Import):
             names |= {name.name for name in node.names}
             aliases |= {name.asname or name.name for name in node.names if name.name == "chestxray"}
@@ -174,7 +157,7 @@ def _imported_modules(tree: ast.Module) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases:
             names.add(f"chestxray.{node.attr}")
-    homes = {f"chestxray.{name}": chestxray.MODULE_OF[name] for name in chestxray.MODULE_OF}
+    homes = {f"chestxray.{name}": module for name, module in chestxray.MODULE_OF.items()}
     names = {homes.get(name, name) for name in names if name.startswith("chestxray.")}
     return {name for name in names if _module_file(name)}
 
@@ -222,22 +205,17 @@ def make_plan(
         overrides: Parameters for every notebook that has them.
         only: Keep the steps whose name begins with this.
 
-    Raises:
-        ValueError: Unknown preset, no step left, a parameter that no notebook has, or data that cannot be
-            split.
-        FileNotFoundError: No data, or not run from a checkout.
+    Raises ValueError for an unknown preset, no step left, a parameter that no notebook has, or data that
+    cannot be split, and FileNotFoundError without data or a checkout.
     """
     if preset not in PLANS:
         raise ValueError(f"preset must be one of {list(PLANS)}. Received: preset={preset!r}")
     if not NOTEBOOKS.is_dir():
-        raise FileNotFoundError(
-            f"the notebooks are not part of the installed package; clone {_SOURCE_URL} and run it there. "
-            f"Received: notebooks={str(NOTEBOOKS)!r}"
-        )
+        message = f"the notebooks are not part of the installed package; clone {_SOURCE_URL} and run it there"
+        raise FileNotFoundError(f"{message}. Received: notebooks={str(NOTEBOOKS)!r}")
     if reserved := sorted(set(overrides) & set(_RUN_WIDE)):
-        raise ValueError(
-            f"data, split and folders are set by the options of the run. Received: parameter={reserved[0]!r}"
-        )
+        message = "data, split and folders are set by the options of the run"
+        raise ValueError(f"{message}. Received: parameter={reserved[0]!r}")
     root = find_data(data_dir)
     catalog = scan(root, tuple(overrides["classes"]) if overrides.get("classes") else None)
     content = _digest("".join(catalog["sha256"]))
@@ -245,12 +223,8 @@ def make_plan(
     steps, known = [], {"classes"}
     for split_rule in split_rules:
         data_key = f"{split_hash(make_split(catalog, split_rule, overrides.get('split_seed', 0)))} {content}"
-        run_wide = {
-            "data_dir": "phantoms" if data_dir == "phantoms" else str(root),
-            "split": split_rule,
-            "output_dir": str(output_dir),
-            "results": str(output_dir / "results"),
-        }
+        run_wide = {"output_dir": str(output_dir), "results": str(output_dir / "results")}
+        run_wide |= {"data_dir": "phantoms" if data_dir == "phantoms" else str(root), "split": split_rule}
         for notebook, recipe in PLANS[preset]:
             name = "-".join(filter(None, (notebook, recipe, split_rule)))
             if only and not name.startswith(only):
@@ -274,15 +248,11 @@ def make_plan(
         raise ValueError(f"no step of the plan begins like this. Received: only={only!r}")
     same_name = [step for step in steps if step.parameters.get("name") == overrides.get("name", "")]
     if "name" in overrides and len(same_name) > 1:
-        raise ValueError(
-            f"{len(same_name)} steps would write the same result; choose one by --only. "
-            f"Received: name={overrides['name']!r}"
-        )
+        message = f"{len(same_name)} steps would write the same result; choose one by --only"
+        raise ValueError(f"{message}. Received: name={overrides['name']!r}")
     if unknown := sorted(set(overrides) - known):
-        raise ValueError(
-            f"no notebook of this run has this parameter; there are {sorted(known - set(_RUN_WIDE))}. "
-            f"Received: parameter={unknown[0]!r}"
-        )
+        message = f"no notebook of this run has this parameter; there are {sorted(known - set(_RUN_WIDE))}"
+        raise ValueError(f"{message}. Received: parameter={unknown[0]!r}")
     return sorted(steps, key=lambda step: step.wave)
 
 
@@ -294,12 +264,7 @@ def _read_recipe(name: str, split_rule: str) -> dict[str, Any]:
 
 def results_of(key: str, output_dir: Path) -> list[Path]:
     """Results of a run that carry a step key; the step is done if there is one."""
-    contents = {path: read_json(path) for path in (output_dir / "results").glob("[!.]*.json")}
-    return [
-        path
-        for path, content in contents.items()
-        if isinstance(content, dict) and content.get("step_key") == key
-    ]
+    return [path for path, content in read_objects(output_dir / "results") if content.get("step_key") == key]
 
 
 class _EpochLines:
@@ -350,17 +315,10 @@ def run_step(step: Step, output_dir: Path) -> None:
         path.unlink()  # it is written again
     lines = _EpochLines()
     with native_messages_to(target.with_suffix(".log")), lines.watch():
-        papermill.execute_notebook(
-            str(step.notebook),
-            str(target),
-            parameters=step.parameters | {"step_key": key},
-            cwd=str(NOTEBOOKS),
-            kernel_name="python3",
-            progress_bar=False,
-            stdout_file=lines,
-            execution_timeout=_CELL_TIMEOUT,
-            extra_arguments=["--log-level=40"],
-        )
+        kernel = {"kernel_name": "python3", "cwd": str(NOTEBOOKS), "extra_arguments": ["--log-level=40"]}
+        shown = {"stdout_file": lines, "progress_bar": False, "execution_timeout": _CELL_TIMEOUT}
+        parameters = step.parameters | {"step_key": key}
+        papermill.execute_notebook(str(step.notebook), str(target), parameters, **kernel, **shown)
     if not results_of(key, output_dir):
         raise RuntimeError("the notebook ended without writing its result")
 
@@ -422,12 +380,11 @@ def _attempt(step: Step, title: str, output_dir: Path, dry_run: bool, force: boo
         return None
     try:
         run_step(step, output_dir)
+        return None
     except papermill.PapermillExecutionError as error:
         failure = f"cell [{error.exec_count}]: {error.ename}: {error.evalue}"
     except RuntimeError as error:
         failure = str(error)
-    else:
-        return None
     print(f"    failed in {failure}", flush=True)
     return f"{step.name}, {failure}"
 

@@ -201,13 +201,10 @@ def _shown(dataset: "Dataset") -> tuple[NDArray, bool]:
     if interpretation == "PALETTE COLOR":
         stored = apply_color_lut(stored, dataset)
     if stored.ndim == 3:
-        stored = (
-            stored if stored.dtype == np.uint8 else formats.to_grey(stored, *formats.robust_range(stored))
-        )
-        coloured = (
-            float(np.mean([np.ptp(rows, axis=-1).mean() for rows in formats.blocks(stored)])) > COLOUR_ABOVE
-        )
-        return cv2.cvtColor(stored, cv2.COLOR_RGB2GRAY), coloured
+        if stored.dtype != np.uint8:
+            stored = formats.to_grey(stored, *formats.robust_range(stored))
+        spreads = [np.ptp(rows, axis=-1).mean() for rows in formats.blocks(stored)]
+        return cv2.cvtColor(stored, cv2.COLOR_RGB2GRAY), bool(np.mean(spreads) > COLOUR_ABOVE)
     if stored.ndim != 2 or stored.dtype.itemsize > 2:
         raise NotAFrontalImage("not one image of at most 16 bits")
     if 0 < unused < 16 and not (stored & (2**unused - 1)).any():
@@ -222,9 +219,8 @@ def _shown(dataset: "Dataset") -> tuple[NDArray, bool]:
         top, most = table[1].max(), 1.5 * np.percentile(table[1], formats.PERCENTILES[1])
         shown = _looked_up(table, values) / (top if top <= most or not most else most / 1.5)
     elif (shown := _windowed(dataset, values)) is None:
-        low, high = np.interp(
-            formats.robust_range(_without_padding(dataset, stored)), np.arange(len(values)) + least, values
-        )
+        limits = formats.robust_range(_without_padding(dataset, stored))
+        low, high = np.interp(limits, np.arange(len(values)) + least, values)
         shown = (values - min(low, high)) / max(abs(high - low), 1e-9)
     if interpretation == "MONOCHROME1":
         shown = 1 - np.clip(shown, 0, 1)

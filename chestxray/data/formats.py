@@ -23,13 +23,8 @@ _PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 _JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _JPEG_FRAME_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}  # F7: JPEG-LS, in DICOM
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_UNSUPPORTED = {
-    b"GIF8": "GIF",
-    b"\0\0\0\x0cjP": "JPEG 2000",
-    b"\xff\x4f\xff\x51": "JPEG 2000",
-    b"%PDF": "PDF",
-    b"\x1f\x8b": "gzip",
-}
+_UNSUPPORTED = {b"GIF8": "GIF", b"%PDF": "PDF", b"\x1f\x8b": "gzip"}
+_UNSUPPORTED |= dict.fromkeys((b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51"), "JPEG 2000")
 
 
 def is_dicom(data: bytes) -> bool:
@@ -40,10 +35,7 @@ def is_dicom(data: bytes) -> bool:
 
 
 def check_image(data: bytes) -> tuple[int, int, str]:
-    """Read the header of a whole file and check what can be known without decoding.
-
-    Returns:
-        ``(width, height, mode)``, see :func:`read_header`.
+    """Read ``(width, height, mode)`` and check what can be known of a whole file without decoding.
 
     Raises ValueError: One line with the reason: see :func:`read_header` and :func:`check_size`, or truncated.
     """
@@ -95,8 +87,7 @@ def _pillow_format(data: bytes) -> str | None:
 def read_with_pillow(data: bytes, decode: bool = True) -> tuple[int, int, str, np.ndarray | None]:
     """Read a BMP, TIFF or WebP file: width, height and mode as stored, and the upright grey pixels.
 
-    Pixels are ``uint8``, or numbers of more bits, (H, W); None if they are not wanted. Raises ValueError as
-    :func:`check_image` does.
+    Pixels are ``uint8``, or numbers of more bits, (H, W); None if not wanted. Errors: :func:`check_image`.
     """
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -123,9 +114,8 @@ def read_with_pillow(data: bytes, decode: bool = True) -> tuple[int, int, str, n
         raise ValueError(f"too large (at most {MAX_PIXELS:,} pixels)") from None
     except Exception as error:  # a damaged file can fail in any way
         known = str(error).startswith(("too ", "not one image", "not supported", "damaged ("))
-        raise ValueError(
-            str(error) if known else "truncated, damaged, or of a kind that is not supported"
-        ) from None
+        reason = str(error) if known else "truncated, damaged, or of a kind that is not supported"
+        raise ValueError(reason) from None
 
 
 def _read_jpeg_header(data: bytes) -> tuple[tuple[int, int, str], int]:

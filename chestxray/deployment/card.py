@@ -16,9 +16,7 @@ _KEYS |= {"thresholds", "training_data", "triage"}
 def read_card(folder: str | Path) -> dict[str, Any]:
     """Read ``card.json`` of a model folder.
 
-    Raises:
-        FileNotFoundError: The file is missing.
-        ValueError: The file is not a card, or a key is missing.
+    Raises FileNotFoundError if it is missing, and ValueError if it is not a card or lacks a key.
     """
     path, received = Path(folder) / "card.json", f"Received: folder={str(folder)!r}"
     if not path.is_file():
@@ -41,11 +39,6 @@ def render(template: str, **values: Any) -> str:
     return _ENVIRONMENT.get_template(template).render(values)
 
 
-_ENVIRONMENT = Environment(
-    loader=PackageLoader("chestxray.deployment"),
-    autoescape=select_autoescape(["html.j2"]),
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
+_BLANKS = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+_STRICT = {"autoescape": select_autoescape(["html.j2"]), "undefined": StrictUndefined}
+_ENVIRONMENT = Environment(loader=PackageLoader("chestxray.deployment"), **_STRICT, **_BLANKS)

@@ -52,12 +52,10 @@ _MOST_TRAIN = 1000  # images for the out-of-distribution check: more change litt
 class Scores(NamedTuple):
     """Output of a classifier for N images.
 
-    Attributes:
-        logits: Raw log-odds of the positive class, ``float64`` (N,).
-        distances: From the training images, for the out-of-distribution check, (N,).
-        maps: Heatmaps, 0 or more, (N, h, w): Grad-CAM, scaled so that it is the positive part of the class
-            activation map if the network ends in pooling and one dense layer. None if not requested, or if an
-            exported model has no such output.
+    ``logits`` are raw log-odds of the positive class, ``float64`` (N,). ``distances``, (N,), are those from
+    the training images, for the out-of-distribution check. ``maps``, (N, h, w), are heatmaps, 0 or more:
+    Grad-CAM, scaled so that it is the positive part of the class activation map if the network ends in
+    pooling and one dense layer; None if not requested, or if an exported model has no such output.
     """
 
     logits: np.ndarray
@@ -69,11 +67,9 @@ class Scores(NamedTuple):
 class Classifier:
     """A loaded model with its card.
 
-    Attributes:
-        model: From grey (N, size, size, 1) in 0–255 to logits (N, 1), or (N, 3): normal, bacteria, virus.
-        card: Contents of ``card.json``.
-        outlier_check: Contents of ``refusal.npz``.
-        seen: Contents of ``seen.npz``, by which training images are recognised; None without the file.
+    ``model`` goes from grey (N, size, size, 1) in 0–255 to logits (N, 1), or (N, 3): normal, bacteria, virus.
+    ``card`` holds the contents of ``card.json``, ``outlier_check`` those of ``refusal.npz``, and ``seen``
+    those of ``seen.npz``, by which training images are recognised; None without the file.
     """
 
     model: "keras.Model | Runtime"
@@ -90,13 +86,9 @@ class Classifier:
         return self.score(images).logits
 
     def score(self, images: np.ndarray, with_maps: bool = False) -> Scores:
-        """Score preprocessed images.
+        """Score preprocessed images, grey in 0–255, (N, size, size) or (N, size, size, 1), N > 0.
 
-        Args:
-            images: Grey pixels in 0–255, (N, size, size) or (N, size, size, 1), N > 0.
-            with_maps: Add heatmaps.
-
-        Raises ValueError: No image, another size than the card's, or pixels that are not grey in 0–255.
+        ``with_maps`` adds heatmaps. ValueError: No image, another size than the card's, or other pixels.
         """
         batch, size = as_batch(images), self.card["image"]["size"]
         if not len(batch) or batch.shape[1:3] != (size, size):
@@ -123,10 +115,8 @@ class Classifier:
         import tensorflow as tf
 
         size = self.card["image"]["size"]
-        return tf.function(
-            functools.partial(with_features(self.model), training=False),
-            input_signature=[tf.TensorSpec((None, size, size, 1), tf.float32)],
-        )
+        scorer, images = with_features(self.model), tf.TensorSpec((None, size, size, 1), tf.float32)
+        return tf.function(functools.partial(scorer, training=False), input_signature=[images])
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return calibrated probabilities of the positive class, (N,), from raw logits."""
@@ -220,10 +210,8 @@ def load_classifier(folder: str | Path, threads: int = 1) -> Classifier:
         folder: Folder with a model file, ``card.json`` and ``refusal.npz``.
         threads: Cores that an exported model may use for one image; Keras uses all.
 
-    Raises:
-        FileNotFoundError: A file is missing.
-        ValueError: A file cannot be used, or the self-test gives another logit.
-        ModuleNotFoundError: The runtime of the model is not installed.
+    Raises FileNotFoundError for a missing file, ValueError if a file cannot be used or the self-test gives
+    another logit, and ModuleNotFoundError if the runtime of the model is not installed.
     """
     folder = Path(folder)
     card, received = read_card(folder), f"Received: folder={str(folder)!r}"
@@ -257,13 +245,9 @@ def learn_reference(
 ) -> tuple[OutlierCheck, dict[str, Any]]:
     """Fit the out-of-distribution check, and describe the validation images for later comparison.
 
-    Args:
-        scorer: From :func:`with_features`.
-        data: The data that its model was trained on.
-        val_logits, val_features: Its outputs for the validation images, (N, 1) or (N, 3), and (N, F).
-
-    Returns:
-        The check, and the reference for :func:`chestxray.evaluation.drift.drift_table`.
+    ``scorer``, from :func:`with_features`, was trained on ``data``. For the validation images it gave
+    ``val_logits``, (N, 1) or (N, 3), and ``val_features``, (N, F). The result is the check, and the reference
+    for :func:`chestxray.evaluation.drift.drift_table`.
     """
     train = data.subset("train")
     train = train.sample(min(_MOST_TRAIN, len(train)), random_state=data.split_seed)

@@ -62,10 +62,8 @@ def report(
     prevalences = PREVALENCES if prevalence is None else (prevalence,)
     points = operating_points(labels, probabilities, card["thresholds"], prevalences)
     points = points.set_index("threshold_rule").T.reset_index(names="")
-    text = (
-        "Chosen on the model's own validation images. Wilson intervals. "
-        "PPV and NPV at the prevalence given in percent."
-    )
+    text = "Chosen on the model's own validation images. Wilson intervals. "
+    text += "PPV and NPV at the prevalence given in percent."
     sections: list[Section] = [
         ("Images", counts, None),
         ("Discrimination", "95 % intervals by bootstrap over patients.", ranking),
@@ -85,10 +83,8 @@ def report(
 def _check_predictions(table: pd.DataFrame, card: Mapping[str, Any], columns: Iterable[str]) -> None:
     """Raise ValueError if a column is missing, or the card's calibration gives other probabilities."""
     if missing := {"path", "probability", "logit", *columns} - set(table):
-        raise ValueError(
-            "predictions need the columns that chestxray predict writes; missing: "
-            f"{sorted(missing)}. Received: columns={list(table)}"
-        )
+        message = f"predictions need the columns that chestxray predict writes; missing: {sorted(missing)}"
+        raise ValueError(f"{message}. Received: columns={list(table)}")
     rows = table.dropna(subset=["logit", "probability"])
     expected = apply_platt(rows["logit"], card["calibration"]["slope"], card["calibration"]["intercept"])
     wrong = rows[~((rows["probability"] - expected).abs() < 1e-4)]
@@ -106,20 +102,16 @@ def _local_threshold(table: pd.DataFrame) -> Section:
     scores = threshold_elsewhere(table["label"], table["probability"], table["group"], counts)
     if scores.empty:
         return title, "Not tried: that needs 50 images, and both classes among any 25 of them.", None
-    text = (
-        "Some of these images are drawn by patient, and the Youden threshold of them decides about the "
-        "others: mean and middle 95 % of up to 200 draws. This is the variation of the choice and no "
-        "confidence interval. The stored threshold is not changed."
-    )
+    text = "Some of these images are drawn by patient, and the Youden threshold of them decides about the "
+    text += "others: mean and middle 95 % of up to 200 draws. This is the variation of the choice and no "
+    text += "confidence interval. The stored threshold is not changed."
     return title, text, scores.set_index("labelled").T.reset_index(names="from so many images")
 
 
 def _calibration(table: pd.DataFrame, prevalence: float | None) -> Section:
     labels, versions = table["label"], {"as stored": table["probability"].to_numpy()}
-    text = (
-        "Slope 1 and intercept 0 are right; a slope below 1 is over-confident, an intercept below 0 predicts "
-        "too much pneumonia."
-    )
+    text = "Slope 1 and intercept 0 are right; a slope below 1 is over-confident, an intercept below 0 "
+    text += "predicts too much pneumonia."
     try:
         refitted = versions["refitted here (cross-validated)"] = locally_calibrated(table)
     except ValueError as error:
@@ -127,10 +119,8 @@ def _calibration(table: pd.DataFrame, prevalence: float | None) -> Section:
     else:
         if prevalence is not None:
             shifted = shift_prevalence(refitted, float(labels.mean()), prevalence)
-            text += (
-                f" At a prevalence of {100 * prevalence:.3g}% instead of {labels.mean():.0%} here, the "
-                f"mean refitted probability {refitted.mean():.2f} becomes {shifted.mean():.2f} (Bayes)."
-            )
+            text += f" At a prevalence of {100 * prevalence:.3g}% instead of {labels.mean():.0%} here, the "
+            text += f"mean refitted probability {refitted.mean():.2f} becomes {shifted.mean():.2f} (Bayes)."
     rows = []
     for name, probabilities in versions.items():
         metrics = calibration_metrics(labels, probabilities, table["group"])
@@ -141,8 +131,8 @@ def _calibration(table: pd.DataFrame, prevalence: float | None) -> Section:
 def locally_calibrated(table: pd.DataFrame) -> np.ndarray:
     """Refit Platt scaling on these images (``logit, label, group``), each scored by a fit on other patients.
 
-    Returns probabilities (N,). Raises ValueError if a class has fewer than ten patient groups, or the logits
-    rank the images backwards.
+    Returns probabilities (N,). ValueError: A class has fewer than ten patient groups, or logits rank
+    backwards.
     """
     if table.groupby("label")["group"].nunique().min() < 2 * _FOLDS:
         raise ValueError(f"too few patients (at least {2 * _FOLDS} of each class are needed)")
@@ -184,16 +174,12 @@ def drift_report(table: pd.DataFrame, card: Mapping[str, Any]) -> list[Section]:
     to_label = classified.loc[[*nearest, *others], ["path", "probability"]]
     to_label["why"] = np.repeat(["nearest to the threshold", "drawn at random"], [len(nearest), len(others)])
     shares_text = "Wilson intervals. About 1 % of the validation images are unlike the training images."
-    drift_text = (
-        "Medians then and now, population stability index (what chance alone gives beside it), "
-        "Kolmogorov-Smirnov distance. Drift is not yet loss of performance, and performance can be lost "
-        "without drift: only labels tell."
-    )
-    label_text = (
-        "The images nearest to the threshold teach where the model is unsure. An honest estimate of its "
-        "performance needs a random sample: begin with the ones drawn here, and go on until there are a "
-        "hundred of each class."
-    )
+    drift_text = "Medians then and now, population stability index (what chance alone gives beside it), "
+    drift_text += "Kolmogorov-Smirnov distance. Drift is not yet loss of performance, and performance can be "
+    drift_text += "lost without drift: only labels tell."
+    label_text = "The images nearest to the threshold teach where the model is unsure. An honest estimate of "
+    label_text += "its performance needs a random sample: begin with the ones drawn here, and go on until "
+    label_text += "there are a hundred of each class."
     measured = {name: read[name].dropna() for name in measures}  # some refused images are not measured
     return [
         ("Shares", shares_text, pd.DataFrame(shares)),
@@ -210,13 +196,11 @@ def join_labels(
     Args:
         predictions: Of columns that both tables have, these count, except label and group.
         labels: ``path`` (as in the predictions, or an unambiguous end of it from a ``/`` on), ``label`` (0,
-            1, or a name of the classes; empty where it is not known) and any other columns; ``group`` is the
-            patient.
-        classes: Names of the negative and the positive class.
+            1, or one of the (negative, positive) ``classes``; empty where it is not known) and any other
+            columns; ``group`` is the patient.
 
-    Returns:
-        The labelled predictions with ``label`` 0 or 1 and ``group`` (by default each image its own), and the
-        rows of ``labels`` without a prediction.
+    Returns the labelled predictions with ``label`` 0 or 1 and ``group`` (by default each image its own), and
+    the rows of ``labels`` without a prediction.
 
     Raises ValueError: A column is missing, a label unknown, a path twice or ambiguous, or nothing matches.
     """

@@ -15,8 +15,7 @@ import tensorflow as tf
 from chestxray.data.dataset import XrayData
 from chestxray.deployment.classifier import Classifier, feature_maps, load_classifier, write_card
 from chestxray.deployment.runtime import MODEL_FILES, Runtime
-from chestxray.evaluation.calibration import calibrate
-from chestxray.evaluation.thresholds import choose_thresholds, choose_triage
+from chestxray.evaluation.thresholds import fit_decisions
 from chestxray.files import read_json, whole_folder
 
 LEAST_IMAGES = 200  # for the gate: all of validation and, if these are fewer, some of training
@@ -53,11 +52,9 @@ def export_model(
         float16: Store weights in half precision: half the size, slightly different logits.
         force: Keep an export that fails the gate; its card lists the faults.
 
-    Returns:
-        The comparison, see :func:`compare`.
-
-    Raises ValueError: Unknown format, other data or pixels than the model's, an output folder that holds
-    something else, or an export that failed the gate (nothing is written).
+    Returns the comparison, see :func:`compare`. Raises ValueError for an unknown format, other data or pixels
+    than the model's, an output folder that holds something else, or an export that failed the gate (nothing
+    is written).
     """
     if format not in _CONVERTERS:
         raise ValueError(f"format must be one of {list(_CONVERTERS)}. Received: format={format!r}")
@@ -85,23 +82,16 @@ def export_model(
         check = replace(original.outlier_check, center=np.zeros(0), whitening=np.zeros((0, 0)))
         runtime = Runtime(path, threads=os.cpu_count())
         exported = Classifier(runtime, original.card, check, original.seen)
-        parity, logits = compare(
-            original, exported, data.store.images(compared), compared["label"].to_numpy()
-        )
+        images, labels = data.store.images(compared), compared["label"].to_numpy()
+        parity, logits = compare(original, exported, images, labels)
         faults = gate(parity, float16)
         if faults and not force:
             message = f"the export was removed: {'; '.join(faults)} (--force keeps it)"
             raise ValueError(f"{message}. Received: format={format!r}, float16={float16}")
         content = path.read_bytes()
-        export = {
-            "format": format,
-            "float16": float16,
-            "bytes": len(content),
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "parity": parity,
-            "faults": faults,
-        }
-        refitted = _refitted(original, logits[: len(val)], val["label"]) if own_split else {}
+        export = {"format": format, "float16": float16, "bytes": len(content)}
+        export |= {"sha256": hashlib.sha256(content).hexdigest(), "parity": parity, "faults": faults}
+        refitted = fit_decisions(logits[: len(val)], val["label"]) if own_split else {}
         write_card(partial, replace(exported, card=original.card | refitted | {"export": export}))
     return parity
 
@@ -109,10 +99,8 @@ def export_model(
 def deployable(classifier: Classifier) -> keras.Model:
     """Return the network with everything that prediction needs as named outputs.
 
-    Returns:
-        A model from grey (N, size, size, 1) in 0–255 to ``logit`` (N, K), ``distance`` (N, 1) for the
-        out-of-distribution check and, if the network ends in pooling and one dense layer with one logit,
-        ``map`` (N, h, w), the class activation map.
+    They are ``logit`` (N, K), ``distance`` (N, 1) for the out-of-distribution check and, if the network ends
+    in pooling and one dense layer with one logit, ``map`` (N, h, w), the class activation map.
     """
     model, check = classifier.model, classifier.outlier_check
     maps = feature_maps(model)
@@ -131,15 +119,15 @@ def deployable(classifier: Classifier) -> keras.Model:
     return keras.Model(model.inputs[0], outputs)
 
 
-def _export_options(model: keras.Model) -> dict[str, Any]:
+def _export(model: keras.Model, path: str, format: str) -> None:
+    model = keras.models.clone_model(model, clone_function=_plain, recursive=True)
     image = keras.InputSpec(shape=(1, *model.input_shape[1:]), dtype="float32", name="image")
-    return {"verbose": False, "input_signature": [image]}
+    model.export(path, format=format, verbose=False, input_signature=[image])
 
 
 def _to_litert(model: keras.Model, path: Path, float16: bool) -> None:
     with tempfile.TemporaryDirectory() as saved:
-        model = _for_export(model)
-        model.export(saved, format="tf_saved_model", **_export_options(model))
+        _export(model, saved, "tf_saved_model")
         converter = tf.lite.TFLiteConverter.from_saved_model(saved)
         if float16:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -163,15 +151,10 @@ def _plain(layer: keras.layers.Layer) -> keras.layers.Layer:
     return keras.layers.Rescaling(list(scale), list(-np.ravel(layer.mean) * scale), name=layer.name)
 
 
-def _for_export(model: keras.Model) -> keras.Model:
-    return keras.models.clone_model(model, clone_function=_plain, recursive=True)
-
-
 def _to_onnx(model: keras.Model, path: Path, float16: bool) -> None:
     import onnx
 
-    model = _for_export(model)
-    model.export(str(path), format="onnx", **_export_options(model))
+    _export(model, str(path), "onnx")
     if not float16:
         return
     proto = onnx.load(path)
@@ -196,10 +179,9 @@ def compare(
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Score the same images (N, H, W, 1), with labels (N,), by a classifier and its export.
 
-    Returns:
-        ``images``; ``logit_difference``, the largest; the shares ``decisions_changed`` (at the original's
-        calibration and ``youden`` threshold) and ``refusals_changed``; ``brier`` and ``distinct_scores`` of
-        ``[original, exported]``. And the exported model's logits, (N,).
+    Gives ``images``; ``logit_difference``, the largest; the shares ``decisions_changed`` (at the original's
+    calibration and ``youden`` threshold) and ``refusals_changed``; ``brier`` and ``distinct_scores`` of
+    ``[original, exported]``. And the exported model's logits, (N,).
     """
     scores = [classifier.score(images) for classifier in (original, exported)]
     probabilities = [original.probabilities(score.logits) for score in scores]
@@ -226,9 +208,8 @@ def gate(parity: dict[str, Any], float16: bool) -> list[str]:
         faults.append(f"only {parity['images']} images could be compared, {LEAST_IMAGES} are needed")
     difference = parity["logit_difference"]
     if not float16 and not difference <= MOST_LOGIT_DIFFERENCE:  # NaN is too much
-        faults.append(
-            f"logits differ by up to {difference:.2g}, at most {MOST_LOGIT_DIFFERENCE:g} is allowed"
-        )
+        allowed = f"at most {MOST_LOGIT_DIFFERENCE:g} is allowed"
+        faults.append(f"logits differ by up to {difference:.2g}, {allowed}")
     for name, most in {"decisions": MOST_CHANGED if float16 else 0.0, "refusals": MOST_CHANGED}.items():
         if (share := parity[f"{name}_changed"]) > most:
             faults.append(f"{share:.1%} of the {name} change, at most {most:.1%} may")
@@ -239,17 +220,3 @@ def gate(parity: dict[str, Any], float16: bool) -> list[str]:
     if after < 0.9 * before:
         faults.append(f"only {after} different scores are left of {before}")
     return faults
-
-
-def _refitted(original: Classifier, logits: np.ndarray, labels: pd.Series) -> dict[str, Any]:
-    """Return calibration and thresholds for the card of the export, from its own logits on validation."""
-    slope, intercept = calibrate(logits, labels)
-    calibration = {"slope": slope, "intercept": intercept}
-    probabilities = replace(original, card={"calibration": calibration}).probabilities(logits)
-    thresholds, reasons = choose_thresholds(labels, probabilities)
-    return {
-        "calibration": calibration,
-        "thresholds": thresholds,
-        "threshold_reasons": reasons,
-        "triage": choose_triage(labels, probabilities),
-    }

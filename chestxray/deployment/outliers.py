@@ -47,21 +47,14 @@ class OutlierCheck:
         return np.linalg.norm((features - self.center) @ self.whitening.T, axis=1)
 
     def measure(self, images: NDArray, distances: NDArray) -> dict[str, NDArray]:
-        """Measure what can drift without labels.
+        """Measure what can drift without labels, of preprocessed images, ``uint8`` (N, H, W).
 
-        Args:
-            images: ``uint8`` (N, H, W), preprocessed.
-            distances: (N,), of the same images, see :meth:`distances`.
-
-        Returns:
-            ``brightness``, ``contrast``, ``sharpness``, ``likeness`` (correlation with the mean training
-            image) and ``distance``, each ``float64`` (N,).
+        ``distances``, (N,), are those of the same images, see :meth:`distances`. Gives ``brightness``,
+        ``contrast``, ``sharpness``, ``likeness`` (correlation with the mean training image) and ``distance``,
+        each ``float64`` (N,).
         """
         likeness = self._correlate(_standardised(images)).astype(np.float64)
-        return image_statistics(images) | {
-            "likeness": likeness,
-            "distance": np.asarray(distances, np.float64),
-        }
+        return image_statistics(images) | {"likeness": likeness, "distance": np.float64(distances)}
 
     def reasons(self, images: NDArray, distances: NDArray) -> list[str]:
         """Return the reason why each image is refused; empty if it is accepted. Arguments as in `measure`."""
@@ -98,10 +91,7 @@ class OutlierCheck:
 
     @classmethod
     def load(cls, path: Path) -> "OutlierCheck":
-        """Read what :meth:`save` wrote; nothing is unpickled.
-
-        Raises ValueError: The file is damaged.
-        """
+        """Read what :meth:`save` wrote; nothing is unpickled. A damaged file raises ValueError."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 likeness, margin, distance = file["limits"].tolist()
@@ -116,11 +106,8 @@ def fit_outlier_check(
     """Learn the description from training images, and the limits from validation images.
 
     Mahalanobis distance of pooled features (Lee et al. 2018, with one class and the covariance of Ledoit and
-    Wolf 2004), and the correlation with the mean image: pooled features do not hold positions.
-
-    Args:
-        train_images, val_images: ``uint8`` (N, H, W), preprocessed.
-        train_features, val_features: (N, F), pooled features of the same images.
+    Wolf 2004), and the correlation with the mean image: pooled features do not hold positions. Images are
+    ``uint8`` (N, H, W), preprocessed; features (N, F) are pooled ones of the same images.
     """
     from sklearn.covariance import LedoitWolf
 
@@ -159,15 +146,11 @@ def _standardised(images: NDArray) -> NDArray:
 
 
 def image_statistics(images: NDArray) -> dict[str, NDArray]:
-    """Measure preprocessed images, ``uint8`` (N, H, W).
+    """Measure preprocessed images, ``uint8`` (N, H, W); each measure is (N,).
 
-    Returns:
-        ``brightness`` and ``contrast``: mean and standard deviation of the grey values; ``sharpness``:
-        standard deviation of the Laplacian, which falls with blur and rises with noise. Each (N,).
+    ``brightness`` and ``contrast`` are mean and standard deviation of the grey values, ``sharpness`` is the
+    standard deviation of the Laplacian, which falls with blur and rises with noise.
     """
     sharpness = np.array([cv2.Laplacian(image, cv2.CV_32F).std() for image in images], np.float64)
-    return {
-        "brightness": images.mean(axis=(1, 2)),
-        "contrast": images.std(axis=(1, 2)),
-        "sharpness": sharpness,
-    }
+    brightness, contrast = images.mean(axis=(1, 2)), images.std(axis=(1, 2))
+    return {"brightness": brightness, "contrast": contrast, "sharpness": sharpness}

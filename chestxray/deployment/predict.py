@@ -34,12 +34,9 @@ _LOADING = threading.Lock()
 def list_images(sources: Iterable[str | Path]) -> Iterator[Path]:
     """List images one after the other; only the names of one folder or pattern are in memory.
 
-    Args:
-        sources: Files; folders (every file below that is not hidden, in the order of their names); patterns
-            such as ``images/**/*.png``; CSV files with a column ``path``, relative to the CSV's folder.
-
-    Yields:
-        Paths. A missing file, or a pattern without a match, is listed too, so that it is reported by name.
+    ``sources`` are files; folders (every file below that is not hidden, in the order of their names);
+    patterns such as ``images/**/*.png``; CSV files with a column ``path``, relative to the CSV's folder. A
+    missing file, or a pattern without a match, is listed too, so that it is reported by name.
 
     Raises ValueError: A CSV file is damaged or has no column ``path``.
     """
@@ -62,9 +59,9 @@ def _paths_of_table(source: Path) -> Iterator[Path]:
     with open(source, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
         received = f"Received: path={str(source)!r}"
-        if "path" not in (reader.fieldnames or ()):
-            columns = f"columns={reader.fieldnames}"
-            raise ValueError(f"a table of images needs a column path. {received}, {columns}")
+        columns = reader.fieldnames
+        if "path" not in (columns or ()):
+            raise ValueError(f"a table of images needs a column path. {received}, {columns=}")
         try:
             for row in reader:
                 yield source.parent / spelled(source.parent, row["path"] or "")
@@ -86,13 +83,11 @@ def predict_files(
         threshold_rule: Rule of the stored threshold that decides.
         accept_all: Also classify images that do not look like the training images; ``problem`` still says so.
 
-    Yields:
-        For each file :data:`COLUMNS`: ``path``; ``status`` (ok, refused or unreadable); ``probability``
-        (calibrated, 0–1) and ``decision`` (a class name), None unless ok; ``problem`` (empty, or the reason);
-        ``outside`` (tags of a DICOM file that lie outside the training population: age, view); ``seen``
-        (the subset of the training data that holds the image: train, val, or empty); the raw
-        ``logit`` and :data:`MEASURES` (:meth:`chestxray.deployment.outliers.OutlierCheck.measure`), None
-        without pixels.
+    Yields for each file :data:`COLUMNS`: ``path``; ``status`` (ok, refused or unreadable); ``probability``
+    (calibrated, 0–1) and ``decision`` (a class name), None unless ok; ``problem`` (empty, or the reason);
+    ``outside`` (tags of a DICOM file that lie outside the training population: age, view); ``seen`` (the
+    subset of the training data that holds the image: train, val, or empty); the raw ``logit`` and
+    :data:`MEASURES` (:meth:`chestxray.deployment.outliers.OutlierCheck.measure`), None without pixels.
 
     Raises ValueError: The rule has no threshold.
     """
@@ -105,15 +100,10 @@ def predict_files(
 def predict_parallel(
     folder: Path, paths: Iterable[Path], threshold_rule: str, accept_all: bool, jobs: int, backend: str | None
 ) -> Iterator[dict[str, Any]]:
-    """Classify images with several processes, or several machines; see :func:`predict_files`.
+    """Classify images with several processes, or several machines, in order; see :func:`predict_files`.
 
-    Args:
-        folder: Of the model; every process loads it once.
-        jobs: Processes; -1 takes one a core.
-        backend: See :func:`chestxray.parallel.workers`; an unknown one raises ValueError.
-
-    Yields:
-        Rows, in the order of the paths.
+    Every process loads the model of ``folder`` once. ``jobs`` is the number of processes; -1 takes one a
+    core. For ``backend`` see :func:`chestxray.parallel.workers`; an unknown one raises ValueError.
     """
     from joblib import Parallel, delayed
 
@@ -187,14 +177,11 @@ def judge(
 def decode_file(
     path: Path, population: Mapping[str, Any] | None = None, size: int | None = None
 ) -> DicomImage:
-    """Read and decode one file.
+    """Read and decode one regular file of at most :data:`MOST_BYTES`.
 
-    Args:
-        path: A regular file of at most :data:`MOST_BYTES`.
-        population: From the card; see :func:`chestxray.data.dicom.decode_dicom`.
-        size: See :func:`chestxray.data.images.decode_image`.
-
-    Raises OSError if the file cannot be opened, and ValueError if it cannot be used.
+    For ``population``, from the card, see :func:`chestxray.data.dicom.decode_dicom`; for ``size`` see
+    :func:`chestxray.data.images.decode_image`. Raises OSError if the file cannot be opened, and ValueError if
+    it cannot be used.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):

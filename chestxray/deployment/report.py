@@ -31,12 +31,9 @@ def report_page(
 ) -> str:
     """Return the report of a prediction: images with heatmaps, most suspicious first.
 
-    Args:
-        classifier: The classifier that made the rows.
-        rows: Rows of classified images, most suspicious first; their files are read again.
-        problems: Rows of refused and unreadable images.
-        count: Numbers of ``images``, ``ok``, ``refused``, ``unreadable``, ``outside age``, ``outside view``.
-        threshold_rule: Rule of the threshold that decided.
+    ``rows`` are those that ``classifier`` made of classified images, most suspicious first; their files are
+    read again. ``problems`` are the rows of refused and unreadable images. ``count`` has the numbers of
+    ``images``, ``ok``, ``refused``, ``unreadable``, ``outside age``, ``outside view``.
     """
     card = classifier.card
     subset = "test" if "test" in card["metrics"] else "val"
@@ -100,14 +97,9 @@ def _triage(row: Mapping[str, Any], card: Mapping[str, Any]) -> str:
 
 
 def overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
-    """Lay a heatmap over an image.
+    """Lay a heatmap, (h, w) in 0–1, over an image, ``uint8`` (H, W), which is unchanged where it is 0.
 
-    Args:
-        image: ``uint8`` (H, W).
-        heatmap: (h, w) in 0–1; where it is 0, the image is unchanged.
-
-    Returns:
-        BGR, float (H, W, 3) in 0–255.
+    Gives BGR, float (H, W, 3) in 0–255.
     """
     heatmap = np.clip(cv2.resize(heatmap.astype(np.float32), image.shape[::-1]), 0, 1)
     colours = cv2.applyColorMap(np.rint(255 * heatmap).astype(np.uint8), cv2.COLORMAP_INFERNO)
@@ -140,12 +132,7 @@ def _with_html(sections: "Sequence[Section]") -> list[tuple[str, str, str | None
 
 
 def audit_page(sections: "Sequence[Section]", means: Mapping[str, np.ndarray]) -> str:
-    """Return the page of an audit.
-
-    Args:
-        sections: From :func:`chestxray.audit.describe`.
-        means: From :func:`chestxray.audit.audit_data`.
-    """
+    """Return the page of an audit, from :func:`chestxray.audit.describe` and `audit_data`."""
     (negative, low), (positive, high) = means.items()
     reach = max(1.0, np.abs(high - low).max())
     images = {f"mean of {name}": image for name, image in means.items()}

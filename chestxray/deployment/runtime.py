@@ -15,16 +15,13 @@ MODEL_FILES = {"litert": "model.tflite", "onnx": "model.onnx"}  # names of expor
 
 
 class Runtime:
-    """A loaded exported model.
+    """A loaded exported model: ``model.tflite`` or ``model.onnx`` of `chestxray.deployment.export`.
 
-    Args:
-        path: ``model.tflite`` or ``model.onnx``, from :func:`chestxray.deployment.export.export_model`.
-        sha256: Expected hash of the file; None skips the check.
-        threads: Cores that one image may use.
+    ``sha256`` is the expected hash of the file; None skips the check. ``threads`` is the number of cores that
+    one image may use.
 
-    Raises:
-        ValueError: The file is not the one that the card describes, or cannot be loaded.
-        ModuleNotFoundError: The runtime of the format is not installed.
+    Raises ValueError if the file is not the one that the card describes or cannot be loaded, and
+    ModuleNotFoundError if the runtime of the format is not installed.
     """
 
     def __init__(self, path: str | Path, sha256: str | None = None, threads: int = 1):

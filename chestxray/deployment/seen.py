@@ -64,10 +64,9 @@ def seen_text(train: int, val: int, images: int) -> str:
     """One sentence on images that were seen in training; empty if none was."""
     if not train + val:
         return ""
-    return (
-        f"{train + val:,} of these {images:,} images were used to make the model ({train:,} for training, "
-        f"{val:,} for validation): its scores on them are too good."
-    )
+    subsets = f"({train:,} for training, {val:,} for validation)"
+    used = f"{train + val:,} of these {images:,} images were used to make the model {subsets}"
+    return f"{used}: its scores on them are too good."
 
 
 def seen_in_folder(

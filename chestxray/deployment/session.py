@@ -21,7 +21,7 @@ from chestxray.deployment.predict import BATCH, COLUMNS, chunks, judge, list_ima
 from chestxray.deployment.report import MOST_IMAGES, report_page
 from chestxray.deployment.runtime import Runtime
 from chestxray.deployment.seen import seen_text
-from chestxray.files import file_lock, whole_file
+from chestxray.files import locked, whole_file
 
 MOST_PROBLEMS = 200  # refused and unreadable files that the report lists
 FORMATS = (".csv", ".jsonl")
@@ -32,13 +32,10 @@ FEW_FOR_CHECK = 100  # validation images, below which the out-of-distribution ch
 class Session:
     """Prediction of a stream of images; keeps what summary and report need, in bounded memory.
 
-    Args:
-        model: Folder of the model.
-        sources: See :func:`chestxray.deployment.predict.list_images`.
-        threshold_rule, accept_all: See :func:`chestxray.deployment.predict.predict_files`.
-        jobs: Number of processes; None for one a core with an exported model, and for this process with a
-            Keras model, which uses all cores by itself.
-        backend: joblib backend; None predicts a few images in this process.
+    ``model`` is the folder of the model. For ``sources``, ``threshold_rule`` and ``accept_all`` see
+    :func:`chestxray.deployment.predict.predict_files`. ``jobs`` is the number of processes; None for one a
+    core with an exported model, and for this process with a Keras model, which uses all cores by itself.
+    Without a ``backend`` of joblib a few images are predicted in this process.
 
     Raises FileNotFoundError, ValueError: The model cannot be loaded, or the rule has no threshold.
     """
@@ -63,16 +60,10 @@ class Session:
     def rows(
         self, output: str | Path | None = None, report: str | Path | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Predict, and write table and report at the end.
+        """Predict, and write a table (``.csv``, ``.jsonl``) and the page of a report at the end.
 
-        Args:
-            output: Path of the table, ``.csv`` or ``.jsonl``.
-            report: Path of the page (:mod:`chestxray.deployment.report`).
-
-        Yields:
-            Rows as :func:`chestxray.deployment.predict.predict_files` does.
-
-        Raises ValueError: No image, an unknown backend, or an output that is one of the sources or a folder.
+        Yields rows as :func:`chestxray.deployment.predict.predict_files` does. Raises ValueError for no
+        image, an unknown backend, or an output that is one of the sources or a folder.
         """
         written = {os.path.abspath(path) for path in (output, report) if path}  # now or by an earlier call
         paths = (path for path in list_images(self.sources) if os.path.abspath(path) not in written)
@@ -83,7 +74,13 @@ class Session:
             message = "the table would replace what it is made from"
             raise ValueError(f"{message}. Received: output={str(output)!r}")
         paths, in_process = chain(first, paths), self.jobs == 1 or len(first) <= BATCH
-        predict = self._predict_here if in_process and self.backend is None else self._predict_parallel
+
+        def predict(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+            decision = self.threshold_rule, self.accept_all
+            if in_process and self.backend is None:
+                judged = (judge(self.classifier, batch, *decision) for batch in chunks(paths))
+                return chain.from_iterable(judged)
+            return predict_parallel(self.model.absolute(), paths, *decision, self.jobs, self.backend)
 
         def write_report() -> None:
             if report:
@@ -105,14 +102,6 @@ class Session:
             yield row
         if not output:
             write_report()
-
-    def _predict_here(self, paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-        for batch in chunks(paths):
-            yield from judge(self.classifier, batch, self.threshold_rule, self.accept_all)
-
-    def _predict_parallel(self, paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-        options = self.threshold_rule, self.accept_all, self.jobs, self.backend
-        return predict_parallel(self.model.absolute(), paths, *options)
 
     def _remember(self, row: dict[str, Any]) -> None:
         self.count["images"] += 1
@@ -152,7 +141,7 @@ def journaled(
 
     Rows are appended to a journal, ``.partial-<name>.jsonl`` beside the output. The next call keeps its first
     rows as long as identity, path, size and time of change of each image agree. After the last row the output
-    is written whole and the journal is removed.
+    is written whole and the journal is removed. All rows are given, also those of the journal.
 
     Args:
         output: ``.csv`` or ``.jsonl`` (JSON Lines).
@@ -160,9 +149,6 @@ def journaled(
         paths: Paths of all images, in an order that stays the same.
         predict: Turns paths into rows, in order.
         finish: Called when the table is written, before the journal is removed.
-
-    Yields:
-        All rows, also those of the journal.
 
     Raises ValueError: Unknown format, a folder, or another process writes this table.
     """
@@ -174,14 +160,11 @@ def journaled(
         raise ValueError(f"the table cannot be written: there is a folder. {received}")
     output.parent.mkdir(parents=True, exist_ok=True)
     journal = output.with_name(f".partial-{output.name}.jsonl")
-    lock = file_lock(journal.with_name(f"{journal.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"another process writes this table. {received}") from None
-    except (OSError, NotImplementedError):
-        pass  # a file system without locks
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(journal, wait=False))
+        except Timeout:
+            raise ValueError(f"another process writes this table. {received}") from None
         with open(journal, "a+b") as file:
             file.seek(0)
             end, rest, keys = 0, paths, collections.deque[list]()
@@ -210,19 +193,15 @@ def journaled(
                 _write_table(partial, (_entry(line)[1] for line in file))
         finish()
         journal.unlink()
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(lock.lock_file)
-        lock.release()
 
 
 def _key(path: Path, identity: str) -> list:
     """Return what a row must agree with to be kept; without size and time of change if there is no file."""
-    try:
+    key = [identity, str(path), os.path.abspath(path)]
+    with contextlib.suppress(OSError):
         status = path.stat()
-    except OSError:
-        return [identity, str(path), os.path.abspath(path)]
-    return [identity, str(path), os.path.abspath(path), status.st_size, status.st_mtime_ns]
+        key += [status.st_size, status.st_mtime_ns]
+    return key
 
 
 def _entry(line: bytes) -> list:

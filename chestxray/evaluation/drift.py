@@ -13,7 +13,6 @@ if TYPE_CHECKING:  # prediction needs no pandas
     import pandas as pd
 
 _QUANTILES = np.linspace(0, 1, 101)
-_BINS = 10
 PSI_LARGE = 0.25  # from here on a population stability index is commonly called large; below 0.1 small
 
 
@@ -66,7 +65,7 @@ def drift_table(reference: Mapping[str, Any], values: Mapping[str, ArrayLike]) -
         column = np.asarray(values[name], np.float64)
         row = {"what": name, "before": quantiles[50], "now": float(np.median(column))}
         row["psi"] = population_stability(quantiles, column)
-        row["psi_by_chance"] = (_BINS - 1) * (1 / len(column) + 1 / reference["images"])
+        row["psi_by_chance"] = 9 * (1 / len(column) + 1 / reference["images"])
         row["ks"], row["p"] = kolmogorov_smirnov(quantiles, reference["images"], column)
         rows.append(row)
     table = pd.DataFrame(rows)

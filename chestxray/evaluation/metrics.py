@@ -58,9 +58,8 @@ def evaluate(
     draw differs from a value of 0 or 1, the interval is Wilson's over patients: those that a rate counts, and
     for other metrics those of the smaller class.
 
-    Returns:
-        ``metrics``: ``{metric: {"value", "low", "high"}}`` for auroc, auprc, loss and brier, and the same for
-        decisions under each threshold_rule; ``confusion``: ``{threshold_rule: {cell: count}}``.
+    Gives ``{metric: {"value", "low", "high"}}`` for auroc, auprc, loss and brier, with the same for decisions
+    under each threshold_rule; and the confusion, ``{threshold_rule: {cell: count}}``.
     """
     labels, probabilities = check_scores(labels, probabilities, both_classes=True)
     thresholds = {rule: threshold for rule, threshold in thresholds.items() if threshold is not None}
@@ -111,15 +110,13 @@ def percentile_interval(value: float, drawn: NDArray) -> dict[str, float | None]
     return {name: None if np.isnan(number) else float(number) for name, number in entry}
 
 
-def bootstrap_weights(
-    labels: ArrayLike, groups: ArrayLike, draws: int = 2000, seed: int = 0
-) -> Iterator[NDArray]:
+def bootstrap_weights(labels: ArrayLike, groups: ArrayLike, draws: int = 2000) -> Iterator[NDArray]:
     """Draw patient groups with replacement, stratified by label, and yield how often each image was drawn.
 
     Each block is float64 of shape (some of the draws, N). A group is positive when any of its images is. Each
-    draw takes as many positive and as many negative groups as there are. Labels, groups and seed determine
-    the draws, so two models can be compared draw by draw. ValueError is raised with the first draw, also for
-    a missing group or ``draws`` below 1.
+    draw takes as many positive and as many negative groups as there are. Labels and groups determine the
+    draws, so two models can be compared draw by draw. ValueError is raised with the first draw, also for a
+    missing group or ``draws`` below 1.
     """
     groups = np.asarray(groups)
     labels = check_labels(labels, groups=groups)
@@ -133,7 +130,7 @@ def bootstrap_weights(
     pool = np.argsort(positive, kind="stable")  # group numbers, the negative stratum first
     sizes = np.bincount(positive, minlength=2)
     start, size = np.repeat([0, sizes[0]], sizes), np.repeat(sizes, sizes)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     step = max(1, _CHUNK // len(labels))
     for first in range(0, draws, step):
         picks = rng.random((min(step, draws - first), len(pool)))
@@ -253,10 +250,8 @@ def subgroup_table(table: "pd.DataFrame", by: str, threshold: float, draws: int 
     ``table`` has one row an image: ``label``, ``probability``, ``group`` and the column. A column with more
     than six different numbers is cut into thirds of equally many images; missing values are a subgroup.
 
-    Returns:
-        One row a value: ``by, value, images, pneumonia``; ``auroc``, ``sensitivity`` and ``specificity`` with
-        ``_low`` and ``_high`` (bootstrap; Wilson for the rates; NaN where a class is missing); ``note`` on
-        few images.
+    One row a value: ``by, value, images, pneumonia``; ``auroc``, ``sensitivity`` and ``specificity`` with
+    ``_low`` and ``_high`` (bootstrap; Wilson for the rates; NaN where a class is missing); ``note`` on few.
     """
     import pandas as pd
 

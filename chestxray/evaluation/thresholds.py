@@ -7,6 +7,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from chestxray.evaluation import metrics
+from chestxray.evaluation.calibration import apply_platt, calibrate
 
 PREVALENCES = (0.10, 0.25, 0.50)
 
@@ -40,10 +41,8 @@ def choose_thresholds(labels: ArrayLike, probabilities: ArrayLike) -> tuple[dict
         return thresholds, {}
     sizes = np.arange(1, 100)
     needed = sizes[metrics.wilson_interval(sizes, sizes)[1] >= 0.95].min()
-    reason = (
-        f"validation has {positives} positive (PNEUMONIA) images; a lower 95 % bound of "
-        f"sensitivity of 0.95 needs at least {needed}, even when all of them are found"
-    )
+    reason = f"validation has {positives} positive (PNEUMONIA) images; a lower 95 % bound of sensitivity "
+    reason += f"of 0.95 needs at least {needed}, even when all of them are found"
     return thresholds, {"sensitivity_95": reason}
 
 
@@ -128,6 +127,18 @@ def choose_triage(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, floa
     if low > high:
         low = high = (low + high) / 2
     return {"rule_out": float(low), "rule_in": float(high)}
+
+
+def fit_decisions(logits: ArrayLike, labels: ArrayLike) -> dict[str, dict]:
+    """Fit what a card needs to decide, on raw logits and labels, (N,), of the validation split.
+
+    The keys are calibration (slope, intercept), thresholds, threshold_reasons and triage.
+    """
+    slope, intercept = calibrate(logits, labels)
+    probabilities = apply_platt(logits, slope, intercept)
+    fitted = {"calibration": {"slope": slope, "intercept": intercept}}
+    fitted["thresholds"], fitted["threshold_reasons"] = choose_thresholds(labels, probabilities)
+    return fitted | {"triage": choose_triage(labels, probabilities)}
 
 
 def triage_table(

@@ -96,12 +96,10 @@ def build_teacher_cnn(
 ) -> keras.Model:
     """Build a light teacher: 3 convolutions (64, 128, 256) and 3 dense layers (512, 256, outputs).
 
-    Published versions flatten instead of global average pooling: at 224 px this gives the first dense layer
-    100 million weights.
+    Published versions flatten where it pools: at 224 px the first dense layer then has 100 million weights.
     """
-    return _build_plain_cnn(
-        "teacher_cnn", (64, 128, 256), (512, 256), image_size, dropout, precision, outputs
-    )
+    filters, units = (64, 128, 256), (512, 256)
+    return _build_plain_cnn("teacher_cnn", filters, units, image_size, dropout, precision, outputs)
 
 
 def build_student_cnn(
@@ -131,10 +129,8 @@ def build_compact_cnn(
             x = layers.ReLU(name=f"stem{number}_relu")(normalised(x, f"stem{number}"))
         for stage, (filters, depth, stride) in enumerate([(64, 2, 1), (96, 3, 2), (160, 3, 2)], 1):
             for number in range(1, depth + 1):
-                name, before = f"stage{stage}_block{number}", x
-                x = layers.DepthwiseConv2D(
-                    3, stride if number == 1 else 1, "same", use_bias=False, name=f"{name}_depthwise"
-                )(x)
+                name, before, step = f"stage{stage}_block{number}", x, stride if number == 1 else 1
+                x = layers.DepthwiseConv2D(3, step, "same", use_bias=False, name=f"{name}_depthwise")(x)
                 x = layers.ReLU(name=f"{name}_depthwise_relu")(normalised(x, f"{name}_depthwise"))
                 x = layers.Conv2D(filters, 1, use_bias=False, name=f"{name}_pointwise")(x)
                 x = normalised(x, f"{name}_pointwise")

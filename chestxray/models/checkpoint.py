@@ -27,10 +27,8 @@ def fingerprint(model: keras.Model, description: dict[str, Any]) -> str:
     The description holds settings, data and split as plain JSON types. Names of layers do not count: Keras
     numbers some anew in every instance. Of what is trainable, only weights count.
     """
-    layers = [
-        [type(layer).__name__, layer.get_config() | {"name": "", "trainable": None}, sources]
-        for layer, sources in zip(model.operations, wiring(model), strict=True)
-    ]
+    fed, ignored = zip(model.operations, wiring(model), strict=True), {"name": "", "trainable": None}
+    layers = [[type(layer).__name__, layer.get_config() | ignored, sources] for layer, sources in fed]
     digest = hashlib.sha256(json.dumps([description, layers], sort_keys=True, default=str).encode())
     for weight in model.weights:
         digest.update(f"{weight.shape}{weight.trainable}".encode())
@@ -80,10 +78,9 @@ def starting_again(model: keras.Model, wanted: bool) -> Iterator[None]:
 class Checkpoint(keras.callbacks.Callback):
     """Last callback of a training: writes the state after every epoch and takes it up again.
 
-    Attributes:
-        history, epochs_done: One dictionary an epoch, with the metrics and ``epoch``; their number.
-        seconds: Duration of these epochs, in all calls together.
-        stopped, finished: Whether early stopping has ended the training; whether it came to its end.
+    ``history`` has one dictionary an epoch, with the metrics and ``epoch``; ``epochs_done`` is their number
+    and ``seconds`` their duration, in all calls together. ``stopped`` says whether early stopping has ended
+    the training, ``finished`` whether it came to its end.
     """
 
     def __init__(self, path: Path | None, identity: str, watched: list[keras.callbacks.Callback]):
@@ -138,27 +135,19 @@ class Checkpoint(keras.callbacks.Callback):
     def _write(self) -> None:
         if self.path is None:
             return
-        best = next(
-            (callback.best_weights for callback in self.watched if getattr(callback, "best_weights", None)),
-            [],
-        )
-        meta = {
-            "identity": self.identity,
-            "history": self.history,
-            "seconds": self.seconds,
-            "stopped": self.stopped or self.model.stop_training,
-            "finished": self.finished,
-            "best_weights": 0 if self.finished else len(best),
-            "callbacks": [
-                {name: _plain(value) for name, value in vars(callback).items() if name in _CALLBACK_STATE}
-                for callback in self.watched
-            ],
-        }
-        arrays = {
-            f"variable{number}": variable.numpy() for number, variable in enumerate(_variables(self.model))
-        }
-        if not self.finished:
-            arrays |= {f"best{number}": weight for number, weight in enumerate(best)}
+        best = []
+        for callback in self.watched if not self.finished else ():
+            best += getattr(callback, "best_weights", None) or []
+        stopped = self.stopped or self.model.stop_training
+        meta = {"identity": self.identity, "history": self.history, "seconds": self.seconds}
+        meta |= {"stopped": stopped, "finished": self.finished, "best_weights": len(best)}
+        meta["callbacks"] = [
+            {name: _plain(value) for name, value in vars(callback).items() if name in _CALLBACK_STATE}
+            for callback in self.watched
+        ]
+        variables = [variable.numpy() for variable in _variables(self.model)]
+        arrays = {f"variable{number}": values for number, values in enumerate(variables)}
+        arrays |= {f"best{number}": weight for number, weight in enumerate(best)}
         with whole_file(self.path) as partial, open(partial, "wb") as file:
             np.savez(file, meta=np.array(json.dumps(meta)), **arrays)
 

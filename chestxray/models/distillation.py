@@ -17,17 +17,10 @@ def distillation_loss(teacher_logits: Any, student_logits: Any, temperature: flo
     gradient independent of T (Hinton, Vinyals and Dean 2015, arXiv:1503.02531). One logit z is the log-odds
     of class 1 and stands for the pair (0, z): the distributions are Bernoulli(σ(t/T)) and Bernoulli(σ(s/T)).
 
-    Args:
-        teacher_logits, student_logits: (N, 1) for two classes, (N, C) for more.
-        temperature: T, above 0.
-
-    Returns:
-        (N,), in nats times T²; 0 where both agree.
+    Logits are (N, 1) for two classes, (N, C) for more; T, the ``temperature``, is above 0. Gives (N,), in
+    nats times T²; 0 where both agree.
     """
-    teacher, student = (
-        ops.log_softmax(_all_classes(ops.cast(logits, "float32")) / temperature)
-        for logits in (teacher_logits, student_logits)
-    )
+    teacher, student = (_log_softened(logits, temperature) for logits in (teacher_logits, student_logits))
     return temperature**2 * ops.sum(ops.exp(teacher) * (teacher - student), axis=-1)
 
 
@@ -35,17 +28,17 @@ def mean_tempered_entropy(logits: Any, temperature: float) -> float:
     """Mean entropy of a teacher's softened probabilities, in nats: its information beyond the decision.
 
     At most ln 2 = 0.69 for two classes and ln 3 = 1.10 for three. A teacher near 0 repeats the labels.
-
-    Args:
-        logits: (N, 1) or (N, C).
-        temperature: T, above 0.
+    Logits are (N, 1) or (N, C), the ``temperature`` is above 0.
     """
-    log = ops.log_softmax(_all_classes(ops.cast(logits, "float32")) / temperature)
+    log = _log_softened(logits, temperature)
     return float(ops.mean(-ops.sum(ops.exp(log) * log, axis=-1)))
 
 
-def _all_classes(logits: Any) -> Any:
-    return ops.concatenate([ops.zeros_like(logits), logits], axis=-1) if logits.shape[-1] == 1 else logits
+def _log_softened(logits: Any, temperature: float) -> Any:
+    logits = ops.cast(logits, "float32")
+    if logits.shape[-1] == 1:
+        logits = ops.concatenate([ops.zeros_like(logits), logits], axis=-1)
+    return ops.log_softmax(logits / temperature)
 
 
 class Distiller(keras.Model):
@@ -67,8 +60,7 @@ class Distiller(keras.Model):
 
     - images, when student and teacher take the same ones;
     - ``{"image": …, "teacher_image": …}`` when they take different sizes;
-    - ``{"image": …, "teacher_logit": …}`` with the teacher's answers computed before; no teacher is needed
-      then.
+    - ``{"image": …, "teacher_logit": …}`` without a teacher, with its answers computed before.
 
     ``predict`` needs the images alone and gives the student's logits.
     """
@@ -91,19 +83,15 @@ class Distiller(keras.Model):
         check_logits(student, "the student")
         if teacher is not None:
             check_logits(teacher, "the teacher")
-        if teacher is not None and teacher.output.shape[-1] != student.output.shape[-1]:
-            raise ValueError(
-                "teacher and student must have the same number of logits. Received: "
-                f"teacher={teacher.output.shape[-1]}, student={student.output.shape[-1]}"
-            )
+            taught, learned = teacher.output.shape[-1], student.output.shape[-1]
+            if taught != learned:
+                message = "teacher and student must have the same number of logits"
+                raise ValueError(f"{message}. Received: teacher={taught}, student={learned}")
         super().__init__(name=f"{student.name}_distiller", dtype=student.dtype_policy)
         self.student, self.alpha, self.temperature = student, alpha, temperature
         # In a function Keras does not find it: as an attribute it would be trained, saved and counted.
         self._teach = None if teacher is None else lambda images: teacher(images, training=False)
-        self._terms = {
-            "student_loss": keras.metrics.Mean("student_loss"),
-            "distillation_loss": keras.metrics.Mean("distillation_loss"),
-        }
+        self._terms = {name: keras.metrics.Mean(name) for name in ("student_loss", "distillation_loss")}
         self.built = True
 
     def compile(
@@ -142,25 +130,20 @@ class Distiller(keras.Model):
         if isinstance(x, Mapping) and "teacher_logit" in x:
             return x["teacher_logit"]
         if self._teach is None:
-            raise ValueError(
-                'without a teacher x must be {"image": …, "teacher_logit": …}. '
-                f"Received: x={sorted(x) if isinstance(x, Mapping) else type(x).__name__}"
-            )
+            received = sorted(x) if isinstance(x, Mapping) else type(x).__name__
+            message = 'without a teacher x must be {"image": …, "teacher_logit": …}'
+            raise ValueError(f"{message}. Received: x={received}")
         return self._teach(x["teacher_image"] if isinstance(x, Mapping) else x)
 
     def _objective(self, labels: Any, logits: Any, taught: Any, weight: Any) -> Any:
         if logits.shape[-1] == 1:
-            hard = keras.losses.binary_crossentropy(
-                ops.reshape(ops.cast(labels, logits.dtype), (-1, 1)), logits, from_logits=True
-            )
+            labels = ops.reshape(ops.cast(labels, logits.dtype), (-1, 1))
+            hard = keras.losses.binary_crossentropy(labels, logits, from_logits=True)
         else:
-            hard = keras.losses.sparse_categorical_crossentropy(
-                ops.reshape(labels, (-1,)), logits, from_logits=True
-            )
-        terms = {
-            "student_loss": hard,
-            "distillation_loss": distillation_loss(taught, logits, self.temperature),
-        }
+            labels = ops.reshape(labels, (-1,))
+            hard = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+        soft = distillation_loss(taught, logits, self.temperature)
+        terms = {"student_loss": hard, "distillation_loss": soft}
         for name, values in terms.items():
             if weight is not None:
                 values = values * ops.reshape(ops.cast(weight, values.dtype), (-1,))

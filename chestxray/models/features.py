@@ -74,17 +74,14 @@ def frozen_graph(model: keras.Model, bf16: bool = False) -> Callable[[tf.Tensor]
     than Keras' policy. With batch normalisation the weights become constants, so that convolution,
     normalisation and activation fuse. Without it, constants only cost time (VGG16: 48, not 79 images/s).
 
-    Args:
-        model: From images (N, H, W, 1) in 0–255 to one or several tensors; is not changed.
-        bf16: Compute in bfloat16 on a CPU also when the model itself computes in float32.
+    The model takes (N, H, W, 1) in 0–255, gives one or several tensors, and is not changed. ``bf16`` computes
+    in bfloat16 on a CPU also when the model itself computes in float32.
     """
     bf16 = bf16 or any(layer.compute_dtype == "bfloat16" for layer in model.layers)
     rewrite = bf16 and not tf.config.list_physical_devices("GPU")
     copy = as_float32(model) if rewrite else model
-    graph = tf.function(
-        lambda images: keras.tree.flatten(copy(images, training=False)),
-        input_signature=[tf.TensorSpec(model.input.shape, tf.float32)],
-    ).get_concrete_function()
+    traced = tf.function(lambda images: keras.tree.flatten(copy(images, training=False)))
+    graph = traced.get_concrete_function(tf.TensorSpec(model.input.shape, tf.float32))
     if any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers):
         graph = convert_variables_to_constants_v2(graph)
 
@@ -111,12 +108,8 @@ class Features:
 
     Each view of each image is computed when it is first needed. An entry on disk is one view of all images of
     one subset: a ``float16`` memory map, keyed by the frozen layers and weights, the pixels, the paths and
-    the view.
-
-    Attributes:
-        rest: The model from the first cut to the logit; shares its layers with the whole model.
-        bytes: Size of all views on disk.
-        entries: The folders of all views, whether they exist or not.
+    the view. ``rest`` is the model from the first cut to the logit; it shares its layers with the whole
+    model. ``bytes`` is the size of all views on disk, ``entries`` their folders, whether they exist or not.
     """
 
     def __init__(
@@ -185,10 +178,8 @@ class Features:
                 for target, activations in zip(maps, self._graphs[missing](pixels), strict=True):
                     half = tf.cast(activations, tf.float16)  # several times faster than NumPy
                     if not tf.reduce_all(tf.math.is_finite(half)):
-                        raise ValueError(
-                            "activations do not fit into float16; train with disk_gb=0. "
-                            f"Received: largest={np.abs(activations).max()}"
-                        )
+                        message = "activations do not fit into float16; train with disk_gb=0"
+                        raise ValueError(f"{message}. Received: largest={np.abs(activations).max()}")
                     target[batch * _BATCH : batch * _BATCH + len(half)] = half
             for target in maps:
                 target.flush()
@@ -250,15 +241,10 @@ def plan_features(
 ) -> Features | None:
     """Decide whether a phase is trained from stored activations, and print their size.
 
-    Args:
-        model, data, augmentation: See :class:`Features`.
-        cuts: From :func:`find_cut`: the phase's own, then those of later phases. Of these only layers before
-            the phase's own are stored; those after it still change.
-        views: Stored views of each training image; 0 means fresh ones, through the whole network.
-        disk_gb: Limit of the cache of features, in 10⁹ bytes.
-
-    Returns:
-        The features, or None when no layer is frozen, fresh views are wanted, or the disk is too small.
+    ``cuts`` are from :func:`find_cut`: the phase's own, then those of later phases. Of these only layers
+    before the phase's own are stored; those after it still change. ``views`` are the stored views of each
+    training image; 0 means fresh ones, through the whole network. ``disk_gb`` limits the cache of features,
+    in 10⁹ bytes. Gives None when no layer is frozen, fresh views are wanted, or the disk is too small.
     """
     if cuts[0] is None or (augmentation and not views):
         return None

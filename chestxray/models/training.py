@@ -46,17 +46,14 @@ class EpochLine(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if not np.isfinite([logs["loss"], logs["val_loss"]]).all():
-            raise ValueError(
-                "the loss is not a number: train in float32 or with a smaller learning rate. "
-                f"Received: phase={self.phase!r}, epoch={epoch + 1}"
-            )
+            message = "the loss is not a number: train in float32 or with a smaller learning rate"
+            raise ValueError(f"{message}. Received: phase={self.phase!r}, epoch={epoch + 1}")
         rate = float(self.model.optimizer.learning_rate)
         logs.setdefault("learning_rate", rate)
         names = [name for name in ("loss", "val_loss", "val_accuracy", "val_auroc") if name in logs]
         text = "  ".join(f"{name} {logs[name]:.4f}" for name in names)
-        print(
-            f"epoch {epoch + 1:2d}/{self.epochs} {self.phase}: {text}  learning rate {rate:.1e}", flush=True
-        )
+        text += f"  learning rate {rate:.1e}"
+        print(f"epoch {epoch + 1:2d}/{self.epochs} {self.phase}: {text}", flush=True)
 
 
 class _SumAuroc(keras.metrics.AUC):
@@ -94,10 +91,9 @@ def compile_model(model: keras.Model, optimizer: keras.Optimizer, label_smoothin
 class Training:
     """Record of one phase of training.
 
-    Attributes:
-        history: One row an epoch: epoch, phase, loss, val_loss, …, learning_rate.
-        seconds, images: Wall time of all epochs, and training images seen in them.
-        steps_left_out: Steps whose gradient was not finite.
+    ``history`` has one row an epoch: epoch, phase, loss, val_loss, …, learning_rate. ``seconds`` is the wall
+    time of all epochs, ``images`` counts the training images in them, ``steps_left_out`` steps without a
+    finite gradient.
     """
 
     history: pd.DataFrame
@@ -137,10 +133,8 @@ def train(
     model = functional(model)
     outputs = model.output_shape[-1]
     if settings.label_smoothing and (distillation or outputs > 1):
-        raise ValueError(
-            "label_smoothing must be 0 with a teacher or three logits. "
-            f"Received: label_smoothing={settings.label_smoothing!r}"
-        )
+        received = f"label_smoothing={settings.label_smoothing!r}"
+        raise ValueError(f"label_smoothing must be 0 with a teacher or three logits. Received: {received}")
     labels = data.targets("train", outputs)
     steps_per_epoch = math.ceil(len(labels) / settings.batch_size)
     optimizer = make_optimizer(model, settings, steps_per_epoch)
@@ -155,8 +149,13 @@ def train(
         compile_model(learner, optimizer, settings.label_smoothing)
     learner.optimizer.build(learner.trainable_variables)
     watched = _loss_callbacks(settings)
-    identity = _identity(model, data, settings, labels, phase, bool(features), distillation)
-    state = Checkpoint(Path(checkpoint) if checkpoint else None, identity, watched)
+    contents = hashlib.sha256("".join(data.table["sha256"]).encode() + labels.tobytes()).hexdigest()
+    identity = {"settings": asdict(settings) | {"disk_gb": None}, "phase": phase, "stored": bool(features)}
+    identity |= {"pixels": data.store.key, "split": data.split_hash, "contents": contents}
+    identity |= {"seed": data.train_seed, "keras": keras.__version__, "tensorflow": tf.__version__}
+    identity["distillation"] = distillation.identity if distillation else None
+    place = Path(checkpoint) if checkpoint else None
+    state = Checkpoint(place, fingerprint(model, identity), watched)
     with starting_again(learner, wanted=bool(state.path)):
         state.restore(learner)
         done = state.epochs_done
@@ -168,16 +167,10 @@ def train(
             training, validation, prepare = _pipelines(data, settings, outputs, features, distillation, done)
             callbacks = [prepare, *watched, EpochLine(phase, settings.epochs), state]
             with fused_batch_norm(model):
-                learner.fit(
-                    training,
-                    validation_data=validation,
-                    epochs=done if state.stopped else settings.epochs,
-                    initial_epoch=done,
-                    verbose=0,
-                    shuffle=False,  # the dataset shuffles
-                    class_weight=class_weights(labels, max(2, outputs)) if settings.class_weights else None,
-                    callbacks=callbacks,
-                )
+                weights = class_weights(labels, max(2, outputs)) if settings.class_weights else None
+                options = {"callbacks": callbacks, "class_weight": weights, "validation_data": validation}
+                epochs = {"initial_epoch": done, "epochs": done if state.stopped else settings.epochs}
+                learner.fit(training, **options, **epochs, verbose=0, shuffle=False)  # the dataset shuffles
     steps = state.epochs_done * steps_per_epoch
     if left_out := steps - int(learner.optimizer.iterations):
         print(f"{phase}: {left_out} of {steps} steps left out, their gradient was not finite")
@@ -198,48 +191,22 @@ def _loss_callbacks(settings: TrainSettings) -> list[keras.callbacks.Callback]:
     return watched
 
 
-def _identity(
-    model: keras.Model,
-    data: XrayData,
-    settings: TrainSettings,
-    labels: np.ndarray,
-    phase: str,
-    stored: bool,
-    distillation: Distillation | None,
-) -> str:
-    """Identity of a training, by which its checkpoint is recognised."""
-    contents = hashlib.sha256("".join(data.table["sha256"]).encode() + labels.tobytes()).hexdigest()
-    description = {
-        "settings": asdict(settings) | {"disk_gb": None},
-        "phase": phase,
-        "stored": stored,
-        "pixels": data.store.key,
-        "split": data.split_hash,
-        "contents": contents,
-        "seed": data.train_seed,
-        "keras": keras.__version__,
-        "tensorflow": tf.__version__,
-        "distillation": distillation.identity if distillation else None,
-    }
-    return fingerprint(model, description)
-
-
 def _pipelines(
     data: XrayData,
     settings: TrainSettings,
     outputs: int,
     features: Features | None,
     distillation: Distillation | None,
-    epochs_done: int,
+    current: int,
 ) -> tuple[tf.data.Dataset, tf.data.Dataset, keras.callbacks.Callback]:
-    """Training and validation pipeline, and the callback that prepares each epoch for them."""
-    current = {"epoch": epochs_done}
+    """Training and validation pipeline, and the callback that prepares each epoch, from ``current`` on."""
 
     def epoch() -> int:
-        return current["epoch"]
+        return current
 
     def begin(number: int, logs: dict | None = None) -> None:
-        current["epoch"] = number
+        nonlocal current
+        current = number
         if features:
             features.prepare("val")
             features.prepare("train", number)
@@ -302,9 +269,8 @@ def _position(model: keras.Model, name: str) -> int:
     names = [layer.name for layer in model.layers]
     if name not in names:
         close = difflib.get_close_matches(name, names, n=5, cutoff=0.3) or names
-        raise ValueError(
-            f"the model has no such layer; similar names: {close}. Received: unfreeze_from={name!r}"
-        )
+        message = f"the model has no such layer; similar names: {close}"
+        raise ValueError(f"{message}. Received: unfreeze_from={name!r}")
     return names.index(name)
 
 
@@ -324,8 +290,7 @@ def train_head(
     """First phase of transfer learning: the layers after the pooling learn, the backbone is frozen.
 
     ``unfreeze_next`` is ``unfreeze_from`` of a next phase with the same augmentation and views; its
-    activations are stored in the same pass. For the other arguments of this and the following phases see
-    :func:`train`.
+    activations are stored in the same pass. For the other arguments of all phases see :func:`train`.
     """
     keep = None
     if unfreeze_next:
@@ -377,10 +342,9 @@ def train_whole(
 def choose_precision(wanted: str = "auto", bf16_pays: bool = True) -> tuple[str, str]:
     """Choose the Keras dtype policy for training; print and return policy and device.
 
-    Args:
-        wanted: One of ``POLICIES``; others raise ValueError. ``"auto"`` is bfloat16 on a GPU (float16 before
-            compute capability 8) and on a CPU with its units if ``bf16_pays``; float32 otherwise.
-        bf16_pays: Whether the network is faster in bfloat16 on such a CPU.
+    ``wanted`` is one of ``POLICIES``; others raise ValueError. ``"auto"`` is bfloat16 on a GPU (float16
+    before compute capability 8) and on a CPU with its units if the network is faster there (``bf16_pays``);
+    float32 otherwise.
     """
     if wanted not in POLICIES:
         raise ValueError(f"precision must be one of {POLICIES}. Received: precision={wanted!r}")

@@ -93,10 +93,8 @@ class Rays:
         square = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1, dtype=np.float32)] * 2))
         middle = np.rint(start + step / 2).T.astype(np.float32)
         column, row = middle[:, :, None, None] + square[:, None]
-        ax, ay, sx, sy, gain, outer, core = (
-            value.astype(np.float32)[:, None, None]
-            for value in (*start.T, *step.T, gain, wide**2, (hollow * wide) ** 2)
-        )
+        values = (*start.T, *step.T, gain, wide**2, (hollow * wide) ** 2)
+        ax, ay, sx, sy, gain, outer, core = (value.astype(np.float32)[:, None, None] for value in values)
         dx, dy = column - ax, row - ay
         along = ((dx * sx + dy * sy) / np.maximum(sx * sx + sy * sy, 1e-6)).clip(0, 1)
         off = ((dx - along * sx) ** 2 + (dy - along * sy) ** 2) * self.pixel**2

@@ -162,13 +162,10 @@ def test_weights_do_not_depend_on_the_chunks(monkeypatch):
     np.testing.assert_array_equal(np.concatenate(chunks), whole[0])
 
 
-def test_weights_follow_the_seed():
+def test_weights_are_the_same_in_every_call():
     labels, _, groups, _ = random_split(4)
-    first, again, other = (
-        next(metrics.bootstrap_weights(labels, groups, draws=5, seed=seed)) for seed in (1, 1, 2)
-    )
+    first, again = (next(metrics.bootstrap_weights(labels, groups, draws=5)) for _ in range(2))
     np.testing.assert_array_equal(first, again)
-    assert (first != other).any()
 
 
 # Metrics with intervals
