@@ -1,6 +1,6 @@
 """Train the network that finds the lung box, ``chestxray/data/lungs.onnx``, and measure its error.
 
-    python benchmarks/lung_box.py --data-dir FOLDER --masks MASKS.npz [--phantoms-only] [--epochs 24]
+    python benchmarks/lung_box.py --data-dir FOLDER --masks MASKS.npz [--phantoms-only] [--epochs 60]
 
 It learns from phantoms, whose lungs are known, and from the masks of patients that are in the training subset
 under every recorded split (``--phantoms-only`` leaves these out and writes no network). The error is measured
@@ -282,9 +282,9 @@ def write_card(found: dict[str, Any], network: Path) -> None:
 @click.option("--data-dir", type=click.Path(path_type=Path), required=True)
 @click.option("--masks", type=click.Path(path_type=Path), required=True)
 @click.option("--phantoms-only", is_flag=True)
-@click.option("--epochs", default=24)
+@click.option("--epochs", default=60)
 @click.option("--phantoms", default=3000)
-@click.option("--share", default=0.5, help="Share of the views that come from real images.")
+@click.option("--share", default=0.7, help="Share of the views that come from real images.")
 def main(data_dir: Path, masks: Path, phantoms_only: bool, epochs: int, phantoms: int, share: float) -> None:
     """Train, write the network, and report its error."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
