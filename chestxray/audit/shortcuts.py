@@ -46,12 +46,15 @@ def frame(images: np.ndarray, width: int) -> np.ndarray:
 
 
 def high_frequencies(images: np.ndarray) -> np.ndarray:
-    """Mean logarithm of the power in rings of 4 from 56 cycles per image to the corner, (N, 26)."""
+    """Mean logarithm of the power in rings of 4 cycles per image, from a quarter of the side to the corner.
+
+    Gives (N, 26) for images of 224 pixels.
+    """
     # In float32 the rounding error of the mean grey is as large as the power of high frequencies.
     side = images.shape[1]
     radius = np.hypot(*(np.mgrid[:side, :side] - side // 2))
-    high = radius >= 56
-    ring = ((radius[high] - 56) // 4).astype(int)
+    high = radius >= side // 4
+    ring = ((radius[high] - side // 4) // 4).astype(int)
     powers = (np.abs(fftshift(fft2(image.astype(np.float64)))) ** 2 for image in images)
     return np.array([np.bincount(ring, np.log(power[high] + 1)) / np.bincount(ring) for power in powers])
 
@@ -139,7 +142,8 @@ def shortcut_table(table: pd.DataFrame, images: np.ndarray, root: Path) -> pd.Da
     if np.ptp(facts, axis=0)[:2].any():  # sizes differ: the files are originals
         models["size and aspect of the files"] = facts[:, :4], False
     models |= {name: (compute(images), lungs) for name, (compute, lungs) in FEATURES.items()}
-    lungs_alone = np.stack([fit(image, ImageSettings(SIDE, "lung_box")) for image in images])
+    smaller = ImageSettings(SIDE // 2, "lung_box")  # enlarged pixels would tell how large the box was
+    lungs_alone = np.stack([fit(image, smaller) for image in images])
     rows = []
     for name, (features, lungs) in models.items():
         scores = cross_validated(features[~test], labels[~test], groups[~test])
