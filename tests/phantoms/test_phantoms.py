@@ -270,10 +270,37 @@ def test_linear_model_on_a_thumbnail_finds_something_but_little(pixels, labels, 
     assert 0.55 < linear_auroc(np.array(thumbnails, float), labels, patients) < 0.8
 
 
+# Planted framing
+
+
+def test_planted_framing_cuts_pneumonias_below_the_lungs_and_nothing_else(tmp_path):
+    write_phantoms(tmp_path / "plain", 40, 64)
+    write_phantoms(tmp_path / "framed", 40, 64, framing=0.2)
+    heights = []
+    for plain in sorted((tmp_path / "plain" / "chest_xray").rglob("*.jpeg")):
+        framed = tmp_path / "framed" / plain.relative_to(tmp_path / "plain")
+        if "NORMAL" in str(plain):
+            assert framed.read_bytes() == plain.read_bytes()
+            continue
+        whole, cut = (cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in (plain, framed))
+        heights.append(len(cut))
+        # It is a part of the image; the JPEG blocks lie elsewhere.
+        found = cv2.matchTemplate(whole, cut, cv2.TM_SQDIFF)
+        above = int(found.argmin())
+        assert found.min() / cut.size < 60 and above < len(whole) - len(cut) - above
+        masks = [cv2.imread(str(mask_path(path)), cv2.IMREAD_GRAYSCALE) for path in (plain, framed)]
+        assert np.array_equal(masks[1], masks[0][above : above + len(cut)])
+    assert (
+        64 * 0.66 < min(heights) and max(heights) < 64 and np.mean(heights) == pytest.approx(64 * 0.8, abs=2)
+    )
+
+
 # Mistakes
 
 
-@pytest.mark.parametrize("arguments", [{"images": 19}, {"seed": -1}, {"size": 31}, {"size": 64.0}])
+@pytest.mark.parametrize(
+    "arguments", [{"images": 19}, {"seed": -1}, {"size": 31}, {"size": 64.0}, {"framing": 0.3}]
+)
 def test_wrong_arguments_leave_nothing_behind(arguments, tmp_path):
     ((name, value),) = arguments.items()
     with pytest.raises(ValueError, match=f"Received: {name}={value}$"):
@@ -282,7 +309,7 @@ def test_wrong_arguments_leave_nothing_behind(arguments, tmp_path):
 
 
 def test_images_are_written_without_messages_of_opencv(tmp_path, capfd):
-    phantoms._write(tmp_path, 32, [("train/NORMAL/x.jpeg", "normal", 0, 0)])
+    phantoms._write(tmp_path, 32, 0.0, [("train/NORMAL/x.jpeg", "normal", 0, 0)])
     assert {path.name for path in tmp_path.rglob("x.*")} == {"x.jpeg", "x.png"}
     assert capfd.readouterr() == ("", "")
 
@@ -290,4 +317,4 @@ def test_images_are_written_without_messages_of_opencv(tmp_path, capfd):
 def test_an_image_that_cannot_be_written_raises(tmp_path):
     (tmp_path / "chest_xray" / "train" / "NORMAL" / "x.jpeg").mkdir(parents=True)
     with pytest.raises(OSError, match="x.jpeg"):
-        phantoms._write(tmp_path, 32, [("train/NORMAL/x.jpeg", "normal", 0, 0)])
+        phantoms._write(tmp_path, 32, 0.0, [("train/NORMAL/x.jpeg", "normal", 0, 0)])
