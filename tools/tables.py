@@ -106,13 +106,15 @@ def shortcuts() -> str:
 
 
 def framing() -> str:
-    """Means of trainings at 128 px: AUROC on validation, as it is and re-framed, and test."""
-    names = ["val", "other", "same", "zoom", "worse", "test_auroc", "test_accuracy", "test_specificity"]
+    """AUROC on validation, as it is and re-framed, and scores on test: means of trainings at 128 px."""
+    names = {"val": "validation", "other": "re-framed", "zoom": "zoomed in only", "same": "control"}
+    names |= {f"test_{name}": f"test {name}" for name in ("auroc", "accuracy", "sensitivity", "specificity")}
     rows = []
     for cell in read_json(RESULTS / "framing.json")["cells"]:
         cells = [with_sd(cell["mean"][name], cell["sd"] and cell["sd"][name]) for name in names]
-        rows.append([cell["split"], cell["network"], cell["cell"], cell["trainings"], *cells])
-    return table(["split", "network", "recipe", "trainings", *names], rows)
+        recipe = cell["cell"].replace("_style", ", tone and sharpness").replace("_", " ")
+        rows.append([cell["split"], cell["network"], recipe, cell["trainings"], *cells])
+    return table(["split", "network", "recipe", "trainings", *names.values()], rows)
 
 
 def heatmaps() -> str:
@@ -162,7 +164,7 @@ def benchmarks() -> str:
     return "\n".join(parts)
 
 
-IN_README = (results, students, shortcuts)
+IN_README = (results, shortcuts, framing)
 IN_TABLES = (models, published, students, tried, shortcuts, framing, heatmaps, speed, benchmarks)
 
 
