@@ -133,6 +133,8 @@ def describe(data: XrayData, runs: list[Mapping[str, NDArray]]) -> dict[str, Any
         )
         row |= {"test_auroc": scored["auroc"]["value"], "threshold": threshold}
         row |= {f"test_{rate}": scored["youden"][rate]["value"] for rate in RATES}
+        chosen, _ = metrics.evaluate(y, probabilities["val"], val["group"], {"youden": threshold}, draws=1)
+        row |= {f"val_{rate}": chosen["youden"][rate]["value"] for rate in RATES}
         spread = threshold_spread(y, val["group_conservative"], probabilities, truth)
         row |= spread
         rows.append(row)
@@ -166,6 +168,18 @@ def threshold_spread(
     }
 
 
+def fill_declared(cells: list[dict[str, Any]]) -> None:
+    """Write the validation scores into the rows of tried.csv that declared the experiment."""
+    file = RESULTS / "tried.csv"
+    table = pd.read_csv(file).set_index("name")
+    for cell in cells:
+        name, mean = f"framing_{cell['cell']}-{cell['split']}-s0", cell["mean"]
+        if name in table.index and cell["network"] == "compact":
+            table.loc[name, ["auroc", *RATES]] = [mean["val"], *(mean[f"val_{rate}"] for rate in RATES)]
+    with whole_file(file) as target:
+        table.reset_index().to_csv(target, index=False, float_format="%.6g")
+
+
 @click.command()
 @click.option("--work", type=click.Path(path_type=Path))
 @click.option("--data-dir", type=click.Path(path_type=Path), required=True)
@@ -192,6 +206,7 @@ def main(work: Path | None, data_dir: Path) -> None:
         if len(cells) > 1 and len({len(trained) for trained in cells.values()}) == 1:
             found["choice"][f"{network}{views and '-' + views}-{split}"] = choose(data[split], cells)
     write_json(RESULTS / "framing.json", found)
+    fill_declared(found["cells"])
     shown = pd.DataFrame([row | row["mean"] for row in found["cells"]])
     columns = ["network", "split", "cell", "views", "trainings", "val", "other", "same", "zoom", "worse"]
     print(shown[[*columns, "test_auroc", *(f"test_{rate}" for rate in RATES)]].round(4).to_string())

@@ -85,11 +85,14 @@ def students() -> str:
 
 
 def tried() -> str:
-    """Configurations that were compared on validation images, and never scored on test."""
+    """Configurations that were compared on validation images; – is not finished."""
     listed = pd.read_csv(RESULTS / "tried.csv").sort_values(["split_rule", "auroc"], ascending=[True, False])
     rows = []
     for row in listed.to_dict("records"):
-        image, cells = json.loads(row["image"]), [f"{row[m]:.4f}" for m in ("auroc", "specificity")]
+        image, cells = (
+            json.loads(row["image"]),
+            [f"{row[m]:.4f}".replace("nan", "–") for m in ("auroc", "specificity")],
+        )
         side = f"{image['size']} px{', CLAHE' if image['clahe'] else ''}"
         rows.append([row["split_rule"], row["name"], side, *cells, f"`{row['epochs']}`"])
     return table(["split", "name", "images", "auroc", "specificity", "epochs"], rows)
