@@ -3,7 +3,7 @@
     python benchmarks/framing.py restore --data-dir FOLDER --sizes SIZES.csv --work WORK
     python benchmarks/framing.py train --work WORK --masks MASKS.npz --split official --seed 0 [--cell NAME]
     python benchmarks/framing.py vgg16 --work WORK --masks MASKS.npz --weights FILE --seed 0 [--cell NAME]
-    python benchmarks/framing.py originals --work WORK --data-dir FOLDER --originals ORIGINALS
+    python benchmarks/framing.py originals --work WORK --originals ORIGINALS
 
 ``restore`` brings squashed copies back to the aspect ratio that ``SIZES.csv`` (split, file, width, height)
 gives; with originals it is not needed (``WORK/chest_xray`` may be a link to them). ``train`` trains the
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from chestxray.data.augmentation import Augmentation
 from chestxray.data.dataset import XrayData, load_data
 from chestxray.data.images import ImageSettings, decode_image, preprocess
-from chestxray.data.lungs import lung_boxes, mask_boxes
+from chestxray.data.lungs import MODEL_HASH, lung_boxes, mask_boxes
 from chestxray.data.masks import read_masks
 from chestxray.evaluation.calibration import apply_platt, calibrate
 from chestxray.evaluation.thresholds import choose_thresholds
@@ -87,7 +87,7 @@ def reframed(data: XrayData, masks: Path, work: Path) -> dict[str, NDArray]:
     They are stored, so that all trainings with one resize rule are asked about the same pixels.
     """
     settings = data.store.settings
-    file = work / f"val-{data.split_hash}-{settings.resize}-{settings.size}.npz"
+    file = work / f"val-{data.split_hash}-{settings.resize}-{settings.size}-{MODEL_HASH}.npz"
     if not file.is_file():
         boxes = boxes_of(data, masks, "val")
         pixels = {}
@@ -154,9 +154,8 @@ def train(work: Path, masks: Path, split: str, seed: int, cells: tuple[str, ...]
 
 @main.command()
 @click.option("--work", type=click.Path(path_type=Path), required=True)
-@click.option("--data-dir", type=click.Path(path_type=Path), required=True)
 @click.option("--originals", type=click.Path(path_type=Path), required=True)
-def originals(work: Path, data_dir: Path, originals: Path) -> None:
+def originals(work: Path, originals: Path) -> None:
     """Compare the decisions on originals with those on their small copies, for each cell of seed 0."""
     from chestxray.deployment.classifier import load_model
 
@@ -170,7 +169,7 @@ def originals(work: Path, data_dir: Path, originals: Path) -> None:
             probabilities = apply_platt(stored["val"], slope, intercept)
         threshold = choose_thresholds(data.targets("val"), probabilities)[0]["youden"]
         logits = []
-        for root in (originals, data_dir):
+        for root in (originals, work / "chest_xray"):
             pixels = [preprocess(root / path, settings) for path in paths]
             logits.append(model.predict(np.stack(pixels)[..., None], verbose=0)[:, 0])
         positive = [apply_platt(values, slope, intercept) >= threshold for values in logits]
@@ -232,6 +231,7 @@ def keep(
     """Write logits and description of one training."""
     described = {key: dataclasses.asdict(value) for key, value in settings.items()}
     described |= {"name": name, "seconds": round(seconds, 1), "split_hash": data.split_hash}
+    described["lungs"] = MODEL_HASH
     described["history"] = history.map(lambda v: float(f"{v:.6g}") if isinstance(v, float) else v).to_dict(
         "list"
     )

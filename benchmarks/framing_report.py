@@ -21,6 +21,7 @@ from statsmodels.stats.multitest import multipletests
 
 from chestxray.data.dataset import XrayData, load_data
 from chestxray.data.images import ImageSettings
+from chestxray.data.lungs import MODEL_HASH
 from chestxray.evaluation import metrics
 from chestxray.evaluation.calibration import apply_platt, calibrate, calibration_metrics, shift_prevalence
 from chestxray.evaluation.thresholds import choose_thresholds
@@ -50,6 +51,9 @@ def join(work: Path, data: Mapping[str, XrayData]) -> dict[str, dict[str, NDArra
         with np.load(path) as stored:
             runs[path.stem] = {kind: stored[kind] for kind in ("val", "test", *KINDS)}
         described = read_json(path.with_suffix(".json"))
+        expected = {"split_hash": data[split_of(path.stem)].split_hash, "lungs": MODEL_HASH}
+        if any(described.get(key) != value for key, value in expected.items()):
+            raise ValueError(f"other images, or another network of lungs. Received: name={path.stem!r}")
         parameters = {
             key: value for key, value in described.items() if key not in ("history", "name", "seconds")
         }
@@ -203,7 +207,8 @@ def main(work: Path | None, data_dir: Path) -> None:
             }
             row["resize"] = CELLS[cell][0]
             found["cells"].append(row | describe(data[split], trained))
-        if len(cells) > 1 and len({len(trained) for trained in cells.values()}) == 1:
+        complete = set(cells) == set(CELLS) or network == "vgg16"
+        if complete and len({len(trained) for trained in cells.values()}) == 1 < len(cells):
             found["choice"][f"{network}{views and '-' + views}-{split}"] = choose(data[split], cells)
     write_json(RESULTS / "framing.json", found)
     fill_declared(found["cells"])

@@ -92,7 +92,7 @@ def _flags(findings: dict[str, Any]) -> Iterator[tuple[str, str]]:
             auroc = "AUROC {auroc:.2f} ({low:.2f} to {high:.2f})".format(**row)
             text = f"a linear model that sees only this reaches {auroc} on other patients"
             if row["sees"] == "lung box":
-                text += ". The classes are framed differently: resize='lung_box' takes that away"
+                text += ". The classes are framed differently: resize='lung_box' takes most of that away"
             yield f"shortcut: {row['sees']}", text
     for row in findings["shift"]:
         if row["low"] > FLAG_FROM:
@@ -123,8 +123,8 @@ def describe(findings: dict[str, Any]) -> list[tuple[str, str, pd.DataFrame | No
     shortcuts = (
         "AUROC of linear models, cross-validated by patient group on all but the published test set, with "
         "95 % intervals, and on the published test set. The baseline under every score is the best row that "
-        f"sees hardly any lung: {baseline['sees']}, {baseline['auroc']:.2f}. *Reframed*: the same when the "
-        "lungs fill every image."
+        f"sees hardly any lung: {baseline['sees']}, {baseline['auroc']:.2f}. *lungs_only*: the same when "
+        "the lungs fill every image."
     )
     framing = (
         "Mean lung box in fractions of width and height, and its width by its height, when the image is "

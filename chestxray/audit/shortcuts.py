@@ -15,7 +15,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from chestxray.data.images import ImageSettings, fit
-from chestxray.data.lungs import WHOLE, lung_boxes
+from chestxray.data.lungs import lung_boxes
 from chestxray.evaluation.metrics import evaluate
 
 SIDE = 224  # width and height of the images of which features are computed
@@ -80,10 +80,8 @@ def quantisation(root: Path, paths: list[str]) -> np.ndarray | None:
 
 def framing(images: np.ndarray) -> np.ndarray:
     """Lung box of each image, (N, 4): how it is framed. Without a plausible box the mean of the others."""
-    boxes = lung_boxes(images)
-    missing = np.isnan(boxes[:, 0])
-    boxes[missing] = boxes[~missing].mean(axis=0) if not missing.all() else WHOLE
-    return boxes
+    boxes = pd.DataFrame(lung_boxes(images))
+    return boxes.fillna(boxes.mean()).fillna(0.0).to_numpy()
 
 
 FEATURES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], bool]] = {
@@ -129,8 +127,9 @@ def shortcut_table(table: pd.DataFrame, images: np.ndarray, root: Path) -> pd.Da
     ``table`` is a catalog, ``images`` its pixels, ``uint8`` (N, 224, 224); paths are relative to ``root``.
     One row a model: ``sees``, ``lungs`` (whether it sees something of them), ``features`` (how many);
     ``auroc, low, high``, cross-validated by patient group without the published test set; ``test_auroc`` on
-    this set, trained on all others (NaN without one); ``reframed``, the AUROC when the lungs fill every image
-    (NaN for what is no pixel); ``roc``, sensitivities at 1 − specificity = 0, 0.02, …
+    this set, trained on all others (NaN without one); ``lungs_only``, the AUROC when the lungs fill every
+    image (NaN for what is no pixel; the sharpness of cut-out lungs still tells how large the box was);
+    ``roc``, sensitivities at 1 − specificity = 0, 0.02, …
     """
     labels, groups = table["label"].to_numpy(), table["group_conservative"].to_numpy()
     test = (table["official_split"] == "test").to_numpy()
@@ -148,11 +147,11 @@ def shortcut_table(table: pd.DataFrame, images: np.ndarray, root: Path) -> pd.Da
     for name, (features, lungs) in models.items():
         scores = cross_validated(features[~test], labels[~test], groups[~test])
         row = {"sees": name, "lungs": lungs, "features": features.shape[1]}
-        row |= _interval(labels[~test], groups[~test], scores) | {"test_auroc": np.nan, "reframed": np.nan}
+        row |= _interval(labels[~test], groups[~test], scores) | {"test_auroc": np.nan, "lungs_only": np.nan}
         if name in FEATURES:
             known = FEATURES[name][0](lungs_alone[~test])
-            reframed_scores = cross_validated(known, labels[~test], groups[~test])
-            row["reframed"] = roc_auc_score(labels[~test], reframed_scores)
+            lungs_only = cross_validated(known, labels[~test], groups[~test])
+            row["lungs_only"] = roc_auc_score(labels[~test], lungs_only)
         if test.any():
             features = features.astype(np.float64)
             model = _linear().fit(features[~test], labels[~test])
@@ -190,8 +189,8 @@ def test_set_shift(table: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
 def framing_table(table: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
     """Mean lung box of each class and published subset, in fractions of the image's width and height.
 
-    One row a class: ``official_split, label, images, left, top, right, bottom``, ``aspect`` (width / height
-    of the box in the squashed image) and ``none``, the share of images without a plausible box.
+    One row a class and subset: ``official_split, label, images, left, top, right, bottom``, ``aspect`` (width
+    / height of the box in the squashed image) and ``none``, the share of images without a plausible box.
     """
     boxes = pd.DataFrame(lung_boxes(images), columns=["left", "top", "right", "bottom"], index=table.index)
     boxes["aspect"] = (boxes["right"] - boxes["left"]) / (boxes["bottom"] - boxes["top"])

@@ -57,7 +57,7 @@ class Augmentation:
     ) -> np.ndarray:
         """Draw the parameters of one view (usually the epoch) of N images of ``size`` × ``size`` pixels.
 
-        ``contents``, (N, 4), are the pixels left, top, right, bottom that a letterboxed image fills; None for
+        ``contents``, (N, 4), are the pixels left, top, right, bottom that letterboxed images fill; None for
         images that fill the square. Gives ``float32`` (N, 25): :func:`affine_coefficients`, brightness and
         contrast factors, the pixels inside the moved edges (4), and numbers for :meth:`restyle` (11).
         """
@@ -68,11 +68,8 @@ class Augmentation:
         shift_x, shift_y, zoom = shift_x * limit, shift_y * limit, 1 + zoom * self.zoom
         mirror = np.where(self.flip & (flip > 0), -1.0, 1.0)
         transforms = affine_coefficients(size, angle, shift_x, shift_y, shear, zoom, mirror)
-        inside = (
-            np.tile([0.0, 0.0, size, size], (len(paths), 1)) if contents is None else np.asarray(contents)
-        )
-        sides = inside[:, 2:] - inside[:, :2]
-        inside = inside + self.edges * uniform[:, 8:12] * np.tile(sides, 2)
+        inside = np.array([[0, 0, size, size]] * len(paths) if contents is None else contents, float)
+        inside += self.edges * uniform[:, 8:12] * np.tile(inside[:, 2:] - inside[:, :2], 2)
         sides = inside[:, 2:] - inside[:, :2]
         shown = sides if contents is None else sides.max(axis=1, keepdims=True)
         scale = shown / size * np.exp(self.stretch * uniform[:, 12:14])
@@ -93,17 +90,16 @@ class Augmentation:
             padding = top, height - bottom, left, width - right
             image = cv2.copyMakeBorder(image, *padding, cv2.BORDER_REPLICATE)
         if self.tone:
-            image = _change_tone(image, *parameters[14:19])
-        return _change_sharpness(image, *parameters[19:25]) if self.sharpness else image
+            image = _change_tone(image, parameters[14:19])
+        return _change_sharpness(image, parameters[19:25]) if self.sharpness else image
 
 
-def _change_tone(
-    image: np.ndarray, gamma: float, kind: float, strength: float, x: float, y: float
-) -> np.ndarray:
-    """Gamma e^±0.55, illumination that rises by up to ±30 % towards one corner; half the views equalised.
+def _change_tone(image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+    """Gamma e^±0.55, illumination that rises by up to ±30 % along each axis; half the views equalised.
 
-    All parameters but the image, ``uint8`` (H, W), are in [−1, 1).
+    ``parameters`` are gamma, kind and strength of the equalisation, and slopes along x and y, in [−1, 1).
     """
+    gamma, kind, strength, x, y = parameters
     strength = (strength + 1) / 2
     if kind < -2 / 3:
         image = cv2.createCLAHE(1 + 3 * strength, (8, 8)).apply(image)
@@ -118,23 +114,21 @@ def _change_tone(
     return np.clip(levels[image] * field, 0, 255).astype(np.uint8)
 
 
-def _change_sharpness(
-    image: np.ndarray, blur: float, small: float, sharpen: float, noise: float, jpeg: float, seed: float
-) -> np.ndarray:
-    """Blur, resample, sharpen, add noise, compress: each in one of four views; see :func:`_change_tone`."""
-    size = image.shape[::-1]
-    blur, small, sharpen, noise, jpeg = (
-        max(0, 2 * value - 1) for value in (blur, small, sharpen, noise, jpeg)
-    )
+def _change_sharpness(image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+    """Blur, resample, sharpen, add noise, compress: each in one of four views.
+
+    ``parameters`` are one number in [−1, 1) for each, and one for the seed of the noise.
+    """
+    size, seed = image.shape[::-1], parameters[5]
+    blur, small, sharpen, noise, jpeg = np.maximum(0, 2 * parameters[:5] - 1).tolist()
     if blur:
         image = cv2.GaussianBlur(image, (0, 0), 0.3 + 1.2 * blur)
     if small:
         fewer = [round(side * (0.9 - 0.5 * small)) for side in size]
         image = cv2.resize(cv2.resize(image, fewer, interpolation=cv2.INTER_AREA), size)
     if sharpen:
-        image = cv2.addWeighted(
-            image, 1 + 1.5 * sharpen, cv2.GaussianBlur(image, (0, 0), 1.5), -1.5 * sharpen, 0
-        )
+        smooth = cv2.GaussianBlur(image, (0, 0), 1.5)
+        image = cv2.addWeighted(image, 1 + 1.5 * sharpen, smooth, -1.5 * sharpen, 0)
     if noise:
         generator = np.random.default_rng(int((seed + 1) * 2**23))
         grain = generator.standard_normal(image.shape, dtype=np.float32)

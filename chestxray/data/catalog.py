@@ -57,8 +57,8 @@ def find_data(data_dir: str | Path | None = None) -> Path:
     """Find the folder that holds the class folders or ``train``, ``val``, ``test``.
 
     ``data_dir`` is a folder (nested copies of the Kaggle archive are searched), ``"phantoms"`` for the
-    synthetic default, ``"kaggle"`` to download with kagglehub, or a MedMNIST file such as
-    ``pneumoniamnist_224.npz``, whose images are written to the cache folder as PNG files. None or ``""``
+    synthetic default, ``"kaggle"`` to download with kagglehub, or a PneumoniaMNIST file
+    (``pneumoniamnist_224.npz``), whose images are written to the cache folder as PNG files. None or ``""``
     means the folder named by ``CHESTXRAY_DATA`` or, on Kaggle, the attached data set.
 
     Raises FileNotFoundError if nothing was found, and ValueError if kagglehub is not installed.
@@ -94,25 +94,34 @@ def find_data(data_dir: str | Path | None = None) -> Path:
 
 
 def _unpack(file: Path) -> Path:
-    """Write the images of a MedMNIST file as ``<part>/<class>/<part>_<number>.png`` to the cache folder."""
+    """Write the images of a PneumoniaMNIST file to the cache as ``<part>/<class>/<part>_<number>.png``.
+
+    Training images that are also in val or test, and val images that are in test, are left out.
+    """
+    received = f"Received: data_dir={str(file)!r}"
 
     def write(folder: Path) -> None:
+        seen: set[bytes] = set()
         try:
             with np.load(file, allow_pickle=False) as arrays:
-                parts = {
-                    part: (arrays[f"{part}_images"], arrays[f"{part}_labels"].ravel()) for part in SPLITS
-                }
+                parts = {part: [arrays[f"{part}_{kind}"] for kind in ("images", "labels")] for part in SPLITS}
+            for part, (images, labels) in reversed(parts.items()):
+                if images.dtype != np.uint8 or images.shape[:1] != labels.shape[:1] or images.ndim != 3:
+                    raise ValueError(f"{part}_images are not grey, or have no label each")
+                names = [dict(enumerate(CLASSES))[int(label)] for (label,) in labels.reshape(len(labels), -1)]
+                for number, (image, name) in enumerate(zip(images, names)):
+                    if image.tobytes() not in seen:
+                        path = folder / file.stem / part / name / f"{part}_{number:05d}.png"
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        path.write_bytes(cv2.imencode(".png", image)[1])
+                seen |= {image.tobytes() for image in images}
+        except OSError:
+            raise
         except Exception as error:  # a damaged file can fail in any way
-            raise ValueError(f"not a MedMNIST file ({error}). Received: data_dir={str(file)!r}") from None
-        for part, (images, labels) in parts.items():
-            if images.dtype != np.uint8 or images.ndim != 3 or not np.isin(labels, (0, 1)).all():
-                message = "a MedMNIST file must hold grey uint8 images with labels 0 and 1"
-                raise ValueError(f"{message}. Received: {part}_images of shape {images.shape}")
-            for number, (image, label) in enumerate(zip(images, labels)):
-                path = folder / file.stem / part / CLASSES[label] / f"{part}_{number:05d}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(cv2.imencode(".png", image)[1])
+            raise ValueError(f"not a PneumoniaMNIST file ({error}). {received}") from None
 
+    if not file.stem.startswith("pneumoniamnist"):
+        raise ValueError(f"only PneumoniaMNIST's classes are known. {received}")
     status = file.stat()
     key = hashlib.sha256(f"{file} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:16]
     return cached_folder("medmnist", key, write) / file.stem

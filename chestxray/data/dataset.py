@@ -17,15 +17,8 @@ import pandas as pd
 
 from chestxray.data.augmentation import Augmentation, view_layer
 from chestxray.data.catalog import find_data, scan
-from chestxray.data.images import (
-    PIXELS_VERSION,
-    ImageSettings,
-    decode_image,
-    fit,
-    letterbox_content,
-    preprocess,
-)
-from chestxray.data.lungs import WHOLE, crop_window, lung_boxes, window_between
+from chestxray.data.images import PIXELS_VERSION, ImageSettings, decode_image, fit, preprocess
+from chestxray.data.lungs import MODEL_HASH, WHOLE, crop_window, lung_boxes, window_between
 from chestxray.data.splits import make_split, overlap, split_hash
 from chestxray.files import cached_folder, read_json, remove_folder, write_json
 from chestxray.parallel import in_processes
@@ -101,6 +94,7 @@ class PixelStore:
         first = catalog.drop_duplicates("sha256").sort_values("sha256")
         contents, paths = list(first["sha256"]), [str(root / path) for path in first["path"]]
         versions, superseded = [PIXELS_VERSION, cv2.__version__], []
+        versions += [MODEL_HASH] if settings.resize == "lung_box" else []
         key = json.dumps([*versions, asdict(settings), contents], sort_keys=True)
 
         def fill(folder: Path) -> None:
@@ -171,22 +165,18 @@ class PixelStore:
         It gives ``(images, labels)``: ``float32`` (B, size, size, 1) in 0–255 and ``float32`` (B,). It reads
         whole batches from the map; see :func:`pass_batches`.
 
-        Args:
-            table, batch_size: Rows of the catalog; images a batch.
-            shuffle: New order on every pass (of indices: nothing is buffered).
-            augment: Random views; for training only.
-            seed: Decides order and views, together with the number of the pass.
-            epoch: Gives the number of the pass when one begins; by default passes are counted.
-            views: Number of different views, which the passes take in turn; 0: new ones on every pass.
+        ``shuffle`` gives a new order on every pass (of indices: nothing is buffered), ``augment`` random
+        views, for training only. ``seed`` decides both, together with the number of the pass. ``epoch`` gives
+        this number when a pass begins; by default passes are counted. ``views`` is the number of different
+        views, which the passes take in turn; 0: new ones on every pass.
         """
         import tensorflow as tf
 
         rows, size = self._rows(table), self.settings.size
         paths, labels = list(table["path"]), table["label"].to_numpy(np.float32)
-        count, letterbox, contents = itertools.count(), self.settings.resize == "letterbox", None
-        if letterbox:
-            sides = zip(table["width"], table["height"])
-            contents = [letterbox_content(width, height, size) for width, height in sides]
+        count, letterbox = itertools.count(), self.settings.resize == "letterbox"
+        sides = zip(table["width"], table["height"]) if letterbox else ()
+        contents = [self.settings.content(*pair) for pair in sides] or None
 
         def begin() -> list[np.ndarray]:
             number = epoch() if epoch else next(count)
@@ -299,13 +289,12 @@ class XrayData:
         """Pixels of one subset as another collimation would show them, ``uint8`` (N, size, size, 1).
 
         Every image is cut, or extended by repeating its edge, so that its lungs get the lung box of a random
-        image of the other class. An image without a lung box stays as it is.
+        image (``draw`` is the seed) of the other class or, as a control, of the ``same`` class. With
+        ``zoom_only`` nothing from outside the image is shown, and the lungs come as close to that box as
+        possible. An image without a lung box stays as it is. ``boxes``, (N, 4), are NaN where there is none;
+        by default the network estimates them.
 
-        Args:
-            subset, draw: The subset, and the seed of the donors.
-            donors: ``other`` or, as a control, ``same`` class.
-            zoom_only: Show nothing from outside the image: the lungs come as close to that box as possible.
-            boxes: Lung boxes, (N, 4), NaN where there is none; by default those that the network estimates.
+        Raises ValueError for other donors, or if a class has no lung box at all.
         """
         if donors not in ("other", "same"):
             raise ValueError(f"donors must be 'other' or 'same'. Received: donors={donors!r}")
@@ -313,7 +302,11 @@ class XrayData:
         paths = [self.root / path for path in rows["path"]]
         if boxes is None:
             boxes = np.concatenate(list(in_processes(_boxes, paths, "finding lungs")))
-        labels, known = rows["label"].to_numpy(), ~np.isnan(boxes[:, 0])
+        labels = rows["label"].to_numpy()
+        known = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) > 0.1  # not NaN, and wide enough for a window
+        if len(set(labels[known])) < 2:
+            message = "both classes need an image with a plausible lung box"
+            raise ValueError(f"{message}. Received: subset={subset!r}, {known.sum()} of {len(rows)} images")
         rng = np.random.default_rng([draw, donors == "same"])
         wanted = labels if donors == "same" else 1 - labels
         chosen = [rng.choice(np.flatnonzero(known & (labels == label))) for label in wanted]
@@ -384,24 +377,20 @@ def load_data(
     Raises FileNotFoundError if there is no such folder, and ValueError if the folder or the split cannot be
     used or a catalog comes without its folder.
     """
-    split = split or ("given" if str(data_dir).endswith(".npz") else "patient")
     if catalog is None:
         root = find_data(data_dir)
+        split = split or ("given" if root.parent.parent.name == "medmnist" else "patient")
         catalog = scan(root, classes)
     elif data_dir is None:
         raise ValueError("a catalog's paths are relative to a folder: name it. Received: data_dir=None")
     else:
         root = Path(data_dir).resolve()  # not find_data: the paths are relative to this folder
-        classes = classes or catalog.attrs.get("classes")
+        classes, split = classes or catalog.attrs.get("classes"), split or "patient"
         if split not in ("given", "official") and (catalog["official_split"] != "").any():
-            warnings.warn(
-                f"split '{split}' draws a new split: the subsets that the list names are not used. "
-                "split='given' keeps them",
-                stacklevel=2,
-            )
+            message = f"split '{split}' draws a new split: the subsets that the list names are not used"
+            warnings.warn(f"{message}. split='given' keeps them", stacklevel=2)
     if taken := [name for name in PREDICTED if name in catalog]:
-        message = f"columns with the names of predictions are left out: {', '.join(taken)}"
-        warnings.warn(message, stacklevel=2)
+        warnings.warn(f"columns with the names of predictions are left out: {', '.join(taken)}", stacklevel=2)
         catalog = catalog.drop(columns=taken)
     store = PixelStore.build(catalog, root, image)
     table = make_split(store.readable(catalog), split, split_seed)
@@ -412,16 +401,9 @@ def load_data(
             f"a strict patient group with training or validation, {shared['group_conservative']} a "
             "conservative one"
         )
-    return XrayData(
-        table=table,
-        store=store,
-        split_rule=split,
-        split_seed=split_seed,
-        train_seed=train_seed,
-        name=data_name(root),
-        classes=tuple(classes or CLASSES),
-        root=root,
-    )
+    seeds = {"split_seed": split_seed, "train_seed": train_seed}
+    names = {"name": data_name(root), "classes": tuple(classes or CLASSES), "root": root}
+    return XrayData(table=table, store=store, split_rule=split, **seeds, **names)
 
 
 def data_name(root: Path) -> str:

@@ -52,6 +52,14 @@ class ImageSettings:
         if not (isinstance(tiles, int) and 1 <= tiles <= self.size):
             raise ValueError(f"clahe_tiles must be an integer in 1–size. Received: clahe_tiles={tiles!r}")
 
+    def content(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Pixels left, top, right, bottom of the square that an image fills: all of it, but for letterbox."""
+        scale, columns, rows = self.size / max(height, width), self.size, self.size
+        if self.resize == "letterbox":
+            columns, rows = max(1, round(width * scale)), max(1, round(height * scale))
+        left, top = (self.size - columns) // 2, (self.size - rows) // 2
+        return left, top, left + columns, top + rows
+
 
 def preprocess(path: str | Path, settings: ImageSettings) -> np.ndarray:
     """Pixels of one file as a model sees them, ``uint8`` (size, size): read, resize, optionally CLAHE.
@@ -117,22 +125,12 @@ def resize(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
     An axis that shrinks is averaged over areas, one that grows is interpolated cubically.
     """
     (height, width), size = image.shape, settings.size
-    left, top, right, bottom = (0, 0, size, size)
-    if settings.resize == "letterbox":
-        left, top, right, bottom = letterbox_content(width, height, size)
+    left, top, right, bottom = settings.content(width, height)
     columns, rows = right - left, bottom - top
     image = cv2.resize(image, (min(width, columns), min(height, rows)), interpolation=cv2.INTER_AREA)
     image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_CUBIC)
     padding = top, size - bottom, left, size - right
     return cv2.copyMakeBorder(image, *padding, cv2.BORDER_REPLICATE)
-
-
-def letterbox_content(width: int, height: int, size: int) -> tuple[int, int, int, int]:
-    """Pixels left, top, right, bottom that an image fills in the square when its aspect ratio is kept."""
-    scale = size / max(height, width)
-    columns, rows = max(1, round(width * scale)), max(1, round(height * scale))
-    left, top = (size - columns) // 2, (size - rows) // 2
-    return left, top, left + columns, top + rows
 
 
 def apply_clahe(image: np.ndarray, clip_limit: float = 2.0, tiles: int = 8) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Lung box of an image, and re-framing: showing more or less of what surrounds the lungs.
 
 A lung box is ``(left, top, right, bottom)`` in fractions of the image's width and height. Where lung masks
-exist, :func:`mask_boxes` reads boxes from them. For any other image a small network estimates them. Its file,
-``lungs.onnx``, comes with the package; the model card beside it says what it was trained on.
+exist, :func:`mask_boxes` reads boxes from them. For other images the network ``lungs.onnx`` estimates them;
+its model card, ``lungs.md``, says what it was trained on.
 """
 
 import threading
@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 MODEL = Path(__file__).with_name("lungs.onnx")
+MODEL_HASH = "5723fa87f01878e9"  # first digits of its SHA-256: part of the keys of stored pixels and of steps
 SIDE = 64  # input of the network in pixels
 GRID = 256  # its outputs are whole numbers, in 1/256 of the image's side
 LEAST, MOST_ASPECT = 0.3, 2.5  # of a plausible box: shortest side, and longer to shorter side
 MARGIN = 0.02  # shown around the box, as a fraction of its sides
-
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 _networks = threading.local()  # a network of OpenCV serves one thread
@@ -29,10 +29,10 @@ def lung_box(image: NDArray) -> NDArray | None:
 
     None if the estimate is implausible: the image is used as a whole then. All weights and activations are
     whole numbers below 2²⁴, in units of a power of two. Their sums are exact in float32, so that every
-    machine gives the same box.
+    machine gives the same box for the same pixels.
     """
     if not hasattr(_networks, "network"):
-        _networks.network = cv2.dnn.readNetFromONNX(str(MODEL))
+        _networks.network = cv2.dnn.readNetFromONNX(np.frombuffer(MODEL.read_bytes(), np.uint8))
     small = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     _networks.network.setInput(small[np.newaxis, np.newaxis].astype(np.float32))
     box = np.clip(_networks.network.forward()[0].astype(float) / GRID, 0, 1)
@@ -52,16 +52,16 @@ def mask_boxes(masks: NDArray) -> NDArray:
     boxes = np.full((len(masks), 4), np.nan)
     for row, mask in enumerate(masks):
         if mask.any():
-            x, y = (np.flatnonzero(mask.any(axis=axis)) for axis in (0, 1))
-            edges = x[0], y[0], x[-1] + 1, y[-1] + 1
-            boxes[row] = np.array(edges) / np.tile(mask.shape[::-1], 2)
+            x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+            boxes[row] = np.array([x, y, x + width, y + height]) / np.tile(mask.shape[::-1], 2)
     return boxes
 
 
 def crop_window(image: NDArray, window: NDArray) -> NDArray:
-    """Cut a window, ``(left, top, right, bottom)`` in fractions, out of an image (H, W).
+    """Cut a window, ``(left, top, right, bottom)`` in fractions, out of an image (H, W) of any type.
 
-    Edges are rounded to whole pixels. Where the window is larger than the image, the edge is repeated.
+    Edges are rounded to whole pixels. Where the window is larger than the image, the edge is repeated. It
+    must hold at least one pixel of the image.
     """
     sides = np.tile(image.shape[::-1], 2)
     left, top, right, bottom = (int(edge) for edge in np.rint(np.asarray(window) * sides))

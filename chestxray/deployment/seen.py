@@ -1,7 +1,8 @@
 """Images that a model was trained or validated on, recognised by their perceptual hashes.
 
 ``seen.npz`` beside ``card.json`` holds 32 bytes an image and no pixels. Leave the file out where even hashes
-are private; then nothing is recognised.
+are private; then nothing is recognised. A model that sees the lung box misses some copies of other quality:
+the box moves a little, and the hashes are those of the cut image.
 """
 
 from pathlib import Path

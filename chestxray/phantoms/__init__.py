@@ -26,9 +26,8 @@ def phantom_dataset(images: int = 300, size: int = 224, seed: int = 0, framing: 
 
     Arguments and errors are those of `write_phantoms`.
     """
-    name = f"v{PHANTOM_VERSION}-{images}-images-{size}px-seed{seed}" + (
-        f"-framing{framing}" if framing else ""
-    )
+    name = f"v{PHANTOM_VERSION}-{images}-images-{size}px-seed{seed}"
+    name += f"-framing{framing}" if framing else ""
     write = partial(write_phantoms, images=images, size=size, seed=seed, framing=framing)
     return cached_folder("phantoms", name, write) / "chest_xray"
 
@@ -57,9 +56,8 @@ def write_phantoms(
         if not isinstance(value, (int, np.integer)) or not low <= value <= high:
             raise ValueError(f"{name} must be a whole number, {low} to {high}. Received: {name}={value!r}")
     folder = Path(folder)
-    for _ in in_processes(
-        partial(_write, folder, size, framing), list(_plan(images, seed)), "making phantoms"
-    ):
+    write = partial(_write, folder, size, framing)
+    for _ in in_processes(write, list(_plan(images, seed)), "making phantoms"):
         pass
     (folder / "README.txt").write_text(
         "These radiographs are SYNTHETIC: rendered by chestxray.phantoms, from no patient.\n"

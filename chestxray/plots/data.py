@@ -9,17 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from chestxray.plots.style import (
-    COLOURS,
-    MODELS,
-    Images,
-    check,
-    check_images,
-    check_table,
-    name_rows,
-    panels,
-    styled,
-)
+from chestxray.plots.style import COLOURS, Images, check, check_images, check_table, name_rows, panels, styled
 from chestxray.schema import CLASSES, SPLITS
 
 
@@ -95,10 +85,9 @@ def framing(
     ``boxes`` has one row a class and subset, as :func:`chestxray.audit.shortcuts.framing_table` gives them.
     ``doses`` are specificities at equally spaced doses from 0 to 1, by name of the line.
     """
-    check_table(boxes, "official_split", "label", "left", "top", "right", "bottom")
+    check_table(boxes, "official_split", "label", "left", "top", "right", "bottom", "aspect")
     title = "Where the lungs lie in the squashed image"
-    size = (3.6, 3.5) if doses else (4.6, 3.5)
-    figure, axes = panels(2 if doses else 1, 2, size, title=title, synthetic=synthetic)
+    figure, axes = panels(2 if doses else 1, 2, (4.0, 3.5), title=title, synthetic=synthetic)
     boxes = boxes[boxes["official_split"] != "val"]  # 16 images in the published data
     for row in boxes.itertuples():
         style = {"ec": COLOURS[CLASSES[row.label]], "ls": "--" if row.official_split == "test" else "-"}
@@ -107,12 +96,11 @@ def framing(
         axes[0].add_patch(Rectangle(corner, *sides, fill=False, lw=1.6, label=label, **style))
     axes[0].set(xlim=(0, 1), ylim=(1, 0), aspect=1, xticks=(0, 1), yticks=(0, 1))
     axes[0].legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False, fontsize=8)
-    for number, (name, values) in enumerate((doses or {}).items()):
-        axes[1].plot(np.linspace(0, 1, len(values)), values, "o-", color=MODELS[number], ms=4, label=name)
+    for name, values in (doses or {}).items():
+        axes[1].plot(np.linspace(0, 1, len(values)), values, "o-", ms=4, label=name)
     if doses:
-        axes[1].set(
-            title="The same normals, framed otherwise", xlabel="dose", ylabel="specificity", ylim=(0, 1)
-        )
+        axes[1].set(title="The same normals, framed otherwise", xlabel="dose", ylim=(0, 1))
+        axes[1].set_ylabel("specificity")
         axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=8)
     return figure
 

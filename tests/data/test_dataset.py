@@ -605,6 +605,9 @@ def test_donors_depend_on_the_draw_alone(framed):
     assert not np.array_equal(data.reframed("train", draw=1, boxes=boxes), first)
     with pytest.raises(ValueError, match="donors must be 'other' or 'same'. Received: donors='none'"):
         data.reframed("train", donors="none", boxes=boxes)
+    boxes[labels == 1, 2:] = boxes[labels == 1, :2] + 0.05  # too small to be lungs
+    with pytest.raises(ValueError, match="both classes need .* Received: subset='train', 8 of 1"):
+        data.reframed("train", boxes=boxes)
 
 
 # MedMNIST
@@ -616,20 +619,39 @@ def test_a_medmnist_file_keeps_its_own_three_parts(tmp_path):
     for part, count in {"train": 10, "val": 4, "test": 6}.items():
         arrays[f"{part}_images"] = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
         arrays[f"{part}_labels"] = (np.arange(count) % 2)[:, None]
-    np.savez(tmp_path / "pneumoniamnist.npz", **arrays)
+    copies = {"train_images": arrays["val_images"][:1], "train_labels": arrays["val_labels"][:1]}
+    joined = {name: np.concatenate([arrays[name], copy]) for name, copy in copies.items()}
+    np.savez(tmp_path / "pneumoniamnist.npz", **arrays | joined)  # an image of val is in train, too
     with pytest.warns(UserWarning, match="patient"):
         data = load_data(tmp_path / "pneumoniamnist.npz", image=ImageSettings(28))
     assert data.name == "pneumoniamnist" and data.split_rule == "given"
     for part in ("train", "val", "test"):
         rows = data.subset(part)
+        assert len(rows) == len(arrays[f"{part}_images"])
         numbers = rows["path"].str.extract(r"_(\d+)\.png")[0].astype(int)
         assert np.array_equal(rows["label"], numbers % 2)
         assert np.array_equal(data.images(part)[..., 0], arrays[f"{part}_images"][numbers])
 
 
 def test_another_npz_file_is_one_line(tmp_path):
-    np.savez(tmp_path / "x.npz", train_images=np.zeros((2, 28, 28)))
-    (tmp_path / "y.npz").write_bytes(b"PK damaged")
-    for name in ("x.npz", "y.npz"):
-        with pytest.raises(ValueError, match=r"not a MedMNIST file .*Received: data_dir="):
-            load_data(tmp_path / name)
+    arrays = {}
+    for part in ("train", "val", "test"):
+        arrays |= {f"{part}_images": np.zeros((4, 28, 28), np.uint8), f"{part}_labels": np.zeros((4, 1), int)}
+    for number, change in enumerate(
+        [
+            {"val_labels": np.zeros((3, 1), int)},  # a label is missing
+            {"test_labels": np.zeros((4, 14), int)},  # of ChestMNIST
+            {"test_labels": np.full((4, 1), 2)},  # a third class
+            {"train_images": np.zeros((4, 28, 28))},  # float
+            {"train_images": np.zeros((4, 28, 28, 3), np.uint8)},  # colour
+        ]
+    ):
+        np.savez(tmp_path / f"pneumoniamnist_{number}.npz", **arrays | change)
+    np.savez(tmp_path / "pneumoniamnist_few.npz", train_images=arrays["train_images"])
+    (tmp_path / "pneumoniamnist_cut.npz").write_bytes(b"PK damaged")
+    for file in tmp_path.glob("*.npz"):
+        with pytest.raises(ValueError, match=r"not a PneumoniaMNIST file .*Received: data_dir="):
+            load_data(file)
+    np.savez(tmp_path / "breastmnist.npz", **arrays)
+    with pytest.raises(ValueError, match="only PneumoniaMNIST's classes are known"):
+        load_data(tmp_path / "breastmnist.npz")

@@ -13,16 +13,7 @@ import pytest
 from PIL import Image
 
 from chestxray.data.formats import check_image, read_header
-from chestxray.data.images import (
-    ImageSettings,
-    apply_clahe,
-    as_batch,
-    decode_image,
-    fit,
-    letterbox_content,
-    preprocess,
-    resize,
-)
+from chestxray.data.images import ImageSettings, apply_clahe, as_batch, decode_image, fit, preprocess, resize
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (20, 30), dtype=np.uint8)
@@ -423,7 +414,7 @@ def test_letterbox_keeps_the_aspect_and_repeats_the_edge(height, width, rows, co
     ramp = np.linspace(0, 200, height)[:, None] + np.linspace(0, 50, width)
     settings = ImageSettings(32, "letterbox")
     result = resize(np.rint(ramp).astype(np.uint8), settings)
-    left, top, right, bottom = letterbox_content(width, height, 32)
+    left, top, right, bottom = settings.content(width, height)
     assert (slice(top, bottom), slice(left, right)) == (rows, columns)
     inside = result[rows, columns]
     assert np.array_equal(result, np.pad(inside, ((top, 32 - bottom), (left, 32 - right)), mode="edge"))
