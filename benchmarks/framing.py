@@ -100,6 +100,15 @@ def reframed(data: XrayData, masks: Path, work: Path) -> dict[str, NDArray]:
         return {kind: stored[kind] for kind in KINDS}
 
 
+def finished(work: Path, name: str) -> bool:
+    """Whether the logits of a training lie in the work folder or in the repository."""
+    file = project_path("results/framing_logits.npz")
+    if (work / f"{name}.npz").is_file() or not file.is_file():
+        return (work / f"{name}.npz").is_file()
+    with np.load(file) as stored:
+        return f"{name}/val" in stored
+
+
 def score(model: Any, data: XrayData, warped: dict[str, NDArray], batch: int = 64) -> dict[str, NDArray]:
     """Logits of validation, test and re-framed validation images."""
 
@@ -126,7 +135,7 @@ def train(work: Path, masks: Path, split: str, seed: int, cells: tuple[str, ...]
 
     for cell in cells:
         name = f"compact-{cell}-{split}-s0-t{seed}"
-        if (work / f"{name}.npz").is_file():
+        if finished(work, name):
             continue
         resize, augmentation = CELLS[cell]
         image = ImageSettings(SIZE, resize)
@@ -200,7 +209,7 @@ def vgg16(work: Path, masks: Path, weights: str, seed: int, views: int, cells: t
 
     for cell in cells:
         name = f"vgg16-{cell}-v{views}-official-s0-t{seed}"
-        if (work / f"{name}.npz").is_file():
+        if finished(work, name):
             continue
         resize, augmentation = CELLS[cell]
         image = ImageSettings(SIZE, resize)
