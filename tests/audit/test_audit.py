@@ -66,13 +66,13 @@ def test_a_clean_set_raises_no_flag(clean_audit):
 
 
 def test_planted_framing_is_found_and_taken_away_by_reframing():
-    findings, _ = audit_data(phantom_dataset(400, 96, framing=0.2))
+    findings, _ = audit_data(phantom_dataset(200, 64, framing=0.2))
     assert "shortcut: lung box" in {flag["name"] for flag in findings["flags"]}
     rows = {row["sees"]: row for row in findings["shortcuts"]}
     assert rows["lung box"]["low"] > 0.8 and rows["lung box"]["lungs_only"] < 0.7
     boxes = pd.DataFrame(findings["framing"]).set_index(["official_split", "label"])
     assert (boxes.loc["train", "aspect"].loc[0] / boxes.loc["train", "aspect"].loc[1]) > 1.1
-    assert (boxes["none"] == 0).all() and boxes["images"].sum() == 400
+    assert (boxes["none"] == 0).all() and boxes["images"].sum() == 200
     assert "Framing" in [title for title, *_ in describe(findings)]
 
 
