@@ -181,8 +181,7 @@ def test_set_shift(table: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
         test = (table["official_split"] == "test").to_numpy()[chosen].astype(int)
         if fewest_groups(test, groups) >= FOLDS:
             row = {"label": label} | _interval(test, groups, cross_validated(pixels[chosen], test, groups))
-            framed = cross_validated(boxes[chosen], test, groups)
-            rows.append(row | {"framing": roc_auc_score(test, framed)})
+            rows.append(row | {"framing": roc_auc_score(test, cross_validated(boxes[chosen], test, groups))})
     return pd.DataFrame(rows)
 
 

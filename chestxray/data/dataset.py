@@ -231,7 +231,8 @@ def _boxes(paths: list[Path]) -> np.ndarray:
 
 
 def _warp(settings: ImageSettings, items: list[tuple[Path, np.ndarray]]) -> np.ndarray:
-    return np.stack([fit(crop_window(decode_image(p.read_bytes()), w), settings) for p, w in items])
+    images = (crop_window(decode_image(p.read_bytes(), settings.size), window) for p, window in items)
+    return np.stack([fit(image, settings) for image in images])
 
 
 @dataclass(frozen=True)

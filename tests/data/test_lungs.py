@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from chestxray.data import lungs
 from chestxray.data.images import ImageSettings, fit
+from chestxray.files import project_path, read_json
 from chestxray.phantoms import radiograph
 from chestxray.phantoms.anatomy import make_anatomy
 
@@ -138,3 +139,17 @@ def test_a_lung_box_model_sees_the_lungs_with_a_margin(monkeypatch):
     monkeypatch.setattr(lungs, "lung_box", lambda _: np.array([0.2, 0.2, 0.8, 0.8]))
     seen = fit(image, ImageSettings(64, "lung_box"))
     assert seen.shape == (64, 64) and (seen[3:-3, 3:-3] == 255).all() and seen[0].max() < 255
+
+
+def test_the_model_card_says_what_was_measured():
+    measured, card = (
+        read_json(project_path("results/lung_box.json")),
+        lungs.MODEL.with_suffix(".md").read_text(),
+    )
+    unseen, aurocs = measured["unseen"], measured["auroc_of_the_label"]
+    text = " ".join(card.split())
+    assert f"**Error** on {unseen['images']:,} images of other patients" in text
+    assert f"{unseen['x']:.3f} in x, {unseen['y']:.3f} in y" in text
+    assert f"AUROC {aurocs['error']:.2f}, from the true box with {aurocs['mask box']:.2f}" in text
+    used = sum(row["images"] for row in measured["by"] if row["used"])
+    assert f"lung masks of {used} images" in text and f"{lungs.MODEL.stat().st_size:,} bytes" in text
