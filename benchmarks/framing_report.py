@@ -8,6 +8,7 @@ is scored for all cells. When the logits of a training are joined for the first 
 """
 
 import itertools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ BOOTSTRAP = 1000
 SIMPLEST = [
     name + style for name in ("squash", "scaling", "letterbox", "lung_box") for style in ("", "_style")
 ]
+DECIDING = ("compact-official", "vgg16-v4-official")  # `patient` validates on images of the published test
 RATES = ("accuracy", "sensitivity", "specificity")
 
 
@@ -80,24 +82,27 @@ def worse_of_two(labels: NDArray, run: Mapping[str, NDArray], weights: NDArray, 
     return np.minimum(aurocs(labels, run["val"], weights), warped)
 
 
-def choose(data: XrayData, cells: Mapping[str, list[Mapping[str, NDArray]]]) -> dict[str, Any]:
+def choose(
+    data: XrayData, cells: Mapping[str, list[Mapping[str, NDArray]]], kind: str = "other"
+) -> dict[str, Any]:
     """Compare all cells with the best one, and choose the simplest that is not shown to be worse.
 
-    Every bootstrap draw takes patients and training seeds, the same for both cells; see
-    :func:`chestxray.evaluation.comparison.variant_difference` for the correction of the seeds.
+    ``kind`` of re-framing is ``other``, or ``zoom`` as a second look. Every bootstrap draw takes patients and
+    training seeds, the same for both cells; see :func:`chestxray.evaluation.comparison.variant_difference`
+    for the correction of the seeds.
     """
     rows = data.subset("val")
     labels, groups = rows["label"].to_numpy(), rows["group_conservative"].to_numpy()
     every_image = np.ones((1, len(rows)))
     seeds = len(next(iter(cells.values())))
     values = {
-        cell: np.array([worse_of_two(labels, run, every_image, "other")[0] for run in runs])
+        cell: np.array([worse_of_two(labels, run, every_image, kind)[0] for run in runs])
         for cell, runs in cells.items()
     }
     drawn: dict[str, list[NDArray]] = {cell: [] for cell in cells}
     for weights in metrics.bootstrap_weights(labels, groups, BOOTSTRAP):
         for cell, runs in cells.items():
-            drawn[cell].append(np.stack([worse_of_two(labels, run, weights, "other") for run in runs]))
+            drawn[cell].append(np.stack([worse_of_two(labels, run, weights, kind) for run in runs]))
     draws = {cell: np.concatenate(blocks, axis=1) for cell, blocks in drawn.items()}
     picks = np.random.default_rng([0, 1]).multinomial(seeds, [1 / seeds] * seeds, size=BOOTSTRAP).T / seeds
     picks = 1 / seeds + (picks - 1 / seeds) * np.sqrt(seeds / max(1, seeds - 1))
@@ -113,10 +118,15 @@ def choose(data: XrayData, cells: Mapping[str, list[Mapping[str, NDArray]]]) -> 
         compared.append(row | {"p": float(min(1, 2 * max(tail, 1 / BOOTSTRAP)))})
     for row, p in zip(compared, multipletests([row["p"] for row in compared], method="holm")[1]):
         row["p_holm"] = float(p)
-    tied = [row["cell"] for row in compared if row["high"] >= 0]
-    chosen = min([best, *tied], key=SIMPLEST.index)
+    tied = sorted([best, *(row["cell"] for row in compared if row["high"] >= 0)], key=SIMPLEST.index)
     measured = {cell: {"mean": float(v.mean()), "seeds": v.tolist()} for cell, v in values.items()}
-    return {"measure": measured, "best": best, "minus_best": compared, "chosen": chosen}
+    return {"measure": measured, "best": best, "minus_best": compared, "tied": tied, "chosen": tied[0]}
+
+
+def choose_for_all(choices: list[dict[str, Any] | None]) -> str | None:
+    """Give the simplest recipe that is not shown to be worse for any network; None while one is missing."""
+    tied = [set(choice["tied"]) if choice else set() for choice in choices]
+    return min(set.intersection(*tied), key=SIMPLEST.index, default=None)
 
 
 def describe(data: XrayData, runs: list[Mapping[str, NDArray]]) -> dict[str, Any]:
@@ -178,8 +188,10 @@ def fill_declared(cells: list[dict[str, Any]]) -> None:
     file = RESULTS / "tried.csv"
     table = pd.read_csv(file).set_index("name")
     for cell in cells:
-        name, mean = f"framing_{cell['cell']}-{cell['split']}-s0", cell["mean"]
-        if name in table.index and cell["network"] == "compact" and cell["trainings"] == 3:
+        network = "" if cell["network"] == "compact" else f"{cell['network']}_{cell['views']}_"
+        name, mean = f"framing_{network}{cell['cell']}-{cell['split']}-s0", cell["mean"]
+        declared = json.loads(table.loc[name, "parameters"]) if name in table.index else {}
+        if cell["trainings"] == len(declared.get("mean_over_train_seeds", ())):
             table.loc[name, ["auroc", *RATES]] = [mean["val"], *(mean[f"val_{rate}"] for rate in RATES)]
     with whole_file(file) as target:
         table.reset_index().to_csv(target, index=False, float_format="%.6g")
@@ -210,14 +222,17 @@ def main(work: Path | None, data_dir: Path) -> None:
             found["cells"].append(row | describe(data[split], trained))
         complete = set(cells) == set(CELLS) or network == "vgg16"
         if complete and len({len(trained) for trained in cells.values()}) == 1 < len(cells):
-            found["choice"][f"{network}{views and '-' + views}-{split}"] = choose(data[split], cells)
+            chosen = choose(data[split], cells) | {"zoomed only": choose(data[split], cells, "zoom")}
+            found["choice"][f"{network}{views and '-' + views}-{split}"] = chosen
+    found["chosen"] = choose_for_all([found["choice"].get(name) for name in DECIDING])
     write_json(RESULTS / "framing.json", found)
     fill_declared(found["cells"])
     shown = pd.DataFrame([row | row["mean"] for row in found["cells"]])
     columns = ["network", "split", "cell", "views", "trainings", "val", "other", "same", "zoom", "worse"]
     print(shown[[*columns, "test_auroc", *(f"test_{rate}" for rate in RATES)]].round(4).to_string())
     for name, choice in found["choice"].items():
-        print(name, "best", choice["best"], "chosen", choice["chosen"])
+        zoomed = choice["zoomed only"]
+        print(name, "best", choice["best"], "chosen", choice["chosen"], "zoomed only", zoomed["tied"])
         print(pd.DataFrame(choice["minus_best"]).round(4).to_string())
 
 

@@ -108,16 +108,21 @@ def shortcuts() -> str:
     return table([*names, "when the lungs fill the image"], rows).replace("| nan |", "| – |")
 
 
-def framing() -> str:
+def framing(splits: Sequence[str] = ("official",)) -> str:
     """AUROC on validation, as it is and re-framed, and scores on test: means of trainings at 128 px."""
     names = {"val": "validation", "other": "re-framed", "zoom": "zoomed in only", "same": "control"}
     names |= {f"test_{name}": f"test {name}" for name in ("auroc", "accuracy", "sensitivity", "specificity")}
-    rows = []
-    for cell in read_json(RESULTS / "framing.json")["cells"]:
+    rows, trained = [], read_json(RESULTS / "framing.json")["cells"]
+    for cell in (cell for cell in trained if cell["split"] in splits):
         cells = [with_sd(cell["mean"][name], cell["sd"] and cell["sd"][name]) for name in names]
         recipe = cell["cell"].replace("_style", ", tone and sharpness").replace("_", " ")
         rows.append([cell["split"], cell["network"], recipe, cell["trainings"], *cells])
     return table(["split", "network", "recipe", "trainings", *names.values()], rows)
+
+
+def recipes() -> str:
+    """The framing experiment on all splits; columns as in README."""
+    return framing(("official", "patient"))
 
 
 def heatmaps() -> str:
@@ -128,16 +133,11 @@ def heatmaps() -> str:
         share, peak = content["pointing"][:2]
         auroc = {row["change"]: f"{row['auroc']:.3f}" for row in content["stress"]}
         checks = content["faithfulness"]
-        rows.append(
-            [
-                f"`{content['name'].removeprefix('explain-')}`, {content['layer']}",
-                *(interval(entry, ".2f") for entry in (share, peak)),
-                f"{share['by chance']:.2f}",
-                *(auroc[change] for change in ("none", "lungs blacked out")),
-                f"{sum(row['low'] > 0 for row in checks)} of {len(checks)}",
-                f"{content['chance_similarity']:.2f}",
-            ]
-        )
+        name = f"`{content['name'].removeprefix('explain-')}`, {content['layer']}"
+        cells = [name, *(interval(entry, ".2f") for entry in (share, peak)), f"{share['by chance']:.2f}"]
+        cells += [auroc[change] for change in ("none", "lungs blacked out")]
+        cells += [f"{sum(row['low'] > 0 for row in checks)} of {len(checks)}"]
+        rows.append([*cells, f"{content['chance_similarity']:.2f}"])
     head = ["model, layer", "share of the map in the lungs", "peak in the lungs", "by chance", "auroc"]
     return table([*head, "lungs blacked out", "better than controls", "similarity of two images"], rows)
 
@@ -168,7 +168,7 @@ def benchmarks() -> str:
 
 
 IN_README = (results, shortcuts, framing)
-IN_TABLES = (models, published, students, tried, shortcuts, framing, heatmaps, speed, benchmarks)
+IN_TABLES = (models, published, students, tried, shortcuts, recipes, heatmaps, speed, benchmarks)
 
 
 def pages() -> dict[Path, str]:

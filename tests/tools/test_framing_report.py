@@ -45,3 +45,10 @@ def test_the_simplest_that_is_not_shown_to_be_worse_is_chosen(report):
     assert squash["value"] == squash["low"] == squash["high"] == -1 and squash["p_holm"] < 0.05
     alone = report.choose(DATA, {"lung_box": [good] * 3, "squash": [framed] * 3})
     assert alone["best"] == alone["chosen"] == "lung_box"
+
+
+def test_the_choice_for_all_networks_is_tied_in_each(report):
+    small, large = {"tied": ["scaling", "lung_box"]}, {"tied": ["lung_box", "lung_box_style"]}
+    assert report.choose_for_all([small, large]) == "lung_box"
+    assert report.choose_for_all([small, {"tied": ["squash"]}]) is None
+    assert report.choose_for_all([small, None]) is None
