@@ -36,7 +36,7 @@ STYLE = {"tone": True, "sharpness": True, "brightness": 0.30, "contrast": 0.35}
 GEOMETRY = {  # from the simplest to the least simple
     "squash": ("stretch", {}),
     "scaling": ("stretch", {"stretch": 0.3}),
-    "letterbox": ("letterbox", {"edges": 0.2}),
+    "letterbox": ("letterbox", {"edges": 0.2}),  # lost: the code that moves its edges ended with 0aae8fa
     "lung_box": ("lung_box", {"edges": 0.06}),
 }
 CELLS = {
@@ -44,6 +44,7 @@ CELLS = {
     for style in (False, True)
     for name, (resize, changes) in GEOMETRY.items()
 }
+TRAINABLE = tuple(cell for cell in CELLS if not cell.startswith("letterbox"))
 KINDS = {"other": ("other", False), "same": ("same", False), "zoom": ("other", True)}  # donors, zoom only
 
 
@@ -124,7 +125,7 @@ def score(model: Any, data: XrayData, warped: dict[str, NDArray], batch: int = 6
 @click.option("--masks", type=click.Path(path_type=Path), required=True)
 @click.option("--split", default="official")
 @click.option("--seed", type=int, required=True)
-@click.option("--cell", "cells", multiple=True, default=tuple(CELLS))
+@click.option("--cell", "cells", multiple=True, type=click.Choice(TRAINABLE), default=TRAINABLE)
 def train(work: Path, masks: Path, split: str, seed: int, cells: tuple[str, ...]) -> None:
     """Train the compact network for each cell, and keep its logits."""
     import keras
@@ -195,7 +196,7 @@ def originals(work: Path, originals: Path) -> None:
 @click.option("--weights", required=True)
 @click.option("--seed", type=int, required=True)
 @click.option("--views", default=4)
-@click.option("--cell", "cells", multiple=True, default=("squash",))
+@click.option("--cell", "cells", multiple=True, type=click.Choice(TRAINABLE), default=("squash",))
 def vgg16(work: Path, masks: Path, weights: str, seed: int, views: int, cells: tuple[str, ...]) -> None:
     """Train head and last block of VGG16 on `official` for each cell, by the recipe on record at 128 px.
 

@@ -28,7 +28,7 @@ class Augmentation:
         flip: Mirror a view with probability 1/2. Off by default: the heart lies on the left.
         stretch: Natural logarithm of the factors by which height and width change independently.
         edges: Fraction of the side by which each edge of the image moves in or out: another collimation.
-            What is inside the edges fills the view again, as ``ImageSettings.resize`` says.
+            What is inside the edges fills the view again.
         tone: Change gamma and illumination, and equalise some views, as other workstations do.
         sharpness: Blur, resample or sharpen some views, add noise, or compress them by JPEG.
     """
@@ -52,14 +52,11 @@ class Augmentation:
             if not 0 <= value <= most:
                 raise ValueError(f"{name} must lie in 0–{most}. Received: {name}={value!r}")
 
-    def draw(
-        self, paths: Sequence[str], size: int, view: int, seed: int, contents: np.ndarray | None = None
-    ) -> np.ndarray:
+    def draw(self, paths: Sequence[str], size: int, view: int, seed: int) -> np.ndarray:
         """Draw the parameters of one view (usually the epoch) of N images of ``size`` × ``size`` pixels.
 
-        ``contents``, (N, 4), are the pixels left, top, right, bottom that letterboxed images fill; None for
-        images that fill the square. Gives ``float32`` (N, 25): :func:`affine_coefficients`, brightness and
-        contrast factors, the pixels inside the moved edges (4), and numbers for :meth:`restyle` (11).
+        Gives ``float32`` (N, 21): :func:`affine_coefficients`, brightness and contrast factors, and numbers
+        for :meth:`restyle` (11).
         """
         uniform = np.stack([_uniform(path, view, seed) for path in paths])
         angle, shift_x, shift_y, shear, zoom, brightness, contrast, flip = uniform.T[:8]
@@ -68,30 +65,20 @@ class Augmentation:
         shift_x, shift_y, zoom = shift_x * limit, shift_y * limit, 1 + zoom * self.zoom
         mirror = np.where(self.flip & (flip > 0), -1.0, 1.0)
         transforms = affine_coefficients(size, angle, shift_x, shift_y, shear, zoom, mirror)
-        inside = np.array([[0, 0, size, size]] * len(paths) if contents is None else contents, float)
-        inside += self.edges * uniform[:, 8:12] * np.tile(inside[:, 2:] - inside[:, :2], 2)
-        sides = inside[:, 2:] - inside[:, :2]
-        shown = sides if contents is None else sides.max(axis=1, keepdims=True)
-        scale = shown / size * np.exp(self.stretch * uniform[:, 12:14])
-        centre = (inside[:, :2] + inside[:, 2:] - 1) / 2  # of the pixels, counted from 0
+        edges = self.edges * size * uniform[:, 8:12]  # how far left, top, right, bottom move
+        scale = (1 + (edges[:, 2:] - edges[:, :2]) / size) * np.exp(self.stretch * uniform[:, 12:14])
+        centre = (edges[:, :2] + edges[:, 2:] + size - 1) / 2  # of the pixels, counted from 0
         for axis, columns in enumerate((slice(0, 3), slice(3, 6))):  # the view's own map comes first
             transforms[:, columns] *= scale[:, axis, np.newaxis]
             transforms[:, 3 * axis + 2] += centre[:, axis] - (size - 1) / 2 * scale[:, axis]
         factors = 1 + brightness * self.brightness, 1 + contrast * self.contrast
-        inside = np.clip(np.rint(inside), 0, size)
-        return np.column_stack([transforms, *factors, inside, uniform[:, 14:]]).astype(np.float32)
+        return np.column_stack([transforms, *factors, uniform[:, 14:]]).astype(np.float32)
 
-    def restyle(self, image: np.ndarray, parameters: np.ndarray, letterbox: bool) -> np.ndarray:
+    def restyle(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
         """Change what is no geometry in one image, ``uint8`` (H, W), given its row from :meth:`draw`."""
-        if letterbox and self.edges:
-            left, top, right, bottom = parameters[10:14].astype(int)
-            height, width = image.shape
-            image = image[top:bottom, left:right]
-            padding = top, height - bottom, left, width - right
-            image = cv2.copyMakeBorder(image, *padding, cv2.BORDER_REPLICATE)
         if self.tone:
-            image = _change_tone(image, parameters[14:19])
-        return _change_sharpness(image, parameters[19:25]) if self.sharpness else image
+            image = _change_tone(image, parameters[10:15])
+        return _change_sharpness(image, parameters[15:21]) if self.sharpness else image
 
 
 def _change_tone(image: np.ndarray, parameters: np.ndarray) -> np.ndarray:

@@ -174,26 +174,24 @@ class PixelStore:
 
         rows, size = self._rows(table), self.settings.size
         paths, labels = list(table["path"]), table["label"].to_numpy(np.float32)
-        count, letterbox = itertools.count(), self.settings.resize == "letterbox"
-        sides = zip(table["width"], table["height"]) if letterbox else ()
-        contents = [self.settings.content(*pair) for pair in sides] or None
+        count = itertools.count()
 
         def begin() -> list[np.ndarray]:
             number = epoch() if epoch else next(count)
             view = number % views if views else number
-            columns = [rows, labels, *([augment.draw(paths, size, view, seed, contents)] if augment else [])]
+            columns = [rows, labels, *([augment.draw(paths, size, view, seed)] if augment else [])]
             order = pass_order(len(rows), shuffle, seed, number)
             return [column[order] for column in columns]
 
         signature = [tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None,), tf.float32)]
         if augment:
-            signature.append(tf.TensorSpec((None, 25), tf.float32))
+            signature.append(tf.TensorSpec((None, 21), tf.float32))
             layer = view_layer()
 
         def pixels(batch: np.ndarray, *drawn: np.ndarray) -> np.ndarray:
             images = self.pixels[batch]
-            if augment and (augment.tone or augment.sharpness or letterbox):
-                images = [augment.restyle(*pair, letterbox) for pair in zip(images, *drawn)]
+            if augment and (augment.tone or augment.sharpness):
+                images = [augment.restyle(*pair) for pair in zip(images, *drawn)]
             return np.stack(images)[..., np.newaxis]
 
         def read(rows: "tf.Tensor", labels: "tf.Tensor", *drawn: "tf.Tensor") -> tuple:

@@ -52,14 +52,6 @@ class ImageSettings:
         if not (isinstance(tiles, int) and 1 <= tiles <= self.size):
             raise ValueError(f"clahe_tiles must be an integer in 1–size. Received: clahe_tiles={tiles!r}")
 
-    def content(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Pixels left, top, right, bottom of the square that an image fills: all of it, but for letterbox."""
-        scale, columns, rows = self.size / max(height, width), self.size, self.size
-        if self.resize == "letterbox":
-            columns, rows = max(1, round(width * scale)), max(1, round(height * scale))
-        left, top = (self.size - columns) // 2, (self.size - rows) // 2
-        return left, top, left + columns, top + rows
-
 
 def preprocess(path: str | Path, settings: ImageSettings) -> np.ndarray:
     """Pixels of one file as a model sees them, ``uint8`` (size, size): read, resize, optionally CLAHE.
@@ -125,11 +117,13 @@ def resize(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
     An axis that shrinks is averaged over areas, one that grows is interpolated cubically.
     """
     (height, width), size = image.shape, settings.size
-    left, top, right, bottom = settings.content(width, height)
-    columns, rows = right - left, bottom - top
+    columns, rows = size, size
+    if settings.resize == "letterbox":
+        columns, rows = (max(1, round(side * size / max(height, width))) for side in (width, height))
+    left, top = (size - columns) // 2, (size - rows) // 2
     image = cv2.resize(image, (min(width, columns), min(height, rows)), interpolation=cv2.INTER_AREA)
     image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_CUBIC)
-    padding = top, size - bottom, left, size - right
+    padding = top, size - rows - top, left, size - columns - left
     return cv2.copyMakeBorder(image, *padding, cv2.BORDER_REPLICATE)
 
 

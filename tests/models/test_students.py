@@ -99,9 +99,9 @@ def test_variants_of_one_seed_begin_alike_and_end_apart(data, teacher):
 def test_all_variants_and_seeds_see_the_same_views_in_the_same_order(data, teacher, monkeypatch):
     drawn, draw, ordered, order = [], Augmentation.draw, [], pixels.pass_order
 
-    def draw_spy(self, paths, size, view, seed, contents=None):
+    def draw_spy(self, paths, size, view, seed):
         drawn.append((view, seed))
-        return draw(self, paths, size, view, seed, contents)
+        return draw(self, paths, size, view, seed)
 
     def order_spy(count, shuffle, seed, epoch):
         if shuffle:

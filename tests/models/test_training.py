@@ -188,9 +188,9 @@ def test_every_epoch_has_its_own_views_and_order(data, monkeypatch):
     drawn = []
     draw = Augmentation.draw
 
-    def spy(self, paths, size, view, seed, contents=None):
+    def spy(self, paths, size, view, seed):
         drawn.append(view)
-        return draw(self, paths, size, view, seed, contents)
+        return draw(self, paths, size, view, seed)
 
     monkeypatch.setattr(Augmentation, "draw", spy)
     settings = dataclasses.replace(STILL, epochs=3, augmentation=Augmentation())

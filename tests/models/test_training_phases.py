@@ -269,9 +269,9 @@ def test_whole_network_learns_whatever_was_frozen(data, tmp_path, monkeypatch):
     monkeypatch.setenv("CHESTXRAY_CACHE", str(tmp_path))
     drawn, draw = [], Augmentation.draw
 
-    def spy(self, paths, size, view, seed, contents=None):
+    def spy(self, paths, size, view, seed):
         drawn.append(view)
-        return draw(self, paths, size, view, seed, contents)
+        return draw(self, paths, size, view, seed)
 
     monkeypatch.setattr(Augmentation, "draw", spy)
     model = tiny.network()
