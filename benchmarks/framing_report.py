@@ -25,6 +25,7 @@ from chestxray.data.images import ImageSettings
 from chestxray.data.lungs import MODEL_HASH
 from chestxray.evaluation import metrics
 from chestxray.evaluation.calibration import apply_platt, calibrate, calibration_metrics, shift_prevalence
+from chestxray.evaluation.comparison import seed_weights
 from chestxray.evaluation.thresholds import choose_thresholds
 from chestxray.files import project_path, read_json, whole_file, write_json
 from chestxray.results import log_test_evaluation
@@ -88,8 +89,7 @@ def choose(
     """Compare all cells with the best one, and choose the simplest that is not shown to be worse.
 
     ``kind`` of re-framing is ``other``, or ``zoom`` as a second look. Every bootstrap draw takes patients and
-    training seeds, the same for both cells; see :func:`chestxray.evaluation.comparison.variant_difference`
-    for the correction of the seeds.
+    training seeds, the same for both cells; see :func:`chestxray.evaluation.comparison.seed_weights`.
     """
     rows = data.subset("val")
     labels, groups = rows["label"].to_numpy(), rows["group_conservative"].to_numpy()
@@ -104,8 +104,7 @@ def choose(
         for cell, runs in cells.items():
             drawn[cell].append(np.stack([worse_of_two(labels, run, weights, kind) for run in runs]))
     draws = {cell: np.concatenate(blocks, axis=1) for cell, blocks in drawn.items()}
-    picks = np.random.default_rng([0, 1]).multinomial(seeds, [1 / seeds] * seeds, size=BOOTSTRAP).T / seeds
-    picks = 1 / seeds + (picks - 1 / seeds) * np.sqrt(seeds / max(1, seeds - 1))
+    picks = seed_weights(seeds, BOOTSTRAP).T
     best = max(cells, key=lambda cell: values[cell].mean())
     compared = []
     for cell in sorted(cells, key=SIMPLEST.index):

@@ -63,6 +63,16 @@ def _variant_metrics(labels: NDArray, scores: NDArray, threshold: float, weights
     return {metric: value for (_, metric), value in values.items() if metric in VARIANT_METRICS}
 
 
+def seed_weights(seeds: int, draws: int) -> NDArray:
+    """Weights (draws, seeds) of bootstrap draws of S training seeds; each row sums to 1.
+
+    Drawing S seeds understates their variance by (S − 1)/S, which is corrected; with two or three seeds an
+    interval is still too narrow.
+    """
+    picks = np.random.default_rng([0, 1]).multinomial(seeds, [1 / seeds] * seeds, size=draws) / seeds
+    return 1 / seeds + (picks - 1 / seeds) * np.sqrt(seeds / max(1, seeds - 1))
+
+
 def variant_difference(
     labels: ArrayLike, groups: ArrayLike, first: Sequence[tuple], second: Sequence[tuple]
 ) -> dict[str, dict[str, float]]:
@@ -70,8 +80,7 @@ def variant_difference(
 
     ``first`` and ``second`` hold probabilities, (N,), and threshold of each model of a variant, for the same
     seeds in the same order (ValueError if their numbers differ). Every draw takes patient groups and seeds,
-    the same for both variants, and averages over the seeds. Drawing S seeds understates their variance by
-    (S − 1)/S, which is corrected; with two or three seeds the interval is still too narrow.
+    the same for both variants, and averages over the seeds (:func:`seed_weights`).
     """
     seeds, others = len(first), len(second)
     if seeds != others:
@@ -84,9 +93,7 @@ def variant_difference(
         return {name: np.stack([a[name] - b[name] for a, b in pairs]) for name in values[0]}
 
     estimates = metrics.bootstrap(differences, labels, groups)
-    draws = estimates["auroc"][1].shape[1]
-    picks = np.random.default_rng([0, 1]).multinomial(seeds, [1 / seeds] * seeds, size=draws) / seeds
-    picks = 1 / seeds + (picks - 1 / seeds) * np.sqrt(seeds / max(1, seeds - 1))
+    picks = seed_weights(seeds, estimates["auroc"][1].shape[1])
     return {
         metric: metrics.percentile_interval(value.mean(), np.clip(np.sum(picks.T * drawn, axis=0), -1, 1))
         for metric, (value, drawn) in estimates.items()
