@@ -110,14 +110,25 @@ def finished(work: Path, name: str) -> bool:
         return f"{name}/val" in stored
 
 
-def score(model: Any, data: XrayData, warped: dict[str, NDArray], batch: int = 64) -> dict[str, NDArray]:
-    """Logits of validation, test and re-framed validation images."""
+def score(model: Any, data: XrayData, warped: dict[str, NDArray], frozen: Path | None = None) -> dict:
+    """Logits of validation, test and re-framed validation images.
 
-    def logits(images: NDArray) -> NDArray:
-        return model.predict(images.reshape(-1, *images.shape[-2:], 1), batch_size=batch, verbose=0)[:, 0]
+    ``frozen`` is a file for what VGG16 gives at block4_pool, which is the same for all seeds of a recipe.
+    """
+    import keras
 
-    found = {subset: logits(data.images(subset)[..., 0]) for subset in ("val", "test")}
-    return found | {kind: logits(images).reshape(DRAWS, -1) for kind, images in warped.items()}
+    parts = {subset: data.images(subset)[..., 0] for subset in ("val", "test")} | warped
+    images = np.concatenate([part.reshape(-1, *part.shape[-2:], 1) for part in parts.values()])
+    if frozen:
+        cut = model.get_layer("block4_pool").output
+        if not frozen.is_file():
+            with whole_file(frozen) as target, open(target, "wb") as file:
+                np.save(file, keras.Model(model.input, cut).predict(images, batch_size=32, verbose=0))
+        images, model = np.load(frozen), keras.Model(cut, model.output)
+    logits = model.predict(images, batch_size=64, verbose=0)[:, 0]
+    ends = np.cumsum([np.prod(part.shape[:-2]) for part in parts.values()])[:-1]
+    found = dict(zip(parts, np.split(logits, ends)))
+    return {part: values.reshape(parts[part].shape[:-2]) for part, values in found.items()}
 
 
 @main.command()
@@ -225,7 +236,7 @@ def vgg16(work: Path, masks: Path, weights: str, seed: int, views: int, cells: t
         phases.append(fine_tune(model, data, fine, block, work / f"{name}.fine.npz"))
         seconds = time.perf_counter() - start
         history = pd.concat([phase.history for phase in phases])
-        found = score(model, data, reframed(data, masks, work), batch=32)
+        found = score(model, data, reframed(data, masks, work), work / f"{cell}.block4_pool.npy")
         keep(work, name, data, found, seconds, history, {"image": image, "head": head, "fine": fine})
 
 
