@@ -11,7 +11,8 @@ Two measurements, written to ``results/framing_mechanism.json``:
 - *Thirds*: specificity of every recorded model of the split ``official`` by the shape of the lung box. The
   cut points are the thirds of the training normals.
 
-Masks give the lung boxes. Test images are scored again: the evaluations are logged.
+Doses of other models stay in the file. Masks give the lung boxes. Test images are scored again, and this is
+logged.
 """
 
 from pathlib import Path
@@ -31,7 +32,7 @@ from chestxray.data.masks import read_masks
 from chestxray.data.splits import make_split
 from chestxray.deployment.classifier import load_classifier
 from chestxray.evaluation.metrics import bootstrap, percentile_interval, wilson_interval
-from chestxray.files import project_path, write_json
+from chestxray.files import project_path, read_json, write_json
 from chestxray.results import log_test_evaluation, read_predictions, read_results
 
 DOSES = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -179,7 +180,11 @@ def main(data_dir: Path, masks: Path, sizes: Path, models: tuple[Path, ...]) -> 
                     print(
                         row, f"{last['plain']:.3f} -> {last['specificity']:.3f}", last["change"], flush=True
                     )
-    write_json(RESULTS / "framing_mechanism.json", found)
+    written = RESULTS / "framing_mechanism.json"
+    former = read_json(written)["doses"] if written.is_file() else []
+    measured = {row["model"] for row in found["doses"]}
+    found["doses"] = [row for row in former if row["model"] not in measured] + found["doses"]
+    write_json(written, found)
 
 
 if __name__ == "__main__":
