@@ -162,8 +162,8 @@ def record_model(
 
     Calibration and thresholds come from the validation images alone. Test is evaluated once, and this is
     logged before in ``results/test_log.csv``. A model that ranks the validation images backwards is not
-    calibrated, because calibration would reverse its scores. At the end,
-    ``<output_dir>/checkpoints/<name>*.npz`` are removed.
+    calibrated, because calibration would reverse its scores. The ranking is also measured on re-framed
+    images. At the end, ``<output_dir>/checkpoints/<name>*.npz`` are removed.
 
     Args:
         model: Trained; saved in float32 whatever it was trained in.
@@ -224,6 +224,7 @@ def record_model(
             scored = rows["label"], rows["probability"], rows["group"]
             metrics[subset], confusion[subset] = evaluate(*scored, thresholds, rows["subtype"])
             metrics[subset] |= calibration_metrics(*scored, draws=200)
+            metrics[subset] |= _reframed_ranking(reloaded, data, subset)
         shared = {"name": full_name, "classes": list(data.classes), "image": image, **decisions}
         shared |= {"metrics": metrics, "baseline": _baseline(output_dir, data), "parameters": parameters}
         shared |= {"weights": weights, "versions": versions()}
@@ -247,6 +248,19 @@ def record_model(
     if final:
         _remove_checkpoints(output_dir, full_name)
     return result
+
+
+def _reframed_ranking(model: "keras.Model", data: "XrayData", subset: str) -> dict[str, Any]:
+    """AUROC when each image gets the lung box of a random image of the other class (XrayData.reframed)."""
+    try:
+        images = data.reframed(subset)
+    except ValueError as error:
+        print(f"not scored on re-framed images: {error}")
+        return {}
+    logits = np.asarray(model.predict(images, verbose=0), np.float64)
+    rows, probabilities = data.subset(subset), apply_platt(log_odds(logits), 1.0, 0.0)
+    scores = evaluate(rows["label"], probabilities, rows["group"], {})[0]
+    return {"auroc_reframed": scores["auroc"]}
 
 
 def _remove_former(path: Path, parameters: Mapping[str, Any]) -> None:

@@ -97,6 +97,24 @@ def test_the_saved_model_is_float32_and_gives_the_recorded_logits(recorded):
     assert classifier.logits(data.images("test")) == pytest.approx(predictions["logit"].to_numpy(), abs=1e-5)
 
 
+def test_the_ranking_of_reframed_images_is_recorded(recorded):
+    folder, data, found = recorded
+    model = keras.models.load_model(folder / "saved_models" / "tiny-patient-s0-t0" / "model.keras")
+    for subset in ("val", "test"):
+        logits = model.predict(data.reframed(subset), verbose=0)[:, 0]
+        entry = found["metrics"][subset]["auroc_reframed"]
+        assert entry["value"] == pytest.approx(roc_auc_score(data.targets(subset), logits), abs=1e-12)
+        assert entry["low"] <= entry["value"] <= entry["high"]
+    assert "auroc_reframed" in results.comparison_table([found])
+
+
+def test_without_lungs_nothing_is_reframed(recorded, monkeypatch, capsys):
+    _, data, _ = recorded
+    monkeypatch.setattr("chestxray.data.dataset._boxes", lambda paths: np.full((len(paths), 4), np.nan))
+    assert results._reframed_ranking(None, data, "val") == {}
+    assert "not scored on re-framed images: both classes need" in capsys.readouterr().out
+
+
 def test_each_test_evaluation_is_logged(recorded):
     folder, data, _ = recorded
     results.log_test_evaluation(folder, "again", data, {"b": 2, "a": "x"})
@@ -356,7 +374,13 @@ def test_the_card_tells_the_same_numbers(recorded):
     folder, _, found = recorded
     text = (folder / "saved_models" / "tiny-patient-s0-t0" / "README.md").read_text(encoding="utf-8")
     test = found["metrics"]["test"]
-    for entry in (test["auroc"], test["brier"], test["slope"], test["half"]["specificity"]):
+    for entry in (
+        test["auroc"],
+        test["auroc_reframed"],
+        test["brier"],
+        test["slope"],
+        test["half"]["specificity"],
+    ):
         assert f"{entry['value']:.3f}" in text
     for said in ("Intended use", "not a medical device", "Triage: rule out below"):
         assert said in text
