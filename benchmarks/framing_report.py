@@ -122,9 +122,9 @@ def choose(
     return {"measure": measured, "best": best, "minus_best": compared, "tied": tied, "chosen": tied[0]}
 
 
-def choose_for_all(choices: list[dict[str, Any] | None]) -> str | None:
-    """Give the simplest recipe that is not shown to be worse for any network; None while one is missing."""
-    tied = [set(choice["tied"]) if choice else set() for choice in choices]
+def choose_for_all(choices: list[Mapping[str, Any]]) -> str | None:
+    """Give the simplest recipe that is not shown to be worse for any network; None where there is none."""
+    tied = [set(choice.get("tied", ())) for choice in choices]
     return min(set.intersection(*tied), key=SIMPLEST.index, default=None)
 
 
@@ -149,6 +149,12 @@ def describe(data: XrayData, runs: list[Mapping[str, NDArray]]) -> dict[str, Any
         row |= {f"test_{rate}": scored["youden"][rate]["value"] for rate in RATES}
         chosen, _ = metrics.evaluate(y, probabilities["val"], val["group"], {"youden": threshold}, draws=1)
         row |= {f"val_{rate}": chosen["youden"][rate]["value"] for rate in RATES}
+        for kind in KINDS:  # what the frozen threshold says of other collimations, and how far logits move
+            positive = apply_platt(run[kind], *platt) >= threshold
+            row |= {f"{kind}_sensitivity": positive[:, y == 1].mean()}
+            row |= {f"{kind}_specificity": 1 - positive[:, y == 0].mean()}
+            moved = (run[kind] - run["val"]).mean(axis=0) / run["val"].std()
+            row |= {f"{kind}_moves_{name}": moved[y == k].mean() for k, name in enumerate(data.classes)}
         spread = threshold_spread(y, val["group_conservative"], probabilities, truth)
         row |= spread
         rows.append(row)
@@ -223,7 +229,9 @@ def main(work: Path | None, data_dir: Path) -> None:
         if complete and len({len(trained) for trained in cells.values()}) == 1 < len(cells):
             chosen = choose(data[split], cells) | {"zoomed only": choose(data[split], cells, "zoom")}
             found["choice"][f"{network}{views and '-' + views}-{split}"] = chosen
-    found["chosen"] = choose_for_all([found["choice"].get(name) for name in DECIDING])
+    declared = [found["choice"].get(name, {}) for name in DECIDING]
+    zoomed = [choice.get("zoomed only", {}) for choice in declared]
+    found["chosen"] = {"re-framed": choose_for_all(declared), "zoomed only": choose_for_all(zoomed)}
     write_json(RESULTS / "framing.json", found)
     fill_declared(found["cells"])
     shown = pd.DataFrame([row | row["mean"] for row in found["cells"]])

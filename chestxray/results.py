@@ -87,15 +87,21 @@ def read_objects(folder: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def read_results(folder: str | Path) -> list[dict[str, Any]]:
-    """Read the results of all models in a folder, ordered by split rule and AUROC on validation.
+    """Read the results of all models in a folder, ordered by split rule and validation, the best first.
 
-    Raises FileNotFoundError if there is none.
+    The worse AUROC of plain and re-framed images counts; models without re-framed ones come last. Raises
+    FileNotFoundError if there is no result.
     """
     results = [content for _, content in read_objects(folder) if content.get("schema") == RESULT_SCHEMA]
     if not results:
         raise FileNotFoundError(f"no result of a model here. Received: folder={str(folder)!r}")
 
-    return sorted(results, key=lambda r: (r["split_rule"], -r["metrics"]["val"]["auroc"]["value"], r["name"]))
+    def order(result: dict[str, Any]) -> tuple:
+        val = result["metrics"]["val"]
+        known = [val[name]["value"] for name in ("auroc", "auroc_reframed") if name in val]
+        return result["split_rule"], -len(known), -min(known), result["name"]
+
+    return sorted(results, key=order)
 
 
 def read_predictions(folder: str | Path, name: str) -> pd.DataFrame:

@@ -34,6 +34,19 @@ def test_results_are_ordered_by_split_and_validation_and_others_are_ignored(tmp_
     ]
 
 
+def test_the_worse_of_plain_and_reframed_validation_decides(tmp_path):
+    tried = {"squash": (0.99, 0.7), "lungs": (0.95, 0.94), "older": (0.999, None)}
+    for name, (plain, reframed) in tried.items():
+        one = result(name, plain)
+        one["metrics"]["val"] |= {"auroc_reframed": {"value": reframed}} if reframed else {}
+        write_json(tmp_path / f"{name}.json", one)
+    assert [one["name"].split("-")[0] for one in results.read_results(tmp_path)] == [
+        "lungs",
+        "squash",
+        "older",
+    ]
+
+
 def test_no_result_is_an_error_that_names_the_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"Received: folder='.*nothing'"):
         results.read_results(tmp_path / "nothing")

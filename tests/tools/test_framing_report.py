@@ -51,4 +51,4 @@ def test_the_choice_for_all_networks_is_tied_in_each(report):
     small, large = {"tied": ["scaling", "lung_box"]}, {"tied": ["lung_box", "lung_box_style"]}
     assert report.choose_for_all([small, large]) == "lung_box"
     assert report.choose_for_all([small, {"tied": ["squash"]}]) is None
-    assert report.choose_for_all([small, None]) is None
+    assert report.choose_for_all([small, {}]) is None
