@@ -257,7 +257,7 @@ def record_model(
 
 
 def _reframed_ranking(model: "keras.Model", data: "XrayData", subset: str) -> dict[str, Any]:
-    """AUROC when each image gets the lung box of a random image of the other class (XrayData.reframed)."""
+    """AUROC when lungs come as close as possible to a box of the other class (``XrayData.reframed``)."""
     try:
         images = data.reframed(subset)
     except ValueError as error:

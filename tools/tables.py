@@ -108,22 +108,22 @@ def shortcuts() -> str:
     return table([*names, "when the lungs fill the image"], rows).replace("| nan |", "| – |")
 
 
-def framing(splits: Sequence[str] = ("official",)) -> str:
+def framing(splits: Sequence[str] = ("official",), views: Sequence[str] = ("", "v4")) -> str:
     """AUROC on validation, as it is and re-framed, and scores on test: means of trainings at 128 px."""
     names = {"val": "validation", "other": "re-framed", "zoom": "zoomed in", "val_specificity": "specificity"}
     names |= {"zoom_specificity": "the same, zoomed in"}
     names |= {f"test_{name}": f"test {name}" for name in ("auroc", "accuracy", "sensitivity", "specificity")}
     rows, trained = [], read_json(RESULTS / "framing.json")["cells"]
-    for cell in (cell for cell in trained if cell["split"] in splits):
+    for cell in (cell for cell in trained if cell["split"] in splits and cell["views"] in views):
         cells = [with_sd(cell["mean"][name], cell["sd"] and cell["sd"][name]) for name in names]
         recipe = cell["cell"].replace("_style", ", tone and sharpness").replace("_", " ")
-        rows.append([cell["split"], cell["network"], recipe, cell["trainings"], *cells])
+        rows.append([cell["split"], f"{cell['network']} {cell['views']}", recipe, cell["trainings"], *cells])
     return table(["split", "network", "recipe", "trainings", *names.values()], rows)
 
 
 def recipes() -> str:
     """The framing experiment on both splits; columns as in README."""
-    return framing(("official", "patient"))
+    return framing(("official", "patient"), ("", "v4", "v8", "v16"))
 
 
 def heatmaps() -> str:

@@ -282,16 +282,16 @@ class XrayData:
         subset: str,
         draw: int = 0,
         donors: str = "other",
-        zoom_only: bool = False,
+        zoom_only: bool = True,
         boxes: np.ndarray | None = None,
     ) -> np.ndarray:
         """Pixels of one subset as another collimation would show them, ``uint8`` (N, size, size, 1).
 
-        Every image is cut, or extended by repeating its edge, so that its lungs get the lung box of a random
-        image (``draw`` is the seed) of the other class or, as a control, of the ``same`` class. With
-        ``zoom_only`` nothing from outside the image is shown, and the lungs come as close to that box as
-        possible. An image without a lung box stays as it is. ``boxes``, (N, 4), are NaN where there is none;
-        by default the network estimates them.
+        Every image is cut so that its lungs come as close as possible to the lung box of a random image
+        (``draw`` is the seed) of the other class or, as a control, of the ``same`` class. Without
+        ``zoom_only`` the lungs get that very box, and what lies outside repeats the edge. Such borders raise
+        the scores of both classes, so that the AUROC hides what the framing does. An image without a lung box
+        stays as it is. ``boxes``, (N, 4), are NaN where there is none; by default the network estimates them.
 
         Raises ValueError for other donors, or if a class has no lung box at all.
         """

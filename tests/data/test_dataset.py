@@ -574,14 +574,14 @@ def white_boxes(images):
 
 def test_reframed_images_get_the_box_of_the_other_class(framed):
     data, labels, boxes = framed
-    images = data.reframed("train", boxes=boxes)
+    images = data.reframed("train", zoom_only=False, boxes=boxes)
     assert images.shape == (len(labels), 100, 100, 1) and images.dtype == np.uint8
     other = np.where(labels[:, None] == 1, WIDE, HIGH)
     assert np.abs(white_boxes(images) - other).max() < 0.02
-    same = data.reframed("train", donors="same", boxes=boxes)
+    same = data.reframed("train", donors="same", zoom_only=False, boxes=boxes)
     assert np.array_equal(same, data.images("train"))  # all boxes of a class are equal here
     # Zoomed in only, a wide box gets higher, but not narrower: nothing from outside is shown.
-    zoomed = white_boxes(data.reframed("train", zoom_only=True, boxes=boxes))
+    zoomed = white_boxes(data.reframed("train", boxes=boxes))
     assert np.abs(zoomed[labels == 0] - (0.1, 0.1, 0.9, 0.9)).max() < 0.02
     assert np.abs(zoomed[labels == 1] - (0.1, 0.1, 0.9, 0.9)).max() < 0.02
 
@@ -592,7 +592,7 @@ def test_an_image_without_a_box_stays_and_is_no_donor(framed):
     kept = np.flatnonzero(labels == 0)[0]
     boxes[kept] = WIDE
     boxes[labels == 1] = [HIGH, *[[np.nan] * 4] * (np.sum(labels == 1) - 1)]
-    images = data.reframed("train", boxes=boxes)
+    images = data.reframed("train", zoom_only=False, boxes=boxes)
     assert np.array_equal(images[labels == 1][1:], data.images("train")[labels == 1][1:])
     assert white_boxes(images)[kept] == pytest.approx(HIGH, abs=0.02)
 
@@ -600,14 +600,14 @@ def test_an_image_without_a_box_stays_and_is_no_donor(framed):
 def test_donors_depend_on_the_draw_alone(framed):
     data, labels, boxes = framed
     boxes = boxes + np.random.default_rng(0).uniform(-0.05, 0.05, boxes.shape)
-    first = data.reframed("train", boxes=boxes)
-    assert np.array_equal(data.reframed("train", boxes=boxes), first)
-    assert not np.array_equal(data.reframed("train", draw=1, boxes=boxes), first)
+    first = data.reframed("train", zoom_only=False, boxes=boxes)
+    assert np.array_equal(data.reframed("train", zoom_only=False, boxes=boxes), first)
+    assert not np.array_equal(data.reframed("train", draw=1, zoom_only=False, boxes=boxes), first)
     with pytest.raises(ValueError, match="donors must be 'other' or 'same'. Received: donors='none'"):
         data.reframed("train", donors="none", boxes=boxes)
     boxes[labels == 1, 2:] = boxes[labels == 1, :2] + 0.05  # too small to be lungs
     with pytest.raises(ValueError, match="both classes need .* Received: subset='train', 8 of 1"):
-        data.reframed("train", boxes=boxes)
+        data.reframed("train", zoom_only=False, boxes=boxes)
 
 
 # MedMNIST
