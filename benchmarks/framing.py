@@ -32,19 +32,14 @@ from chestxray.evaluation.thresholds import choose_thresholds
 from chestxray.files import project_path, whole_file, write_json
 
 SIZE, EPOCHS, DRAWS = 128, 10, 5
-STYLE = {"tone": True, "sharpness": True, "brightness": 0.30, "contrast": 0.35}
-GEOMETRY = {  # from the simplest to the least simple
-    "squash": ("stretch", {}),
-    "scaling": ("stretch", {"stretch": 0.3}),
-    "letterbox": ("letterbox", {"edges": 0.2}),  # lost: the code that moves its edges ended with 0aae8fa
-    "lung_box": ("lung_box", {"edges": 0.06}),
+CELLS = {  # resize rule and augmentation, from the simplest to the least simple
+    "squash": ("stretch", Augmentation()),
+    "scaling": ("stretch", Augmentation(stretch=0.3)),
+    "lung_box": ("lung_box", Augmentation(edges=0.06)),
 }
-CELLS = {
-    f"{name}{'_style' if style else ''}": (resize, Augmentation(**changes, **(STYLE if style else {})))
-    for style in (False, True)
-    for name, (resize, changes) in GEOMETRY.items()
-}
-TRAINABLE = tuple(cell for cell in CELLS if not cell.startswith("letterbox"))
+LOST = ("letterbox", *(f"{geometry}_style" for geometry in ("squash", "scaling", "letterbox", "lung_box")))
+"""Recipes that lost; their code (letterbox with moved edges, tone, sharpness) is in commit 0aae8fa."""
+
 KINDS = {"other": ("other", False), "same": ("same", False), "zoom": ("other", True)}  # donors, zoom only
 
 
@@ -113,7 +108,7 @@ def finished(work: Path, name: str) -> bool:
 def score(model: Any, data: XrayData, warped: dict[str, NDArray], frozen: Path | None = None) -> dict:
     """Logits of validation, test and re-framed validation images.
 
-    ``frozen`` is a file for what VGG16 gives at block4_pool, which is the same for all seeds of a recipe.
+    ``frozen`` is a file for what VGG16 gives at block4_pool, the same for all trainings with one resize rule.
     """
     import keras
 
@@ -136,7 +131,7 @@ def score(model: Any, data: XrayData, warped: dict[str, NDArray], frozen: Path |
 @click.option("--masks", type=click.Path(path_type=Path), required=True)
 @click.option("--split", default="official")
 @click.option("--seed", type=int, required=True)
-@click.option("--cell", "cells", multiple=True, type=click.Choice(TRAINABLE), default=TRAINABLE)
+@click.option("--cell", "cells", multiple=True, type=click.Choice(list(CELLS)), default=tuple(CELLS))
 def train(work: Path, masks: Path, split: str, seed: int, cells: tuple[str, ...]) -> None:
     """Train the compact network for each cell, and keep its logits."""
     import keras
@@ -207,7 +202,7 @@ def originals(work: Path, originals: Path) -> None:
 @click.option("--weights", required=True)
 @click.option("--seed", type=int, required=True)
 @click.option("--views", default=4)
-@click.option("--cell", "cells", multiple=True, type=click.Choice(TRAINABLE), default=("squash",))
+@click.option("--cell", "cells", multiple=True, type=click.Choice(list(CELLS)), default=("squash",))
 def vgg16(work: Path, masks: Path, weights: str, seed: int, views: int, cells: tuple[str, ...]) -> None:
     """Train head and last block of VGG16 on `official` for each cell, by the recipe on record at 128 px.
 
@@ -236,7 +231,7 @@ def vgg16(work: Path, masks: Path, weights: str, seed: int, views: int, cells: t
         phases.append(fine_tune(model, data, fine, block, work / f"{name}.fine.npz"))
         seconds = time.perf_counter() - start
         history = pd.concat([phase.history for phase in phases])
-        found = score(model, data, reframed(data, masks, work), work / f"{cell}.block4_pool.npy")
+        found = score(model, data, reframed(data, masks, work), work / f"{resize}.block4_pool.npy")
         keep(work, name, data, found, seconds, history, {"image": image, "head": head, "fine": fine})
 
 

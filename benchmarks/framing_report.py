@@ -16,7 +16,7 @@ from typing import Any
 import click
 import numpy as np
 import pandas as pd
-from framing import CELLS, DRAWS, KINDS
+from framing import CELLS, DRAWS, KINDS, LOST
 from numpy.typing import NDArray
 from statsmodels.stats.multitest import multipletests
 
@@ -223,9 +223,8 @@ def main(work: Path | None, data_dir: Path) -> None:
                 "views": views,
                 "trainings": len(trained),
             }
-            row["resize"] = CELLS[cell][0]
             found["cells"].append(row | describe(data[split], trained))
-        complete = set(cells) == set(CELLS) or network == "vgg16"
+        complete = set(cells) == {*CELLS, *LOST} or network == "vgg16"
         if complete and len({len(trained) for trained in cells.values()}) == 1 < len(cells):
             chosen = choose(data[split], cells) | {"zoomed only": choose(data[split], cells, "zoom")}
             found["choice"][f"{network}{views and '-' + views}-{split}"] = chosen

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ class Augmentation:
         stretch: Natural logarithm of the factors by which height and width change independently.
         edges: Fraction of the side by which each edge of the image moves in or out: another collimation.
             What is inside the edges fills the view again.
-        tone: Change gamma and illumination, and equalise some views, as other workstations do.
-        sharpness: Blur, resample or sharpen some views, add noise, or compress them by JPEG.
     """
 
     rotation: float = 7.0
@@ -42,8 +39,6 @@ class Augmentation:
     flip: bool = False
     stretch: float = 0.0
     edges: float = 0.0
-    tone: bool = False
-    sharpness: bool = False
 
     def __post_init__(self) -> None:
         for name in ("rotation", "shift", "shear", "zoom", "brightness", "contrast", "stretch", "edges"):
@@ -55,8 +50,7 @@ class Augmentation:
     def draw(self, paths: Sequence[str], size: int, view: int, seed: int) -> np.ndarray:
         """Draw the parameters of one view (usually the epoch) of N images of ``size`` × ``size`` pixels.
 
-        Gives ``float32`` (N, 21): :func:`affine_coefficients`, brightness and contrast factors, and numbers
-        for :meth:`restyle` (11).
+        Gives ``float32`` (N, 10): :func:`affine_coefficients`, brightness and contrast factors.
         """
         uniform = np.stack([_uniform(path, view, seed) for path in paths])
         angle, shift_x, shift_y, shear, zoom, brightness, contrast, flip = uniform.T[:8]
@@ -72,65 +66,14 @@ class Augmentation:
             transforms[:, columns] *= scale[:, axis, np.newaxis]
             transforms[:, 3 * axis + 2] += centre[:, axis] - (size - 1) / 2 * scale[:, axis]
         factors = 1 + brightness * self.brightness, 1 + contrast * self.contrast
-        return np.column_stack([transforms, *factors, uniform[:, 14:]]).astype(np.float32)
-
-    def restyle(self, image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
-        """Change what is no geometry in one image, ``uint8`` (H, W), given its row from :meth:`draw`."""
-        if self.tone:
-            image = _change_tone(image, parameters[10:15])
-        return _change_sharpness(image, parameters[15:21]) if self.sharpness else image
-
-
-def _change_tone(image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
-    """Gamma e^±0.55, illumination that rises by up to ±30 % along each axis; half the views equalised.
-
-    ``parameters`` are gamma, kind and strength of the equalisation, and slopes along x and y, in [−1, 1).
-    """
-    gamma, kind, strength, x, y = parameters
-    strength = (strength + 1) / 2
-    if kind < -2 / 3:
-        image = cv2.createCLAHE(1 + 3 * strength, (8, 8)).apply(image)
-    elif kind < -1 / 3:
-        image = cv2.addWeighted(cv2.equalizeHist(image), strength, image, 1 - strength, 0)
-    elif kind < 0:
-        low, high = np.percentile(image[::2, ::2], (5 * strength, 100 - 2 * strength))
-        image = cv2.convertScaleAbs(np.maximum(image, low) - low, alpha=255 / max(high - low, 1))
-    height, width = image.shape
-    field = 1 + 0.3 * np.add.outer(y * np.linspace(-1, 1, height), x * np.linspace(-1, 1, width))
-    levels = (255 * (np.arange(256) / 255) ** np.exp(0.55 * gamma)).astype(np.float32)
-    return np.clip(levels[image] * field, 0, 255).astype(np.uint8)
-
-
-def _change_sharpness(image: np.ndarray, parameters: np.ndarray) -> np.ndarray:
-    """Blur, resample, sharpen, add noise, compress: each in one of four views.
-
-    ``parameters`` are one number in [−1, 1) for each, and one for the seed of the noise.
-    """
-    size, seed = image.shape[::-1], parameters[5]
-    blur, small, sharpen, noise, jpeg = np.maximum(0, 2 * parameters[:5] - 1).tolist()
-    if blur:
-        image = cv2.GaussianBlur(image, (0, 0), 0.3 + 1.2 * blur)
-    if small:
-        fewer = [round(side * (0.9 - 0.5 * small)) for side in size]
-        image = cv2.resize(cv2.resize(image, fewer, interpolation=cv2.INTER_AREA), size)
-    if sharpen:
-        smooth = cv2.GaussianBlur(image, (0, 0), 1.5)
-        image = cv2.addWeighted(image, 1 + 1.5 * sharpen, smooth, -1.5 * sharpen, 0)
-    if noise:
-        generator = np.random.default_rng(int((seed + 1) * 2**23))
-        grain = generator.standard_normal(image.shape, dtype=np.float32)
-        image = np.clip(image + (2 + 10 * noise) * grain, 0, 255).astype(np.uint8)
-    if jpeg:
-        quality = [cv2.IMWRITE_JPEG_QUALITY, round(90 - 65 * jpeg)]
-        image = cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_GRAYSCALE)
-    return image
+        return np.column_stack([transforms, *factors]).astype(np.float32)
 
 
 def _uniform(path: str, view: int, seed: int) -> np.ndarray:
-    """25 numbers in [−1, 1) that depend only on the arguments."""
+    """14 numbers in [−1, 1) that depend only on the arguments."""
     key = int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "little")
     generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, view, seed]))
-    return generator.uniform(-1, 1, size=25)
+    return generator.uniform(-1, 1, size=14)
 
 
 def affine_coefficients(

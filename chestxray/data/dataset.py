@@ -185,17 +185,11 @@ class PixelStore:
 
         signature = [tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None,), tf.float32)]
         if augment:
-            signature.append(tf.TensorSpec((None, 21), tf.float32))
+            signature.append(tf.TensorSpec((None, 10), tf.float32))
             layer = view_layer()
 
-        def pixels(batch: np.ndarray, *drawn: np.ndarray) -> np.ndarray:
-            images = self.pixels[batch]
-            if augment and (augment.tone or augment.sharpness):
-                images = [augment.restyle(*pair) for pair in zip(images, *drawn)]
-            return np.stack(images)[..., np.newaxis]
-
         def read(rows: "tf.Tensor", labels: "tf.Tensor", *drawn: "tf.Tensor") -> tuple:
-            images = tf.numpy_function(pixels, [rows, *drawn], tf.uint8)
+            images = tf.numpy_function(lambda batch: self.pixels[batch][..., np.newaxis], [rows], tf.uint8)
             images = tf.ensure_shape(images, (None, size, size, 1))
             return layer(images, *drawn) if drawn else tf.cast(images, tf.float32), labels
 
