@@ -149,7 +149,10 @@ def main(data_dir: Path, masks: Path, sizes: Path, models: tuple[Path, ...]) -> 
     )
     names = [f"{path.split('/')[0]}/{Path(path).name}" for path in table["path"]]
     ratios = ratios.reindex(names).fillna(ratios.median()).to_numpy()
-    found: dict[str, Any] = {"thirds": thirds(table), "doses": []}
+    normals = table[(table["label"] == 0) & table["shape"].notna()].groupby("split")["shape"]
+    middle = normals.get_group("test").median()  # half of the test normals are narrower for their height
+    counts = {part: [int((shapes < middle).sum()), len(shapes)] for part, shapes in normals}
+    found: dict[str, Any] = {"thirds": thirds(table), "below the median test normal": counts, "doses": []}
     for folder in models:
         classifier = load_classifier(folder)
         training = classifier.card["training_data"]

@@ -122,6 +122,26 @@ def choose(
     return {"measure": measured, "best": best, "minus_best": compared, "tied": tied, "chosen": tied[0]}
 
 
+def fall(data: XrayData, runs: list[Mapping[str, NDArray]]) -> dict[str, float | None]:
+    """Change of the specificity of the frozen threshold on zoomed validation images, over patients, seeds."""
+    rows, kept = data.subset("val"), []
+    labels, normal = rows["label"].to_numpy(), (rows["label"] == 0).to_numpy(float)
+    for run in runs:
+        platt = calibrate(run["val"], labels)
+        threshold = choose_thresholds(labels, apply_platt(run["val"], *platt))[0]["youden"]
+        cleared = [apply_platt(run[kind], *platt) < threshold for kind in ("val", "zoom")]
+        kept.append(cleared[1].mean(axis=0) - cleared[0])
+
+    def change(weights: NDArray) -> dict[str, NDArray]:
+        weights = weights * normal
+        return {"change": np.stack([weights @ each / weights.sum(axis=1) for each in kept])}
+
+    value, drawn = metrics.bootstrap(change, labels, rows["group_conservative"], BOOTSTRAP)["change"]
+    return metrics.percentile_interval(
+        value.mean(), np.sum(seed_weights(len(runs), BOOTSTRAP).T * drawn, axis=0)
+    )
+
+
 def choose_for_all(choices: list[Mapping[str, Any]]) -> str | None:
     """Give the simplest recipe that is not shown to be worse for any network; None where there is none."""
     tied = [set(choice.get("tied", ())) for choice in choices]
@@ -224,9 +244,12 @@ def main(work: Path | None, data_dir: Path) -> None:
                 "trainings": len(trained),
             }
             found["cells"].append(row | describe(data[split], trained))
-        complete = set(cells) == {*CELLS, *LOST} or network == "vgg16"
-        if complete and len({len(trained) for trained in cells.values()}) == 1 < len(cells):
+        wanted = {*CELLS, *LOST} if network == "compact" else {*CELLS, "lung_box_style"}
+        if set(cells) == wanted and {len(trained) for trained in cells.values()} == {3}:
             chosen = choose(data[split], cells) | {"zoomed only": choose(data[split], cells, "zoom")}
+            pair = {cell: cells[cell] for cell in ("scaling", "lung_box")}
+            chosen["scaling against lung box, zoomed only"] = choose(data[split], pair, "zoom")["minus_best"]
+            chosen["specificity when zoomed in"] = {c: fall(data[split], runs) for c, runs in cells.items()}
             found["choice"][f"{network}{views and '-' + views}-{split}"] = chosen
     declared = [found["choice"].get(name, {}) for name in DECIDING]
     zoomed = [choice.get("zoomed only", {}) for choice in declared]

@@ -283,9 +283,9 @@ class XrayData:
 
         Every image is cut so that its lungs come as close as possible to the lung box of a random image
         (``draw`` is the seed) of the other class or, as a control, of the ``same`` class. Without
-        ``zoom_only`` the lungs get that very box, and what lies outside repeats the edge. Such borders raise
-        the scores of both classes, so that the AUROC hides what the framing does. An image without a lung box
-        stays as it is. ``boxes``, (N, 4), are NaN where there is none; by default the network estimates them.
+        ``zoom_only`` the lungs get that very box, and what lies outside repeats the edge: images that no
+        detector gave. An image without a lung box stays as it is. ``boxes``, (N, 4), are NaN where there is
+        none; by default the network estimates them.
 
         Raises ValueError for other donors, or if a class has no lung box at all.
         """

@@ -52,3 +52,10 @@ def test_the_choice_for_all_networks_is_tied_in_each(report):
     assert report.choose_for_all([small, large]) == "lung_box"
     assert report.choose_for_all([small, {"tied": ["squash"]}]) is None
     assert report.choose_for_all([small, {}]) is None
+
+
+def test_the_fall_of_specificity_by_hand(report):
+    moved = np.where(LABELS == 0, RIGHT + np.tile([5.0, 0, 0, 0], 10), RIGHT)  # half of the normals
+    fall = report.fall(DATA, [{"val": RIGHT, "zoom": np.stack([moved, RIGHT])}] * 3)
+    assert fall["value"] == pytest.approx(-0.25)  # in one of two draws
+    assert fall["low"] < -0.25 < fall["high"] < 0
