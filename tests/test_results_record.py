@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from chestxray import results
-from chestxray.files import read_json, write_json
+from chestxray.files import project_path, read_json, write_json
 
 
 @pytest.fixture(scope="module")
@@ -385,3 +385,14 @@ def test_the_card_tells_the_same_numbers(recorded):
     for said in ("Intended use", "not a medical device", "Triage: rule out below"):
         assert said in text
     assert "TRIPOD" not in text  # synthetic
+
+
+@pytest.mark.parametrize("name", ["compact_student-official-s0-t0", "vgg16-patient-s0-t0-litert-float16"])
+def test_cards_of_older_models_are_rendered(name):
+    from chestxray.deployment.card import model_card
+
+    card = read_json(project_path(f"saved_models/{name}/card.json"))
+    assert "auroc_reframed" not in card["metrics"]["test"]
+    value = card["metrics"]["test"]["auroc"]["value"]
+    row = next(line for line in model_card(card).splitlines() if line.startswith("| test |"))
+    assert f"{value:.3f}" in row and row.split("|")[3].strip() == "–"

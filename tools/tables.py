@@ -117,7 +117,15 @@ def framing(splits: Sequence[str] = ("official",), views: Sequence[str] = ("", "
     for cell in (cell for cell in trained if cell["split"] in splits and cell["views"] in views):
         cells = [with_sd(cell["mean"][name], cell["sd"] and cell["sd"][name]) for name in names]
         recipe = cell["cell"].replace("_style", ", tone and sharpness").replace("_", " ")
-        rows.append([cell["split"], cell["network"] + cell["views"].replace("v", ", views: "), recipe, cell["trainings"], *cells])
+        rows.append(
+            [
+                cell["split"],
+                cell["network"] + cell["views"].replace("v", ", views: "),
+                recipe,
+                cell["trainings"],
+                *cells,
+            ]
+        )
     return table(["split", "network", "recipe", "trainings", *names.values()], rows)
 
 
