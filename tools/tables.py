@@ -67,7 +67,7 @@ def models() -> str:
 def published() -> str:
     """What others report on this data set."""
     listed = pd.read_csv(RESULTS / "published.csv", keep_default_na=False)
-    names = ["split", "model", "who", "source", "auroc", "accuracy", "sensitivity", "specificity", "note"]
+    names = "split model who source auroc accuracy sensitivity specificity precision f1 note".split()
     return table(names, listed[names].to_numpy())
 
 
