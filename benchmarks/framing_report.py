@@ -123,7 +123,7 @@ def choose(
 
 
 def fall(data: XrayData, runs: list[Mapping[str, NDArray]]) -> dict[str, float | None]:
-    """Change of the specificity of the frozen threshold on zoomed validation images, over patients, seeds."""
+    """Change of the frozen threshold's specificity when validation is zoomed in, over patients and seeds."""
     rows, kept = data.subset("val"), []
     labels, normal = rows["label"].to_numpy(), (rows["label"] == 0).to_numpy(float)
     for run in runs:

@@ -260,7 +260,7 @@ def _reframed_ranking(model: "keras.Model", data: "XrayData", subset: str) -> di
     """AUROC when lungs come as close as possible to a box of the other class (``XrayData.reframed``)."""
     try:
         images = data.reframed(subset)
-    except ValueError as error:
+    except (OSError, ValueError) as error:  # the files may be gone: training needs only the stored pixels
         print(f"not scored on re-framed images: {error}")
         return {}
     logits = np.asarray(model.predict(images, verbose=0), np.float64)

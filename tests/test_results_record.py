@@ -115,6 +115,14 @@ def test_without_lungs_nothing_is_reframed(recorded, monkeypatch, capsys):
     assert "not scored on re-framed images: both classes need" in capsys.readouterr().out
 
 
+def test_a_model_is_recorded_when_the_files_are_gone(recorded, tmp_path, capsys):
+    _, data, _ = recorded
+    moved = dataclasses.replace(data, root=tmp_path / "gone")
+    assert results._reframed_ranking(None, moved, "val") == {}
+    told = capsys.readouterr().out
+    assert "not scored on re-framed images: " in told and "gone" in told
+
+
 def test_each_test_evaluation_is_logged(recorded):
     folder, data, _ = recorded
     results.log_test_evaluation(folder, "again", data, {"b": 2, "a": "x"})

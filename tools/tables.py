@@ -111,27 +111,20 @@ def shortcuts() -> str:
 def framing(splits: Sequence[str] = ("official",), views: Sequence[str] = ("", "v4")) -> str:
     """AUROC on validation, as it is and re-framed, and scores on test: means of trainings at 128 px."""
     names = {"val": "validation", "other": "re-framed", "zoom": "zoomed in", "val_specificity": "specificity"}
-    names |= {"zoom_specificity": "the same, zoomed in"}
+    names["zoom_specificity"] = "the same, zoomed in"
     names |= {f"test_{name}": f"test {name}" for name in ("auroc", "accuracy", "sensitivity", "specificity")}
     rows, trained = [], read_json(RESULTS / "framing.json")["cells"]
     for cell in (cell for cell in trained if cell["split"] in splits and cell["views"] in views):
         cells = [with_sd(cell["mean"][name], cell["sd"] and cell["sd"][name]) for name in names]
         recipe = cell["cell"].replace("_style", ", tone and sharpness").replace("_", " ")
-        rows.append(
-            [
-                cell["split"],
-                cell["network"] + cell["views"].replace("v", ", views: "),
-                recipe,
-                cell["trainings"],
-                *cells,
-            ]
-        )
+        network = cell["network"] + cell["views"].replace("v", ", views: ")
+        rows.append([cell["split"], network, recipe, cell["trainings"], *cells])
     return table(["split", "network", "recipe", "trainings", *names.values()], rows)
 
 
 def recipes() -> str:
     """The framing experiment on both splits; columns as in README."""
-    return framing(("official", "patient"), ("", "v4", "v8", "v16"))
+    return framing(("official", "patient"), ("", "v4", "v8"))
 
 
 def heatmaps() -> str:
@@ -141,12 +134,11 @@ def heatmaps() -> str:
         content = read_json(path)
         share, peak = content["pointing"][:2]
         auroc = {row["change"]: f"{row['auroc']:.3f}" for row in content["stress"]}
-        checks = content["faithfulness"]
+        better = [row["low"] > 0 for row in content["faithfulness"]]
         name = f"`{content['name'].removeprefix('explain-')}`, {content['layer']}"
         cells = [name, interval(share, ".2f"), interval(peak, ".2f"), f"{share['by chance']:.2f}"]
         cells += [auroc["none"], auroc["lungs blacked out"]]
-        better = f"{sum(row['low'] > 0 for row in checks)} of {len(checks)}"
-        rows.append([*cells, better, f"{content['chance_similarity']:.2f}"])
+        rows.append([*cells, f"{sum(better)} of {len(better)}", f"{content['chance_similarity']:.2f}"])
     head = ["model, layer", "share of the map in the lungs", "peak in the lungs", "by chance", "auroc"]
     return table([*head, "lungs blacked out", "better than controls", "similarity of two images"], rows)
 
