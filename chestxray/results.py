@@ -115,9 +115,9 @@ def comparison_table(
 ) -> pd.DataFrame:
     """Put the metrics of several models side by side, one row a model.
 
-    Models without ``subset`` (val or test) are left out. Columns: name and its parts (model, split_seed,
-    train_seed), data, split_rule, split_hash, record, weights, parameter_count, and for each metric its
-    value, ``_low`` and ``_high``. Some metrics need a threshold: it is that of ``threshold_rule``.
+    Models without ``subset`` (train, val or test) are left out. Columns: name and its parts (model,
+    split_seed, train_seed), data, split_rule, split_hash, record, weights, parameter_count, and for each
+    metric its value, ``_low`` and ``_high``. Some metrics need a threshold: that of ``threshold_rule``.
     """
     rows = []
     for result in results:
@@ -169,7 +169,8 @@ def record_model(
     Calibration and thresholds come from the validation images alone. Test is evaluated once, and this is
     logged before in ``results/test_log.csv``. A model that ranks the validation images backwards is not
     calibrated, because calibration would reverse its scores. The ranking is also measured on re-framed
-    images. At the end, ``<output_dir>/checkpoints/<name>*.npz`` are removed.
+    images, and all metrics on about as many training images as there are for validation. At the end,
+    ``<output_dir>/checkpoints/<name>*.npz`` are removed.
 
     Args:
         model: Trained; saved in float32 whatever it was trained in.
@@ -231,6 +232,13 @@ def record_model(
             metrics[subset], confusion[subset] = evaluate(*scored, thresholds, rows["subtype"])
             metrics[subset] |= calibration_metrics(*scored, draws=200)
             metrics[subset] |= _reframed_ranking(reloaded, data, subset)
+        fitted = data.subset("train")
+        step = max(1, len(fitted) // len(val))
+        fitted = fitted[fitted.groupby("label").cumcount() % step == 0]
+        logits = log_odds(reloaded.predict(data.store.images(fitted), verbose=0))
+        scored = fitted["label"], apply_platt(logits, **calibration), fitted["group"]
+        metrics["train"] = evaluate(*scored, thresholds, fitted["subtype"])[0]
+        metrics["train"] |= calibration_metrics(*scored, draws=200)
         shared = {"name": full_name, "classes": list(data.classes), "image": image, **decisions}
         shared |= {"metrics": metrics, "baseline": _baseline(output_dir, data), "parameters": parameters}
         shared |= {"weights": weights, "versions": versions()}

@@ -87,6 +87,24 @@ def test_every_metric_can_be_recomputed_from_the_predictions(recorded):
         assert int((called & (rows["label"] == 1)).sum()) == found["confusion"][subset]["youden"]["tp"]
 
 
+def test_a_part_of_the_training_images_is_scored_too(recorded):
+    folder, data, found = recorded
+    model = keras.models.load_model(folder / "saved_models" / "tiny-patient-s0-t0" / "model.keras")
+    rows = data.subset("train")
+    step = len(rows) // len(data.subset("val"))
+    rows = pd.concat([rows[rows["label"] == label].iloc[::step] for label in (0, 1)])
+    logits = model.predict(data.store.images(rows), verbose=0)[:, 0]
+    entry = found["metrics"]["train"]["auroc"]
+    assert step > 1 and entry["value"] == pytest.approx(roc_auc_score(rows["label"], logits), abs=1e-12)
+    probabilities = 1 / (
+        1 + np.exp(-(found["calibration"]["slope"] * logits + found["calibration"]["intercept"]))
+    )
+    correct = (probabilities >= found["thresholds"]["youden"]) == (rows["label"] == 1)
+    assert found["metrics"]["train"]["youden"]["accuracy"]["value"] == pytest.approx(
+        correct.mean(), abs=1e-12
+    )
+
+
 def test_the_saved_model_is_float32_and_gives_the_recorded_logits(recorded):
     from chestxray.deployment.classifier import load_classifier
 
@@ -243,7 +261,7 @@ def test_validation_only_leaves_test_alone(recorded, tmp_path):
         score_test=False,
     )
     predictions = pd.read_csv(tmp_path / "results" / "val_only-patient-s0-t0.predictions.csv")
-    assert set(found["metrics"]) == set(predictions["split"]) == {"val"}
+    assert set(predictions["split"]) == {"val"} and set(found["metrics"]) == {"val", "train"}
     assert not (tmp_path / "results" / "test_log.csv").exists()
 
 

@@ -67,7 +67,7 @@ def test_all_notebooks_on_a_plain_folder_with_broken_files(tmp_path, plain_folde
     assert counts["problems"] == {"empty file": 1, "not an image": 1, "truncated": 1, "unknown name": 121}
     model = read_json(results / "custom_cnn-patient-s0-t0.json")
     assert model["classes"] == ["healthy", "sick"] and model["data"] == "mine"
-    assert set(model["metrics"]) == {"val"} and not (results / "test_log.csv").exists()
+    assert set(model["metrics"]) == {"val", "train"} and not (results / "test_log.csv").exists()
     assert {model["name"] for model in read_json(results / "comparison-patient.json")["models"]} == {
         f"{name}-patient-s0-t0" for name in ("custom_cnn", "vgg16", "student", "student_teacher1")
     }
