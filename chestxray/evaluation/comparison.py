@@ -74,13 +74,18 @@ def seed_weights(seeds: int, draws: int) -> NDArray:
 
 
 def variant_difference(
-    labels: ArrayLike, groups: ArrayLike, first: Sequence[tuple], second: Sequence[tuple]
+    labels: ArrayLike,
+    groups: ArrayLike,
+    first: Sequence[tuple],
+    second: Sequence[tuple],
+    comparisons: int = 1,
 ) -> dict[str, dict[str, float]]:
     """Metrics of one variant of training minus those of another, over patients and training seeds.
 
     ``first`` and ``second`` hold probabilities, (N,), and threshold of each model of a variant, for the same
     seeds in the same order (ValueError if their numbers differ). Every draw takes patient groups and seeds,
-    the same for both variants, and averages over the seeds (:func:`seed_weights`).
+    the same for both variants, and averages over the seeds (:func:`seed_weights`). The intervals are adjusted
+    for the number of ``comparisons`` (Bonferroni).
     """
     seeds, others = len(first), len(second)
     if seeds != others:
@@ -95,7 +100,9 @@ def variant_difference(
     estimates = metrics.bootstrap(differences, labels, groups)
     picks = seed_weights(seeds, estimates["auroc"][1].shape[1])
     return {
-        metric: metrics.percentile_interval(value.mean(), np.clip(np.sum(picks.T * drawn, axis=0), -1, 1))
+        metric: metrics.percentile_interval(
+            value.mean(), np.clip(np.sum(picks.T * drawn, axis=0), -1, 1), comparisons
+        )
         for metric, (value, drawn) in estimates.items()
     }
 
@@ -109,7 +116,8 @@ def score_variants(
     an image: ``split`` (val and ``subset``), ``label``, ``group``, and the raw logits of each model.
     ``variants`` are the columns with the logits of each variant, one a seed, in the same order of seeds. The
     result is ``{variant: {"seeds": {metric: [values]}, "mean": {…}, "sd": {…}, "difference": {…}}}`` for
-    :data:`VARIANT_METRICS`; sd is None for one seed, and the baseline has no :func:`variant_difference`.
+    :data:`VARIANT_METRICS`; sd is None for one seed, and the baseline has no :func:`variant_difference`. The
+    intervals of the differences are adjusted for the number of variants that are compared with the baseline.
     """
     val, rows = table[table["split"] == "val"], table[table["split"] == subset]
     labels, every_image = rows["label"].to_numpy(), np.ones((1, len(rows)))
@@ -126,7 +134,9 @@ def score_variants(
         sd = seeds.std(ddof=1).to_dict() if len(seeds) > 1 else dict.fromkeys(VARIANT_METRICS)
         scored[variant] = {"seeds": seeds.to_dict("list"), "mean": seeds.mean().to_dict(), "sd": sd}
     for variant in scored.keys() - {baseline}:
-        difference = variant_difference(labels, rows["group"], models[variant], models[baseline])
+        difference = variant_difference(
+            labels, rows["group"], models[variant], models[baseline], len(variants) - 1
+        )
         scored[variant]["difference"] = difference
     return scored
 
@@ -152,9 +162,9 @@ def difference_table(scored: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def conclude(scored: Mapping[str, Any], baseline: str) -> str:
-    """State how each variant's AUROC differs from the baseline's, by intervals that are not adjusted."""
+    """State how each variant's AUROC differs from the baseline's, by adjusted intervals."""
     seeds = len(scored[baseline]["seeds"]["auroc"])
-    sentences = [f"{seeds} seeds, {len(scored) - 1} comparisons, each with its own 95 % interval:"]
+    sentences = [f"{seeds} seeds, {len(scored) - 1} comparisons, intervals that together hold at 95 %:"]
     for variant, entry in scored.items():
         if "difference" in entry:
             value, low, high = (entry["difference"]["auroc"][name] for name in ("value", "low", "high"))

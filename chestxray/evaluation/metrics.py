@@ -98,14 +98,16 @@ def bootstrap(metrics: Callable, labels: NDArray, groups: ArrayLike, draws: int 
     }
 
 
-def percentile_interval(value: float, drawn: NDArray) -> dict[str, float | None]:
+def percentile_interval(value: float, drawn: NDArray, comparisons: int = 1) -> dict[str, float | None]:
     """Return ``value`` with ``low`` and ``high``, the 2.5 and 97.5 percentiles of its draws.
 
+    With several ``comparisons`` the interval is wider, so that all together hold at 95 % (Bonferroni).
     Percentile bootstrap of Efron and Tibshirani (1993). Undefined draws (NaN) are left out; if they are over
     half, the bounds are None. An undefined value is None.
     """
     known = drawn[~np.isnan(drawn)]
-    bounds = np.percentile(known, [2.5, 97.5]) if 2 * len(known) >= len(drawn) else (np.nan, np.nan)
+    tail = 2.5 / comparisons
+    bounds = np.percentile(known, [tail, 100 - tail]) if 2 * len(known) >= len(drawn) else (np.nan, np.nan)
     entry = zip(("value", "low", "high"), (value, *bounds))
     return {name: None if np.isnan(number) else float(number) for name, number in entry}
 

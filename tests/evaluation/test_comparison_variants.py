@@ -77,6 +77,15 @@ def test_thresholds_come_from_validation():
     assert found["specificity"][1] > 0.7
 
 
+def test_more_comparisons_give_wider_intervals():
+    rows = table({"alone": 1.0, "taught": 2.0})
+    one = score_variants(rows, COLUMNS, "alone")["taught"]["difference"]["auroc"]
+    both = score_variants(rows, {**COLUMNS, "again": COLUMNS["taught"]}, "alone")["taught"]["difference"][
+        "auroc"
+    ]
+    assert both["value"] == one["value"] and both["low"] < one["low"] and one["high"] < both["high"]
+
+
 def test_one_seed_has_no_spread():
     found = score_variants(table({"alone": 1.0}), {"alone": ["alone0"]}, "alone", "val")
     assert found["alone"]["sd"] == dict.fromkeys(VARIANT_METRICS)

@@ -352,6 +352,11 @@ def test_bounds_need_half_of_the_draws():
     assert metrics.percentile_interval(1.0, drawn[1:]) == {"value": 1.0, "low": 0.5, "high": 0.5}
 
 
+def test_interval_of_four_comparisons_leaves_a_quarter_of_the_tails():
+    entry = metrics.percentile_interval(500.0, np.arange(1001.0), comparisons=4)
+    assert entry == {"value": 500.0, "low": 6.25, "high": 993.75}  # 2.5 % / 4 on each side
+
+
 def test_roc_band_holds_the_curve_and_narrows_with_more_patients():
     widths = []
     for count in (100, 1600):
