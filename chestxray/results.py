@@ -173,7 +173,7 @@ def record_model(
     ``<output_dir>/checkpoints/<name>*.npz`` are removed.
 
     Args:
-        model: Trained; saved in float32 whatever it was trained in.
+        model: Trained; see :func:`chestxray.deployment.classifier.save_model`.
         data: What it was trained on.
         name: Name of the model, for example ``vgg16``; split rule and seeds are added.
         parameters: Parameters of the notebook.
@@ -190,7 +190,7 @@ def record_model(
     """
     from chestxray.deployment import classifier as deployed
     from chestxray.deployment.card import CARD_SCHEMA
-    from chestxray.models.builders import as_float32, check_logits
+    from chestxray.models.builders import check_logits
 
     check_logits(model)
     if model.output_shape[-1] not in (1, 3):
@@ -211,7 +211,7 @@ def record_model(
     if score_test:
         log_test_evaluation(output_dir, full_name, data, {"image": image, "weights": weights, **parameters})
     with whole_folder(output_dir / "saved_models" / full_name) as folder:
-        as_float32(model).save(folder / "model.keras")
+        deployed.save_model(model, folder / "model.keras")
         reloaded = deployed.load_model(folder / "model.keras")
         scorer = deployed.with_features(reloaded)
         scores = {subset: scorer.predict(data.dataset(subset), verbose=0) for subset in subsets}

@@ -7,7 +7,9 @@ prediction needs besides the weights: image settings, calibration, thresholds, a
 
 import functools
 import hashlib
+import io
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from chestxray.deployment.runtime import MODEL_FILES, Runtime
 from chestxray.deployment.seen import SeenImages
 from chestxray.evaluation.calibration import apply_platt, log_odds
 from chestxray.evaluation.drift import describe_reference
-from chestxray.files import write_json
+from chestxray.files import whole_file, write_json
 
 if TYPE_CHECKING:
     import keras
@@ -46,6 +48,7 @@ POPULATIONS = {"kermany": {"ages": [1, 6], "views": ["AP"]}}
 """Known populations by name: years, the second not included, and views as DICOM names them."""
 
 _LOGIT_TOLERANCE = 0.01  # of the self-test
+_MOST_FULL_PRECISION = 5_000_000  # parameters; larger networks are stored in half precision
 _MOST_TRAIN = 1000  # images for the out-of-distribution check: more change little
 
 
@@ -163,6 +166,40 @@ def load_model(path: str | Path) -> "keras.Model":
     except Exception as error:  # a damaged file can fail in any way
         message = f"not a model that can be loaded safely ({_one_line(error)})"
         raise ValueError(f"{message}. Received: path={str(path)!r}") from None
+
+
+def save_model(model: "keras.Model", path: str | Path) -> None:
+    """Save a network for inference, in float32 whatever it was trained in.
+
+    With over 5 million parameters its weights are stored in half precision, which halves the file; Keras
+    loads them as float32. Values that half precision cannot hold stay as they are.
+    """
+    import h5py
+
+    from chestxray.models.builders import as_float32
+
+    as_float32(model).save(path)
+    if model.count_params() <= _MOST_FULL_PRECISION:
+        return
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    stored = io.BytesIO()
+    with h5py.File(io.BytesIO(parts["model.weights.h5"])) as full, h5py.File(stored, "w") as half:
+
+        def copy(name: str, item: "h5py.Dataset | h5py.Group") -> None:
+            if isinstance(item, h5py.Group):
+                target = half.require_group(name)
+            else:
+                values = item[()]
+                fits = np.abs(values).max(initial=0) <= np.finfo(np.float16).max
+                target = half.create_dataset(name, data=values.astype(np.float16) if fits else values)
+            target.attrs.update(item.attrs)
+
+        full.visititems(copy)
+    parts["model.weights.h5"] = stored.getvalue()
+    with whole_file(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
 
 
 def _one_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from chestxray import load_classifier, read_predictions
-from chestxray.deployment.classifier import load_model, run_self_test, self_test_pattern
+from chestxray.deployment.classifier import load_model, run_self_test, save_model, self_test_pattern
 from chestxray.files import read_json, write_json
 
 
@@ -194,6 +194,21 @@ def test_untouched_bundle_loads_without_a_warning(bundle):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         load_classifier(bundle[0])
+
+
+def test_large_networks_are_stored_in_half_precision(tmp_path, monkeypatch):
+    layers = [keras.layers.Input((8, 8, 1)), keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()]
+    model = keras.Sequential([*layers, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(1)])
+    model.layers[1].moving_variance.assign([1e6, 0.1, 0.2, 0.3])  # half precision ends at 65,504
+    path = tmp_path / "model.keras"
+    for most, form in ((10**6, np.float32), (1, np.float16)):
+        monkeypatch.setattr("chestxray.deployment.classifier._MOST_FULL_PRECISION", most)
+        save_model(model, path)
+        loaded = load_model(path).get_weights()
+        assert {values.dtype.name for values in loaded} == {"float32"}
+        for values, trained in zip(loaded, model.get_weights()):
+            stored = trained if np.abs(trained).max() > 65504 else trained.astype(form).astype(np.float32)
+            np.testing.assert_array_equal(values, stored)
 
 
 def test_pattern_is_the_same_for_ever():
