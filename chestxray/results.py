@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 RESULT_SCHEMA = "chestxray.result/2"
 VARIANTS_SCHEMA = "chestxray.variants/1"
+_MOST_TRAIN = 1000  # training images that are scored, also for the out-of-distribution check
 _LOG_COLUMNS = ("time", "name", "split_hash", "images", "configuration")
 _DESCRIPTION = ("name", "data", "split_rule", "split_hash", "record", "weights", "parameter_count")
 
@@ -169,7 +170,7 @@ def record_model(
     Calibration and thresholds come from the validation images alone. Test is evaluated once, and this is
     logged before in ``results/test_log.csv``. A model that ranks the validation images backwards is not
     calibrated, because calibration would reverse its scores. The ranking is also measured on re-framed
-    images, and all metrics on about as many training images as there are for validation. At the end,
+    images, and all metrics also on 1,000 random training images. At the end,
     ``<output_dir>/checkpoints/<name>*.npz`` are removed.
 
     Args:
@@ -232,17 +233,17 @@ def record_model(
             metrics[subset], confusion[subset] = evaluate(*scored, thresholds, rows["subtype"])
             metrics[subset] |= calibration_metrics(*scored, draws=200)
             metrics[subset] |= _reframed_ranking(reloaded, data, subset)
-        fitted = data.subset("train")
-        step = max(1, len(fitted) // len(val))
-        fitted = fitted[fitted.groupby("label").cumcount() % step == 0]
-        logits = log_odds(reloaded.predict(data.store.images(fitted), verbose=0))
-        scored = fitted["label"], apply_platt(logits, **calibration), fitted["group"]
-        metrics["train"] = evaluate(*scored, thresholds, fitted["subtype"])[0]
-        metrics["train"] |= calibration_metrics(*scored, draws=200)
+        train = data.subset("train")
+        train = train.sample(min(_MOST_TRAIN, len(train)), random_state=data.split_seed)
+        logits, train_features = scorer.predict(data.store.images(train), verbose=0)
+        if train["label"].nunique() == 2:  # chance may leave out a rare class
+            scored = train["label"], apply_platt(log_odds(logits), **calibration), train["group"]
+            metrics["train"] = evaluate(*scored, thresholds, train["subtype"])[0]
+            metrics["train"] |= calibration_metrics(*scored, draws=200)
         shared = {"name": full_name, "classes": list(data.classes), "image": image, **decisions}
         shared |= {"metrics": metrics, "baseline": _baseline(output_dir, data), "parameters": parameters}
         shared |= {"weights": weights, "versions": versions()}
-        outliers, reference = deployed.learn_reference(scorer, data, *scores["val"])
+        outliers, reference = deployed.learn_reference(data, train, train_features, scores["val"])
         split = {"split_rule": data.split_rule, "split_hash": data.split_hash}
         seeds = {"split_seed": data.split_seed, "train_seed": data.train_seed}
         counts = {subset: int((data.table["split"] == subset).sum()) for subset in SPLITS}

@@ -20,7 +20,7 @@ PHANTOM_FIGURES = (
 )
 """Figures that README shows; the notebooks make them from phantoms."""
 
-_LARGEST_MODEL = 20_000_000  # bytes
+_LARGEST_MODEL = 20_000_000  # bytes, unless it is the model of record
 _OTHERS = ("audit", "dataset", "comparison", "explanation", "deployment")
 _PUBLIC_SCHEMAS = (RESULT_SCHEMA, VARIANTS_SCHEMA, *(f"chestxray.{name}/1" for name in _OTHERS))
 
@@ -28,8 +28,9 @@ _PUBLIC_SCHEMAS = (RESULT_SCHEMA, VARIANTS_SCHEMA, *(f"chestxray.{name}/1" for n
 def publish(run: Path, repository: Path) -> list[str]:
     """Copy results and small models of a run on real data, or the figures of a run on phantoms.
 
-    Of several seeds only the model of seed 0 is copied. Models that were only
-    scored on validation (``score_test=False``) become a row of
+    Of several seeds only the model of seed 0 is copied. Results of recipes
+    ``project…`` go to ``results/claims``, without models. Models that were
+    only scored on validation (``score_test=False``) become a row of
     ``results/tried.csv``.
 
     Args:
@@ -57,19 +58,24 @@ def publish(run: Path, repository: Path) -> list[str]:
         return [*copied, "left out the results: synthetic"]
     models = [content for content in public.values() if content["schema"] == RESULT_SCHEMA]
     tried = [model for model in models if "test" not in model["metrics"]]
-    scored = [model["name"] for model in models if model not in tried]
+    scored = {model["name"]: model["record"] for model in models if model not in tried}
     tried_names = [model["name"] for model in tried]
     for name in scored:
         for path in (run / "results" / f"{name}.predictions.csv", run / "saved_models" / name):
             if not path.exists():
                 raise FileNotFoundError(f"the run lacks a file. Received: path={str(path)!r}")
-    report = [_copy_model(run / "saved_models" / name, repository / "saved_models") for name in scored]
+    ours = {name: record for name, record in scored.items() if not name.startswith("project")}
+    report = [
+        _copy_model(run / "saved_models" / name, repository / "saved_models", record)
+        for name, record in ours.items()
+    ]
     for path, content in public.items():
         if content.get("name", path.stem) in tried_names:
             continue
+        folder = repository / ("results/claims" if path.name.startswith("project") else "results")
         if content["schema"] in (RESULT_SCHEMA, VARIANTS_SCHEMA):
-            report.append(_copy(path.with_suffix(".predictions.csv"), repository / "results"))
-        report.append(_copy(path, repository / "results"))
+            report.append(_copy(path.with_suffix(".predictions.csv"), folder))
+        report.append(_copy(path, folder))
     _append_log(run / "results" / "test_log.csv", repository / "results" / "test_log.csv")
     if tried:
         _add_tried(tried, repository / "results" / "tried.csv")
@@ -83,9 +89,9 @@ def _copy(source: Path, folder: Path) -> str:
     return f"{folder.name}/{source.name}"
 
 
-def _copy_model(folder: Path, target: Path) -> str:
+def _copy_model(folder: Path, target: Path, record: bool) -> str:
     size = sum(path.stat().st_size for path in folder.iterdir())
-    reason = f"{size / 1e6:.0f} MB" if size > _LARGEST_MODEL else None
+    reason = f"{size / 1e6:.0f} MB" if size > _LARGEST_MODEL and not record else None
     if reason := reason if folder.name.endswith("-s0-t0") else "a further seed":
         shutil.rmtree(target / folder.name, ignore_errors=True)  # it would stand beside newer results
         return f"left out saved_models/{folder.name}: {reason}"

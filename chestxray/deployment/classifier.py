@@ -1,8 +1,9 @@
-"""Classifiers on disk: a model file, ``card.json``, ``refusal.npz`` and ``README.md`` in one folder.
+"""Classifiers on disk: one folder with model file, ``card.json``, ``refusal.npz``, ``README.md``, ``NOTICE``.
 
 The model file is ``model.keras``, or an exported file that runs without TensorFlow. The card holds what
 prediction needs besides the weights: image settings, calibration, thresholds, and a self-test.
-``refusal.npz`` holds the out-of-distribution check, and ``seen.npz`` hashes of the training images.
+``refusal.npz`` holds the out-of-distribution check, ``seen.npz`` hashes of the training images, and
+``NOTICE`` the origin of data and weights.
 """
 
 import functools
@@ -10,7 +11,7 @@ import hashlib
 import io
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from chestxray.data.images import ImageSettings, as_batch, fit
-from chestxray.deployment.card import model_card, read_card
+from chestxray.deployment.card import model_card, read_card, render
 from chestxray.deployment.outliers import OutlierCheck, fit_outlier_check
 from chestxray.deployment.runtime import MODEL_FILES, Runtime
 from chestxray.deployment.seen import SeenImages
@@ -28,6 +29,7 @@ from chestxray.files import whole_file, write_json
 
 if TYPE_CHECKING:
     import keras
+    import pandas as pd
     import tensorflow as tf
 
     from chestxray.data.dataset import XrayData
@@ -49,7 +51,6 @@ POPULATIONS = {"kermany": {"ages": [1, 6], "views": ["AP"]}}
 
 _LOGIT_TOLERANCE = 0.01  # of the self-test
 _MOST_FULL_PRECISION = 5_000_000  # parameters; larger networks are stored in half precision
-_MOST_TRAIN = 1000  # images for the out-of-distribution check: more change little
 
 
 class Scores(NamedTuple):
@@ -238,6 +239,7 @@ def write_card(folder: Path, classifier: Classifier) -> None:
     if classifier.seen:
         classifier.seen.save(folder)
     (folder / "README.md").write_text(model_card(card), encoding="utf-8")
+    (folder / "NOTICE").write_text(render("NOTICE.j2", **card), encoding="utf-8")
 
 
 def load_classifier(folder: str | Path, threads: int = 1) -> Classifier:
@@ -278,18 +280,15 @@ def load_classifier(folder: str | Path, threads: int = 1) -> Classifier:
 
 
 def learn_reference(
-    scorer: "keras.Model", data: "XrayData", val_logits: np.ndarray, val_features: np.ndarray
+    data: "XrayData", train: "pd.DataFrame", train_features: np.ndarray, val: Sequence[np.ndarray]
 ) -> tuple[OutlierCheck, dict[str, Any]]:
     """Fit the out-of-distribution check, and describe the validation images for later comparison.
 
-    ``scorer``, from :func:`with_features`, was trained on ``data``. For the validation images it gave
-    ``val_logits``, (N, 1) or (N, 3), and ``val_features``, (N, F). The result is the check, and the reference
-    for :func:`chestxray.evaluation.drift.drift_table`.
+    A network from :func:`with_features`, trained on ``data``, gave ``train_features``, (T, F), for the rows
+    ``train`` of the catalog, and ``val``, logits and features, for the validation images. The result is the
+    check, and the reference for :func:`chestxray.evaluation.drift.drift_table`.
     """
-    train = data.subset("train")
-    train = train.sample(min(_MOST_TRAIN, len(train)), random_state=data.split_seed)
-    train_images, val_images = data.store.images(train), data.images("val")[..., 0]
-    _, train_features = scorer.predict(train_images, batch_size=32, verbose=0)
-    check = fit_outlier_check(train_images[..., 0], train_features, val_images, val_features)
-    measured = check.measure(val_images, check.distances(val_features))
-    return check, describe_reference(measured | {"logit": log_odds(val_logits)})
+    train_images, val_images = (images[..., 0] for images in (data.store.images(train), data.images("val")))
+    check = fit_outlier_check(train_images, train_features, val_images, val[1])
+    measured = check.measure(val_images, check.distances(val[1]))
+    return check, describe_reference(measured | {"logit": log_odds(val[0])})

@@ -217,6 +217,7 @@ def test_export_from_the_command_line(compact, few_images_are_enough, tiny_folde
     )
     assert result.exit_code == 0 and "0.00% of the decisions" in result.output
     assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == [
+        "NOTICE",
         "README.md",
         "card.json",
         "model.onnx",
