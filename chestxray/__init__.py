@@ -42,7 +42,10 @@ __all__ = ["__version__", *sorted(MODULE_OF)]
 def __getattr__(name: str) -> Any:
     if name not in MODULE_OF:
         raise AttributeError(f"module 'chestxray' has no attribute {name!r}")
-    return getattr(importlib.import_module(MODULE_OF[name]), name)
+    from chestxray.parallel import without_native_messages
+
+    with without_native_messages():
+        return getattr(importlib.import_module(MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

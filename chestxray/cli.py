@@ -16,7 +16,8 @@ import click
 from chestxray.files import CACHES, cache_dir, printable
 
 _EXTRAS = {
-    "train": "keras matplotlib nbformat pandas papermill scipy seaborn sklearn statsmodels tensorflow yaml",
+    "train": "keras matplotlib nbconvert nbformat pandas papermill scipy seaborn sklearn statsmodels "
+    "tensorflow yaml",
     "lite": "ai_edge_litert cv2 onnxruntime",
     "dicom": "pydicom",
     "dask": "dask distributed",
@@ -86,9 +87,11 @@ def resumable() -> Iterator[None]:
 
 
 def parse_value(text: str) -> Any:
-    """Read a parameter as YAML does, and 1e-4 as a number. Text that is not YAML raises ValueError."""
+    """Read a parameter as YAML does, 1e-4 as a number, and 0123 as a text. ValueError: not YAML."""
     import yaml
 
+    if re.fullmatch(r"[-+]?0\d+", text):  # an octal number in YAML
+        return text
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -106,11 +109,12 @@ def check_ending(path: Path | None, *endings: str) -> None:
 
 def show(sections: list[tuple]) -> None:
     """Print sections of title, text and table; of long tables the first 20 rows."""
-    from chestxray.deployment.report import number_text
+    from chestxray.deployment.report import number_text, with_intervals
 
     for title, text, table in sections:
         click.echo(f"\n{title}\n{'-' * len(title)}\n{text}".rstrip())
         if table is not None:
+            table = with_intervals(table)
             first = table.head(20).map(lambda value: printable(value) if isinstance(value, str) else value)
             click.echo(first.to_string(index=False, float_format=number_text, na_rep=""))
             if len(table) > 20:
@@ -126,6 +130,8 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # where the terminal is not UTF-8
 
 
+_MODELS = ("compact_cnn", "custom_cnn", "vgg16", "resnet50", "inceptionv3")
+_SPLITS = ("official", "image", "patient", "given")
 _PATH = click.Path(path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _path_option = functools.partial(click.option, type=_PATH)
@@ -134,6 +140,14 @@ _classes = click.option(
     nargs=2,
     metavar="NEGATIVE POSITIVE",
     help="Names of the class folders. [default: NORMAL PNEUMONIA]",
+)
+_parameters = click.option(
+    "-p",
+    "parameters",
+    nargs=2,
+    multiple=True,
+    metavar="NAME VALUE",
+    help="Set a parameter in every notebook that has it.",
 )
 _html = _path_option("--html", "page", help="Write the report as a page, too.")
 _backend = click.option("--backend", metavar="NAME", help="joblib backend: loky, dask, …")
@@ -147,7 +161,7 @@ _backend = click.option("--backend", metavar="NAME", help="joblib backend: loky,
 )
 @click.option(
     "--split",
-    type=click.Choice(["official", "image", "patient", "given"]),
+    type=click.Choice(_SPLITS),
     help="Split rule; given keeps the folders train, val and test. [default: patient; the first "
     "three for full]",
 )
@@ -159,14 +173,7 @@ _backend = click.option("--backend", metavar="NAME", help="joblib backend: loky,
 )
 @click.option("--only", metavar="STEP", help="Run only steps whose name begins with this, e.g. 03.")
 @_classes
-@click.option(
-    "-p",
-    "parameters",
-    nargs=2,
-    multiple=True,
-    metavar="NAME VALUE",
-    help="Set a parameter in every notebook that has it.",
-)
+@_parameters
 @click.option("--dry-run", is_flag=True, help="Only print what would run.")
 @click.option("--force", is_flag=True, help="Run finished steps again.")
 @click.option("--jobs", type=int, default=1, callback=_not_zero, help="Steps at a time. [default: 1]")
@@ -200,6 +207,78 @@ def run(
     with resumable():
         failed = run_plan(preset, data_dir, split_rules, output_dir, overrides, **options)
     sys.exit(failed)
+
+
+@command
+@click.argument("data_dir")
+@click.option("--model", type=click.Choice(_MODELS), default="compact_cnn", show_default=True)
+@click.option("--epochs", type=click.IntRange(1), help="[default: those of the recipe]")
+@click.option("--size", type=click.IntRange(32), help="Side of the input in pixels. [default: the recipe's]")
+@click.option("--name", help="Name of the result and of its folder, runs/NAME. [default: the model's]")
+@click.option("--weights", help='ImageNet weights: a file, "imagenet" to download, or "" for random ones.')
+@click.option("--split", type=click.Choice(_SPLITS), default="patient", show_default=True)
+@_classes
+@_parameters
+@click.option("--force", is_flag=True, help="Replace a result of that name that has other settings.")
+def train(
+    data_dir: str,
+    model: str,
+    epochs: int | None,
+    size: int | None,
+    name: str | None,
+    weights: str | None,
+    split: str,
+    classes: tuple[str, str] | None,
+    parameters: tuple[tuple[str, str], ...],
+    force: bool,
+) -> None:
+    """Train one model on DATA_DIR: a folder of X-rays, "kaggle" or "phantoms".
+
+    Writes model, results and a page into runs/NAME, by running the notebook of the model.
+    """
+    from chestxray.run import train_model
+
+    given = {"image_size": size, "weights": weights, "classes": list(classes) if classes else None}
+    overrides = {key: value for key, value in given.items() if value is not None}
+    overrides |= {key: parse_value(value) for key, value in parameters}
+    with resumable():
+        name = name or model
+        output_dir = Path("runs") / name
+        sys.exit(train_model(model, data_dir, name, output_dir, split, epochs, overrides, force))
+
+
+@command
+@click.argument("folders", nargs=-1, type=_PATH)
+def models(folders: tuple[Path, ...]) -> None:
+    """List saved models with their scores: those of the repository and of runs, or below FOLDERS."""
+    from chestxray.deployment.card import read_card
+    from chestxray.files import project_path
+
+    places = folders or (project_path("saved_models"), Path("runs"))
+    for path in sorted(card for place in places for card in Path(place).rglob("card.json")):
+        try:
+            card = read_card(path.parent)
+        except ValueError as error:
+            click.echo(f"{path.parent}: {error}", err=True)
+            continue
+        size, data, image = _bytes_of(path.parent), card["training_data"], card["image"]
+        use = (
+            "prediction without TensorFlow" if "export" in card else "prediction, heatmaps, further training"
+        )
+        use = "a check of the mechanics: it knows no patients" if data["name"] == "synthetic" else use
+        scores = []
+        for subset, values in card["metrics"].items():
+            scores += [f"{subset} {values['auroc']['value']:.3f}"]
+            if "auroc_reframed" in values:
+                scores += [f"{subset} re-framed {values['auroc_reframed']['value']:.3f}"]
+        click.echo(
+            f"{path.parent}\n    {data['name']}, split {data['split_rule']}; {image['size']} px, ", nl=False
+        )
+        click.echo(f"{image['resize']}; {size / 1e6:.1f} MB; for {use}\n    AUROC: {', '.join(scores)}")
+
+
+def _bytes_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 @command
@@ -300,9 +379,10 @@ def evaluate(
         sections = report(table, card, [name for name in by.split(",") if name], prevalence)
     show(sections)
     if page:
-        from chestxray.deployment.report import sections_page
+        from chestxray.deployment.report import evaluation_figures, sections_page
 
-        _write_page(page, sections_page(f"{card['name']} on {predictions.name}", sections))
+        figures = [] if labels is None else evaluation_figures(table, card)
+        _write_page(page, sections_page(f"{card['name']} on {predictions.name}", sections, figures))
     click.echo(f"\n{card['limits'][0]}")
 
 
@@ -369,7 +449,10 @@ def export(
     from chestxray.data.dataset import load_data
     from chestxray.data.images import ImageSettings
     from chestxray.deployment.card import read_card
-    from chestxray.deployment.export import export_model
+    from chestxray.parallel import without_native_messages
+
+    with without_native_messages():
+        from chestxray.deployment.export import export_model
 
     card = read_card(model)
     training, image = card["training_data"], ImageSettings(**card["image"])
@@ -390,7 +473,6 @@ def export(
 def cache(only: str | None, clear: bool) -> None:
     """Show the caches and their sizes; every entry can be made again."""
     for folder in map(cache_dir, [only] if only else CACHES):
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        click.echo(f"{folder}  {size / 1e6:.1f} MB")
+        click.echo(f"{folder}  {_bytes_of(folder) / 1e6:.1f} MB")
         if clear:
             shutil.rmtree(folder)

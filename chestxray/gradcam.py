@@ -43,7 +43,8 @@ def gradcam(
             precision is computed in float32.
         images: As the model takes them, (N, H, W, C).
         layer: Name of a layer with feature maps (N, h, w, channels), also inside nested models. By default
-            that of the backbone, or the last one that is larger than one pixel.
+            that of the backbone; else the last one larger than one pixel or, if several dense layers follow,
+            the last one with at least 7 × 7 pixels.
         target: ``"pneumonia"``, ``"normal"`` (the map of the negative score), or, for other models, the
             number of a class.
         method: ``"gradcam"`` or ``"hirescam"``.
@@ -108,8 +109,11 @@ def find_layer(model: keras.Model, name: str | None = None) -> keras.Layer:
             usual = usable.get(row.gradcam_layer)
             if usual is not None and (_shape(usual)[1] or 0) <= smallest:
                 return usual
+        fine = [layer for layer in large if min(_shape(layer)[1] or 7, _shape(layer)[2] or 7) >= 7]
+        if sum(isinstance(layer, keras.layers.Dense) for layer in flat_layers(model)) < 2:
+            fine = []  # with one dense layer the last maps are exact
         if large:
-            return large[-1]
+            return (fine or large)[-1]
     if name not in usable:
         raise ValueError(f"no such layer with feature maps; there are {[*usable]}. Received: layer={name!r}")
     return usable[name]

@@ -70,3 +70,15 @@ def native_messages_to(path: str | Path) -> Iterator[None]:
     finally:
         os.dup2(terminal, 2)
         os.close(terminal)
+
+
+@contextlib.contextmanager
+def without_native_messages() -> Iterator[None]:
+    """Import TensorFlow in this block without the lines that it writes when it starts."""
+    if "tensorflow" in sys.modules:
+        yield
+        return
+    with native_messages_to(os.devnull):
+        yield
+        if tensorflow := sys.modules.get("tensorflow"):
+            tensorflow.config.list_physical_devices()  # it writes a line if there is no GPU

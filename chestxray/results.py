@@ -156,9 +156,9 @@ def record_model(
     name: str,
     output_dir: str | Path,
     *,
-    parameters: dict[str, Any],
-    weights: str,
-    training: dict[str, Any],
+    parameters: Mapping[str, Any] = {},
+    weights: str = "not recorded",
+    training: Mapping[str, Any] = {},
     score_test: bool = True,
     record: bool = False,
     final: bool = True,
@@ -177,8 +177,8 @@ def record_model(
         model: Trained; see :func:`chestxray.deployment.classifier.save_model`.
         data: What it was trained on.
         name: Name of the model, for example ``vgg16``; split rule and seeds are added.
-        parameters: Parameters of the notebook.
-        weights: ``imagenet``, ``random``, or a file's name.
+        parameters: What the card shall say of architecture and training.
+        weights: Initial weights: ``imagenet``, ``random``, or a file's name.
         training: From :func:`chestxray.models.training.summarise`.
         score_test: False leaves test alone, for choosing on validation.
         record: The configuration was fixed on validation: the one of its split and purpose.

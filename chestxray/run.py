@@ -6,6 +6,7 @@ steps are skipped, changed ones run again, and interrupted ones continue from th
 
 import ast
 import contextlib
+import difflib
 import hashlib
 import itertools
 import json
@@ -14,12 +15,14 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas as pd
 import papermill
 import yaml
 from joblib import Parallel, delayed
@@ -27,14 +30,24 @@ from joblib import Parallel, delayed
 import chestxray
 from chestxray.data.catalog import find_data, scan
 from chestxray.data.splits import make_split, split_hash
-from chestxray.files import find_weights
+from chestxray.deployment.card import render
+from chestxray.deployment.report import with_html
+from chestxray.files import find_weights, read_json, whole_file
 from chestxray.parallel import native_messages_to, workers
-from chestxray.results import RESULT_SCHEMA, comparison_table, find_classifier, read_objects, read_results
+from chestxray.results import (
+    RESULT_SCHEMA,
+    comparison_table,
+    find_classifier,
+    read_objects,
+    read_predictions,
+    read_results,
+    result_name,
+)
 from chestxray.schema import SUBTYPES
 
 PACKAGE = Path(__file__).resolve().parent
 NOTEBOOKS = PACKAGE.parent / "notebooks"
-_SOURCE_URL = "https://github.com/chestxray/chestxray"
+_SOURCE_URL = "https://github.com/OWNER/chestxray"  # CONTRIBUTING.md says how to set the owner
 _CELL_TIMEOUT = 48 * 3600  # seconds
 
 _EXPLORE, _CNN, _TRANSFER = "01_explore_data", "02_custom_cnn", "03_transfer_learning"
@@ -56,6 +69,12 @@ PLANS: dict[str, list[tuple[str, str | None]]] = {
     ],
 }  # fmt: skip
 """Pairs of notebook and recipe. ``full`` runs them for every split rule."""
+
+MODELS: dict[str, tuple[str, str]] = {
+    name: (_CNN if name.endswith("_cnn") else _TRANSFER, name)
+    for name in ("compact_cnn", "custom_cnn", "vgg16", "resnet50", "inceptionv3")
+}
+"""Notebook and recipe of each model that ``chestxray train`` knows."""
 
 _WAVES = {"01": 0, "02": 1, "03": 1, "04": 2, "05": 3, "06": 4, "07": 4}
 """By number of the notebook: a later wave reads what earlier ones wrote."""
@@ -90,12 +109,7 @@ class Step:
         parts: dict[str, Any] = {"parameters": kept, "data": self.data_key, "code": code_key(self.notebook)}
         if "weights" in given and "backbone" in given:
             parts["weights"] = _weights_key(given["weights"], given["backbone"])
-        models = [given.get("model"), given.get("other")]
-        for role in ("models", "teachers", "teachers_three"):
-            models += given.get(role, [])
-        for name in filter(None, models):
-            seeds = given.get("split_seed", 0), given.get("train_seed", 0)
-            folder = find_classifier(name, given["output_dir"], given["split"], *seeds)
+        for name, folder in _models_of(given):
             parts[f"model {name}"] = _digest_of(folder / "card.json")
         if given.get("masks"):
             masks = Path(given["masks"])
@@ -109,6 +123,16 @@ class Step:
                 and content.get("split_rule", given["split"]) == given["split"]
             ]
         return _digest(json.dumps(parts, sort_keys=True))
+
+
+def _models_of(given: Mapping[str, Any]) -> list[tuple[str, Path]]:
+    """Names and folders of the models that a notebook with these parameters loads."""
+    names = [given.get("model"), given.get("other")]
+    for role in ("models", "teachers", "teachers_three"):
+        names += given.get(role, [])
+    seeds = given.get("split_seed", 0), given.get("train_seed", 0)
+    used = (name for name in names if name)
+    return [(name, find_classifier(name, given["output_dir"], given["split"], *seeds)) for name in used]
 
 
 def code_key(notebook: Path) -> str:
@@ -188,7 +212,7 @@ def _weights_key(weights: str, backbone: str) -> str:
 
 
 def make_plan(
-    preset: str,
+    preset: str | list[tuple[str, str | None]],
     data_dir: str,
     split_rules: list[str],
     output_dir: Path,
@@ -198,17 +222,17 @@ def make_plan(
     """Turn a preset into steps in the order in which they can run, and check all that can be checked before.
 
     Args:
-        preset: ``demo``, ``standard`` or ``full``.
+        preset: ``demo``, ``standard`` or ``full``, or a list of pairs of notebook and recipe.
         data_dir: See :func:`chestxray.data.catalog.find_data`.
         split_rules: The plan is run for each.
         output_dir: Folder of the run.
         overrides: Parameters for every notebook that has them.
         only: Keep the steps whose name begins with this.
 
-    Raises ValueError for an unknown preset, no step left, a parameter that no notebook has, or data that
-    cannot be split, and FileNotFoundError without data or a checkout.
+    Raises ValueError for an unknown preset, no step left, a parameter that no notebook has or of another
+    type, or data that cannot be split, and FileNotFoundError without data or a checkout.
     """
-    if preset not in PLANS:
+    if isinstance(preset, str) and preset not in PLANS:
         raise ValueError(f"preset must be one of {list(PLANS)}. Received: preset={preset!r}")
     if not NOTEBOOKS.is_dir():
         message = f"the notebooks are not part of the installed package; clone {_SOURCE_URL} and run it there"
@@ -225,7 +249,7 @@ def make_plan(
         data_key = f"{split_hash(make_split(catalog, split_rule, overrides.get('split_seed', 0)))} {content}"
         run_wide = {"output_dir": str(output_dir), "results": str(output_dir / "results")}
         run_wide |= {"data_dir": "phantoms" if data_dir == "phantoms" else str(root), "split": split_rule}
-        for notebook, recipe in PLANS[preset]:
+        for notebook, recipe in PLANS[preset] if isinstance(preset, str) else preset:
             name = "-".join(filter(None, (notebook, recipe, split_rule)))
             if only and not name.startswith(only):
                 continue
@@ -235,6 +259,8 @@ def make_plan(
             if unknown := sorted(set(given) - set(defaults)):
                 raise ValueError(f"{notebook} has no parameter {unknown}. Received: recipe={recipe!r}")
             given |= {key: value for key, value in {**run_wide, **overrides}.items() if key in defaults}
+            for key in set(overrides) & set(defaults):
+                _check_type(key, overrides[key], ast.literal_eval(defaults[key]["default"]))
             known |= set(defaults)
             if given.get("outputs") == 3 and not has_subtypes:
                 print(f"{name} is left out: not every image is known to be {', '.join(SUBTYPES)}")
@@ -246,14 +272,72 @@ def make_plan(
             steps.append(Step(name, source, given, data_key))
     if not steps:
         raise ValueError(f"no step of the plan begins like this. Received: only={only!r}")
+    made = {step.parameters.get("name") for step in steps}
+    for step in steps if only else ():
+        for name, folder in _models_of(step.parameters):
+            if name not in made and not folder.is_dir():
+                message = f"{step.notebook.stem} needs the model {name}; run its step first"
+                raise ValueError(f"{message}. Received: only={only!r}")
     same_name = [step for step in steps if step.parameters.get("name") == overrides.get("name", "")]
     if "name" in overrides and len(same_name) > 1:
         message = f"{len(same_name)} steps would write the same result; choose one by --only"
         raise ValueError(f"{message}. Received: name={overrides['name']!r}")
     if unknown := sorted(set(overrides) - known):
-        message = f"no notebook of this run has this parameter; there are {sorted(known - set(_RUN_WIDE))}"
+        names = sorted(known - set(_RUN_WIDE))
+        near = difflib.get_close_matches(unknown[0], names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+        message = f"no notebook of this run has this parameter; {hint}"
         raise ValueError(f"{message}. Received: parameter={unknown[0]!r}")
     return sorted(steps, key=lambda step: step.wave)
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    """Raise ValueError unless a parameter has the type of its default; None and {} mean the default."""
+    allowed = (int, float) if isinstance(default, float) else type(default)
+    if value is None and isinstance(default, dict):
+        return
+    if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(default, bool):
+        raise ValueError(f"{name} must be of type {type(default).__name__}. Received: {name}={value!r}")
+
+
+def train_model(
+    model: str,
+    data_dir: str,
+    name: str,
+    output_dir: str | Path,
+    split_rule: str = "patient",
+    epochs: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> int:
+    """Train one model by running its notebook; see :func:`run_plan`.
+
+    Args:
+        model: Key of :data:`MODELS`.
+        name: Name of the result.
+        epochs: All epochs; with a frozen backbone a quarter of them trains the head. None: the recipe's.
+        overrides: Further parameters of the notebook.
+        force: Replace a result of that name that was made with other settings.
+
+    Raises ValueError if the folder has such a result and ``force`` is False.
+    """
+    plan, given = [MODELS[model]], {"name": name, **(overrides or {})}
+    recipe = _read_recipe(model, split_rule)
+    if epochs and "fine" not in recipe:
+        given["epochs"] = epochs
+    elif epochs:
+        phases = {"head": max(1, epochs // 4), "fine": epochs - max(1, epochs // 4)}
+        given |= {phase: recipe[phase] | {"epochs": count} for phase, count in phases.items() if count}
+        if phases["fine"] < 2:
+            given["fine"] = recipe["fine"] | {"epochs": 1, "warmup_epochs": 0} if phases["fine"] else None
+    output_dir = Path(output_dir).resolve()
+    (step,) = make_plan(plan, data_dir, [split_rule], output_dir, given)
+    seeds = given.get("split_seed", 0), given.get("train_seed", 0)
+    result = output_dir / "results" / f"{result_name(name, split_rule, *seeds)}.json"
+    if result.is_file() and not force and read_json(result).get("step_key") != step.key():
+        message = f"{result.name} was made with other settings, data or code; use another name, or --force"
+        raise ValueError(f"{message}. Received: name={name!r}")
+    return run_plan(plan, data_dir, [split_rule], output_dir, given)
 
 
 def _read_recipe(name: str, split_rule: str) -> dict[str, Any]:
@@ -267,10 +351,14 @@ def results_of(key: str, output_dir: Path) -> list[Path]:
     return [path for path, content in read_objects(output_dir / "results") if content.get("step_key") == key]
 
 
-class _EpochLines:
-    """Passes epoch lines on to the terminal, and Ctrl-C to the run, also one that an event loop swallowed."""
+class _Progress:
+    """Passes epochs, with the time left, and what is computed or stored on to the terminal.
+
+    And Ctrl-C to the run, also one that an event loop swallowed.
+    """
 
     interrupted = False
+    _last = (0, 0.0)  # number of the last epoch, and when it ended
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
@@ -294,7 +382,12 @@ class _EpochLines:
         if self.interrupted:
             raise KeyboardInterrupt
         for line in text.splitlines():
-            if re.match(r"epoch +\d+/|.*continued after epoch|.* is replaced$", line):
+            if epoch := re.match(r"epoch +(\d+)/(\d+)", line):
+                (former, ended), self._last = self._last, (int(epoch[1]), time.monotonic())
+                left = (int(epoch[2]) - int(epoch[1])) * (self._last[1] - ended)
+                if left and int(epoch[1]) == former + 1 > 1:
+                    line += f"  {left / 60:.0f} min left" if left > 90 else f"  {left:.0f} s left"
+            if epoch or re.match(r"computing |stored |.*continued after epoch|.* is replaced$", line):
                 print(f"    {line}", flush=True)
 
     def flush(self) -> None:
@@ -313,7 +406,7 @@ def run_step(step: Step, output_dir: Path) -> None:
     key = step.key()
     for path in results_of(key, output_dir):
         path.unlink()  # it is written again
-    lines = _EpochLines()
+    lines = _Progress()
     with native_messages_to(target.with_suffix(".log")), lines.watch():
         kernel = {"kernel_name": "python3", "cwd": str(NOTEBOOKS), "extra_arguments": ["--log-level=40"]}
         shown = {"stdout_file": lines, "progress_bar": False, "execution_timeout": _CELL_TIMEOUT}
@@ -324,7 +417,7 @@ def run_step(step: Step, output_dir: Path) -> None:
 
 
 def run_plan(
-    preset: str = "demo",
+    preset: str | list[tuple[str, str | None]] = "demo",
     data_dir: str = "phantoms",
     split_rules: list[str] | None = None,
     output_dir: str | Path = "runs/demo",
@@ -365,13 +458,13 @@ def run_plan(
             failures += filter(None, Parallel(jobs)(tasks))
     if not dry_run:
         _print_summary(output_dir)
-    for failure in failures:
-        print(f"FAILED {failure}")
+    if failures:
+        print(f"{len(failures)} of {len(steps)} steps failed: {', '.join(failures)}")
     return 1 if failures else 0
 
 
 def _attempt(step: Step, title: str, output_dir: Path, dry_run: bool, force: bool) -> str | None:
-    """Run a step unless it is done; return what went wrong, in words."""
+    """Run a step unless it is done; print what went wrong, and return the name of a step that failed."""
     if not force and results_of(step.key(), output_dir):
         print(f"{title}: done earlier")
         return None
@@ -385,8 +478,8 @@ def _attempt(step: Step, title: str, output_dir: Path, dry_run: bool, force: boo
         failure = f"cell [{error.exec_count}]: {error.ename}: {error.evalue}"
     except RuntimeError as error:
         failure = str(error)
-    print(f"    failed in {failure}", flush=True)
-    return f"{step.name}, {failure}"
+    print(f"    FAILED in {failure}", flush=True)
+    return step.name
 
 
 def _print_summary(output_dir: Path) -> None:
@@ -395,12 +488,62 @@ def _print_summary(output_dir: Path) -> None:
     except FileNotFoundError:
         print("no model on record yet")
         return
-    table = comparison_table(results)
-    if not table.empty:
-        data = ", ".join(sorted(set(table["data"])))
-        print(f"\nTest images ({data} data), threshold by Youden on validation:")
-        columns = ["name", "data", "weights", "auroc", "accuracy", "sensitivity", "specificity", "f1"]
-        print(table[columns].to_string(index=False, float_format="{:.3f}".format))
-        if (table.groupby(["split_rule", "split_seed"])["split_hash"].nunique() > 1).any():
+    table = _summary(results)
+    if len(table):
+        data = ", ".join(sorted({result["data"] for result in results}))
+        print(f"\nTest images ({data} data), threshold by Youden on validation, 95 % intervals:")
+        print(table.to_string(index=False))
+        hashes = {(r["split_rule"], r["name"].split("-")[-2], r["split_hash"]) for r in results}
+        if len(hashes) > len({names[:2] for names in hashes}):
             print("Not all were scored on the same images: some are left from another state of the data.")
-    print(f"\nresults, figures, models: {output_dir}\nexecuted notebooks: {output_dir / 'results/notebooks'}")
+    print(f"\nopen this page: {write_page(output_dir, results, table)}")
+
+
+def _summary(results: list[dict[str, Any]]) -> pd.DataFrame:
+    """Scores of models on test as text, with numbers of images and intervals."""
+    table = comparison_table(results)
+    if table.empty:
+        return table
+    texts = table[["name"]].copy()
+    for result in results:
+        if "backbone" in result["parameters"] and result["weights"] == "random":
+            mechanics = f"{result['name']} (random weights: a check of the mechanics)"
+            texts["name"] = texts["name"].replace(result["name"], mechanics)
+    counts = {
+        r["name"]: sum(r["confusion"]["test"]["half"].values()) for r in results if "test" in r["metrics"]
+    }
+    texts["images"] = table["name"].map(counts)
+    for metric in ("auroc", "accuracy", "sensitivity", "specificity", "f1"):
+        columns = table[[metric, f"{metric}_low", f"{metric}_high"]].astype(float)
+        texts[metric] = ["{:.2f} ({:.2f}–{:.2f})".format(*values) for values in columns.to_numpy()]
+    return texts
+
+
+def write_page(output_dir: Path, results: list[dict[str, Any]], table: pd.DataFrame) -> Path:
+    """Write ``index.html`` of a run: scores, worst mistakes, figures, executed notebooks as pages."""
+    from nbconvert import HTMLExporter
+
+    notebooks = sorted((output_dir / "results" / "notebooks").glob("*.ipynb"))
+    for notebook in notebooks:
+        with whole_file(notebook.with_suffix(".html")) as partial:
+            partial.write_text(HTMLExporter().from_filename(str(notebook))[0], encoding="utf-8")
+    sections = [("Models on test", "Threshold by Youden on validation; 95 % intervals over patients.", table)]
+    for _, group in itertools.groupby(results, lambda result: result["split_rule"]):
+        best = next(group)  # ordered by validation
+        rows = read_predictions(output_dir / "results", best["name"])
+        rows = rows[rows["split"] == rows["split"].iloc[-1]].sort_values("probability", kind="stable")
+        positive, sick = rows["probability"] >= best["thresholds"]["youden"], rows["label"] == 1
+        negative_name, positive_name = best["classes"]
+        worst = {f"{positive_name}, not found": rows[~positive & sick].head(5)}
+        worst[f"{negative_name}, false alarm"] = rows[positive & ~sick].tail(5)[::-1]
+        listed = pd.concat([mistakes.assign(mistake=kind) for kind, mistakes in worst.items()])
+        title = f"Worst mistakes of {best['name']}, the best one on validation"
+        sections.append((title, "", listed[["mistake", "path", "probability"]]))
+    page = output_dir / "index.html"
+    figures = [(path.stem, f"images/{path.name}") for path in sorted((output_dir / "images").glob("*.png"))]
+    links = {path.stem: path.with_suffix(".html").relative_to(output_dir).as_posix() for path in notebooks}
+    title = "Chest X-rays: training run"
+    with whole_file(page) as partial:
+        text = render("run.html.j2", title=title, sections=with_html(sections), figures=figures, links=links)
+        partial.write_text(text, encoding="utf-8")
+    return page

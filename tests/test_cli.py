@@ -37,10 +37,7 @@ def test_a_terminal_that_is_not_utf8(tmp_path):
     ("arguments", "message"),
     [
         (["run", "--data-dir", "/nowhere"], "no such data folder. Received: data_dir='/nowhere'"),
-        (
-            ["predict", "/nowhere", "x.png"],
-            "card.json is missing from the model folder. Received: folder='/nowhere'",
-        ),
+        (["predict", "/nowhere", "x.png"], "no such folder. Received: folder='/nowhere'"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_two(arguments, message):

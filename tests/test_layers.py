@@ -22,9 +22,8 @@ ROOMS = [
     "deployment",
     "results",
     "run",
-    "publish",
-    "freeze",
     "cli",
+    "__main__",
 ]
 ALONE = ("evaluation", "plots", "schema")
 

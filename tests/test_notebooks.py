@@ -1,6 +1,7 @@
 """The committed notebooks: executed, parameterised, small, and really checked by nbval."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,33 @@ def test_notebook_is_executed_top_to_bottom_and_within_its_limits(path):
     assert path.stat().st_size < 1_000_000
     text = json.dumps(outputs)
     assert not [place for place in (str(NOTEBOOKS.parent), "/home/", "/Users/", "/tmp/") if place in text]
+
+
+def colab_cell(folder, path=ALL[0]):
+    """Run the first code cell of a notebook as Colab would, in a folder; where it ends, or the error."""
+    source = next(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    code = f"{source}\nprint(os.getcwd(), os.path.abspath(sys.path[0]))"
+    code = "import subprocess as s\ns.run = lambda command, check: print('would run', *command[:4])\n" + code
+    environment = os.environ | {"COLAB_RELEASE_TAG": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=environment
+    )
+
+
+@pytest.mark.parametrize("place", ["chestxray.zip", "drive/MyDrive/chestxray", "nothing"])
+def test_in_colab_the_first_cell_finds_an_uploaded_zip_or_a_folder_on_drive(tmp_path, place):
+    (tmp_path / "repository/chestxray/notebooks").mkdir(parents=True)
+    if place.endswith(".zip"):
+        shutil.make_archive(tmp_path / "chestxray", "zip", tmp_path / "repository")
+    elif place != "nothing":
+        shutil.copytree(tmp_path / "repository/chestxray", tmp_path / place)
+    done = colab_cell(tmp_path)
+    if place == "nothing":
+        assert "upload the repository as chestxray.zip" in done.stderr
+        return
+    home = tmp_path / place.removesuffix(".zip")
+    assert done.stdout.splitlines()[-1] == f"{home / 'notebooks'} {home}"
+    assert "would run" in done.stdout and "git" not in done.stdout
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """The plan of a run, played on tiny notebooks made here."""
 
 import functools
+import re
 import shutil
 from dataclasses import fields
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -72,7 +74,9 @@ def test_a_failing_step_is_named_and_the_others_go_on(house, phantoms, capsys):
     code = run.run_plan("demo", phantoms, output_dir=house / "out")
     assert code == 1
     assert log(house) == ["first", "third"]
-    assert "FAILED 02_second-patient, cell [3]: OSError: level is too low" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.count("FAILED in cell [3]: OSError: level is too low") == out.count("level is too low") == 1
+    assert "1 of 3 steps failed: 02_second-patient" in out
     assert read_json(house / "out" / "results" / "third.json")["level"] == 5
 
 
@@ -186,7 +190,7 @@ def test_a_half_written_result_does_not_finish_a_step(tmp_path):
 def test_a_notebook_that_is_no_python_fails_by_name_and_the_others_run(house, phantoms, capsys):
     write_notebook(house / "notebooks", "01_first", "if:")
     assert run.run_plan("demo", phantoms, output_dir=house / "out", overrides={"level": 2}, only="01") == 1
-    assert "FAILED 01_first-patient" in capsys.readouterr().out
+    assert "steps failed: 01_first-patient" in capsys.readouterr().out
 
 
 def test_the_key_depends_on_the_teachers_card(house, tmp_path):
@@ -222,24 +226,56 @@ def test_the_key_of_a_comparison_depends_on_what_it_reads(house, tmp_path):
     assert step.key() == keys[-1]
 
 
+def put_on_record(folder, name, **changes):
+    """Copy a result of the repository, with its predictions, under another name."""
+    older = RESULTS / "squashed" / "custom_cnn-patient-s0-t0.json"
+    write_json(folder / f"{name}.json", read_json(older) | {"name": name} | changes)
+    shutil.copy(older.with_suffix(".predictions.csv"), folder / f"{name}.predictions.csv")
+
+
 def test_models_of_another_state_of_the_data_are_told(tmp_path, capsys):
     results = tmp_path / "results"
-    results.mkdir()
-    for seed in (0, 1):
-        shutil.copy(RESULTS / f"custom_cnn-patient-s{seed}-t{seed}.json", results)
+    put_on_record(results, "a-patient-s0-t0")
+    put_on_record(results, "a-patient-s1-t1", split_hash="1")
     run._print_summary(tmp_path)
     assert "another state" not in capsys.readouterr().out  # of two seeds, two splits are expected
-    older = read_json(results / "custom_cnn-patient-s0-t0.json")
-    write_json(
-        results / "older-patient-s0-t0.json", older | {"name": "older-patient-s0-t0", "split_hash": "0"}
-    )
+    put_on_record(results, "older-patient-s0-t0", split_hash="0")
     run._print_summary(tmp_path)
     assert "some are left from another state of the data" in capsys.readouterr().out
 
 
+def test_a_run_ends_with_a_page_of_scores_mistakes_figures_and_notebooks(tmp_path, capsys):
+    put_on_record(
+        tmp_path / "results", "net-patient-s0-t0", parameters={"backbone": "VGG16"}, weights="random"
+    )
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "curve.png").write_bytes(b"")
+    (tmp_path / "results" / "notebooks").mkdir()
+    write_notebook(tmp_path / "results" / "notebooks", "02_done", "print(1)")
+    run._print_summary(tmp_path)
+    out, page = capsys.readouterr().out, (tmp_path / "index.html").read_text(encoding="utf-8")
+    rows = pd.read_csv(tmp_path / "results" / "net-patient-s0-t0.predictions.csv").query("split == 'test'")
+    assert str(tmp_path / "index.html") in out
+    for text in (out, page):
+        assert "net-patient-s0-t0 (random weights: a check of the mechanics)" in text
+        assert re.search(r"0\.99 \(0\.9\d–(0\.9\d|1\.00)\)", text) and str(len(rows)) in text
+    missed = rows[rows["label"] == 1].sort_values("probability").iloc[0]["path"]
+    assert missed in page and page.index("PNEUMONIA, not found") < page.index("NORMAL, false alarm")
+    for link in ("images/curve.png", "results/notebooks/02_done.html"):
+        assert f'"{link}"' in page and (tmp_path / link).is_file()
+
+
 def test_an_unknown_parameter_stops_before_anything_runs(house, phantoms):
-    with pytest.raises(ValueError, match=r"\['classes', 'level'.*Received: parameter='levle'"):
-        run.run_plan("demo", phantoms, output_dir=house / "out", overrides={"levle": 3})
+    for wrong, words in (("levle", "did you mean level[?]"), ("x", "there are classes, level, split_seed")):
+        with pytest.raises(ValueError, match=rf"{words}.*Received: parameter='{wrong}'"):
+            run.run_plan("demo", phantoms, output_dir=house / "out", overrides={wrong: 3})
+    assert not (house / "out").exists()
+
+
+@pytest.mark.parametrize("value", ["three", 1.5, True, None, [1]])
+def test_a_parameter_of_another_type_stops_before_anything_runs(house, phantoms, value):
+    with pytest.raises(ValueError, match="level must be of type int. Received: level="):
+        run.run_plan("demo", phantoms, output_dir=house / "out", overrides={"level": value})
     assert not (house / "out").exists()
 
 
@@ -355,3 +391,46 @@ def test_every_recipe_fits_a_notebook_of_the_plan_it_names():
         for phase in ("head", "fine"):
             assert set(given.get(phase) or {}) <= {field.name for field in fields(TrainSettings)}, path.name
         assert not [value for value in given.values() if isinstance(value, str) and value[:1].isdigit()]
+
+
+@pytest.mark.parametrize(
+    ("model", "epochs", "expected"),
+    [
+        ("custom_cnn", 9, {"epochs": 9}),
+        ("vgg16", 8, {"head": 2, "fine": 6}),  # a quarter for the head
+        ("vgg16", 2, {"head": 1, "fine": 1}),
+        ("vgg16", 1, {"head": 1, "fine": None}),
+        ("resnet50", None, {}),
+    ],
+)
+def test_epochs_of_a_model_by_hand(phantoms, tmp_path, monkeypatch, model, epochs, expected):
+    runs = []
+    monkeypatch.setattr(run, "run_plan", lambda plan, *_: runs.append(_[-1]) or 0)
+    assert run.train_model(model, phantoms, "mine", tmp_path, "patient", epochs, {"image_size": 64}) == 0
+    given = {name: value for name, value in runs[0].items() if name in ("epochs", "head", "fine")}
+    counts = {name: value["epochs"] if isinstance(value, dict) else value for name, value in given.items()}
+    assert counts == expected and runs[0]["name"] == "mine" and runs[0]["image_size"] == 64
+    for settings in (value for value in given.values() if isinstance(value, dict)):
+        TrainSettings(**settings)  # raises where the warm-up is longer than the phase
+
+
+def test_a_second_training_of_a_name_needs_the_same_settings(phantoms, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "run_plan", lambda *_: 0)
+    (step,) = run.make_plan(
+        [run.MODELS["custom_cnn"]], phantoms, ["patient"], tmp_path, {"name": "mine", "epochs": 3}
+    )
+    write_json(tmp_path / "results" / "mine-patient-s0-t0.json", {"step_key": step.key()})
+    arguments = "custom_cnn", phantoms, "mine", tmp_path, "patient"
+    assert run.train_model(*arguments, 3) == 0
+    with pytest.raises(ValueError, match="made with other settings.*Received: name='mine'"):
+        run.train_model(*arguments, 4)
+    assert run.train_model(*arguments, 4, force=True) == 0
+
+
+def test_one_step_alone_says_which_model_it_needs(house, phantoms, monkeypatch):
+    parameters = PARAMETERS.replace("level: int", 'results: str = ""\nmodel: str = ""\nlevel: int')
+    write_notebook(house / "notebooks", "07_loads", WRITE.format(name="loads"), parameters)
+    (house / "notebooks" / "recipes" / "loads.yaml").write_text("model: second\n")
+    monkeypatch.setattr(run, "PLANS", {"demo": [*run.PLANS["demo"], ("07_loads", "loads")]})
+    with pytest.raises(ValueError, match="07_loads needs the model second; run its step first"):
+        run.run_plan("demo", phantoms, output_dir=house / "out", only="07")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from chestxray.run import _EpochLines
+from chestxray.run import _Progress
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def interruptible():
 
 @pytest.mark.parametrize("later_line", [True, False])
 def test_a_swallowed_interruption_is_raised_again(later_line, interruptible):
-    lines = _EpochLines()
+    lines = _Progress()
     reached = []
     with pytest.raises(KeyboardInterrupt), lines.watch():
         with contextlib.suppress(KeyboardInterrupt):

@@ -1,7 +1,6 @@
 """Copy what may be published from a run into the repository: python tools/publish.py RUN.
 
-Results, predictions and small models of real data; figures of phantoms only.
-Never executed notebooks, and never the pixels of X-rays.
+Results, predictions and models of real data, figures of phantoms; never notebooks or pixels of X-rays.
 """
 
 import json
@@ -12,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from chestxray.files import read_json, whole_file, whole_folder
-from chestxray.results import RESULT_SCHEMA, VARIANTS_SCHEMA, comparison_table
+from chestxray.files import whole_file, whole_folder
+from chestxray.results import RESULT_SCHEMA, VARIANTS_SCHEMA, comparison_table, read_objects
 
 PHANTOM_FIGURES = (
     "augmentation confusion_matrix heatmaps model_summary phantoms prediction preprocessing".split()
@@ -28,25 +27,15 @@ _PUBLIC_SCHEMAS = (RESULT_SCHEMA, VARIANTS_SCHEMA, *(f"chestxray.{name}/1" for n
 def publish(run: Path, repository: Path) -> list[str]:
     """Copy results and small models of a run on real data, or the figures of a run on phantoms.
 
-    Of several seeds only the model of seed 0 is copied. Results of recipes
-    ``project…`` go to ``results/claims``, without models. Models that were
-    only scored on validation (``score_test=False``) become a row of
-    ``results/tried.csv``.
+    Of several seeds only the model of seed 0 is copied. Results of recipes ``project…`` go to
+    ``results/claims``, without models. Models that were only scored on validation (``score_test=False``)
+    become a row of ``results/tried.csv``. Returns what was copied, and what was left out with the reason.
 
-    Args:
-        run: Output folder of ``chestxray run``.
-        repository: Folder with ``results``, ``images`` and ``saved_models``.
-
-    Returns:
-        What was copied, and what was left out with the reason.
-
-    Raises:
-        FileNotFoundError: The run has no result, or a model on record lacks its files.
-        ValueError: The run mixes real and synthetic data.
+    Raises FileNotFoundError if there is no result or a model on record lacks its files, and ValueError if
+    the run mixes real and synthetic data.
     """
-    contents = {path: read_json(path) for path in sorted((run / "results").glob("*.json"))}
-    dicts = {path: content for path, content in contents.items() if isinstance(content, dict)}
-    public = {path: each for path, each in dicts.items() if each.get("schema") in _PUBLIC_SCHEMAS}
+    public = dict(read_objects(run / "results"))
+    public = {path: content for path, content in public.items() if content.get("schema") in _PUBLIC_SCHEMAS}
     if not public:
         raise FileNotFoundError(f"the run has no result. Received: run={str(run)!r}")
     synthetic = {content["data"] == "synthetic" for content in public.values() if "data" in content}
@@ -64,11 +53,9 @@ def publish(run: Path, repository: Path) -> list[str]:
         for path in (run / "results" / f"{name}.predictions.csv", run / "saved_models" / name):
             if not path.exists():
                 raise FileNotFoundError(f"the run lacks a file. Received: path={str(path)!r}")
-    ours = {name: record for name, record in scored.items() if not name.startswith("project")}
-    report = [
-        _copy_model(run / "saved_models" / name, repository / "saved_models", record)
-        for name, record in ours.items()
-    ]
+    report, target = [], repository / "saved_models"
+    for name in (name for name in scored if not name.startswith("project")):
+        report.append(_copy_model(run / "saved_models" / name, target, scored[name]))
     for path, content in public.items():
         if content.get("name", path.stem) in tried_names:
             continue

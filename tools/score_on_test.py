@@ -12,7 +12,7 @@ import click
 
 from chestxray.data.dataset import load_data
 from chestxray.data.images import ImageSettings
-from chestxray.deployment.classifier import load_model
+from chestxray.deployment.classifier import POPULATIONS, load_model
 from chestxray.files import read_json
 from chestxray.results import RESULT_SCHEMA, parse_result_name, record_model, result_name
 
@@ -20,17 +20,10 @@ from chestxray.results import RESULT_SCHEMA, parse_result_name, record_model, re
 def score_on_test(
     run: Path, chosen: str, name: str, data_dir: str | Path, output_dir: Path
 ) -> dict[str, Any]:
-    """Put a model of a run on record under its final name, now with test scores.
+    """Put the model of result ``chosen`` on record as ``name``, with test scores, and return its result.
 
-    Args:
-        run, chosen: Folder of the run, and name of its result there.
-        name: Final name, without split rule and seeds.
-        data_dir: The images it was trained on.
-        output_dir: Folder for model and result (contract 6), which is returned.
-
-    Raises:
-        ValueError: It is no model's result, test was already scored, by this
-            model or by another one of that final name, or the images differ.
+    ValueError: It is no model's result, test was already scored, by this
+    model or by another one of that final name, or the images differ.
     """
     result = read_json(run / "results" / f"{chosen}.json")
     if not isinstance(result, dict) or result.get("schema") != RESULT_SCHEMA:
@@ -56,6 +49,8 @@ def score_on_test(
             f"Received: split_hash={data.split_hash!r}, expected {result['split_hash']!r}"
         )
     kept = {key: result[key] for key in ("parameters", "weights", "training")}
+    known = read_json(run / "saved_models" / chosen / "card.json").get("population")
+    kept["population"] = next((name for name, value in POPULATIONS.items() if value == known), "")
     model = load_model(run / "saved_models" / chosen / "model.keras")
     return record_model(model, data, name, output_dir, **kept, record=True)
 

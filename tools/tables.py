@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
 from chestxray.files import read_json
-from chestxray.results import comparison_table, read_results, seed_table
+from chestxray.results import comparison_table, read_predictions, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
-METRICS = ("auroc", "accuracy", "sensitivity", "specificity", "precision", "f1")
+METRICS = [f"test {name}" for name in "auroc accuracy sensitivity specificity f1 precision".split()]
+METRICS += ["test auroc_reframed", "val auroc", "val auroc_reframed", "train auroc"]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -30,43 +32,79 @@ def with_sd(mean: float, sd: float | None, form: str = ".3f") -> str:
     return f"{mean:{form}}" + ("" if sd is None or pd.isna(sd) else f" ± {sd:{form}}")
 
 
-def model_rows(metrics: Sequence[str]) -> list[list[str]]:
-    """One row a model of seed 0, and one for the mean over its seeds, by split rule."""
-    compared, rows = comparison_table(read_results(RESULTS)), []
-    means = seed_table(compared).set_index(["model", "split_rule"])
-    for split_rule in ("patient", "official", "image"):
-        for _, row in compared[compared["split_rule"] == split_rule].iterrows():
-            if row["split_seed"] == 0:
-                cells = ["{:.3f} ({:.3f}–{:.3f})".format(*row[[m, f"{m}_low", f"{m}_high"]]) for m in metrics]
-                rows.append([split_rule, f"**{row['model']}**", *cells])
-                mean = means.loc[(row["model"], split_rule)]
-                if mean["seeds"] > 1:
-                    cells = [with_sd(mean[m], mean[f"{m}_sd"]) for m in metrics]
-                    rows.append(["", f"– mean of {mean['seeds']:.0f} seeds", *cells])
-    return rows
+def models(folder: Path = RESULTS, metrics: Sequence[str] = METRICS) -> str:
+    """Models of the first training, and the mean over all; AUROC also on validation and training images."""
+    loaded, rows = read_results(folder), []
+    every = {subset: comparison_table(loaded, subset) for subset in ("test", "val", "train")}
+    named = [one.set_index("name").add_prefix(f"{subset} ") for subset, one in every.items() if len(one)]
+    compared = pd.concat([every["test"].set_index("name"), *named], axis=1, join="outer").dropna(
+        subset="model"
+    )
+    compared = compared.reindex(columns=[*compared, *set(metrics) - set(compared)])
+    seeds = compared.sort_values(["split_rule", "split_seed", "train_seed"]).groupby(["split_rule", "model"])
+    for (split_rule, model), group in seeds:
+        first = group.iloc[0]
+        entries = [first.reindex([metric, f"{metric}_low", f"{metric}_high"]) for metric in metrics]
+        cells = ["{:.3f} ({:.3f}–{:.3f})".format(*entry) for entry in entries]
+        rows.append([split_rule, f"**{model}**", *cells])
+        if len(group) > 1:
+            cells = [with_sd(group[metric].mean(), group[metric].std()) for metric in metrics]
+            rows.append(["", f"– mean of {len(group)} trainings", *cells])
+    text = table(["split", "model", *(metric.removeprefix("test ") for metric in metrics)], rows)
+    return text.replace("nan (nan–nan)", "–").replace("_", " ")
 
 
 def results() -> str:
     """The main models on test, for README."""
-    rows, hidden = [], False
-    for row in model_rows(METRICS[:4]):
-        others = "_scratch" in row[1] or "_three" in row[1] or (row[0] == "image" and "vgg16" not in row[1])
-        hidden = others if row[0] else hidden
-        rows += [] if hidden else [row]
-    return table(["split", "model", *METRICS[:4]], rows)
+    rows, metrics = [], ("auroc", "accuracy", "sensitivity", "specificity")
+    for model in ("vgg16", "custom_cnn", "compact_student"):
+        for split_rule, data in {"patient": "other patients", "official": "published test set"}.items():
+            scores = read_json(RESULTS / f"{model}-{split_rule}-s0-t0.json")["metrics"]["test"]
+            cells = [
+                "{value:.3f} ({low:.3f}–{high:.3f})".format(**(scores | scores["youden"])[m]) for m in metrics
+            ]
+            rows.append([f"`{model}`", data, *cells])
+    return table(["model", "tested on", *metrics], rows)
 
 
-def models() -> str:
-    """All models on test, and AUROC on validation."""
-    validation = comparison_table(read_results(RESULTS), "val").query("split_seed == 0")
-    aurocs = {(row["split_rule"], f"**{row['model']}**"): row["auroc"] for _, row in validation.iterrows()}
-    rows = [[*row, f"{aurocs[row[0], row[1]]:.4f}" if row[0] else ""] for row in model_rows(METRICS)]
-    return table(["split", "model", *METRICS, "auroc (validation)"], rows)
+def squashed() -> str:
+    """Models that saw the whole image, squashed to a square: the results until November 2026."""
+    return models(RESULTS / "squashed")
+
+
+def claims() -> str:
+    """What course projects claim, and their recipes run again, at probability 0.5 before calibration.
+
+    Each cell: accuracy / precision / recall / F1 / AUROC.
+    """
+    rows, scores = [], (accuracy_score, precision_score, recall_score, f1_score)
+    for claim in pd.read_csv(RESULTS / "published.csv").query("recipe == recipe").to_dict("records"):
+        cells = [[claim[name] for name in ("accuracy", "precision", "sensitivity", "f1", "auroc")], [], []]
+        for again, split_rule in zip(cells[1:], (claim["split"], "patient")):
+            path = RESULTS / f"claims/{claim['recipe']}-{split_rule}-s0-t0.json"
+            if path.is_file():
+                test = read_predictions(path.parent, path.stem).query("split == 'test'")
+                again += [score(test["label"], test["logit"] >= 0) for score in scores]
+                entries = read_json(path)["metrics"]["test"]
+                again += [entries[metric]["value"] for metric in ("auroc", "auroc_reframed")]
+        texts = [" / ".join("–" if pd.isna(v) else f"{v:.3f}" for v in values[:5]) for values in cells]
+        texts = [text.replace("– / – / – / – / –", "no number") or "needs ImageNet weights" for text in texts]
+        reframed = f"{cells[2][5]:.3f}" if cells[2] else ""
+        rows.append([f"{claim['model']} ({claim['recipe'][7:10]})", claim["split"], *texts, reframed])
+    head = [
+        "model (project)",
+        "its split",
+        "claimed",
+        "run again",
+        "by patient",
+        "by patient, re-framed: AUROC",
+    ]
+    return table(head, rows)
 
 
 def published() -> str:
     """What others report on this data set."""
-    listed = pd.read_csv(RESULTS / "published.csv", keep_default_na=False)
+    listed = pd.read_csv(RESULTS / "published.csv", keep_default_na=False).query("accuracy != ''")
     names = "split model who source auroc accuracy sensitivity specificity precision f1 note".split()
     return table(names, listed[names].to_numpy())
 
@@ -108,23 +146,18 @@ def shortcuts() -> str:
     return table([*names, "when the lungs fill the image"], rows).replace("| nan |", "| – |")
 
 
-def framing(splits: Sequence[str] = ("official",), views: Sequence[str] = ("", "v4")) -> str:
+def recipes() -> str:
     """AUROC on validation, as it is and re-framed, and scores on test: means of trainings at 128 px."""
     names = {"val": "validation", "other": "re-framed", "zoom": "zoomed in", "val_specificity": "specificity"}
     names["zoom_specificity"] = "the same, zoomed in"
     names |= {f"test_{name}": f"test {name}" for name in ("auroc", "accuracy", "sensitivity", "specificity")}
-    rows, trained = [], read_json(RESULTS / "framing.json")["cells"]
-    for cell in (cell for cell in trained if cell["split"] in splits and cell["views"] in views):
+    rows = []
+    for cell in read_json(RESULTS / "framing.json")["cells"]:
         cells = [with_sd(cell["mean"][name], cell["sd"] and cell["sd"][name]) for name in names]
         recipe = cell["cell"].replace("_style", ", tone and sharpness").replace("_", " ")
         network = cell["network"] + cell["views"].replace("v", ", views: ")
         rows.append([cell["split"], network, recipe, cell["trainings"], *cells])
     return table(["split", "network", "recipe", "trainings", *names.values()], rows)
-
-
-def recipes() -> str:
-    """The framing experiment on both splits; columns as in README."""
-    return framing(("official", "patient"), ("", "v4", "v8"))
 
 
 def heatmaps() -> str:
@@ -154,21 +187,8 @@ def speed() -> str:
     return table(["network, minutes", *minutes, "faster than the first"], rows)
 
 
-def benchmarks() -> str:
-    """Rows of every other benchmark, as they were recorded."""
-    parts = []
-    for path in sorted((RESULTS / "benchmarks").glob("*.json")):
-        content = read_json(path)
-        numbers = {name: value for name, value in content.items() if isinstance(value, (int, float))}
-        shown = pd.json_normalize(content.get("rows") or [numbers | content.get("images_per_second", {})])
-        shown = shown.map(lambda value: f"{value:,.4g}" if isinstance(value, float) else value)
-        if not path.stem.startswith("two_phase"):
-            parts.append(f"### {path.stem}\n\n{table(list(shown), shown.to_numpy())}")
-    return "\n".join(parts)
-
-
-IN_README = (results, shortcuts, framing)
-IN_TABLES = (models, published, students, tried, shortcuts, recipes, heatmaps, speed, benchmarks)
+IN_README = (results, claims, shortcuts)
+IN_TABLES = (models, claims, squashed, published, students, tried, shortcuts, recipes, heatmaps, speed)
 
 
 def pages() -> dict[Path, str]:

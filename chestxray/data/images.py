@@ -111,6 +111,14 @@ def fit(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
     return image
 
 
+def model_window(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
+    """Window of an image, ``uint8`` (H, W), that :func:`fit` shows: left, top, right, bottom in fractions."""
+    if settings.resize == "lung_box":
+        return lung_window(image)
+    margins = (max(image.shape) / np.array(image.shape[::-1]) - 1) / 2 * (settings.resize == "letterbox")
+    return np.concatenate([-margins, 1 + margins])
+
+
 def resize(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
     """Bring an image, ``uint8`` (H, W), to the square of the settings, antialiased.
 

@@ -1,5 +1,6 @@
 """The card of a model: ``card.json``, and the model card ``README.md`` made from it."""
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     Raises FileNotFoundError if it is missing, and ValueError if it is not a card or lacks a key.
     """
     path, received = Path(folder) / "card.json", f"Received: folder={str(folder)!r}"
+    if not path.parent.is_dir():
+        known = [card.parent.name for card in path.parent.parent.glob("*/card.json")]
+        near = difflib.get_close_matches(path.parent.name, known, 1) or sorted(known)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise FileNotFoundError(f"no such folder{hint} {received}" if hint else f"no such folder. {received}")
     if not path.is_file():
         raise FileNotFoundError(f"card.json is missing from the model folder. {received}")
     card = read_json(path)

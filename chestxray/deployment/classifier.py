@@ -26,6 +26,7 @@ from chestxray.deployment.seen import SeenImages
 from chestxray.evaluation.calibration import apply_platt, log_odds
 from chestxray.evaluation.drift import describe_reference
 from chestxray.files import whole_file, write_json
+from chestxray.parallel import without_native_messages
 
 if TYPE_CHECKING:
     import keras
@@ -113,6 +114,33 @@ class Classifier:
             maps = shapes * (peaks * shapes[0].size)[:, np.newaxis, np.newaxis]
         return Scores(log_odds(logits), self.outlier_check.distances(features), maps)
 
+    def predict(
+        self, images: "str | Path | np.ndarray | Sequence[str | Path]", threshold_rule: str = "youden"
+    ) -> "dict[str, Any] | list[dict[str, Any]]":
+        """Classify images, decoded and preprocessed as in training.
+
+        Args:
+            images: A file, or grey pixels, ``uint8`` (H, W) of any size; or several: a folder, a list of
+                files, pixels (N, H, W).
+            threshold_rule: Rule of the stored threshold that decides.
+
+        Returns the row of one image, or the list of rows, see
+        :func:`chestxray.deployment.predict.predict_files`. An image that cannot be read or does not look like
+        the training images has no probability, and ``problem`` says why. Raises ValueError: The rule has no
+        threshold, or the pixels are no grey ``uint8`` images.
+        """
+        from chestxray.deployment.predict import judge, predict_files
+
+        if isinstance(images, np.ndarray):
+            if images.dtype != np.uint8 or images.ndim not in (2, 3) or not images.size:
+                message = "pixels must be grey, uint8 (H, W) or (N, H, W)"
+                raise ValueError(f"{message}. Received: {images.dtype} {images.shape}")
+            rows = judge(self, list(images if images.ndim == 3 else images[np.newaxis]), threshold_rule)
+            return rows if images.ndim == 3 else rows[0]
+        if isinstance(images, (str, Path)) and not Path(images).is_dir():
+            return judge(self, [Path(images)], threshold_rule)[0]
+        return list(predict_files(self, images, threshold_rule))
+
     @functools.cached_property
     def _graph(self) -> "Callable[[np.ndarray], list[tf.Tensor]]":
         """One compiled graph for batches of any size; ``Model.predict`` is slower for a few images."""
@@ -160,7 +188,8 @@ def load_model(path: str | Path) -> "keras.Model":
 
     Raises ValueError: Not a Keras model file, or one that holds code.
     """
-    import keras
+    with without_native_messages():
+        import keras
 
     try:
         return keras.models.load_model(path, safe_mode=True, compile=False)

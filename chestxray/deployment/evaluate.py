@@ -45,8 +45,9 @@ def report(
     labels, probabilities, groups = (scored[name] for name in ("label", "probability", "group"))
     positives, patients = int(labels.sum()), groups.nunique()
     negatives = len(scored) - positives
-    counts = f"{len(scored):,} images of {patients:,} patients, {positives:,} with pneumonia, "
-    counts += f"{negatives:,} without."
+    negative, positive = card["classes"]
+    counts = f"{len(scored):,} images of {patients:,} patients: {positives:,} {positive}, "
+    counts += f"{negatives:,} {negative}."
     if refused:
         counts += f" {refused:,} more were refused or could not be read, and are not scored."
     if patients == len(scored):
@@ -61,7 +62,7 @@ def report(
     ranking = pd.DataFrame([{"metric": name, **metrics[name]} for name in ("auroc", "auprc")])
     prevalences = PREVALENCES if prevalence is None else (prevalence,)
     points = operating_points(labels, probabilities, card["thresholds"], prevalences)
-    points = points.set_index("threshold_rule").T.reset_index(names="")
+    points = points.set_index("threshold_rule").astype(object).T.reset_index(names="")  # counts stay whole
     text = "Chosen on the model's own validation images. Wilson intervals. "
     text += "PPV and NPV at the prevalence given in percent."
     sections: list[Section] = [
@@ -72,11 +73,12 @@ def report(
         _calibration(scored, prevalence),
     ]
     if "triage" in card:
-        triage = triage_table(labels, probabilities, **card["triage"])
+        triage = triage_table(labels, probabilities, **card["triage"]).rename(columns={"pneumonia": positive})
         sections.append(("Triage", "Rule out / refer / rule in, at two stored thresholds.", triage))
     text = "At the threshold youden. Differences between groups that lie within the intervals are no finding."
     for column in by:
-        sections.append((f"By {column}", text, subgroup_table(scored, column, card["thresholds"]["youden"])))
+        subgroups = subgroup_table(scored, column, card["thresholds"]["youden"])
+        sections.append((f"By {column}", text, subgroups.rename(columns={"pneumonia": positive})))
     return sections
 
 
@@ -110,8 +112,10 @@ def _local_threshold(table: pd.DataFrame) -> Section:
 
 def _calibration(table: pd.DataFrame, prevalence: float | None) -> Section:
     labels, versions = table["label"], {"as stored": table["probability"].to_numpy()}
-    text = "Slope 1 and intercept 0 are right; a slope below 1 is over-confident, an intercept below 0 "
-    text += "predicts too much pneumonia."
+    text = (
+        "Slope 1 and intercept 0 are right. A slope below 1 is over-confident, and with an intercept below "
+    )
+    text += "0 the probabilities are too high."
     try:
         refitted = versions["refitted here (cross-validated)"] = locally_calibrated(table)
     except ValueError as error:
@@ -163,7 +167,11 @@ def drift_report(table: pd.DataFrame, card: Mapping[str, Any]) -> list[Section]:
     for what, count, total in (
         ("unreadable", len(table) - len(read), len(table)),
         ("unlike the training images", int(read["problem"].fillna("").ne("").sum()), len(read)),
-        ("called pneumonia", int((classified["decision"] == card["classes"][1]).sum()), len(classified)),
+        (
+            f"called {card['classes'][1]}",
+            int((classified["decision"] == card["classes"][1]).sum()),
+            len(classified),
+        ),
     ):
         interval = dict(zip(("share", "low", "high"), wilson_interval(count, total)))
         shares.append({"what": what, "images": count, "of": total, **interval})

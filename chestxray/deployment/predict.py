@@ -137,18 +137,26 @@ def chunks(paths: Iterable[Path]) -> Iterator[list[Path]]:
 
 
 def judge(
-    classifier: Classifier, paths: list[Path], threshold_rule: str, accept_all: bool, base: Path = Path()
+    classifier: Classifier,
+    images: list[Path] | list[np.ndarray],
+    threshold_rule: str,
+    accept_all: bool = False,
+    base: Path = Path(),
 ) -> list[dict[str, Any]]:
-    """Classify one batch of files, relative to ``base``; see :func:`predict_files`."""
+    """Classify one batch of files, relative to ``base``, or of pixels; see :func:`predict_files`."""
     threshold, check = classifier.threshold(threshold_rule), classifier.outlier_check
     settings = classifier.image_settings
     rows, decoded = [], []
-    for path in paths:
+    for source in images:
+        is_file = isinstance(source, Path)
         row = dict.fromkeys(COLUMNS) | dict.fromkeys(("problem", "outside", "seen"), "")
-        row |= {"path": str(path), "status": "ok"}
+        row |= {"path": str(source) if is_file else "", "status": "ok"}
         rows.append(row)
         try:
-            image = decode_file(base / path, classifier.card.get("population"), settings.size)
+            if is_file:
+                image = decode_file(base / source, classifier.card.get("population"), settings.size)
+            else:
+                image = DicomImage(source, "", ())
             decoded.append(image._replace(pixels=fit(image.pixels, settings)))
             row["outside"] = " ".join(image.outside)
         except NotAFrontalImage as error:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from chestxray.deployment.classifier import load_classifier
 from chestxray.deployment.predict import BATCH, COLUMNS, chunks, judge, list_images, predict_parallel
-from chestxray.deployment.report import MOST_IMAGES, report_page
+from chestxray.deployment.report import MOST_IMAGES, report_page, triage_group
 from chestxray.deployment.runtime import Runtime
 from chestxray.deployment.seen import seen_text
 from chestxray.files import locked, whole_file
@@ -54,7 +54,7 @@ class Session:
         if self.jobs is None:
             self.jobs = -1 if self.backend or isinstance(self.classifier.model, Runtime) else 1
         self.count: collections.Counter[str] = collections.Counter()
-        self._highest: list[tuple[float, int, dict[str, Any]]] = []
+        self._highest: dict[str, list[tuple[float, int, dict[str, Any]]]] = collections.defaultdict(list)
         self._problems: list[dict[str, Any]] = []
 
     def rows(
@@ -84,7 +84,8 @@ class Session:
 
         def write_report() -> None:
             if report:
-                ranked = sorted(self._highest, key=lambda entry: entry[:2], reverse=True)
+                kept = chain.from_iterable(self._highest.values())
+                ranked = sorted(kept, key=lambda entry: entry[:2], reverse=True)
                 options = {"count": self.count, "threshold_rule": self.threshold_rule}
                 page = report_page(self.classifier, [row for *_, row in ranked], self._problems, **options)
                 with whole_file(report) as partial:
@@ -109,9 +110,11 @@ class Session:
         self.count.update(f"outside {name}" for name in row["outside"].split())
         self.count[f"seen {row['seen']}"] += 1
         if row["status"] == "ok":
-            heapq.heappush(self._highest, (row["probability"], -self.count["images"], row))
-            if len(self._highest) > MOST_IMAGES:
-                heapq.heappop(self._highest)
+            group = triage_group(row, self.classifier.card)
+            self.count[group] += 1
+            heapq.heappush(self._highest[group], (row["probability"], -self.count["images"], row))
+            if len(self._highest[group]) > MOST_IMAGES:
+                heapq.heappop(self._highest[group])
         elif len(self._problems) < MOST_PROBLEMS:
             self._problems.append(row)
 
@@ -121,7 +124,9 @@ class Session:
         parts += [f"{self.count[status]} {status}" for status in ("refused", "unreadable")]
         for name in ("age", "view"):
             if number := self.count[f"outside {name}"]:
-                parts.append(f"{number} of an {name} outside the training population")
+                parts.append(
+                    f"{number} with {'an age' if name == 'age' else 'a view'} outside the training population"
+                )
         decided = f"decided at {self.threshold:.3f} ({self.threshold_rule})"
         seen = seen_text(self.count["seen train"], self.count["seen val"], self.count["images"])
         images = self.classifier.card["training_data"]["val"]

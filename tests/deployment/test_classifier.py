@@ -10,11 +10,12 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import cv2
 import keras
 import numpy as np
 import pytest
 
-from chestxray import load_classifier, read_predictions
+from chestxray import load_classifier, predict_files, read_predictions
 from chestxray.deployment.classifier import load_model, run_self_test, save_model, self_test_pattern
 from chestxray.files import read_json, write_json
 
@@ -87,6 +88,29 @@ def test_images_divided_by_255_are_refused(bundle):
     np.testing.assert_allclose(classifier.logits(grey[..., None].astype(np.uint8)), logits)
     with pytest.raises(ValueError, match="divided by 255"):
         classifier.logits(grey / 255)
+
+
+def test_files_folders_and_pixels_get_the_rows_of_a_prediction(bundle, data, tmp_path):
+    classifier = load_classifier(bundle[0])
+    files = [data.root / path for path in data.subset("val")["path"][:3]]
+    rows = list(predict_files(classifier, files))
+
+    def near(row):
+        return {key: pytest.approx(v, rel=1e-4) if isinstance(v, float) else v for key, v in row.items()}
+
+    assert classifier.predict(files) == list(map(near, rows))
+    assert classifier.predict(str(files[0])) == near(rows[0])
+    pixels = cv2.imread(str(files[1]), cv2.IMREAD_GRAYSCALE)
+    of_pixels = near(rows[1] | {"path": ""})
+    assert classifier.predict(pixels) == of_pixels
+    assert classifier.predict(np.stack([pixels, pixels])) == [of_pixels] * 2
+    (tmp_path / "one.png").write_bytes(files[2].read_bytes())
+    (row,) = classifier.predict(tmp_path)
+    assert row["logit"] == pytest.approx(rows[2]["logit"], rel=1e-4)
+    assert classifier.predict(tmp_path / "none.png")["problem"] == "no such image file"
+    for wrong in (pixels / 255.0, np.zeros((4, 4, 3, 3), np.uint8), np.zeros((0, 4), np.uint8)):
+        with pytest.raises(ValueError, match="pixels must be grey"):
+            classifier.predict(wrong)
 
 
 @pytest.mark.parametrize("count", [1, 33])

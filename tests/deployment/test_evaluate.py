@@ -1,5 +1,6 @@
 """Somebody's own images: labels meet predictions, and the report says what is true of them."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -328,11 +329,11 @@ def test_drift_shares_and_what_to_label(told):
     shares = section(sections, "Shares")[2].set_index("what")
     assert shares.loc["unlike the training images", ["images", "of"]].tolist() == [30, 294]
     assert shares.loc["unreadable", ["images", "of"]].tolist() == [6, 300]
-    assert shares.loc["called pneumonia", "of"] == 264
-    assert shares.loc["called pneumonia", "images"] == (later.loc[36:, "logit"] >= 0).sum()
+    assert shares.loc["called PNEUMONIA", "of"] == 264
+    assert shares.loc["called PNEUMONIA", "images"] == (later.loc[36:, "logit"] >= 0).sum()
     other = later.assign(decision=CLASSES[1])  # decided by another rule than youden
     assert (
-        section(drift_report(other, card), "Shares")[2].set_index("what").loc["called pneumonia", "images"]
+        section(drift_report(other, card), "Shares")[2].set_index("what").loc["called PNEUMONIA", "images"]
         == 264
     )
     verdicts = section(sections, "Drift")[2].set_index("what")["verdict"]
@@ -367,8 +368,23 @@ def test_classes_that_are_called_by_digits(told, tmp_path):
         table.assign(decision=table["decision"].map(names)).to_csv(tmp_path / "p.csv", index=False)
         words = ["evaluate", str(tmp_path / "p.csv"), "--model", str(tmp_path / "model")]
         lines = CliRunner().invoke(main, words).output.splitlines()
-        said.append([line.split() for line in lines if "called pneumonia" in line])
+        said.append([line.split()[2:] for line in lines if f"called {classes[1]}" in line])
     assert said[0] == said[1] and len(said[0]) == 1
+
+
+def test_the_page_has_pictures_intervals_and_the_names_of_the_classes(told, tmp_path):
+    table, labels = told[0], tmp_path / "mine.csv"
+    write_json(tmp_path / "model" / "card.json", card_of(table) | {"classes": ["healthy", "sick"]})
+    names = {"NORMAL": "healthy", "PNEUMONIA": "sick"}
+    table.assign(decision=table["decision"].map(names)).to_csv(tmp_path / "p.csv")
+    table.assign(label=["healthy", "sick"] * (len(table) // 2))[["path", "label"]].to_csv(labels)
+    files = [str(tmp_path / name) for name in ("p.csv", "model", "mine.csv", "page.html")]
+    words = ["evaluate", files[0], "--model", files[1], "--labels", files[2], "--html", files[3]]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 3 and "sick" in page and "pneumonia" not in page
+    assert re.search(r"auroc +0\.\d\d \(0\.\d\d–0\.\d\d\)", done.output)
 
 
 def test_a_page_does_not_replace_its_table(told, tmp_path):

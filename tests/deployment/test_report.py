@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 
 from chestxray import load_classifier
+from chestxray.data.images import ImageSettings, model_window
 from chestxray.deployment.predict import predict_files
-from chestxray.deployment.report import audit_page, overlay, report_page, sections_page
+from chestxray.deployment.report import _place, audit_page, overlay, report_page, sections_page
 
 COUNT = {"images": 9, "ok": 6, "refused": 2, "unreadable": 1, "outside age": 4}
 
@@ -134,6 +135,29 @@ def test_keras_and_its_export_draw_the_same(compact, litert, rows):
     pages = [report_page(load_classifier(folder), rows, [], COUNT, "youden") for folder in (compact, litert)]
     shares = [re.findall(r"heatmap: (\d+) %? ?of|heatmap: (\d+)% of", page) for page in pages]
     assert shares[0] == shares[1] and len(shares[0]) == 6
+
+
+@pytest.mark.parametrize(
+    ("resize", "shape", "window"),
+    [
+        ("stretch", (100, 200), (0, 0, 1, 1)),
+        ("letterbox", (100, 200), (0, -0.5, 1, 1.5)),  # bars above and below, each half the height
+        ("letterbox", (200, 100), (-0.5, 0, 1.5, 1)),
+    ],
+)
+def test_the_window_of_a_model_by_hand(resize, shape, window):
+    found = model_window(np.zeros(shape, np.uint8), ImageSettings(32, resize))
+    np.testing.assert_allclose(found, window)
+
+
+def test_a_map_is_placed_into_its_window():
+    heatmap = np.zeros((4, 4))
+    heatmap[:2] = 1  # upper half
+    inner = _place(heatmap, np.array([0.25, 0.5, 0.75, 1.0]), (40, 80))
+    assert inner[:20].max() == 0 and inner[:, :20].max() == 0 and inner[:, 60:].max() == 0
+    assert inner[21:28, 20:60].min() == 1 and inner[33:, :].max() == 0
+    outer = _place(heatmap, np.array([0.0, -0.5, 1.0, 1.5]), (40, 80))  # a letterbox: 20 rows are bars
+    assert outer[:10].min() == 1 and outer[30:].max() == 0
 
 
 def test_where_the_map_is_zero_the_image_stays():

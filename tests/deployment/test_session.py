@@ -17,6 +17,7 @@ from chestxray import load_classifier
 from chestxray.cli import main
 from chestxray.deployment import predict
 from chestxray.deployment import session as session_module
+from chestxray.deployment.report import triage_group
 from chestxray.deployment.session import Session
 from chestxray.files import read_json, write_json
 
@@ -127,18 +128,24 @@ def test_workers_notice_another_model_in_the_same_folder(compact, litert, images
         assert [row["probability"] > 0.999 for row in rows] == [bool(bias)] * 3
 
 
-def test_the_report_holds_the_most_suspicious_only(litert, images, monkeypatch):
-    monkeypatch.setattr(session_module, "MOST_IMAGES", 5)
+def test_the_report_holds_the_most_suspicious_of_each_group(litert, images, monkeypatch):
+    monkeypatch.setattr(session_module, "MOST_IMAGES", 3)
     session = Session(litert, [images], accept_all=True, jobs=1)
-    probabilities = sorted((row["probability"] for row in session.rows() if row["probability"]), reverse=True)
-    kept = sorted((entry[0] for entry in session._highest), reverse=True)
-    assert kept == probabilities[:5]
+    probabilities = [row["probability"] for row in session.rows() if row["probability"]]
+    low, high = sorted(probabilities)[len(probabilities) // 3 :: len(probabilities) // 3][:2]
+    session = Session(litert, [images], accept_all=True, jobs=1)
+    session.classifier.card["triage"] = {"rule_out": low, "rule_in": high}
+    rows = [row for row in session.rows() if row["status"] == "ok"]
+    for group in ("rule_in", "refer", "rule_out"):
+        own = [row["probability"] for row in rows if triage_group(row, session.classifier.card) == group]
+        kept = [entry[0] for entry in session._highest[group]]
+        assert sorted(kept) == sorted(own)[-3:] and session.count[group] == len(own) > 0
 
 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["/nowhere", "x.png"], "card.json is missing"),
+        (["/nowhere", "x.png"], "no such folder"),
         (["MODEL", "EMPTY"], "no image found"),
         (["MODEL", "IMAGES", "--threshold-rule", "best"], "no threshold"),
         (["MODEL", "IMAGES", "--output", "out.xlsx"], "must end in .csv or .jsonl"),

@@ -76,6 +76,15 @@ def test_large_models_and_further_seeds_are_left_out_and_named(tmp_path):
     assert (tmp_path / "repo/results/a-patient-s1-t1.json").exists()
 
 
+def test_a_large_model_is_copied_if_it_is_on_record_and_claims_go_to_their_folder_without_models(tmp_path):
+    make_run(
+        tmp_path / "run", result("a") | {"record": True}, result("project001_cnn"), model_bytes=21_000_000
+    )
+    publish(tmp_path / "run", tmp_path / "repo")
+    claims = [f"results/claims/project001_cnn-patient-s0-t0{end}" for end in (".json", ".predictions.csv")]
+    assert files(tmp_path / "repo") == sorted([*PUBLISHED, *claims])
+
+
 def test_a_model_on_record_without_its_files_is_named_before_anything_is_copied(tmp_path):
     make_run(tmp_path / "run", result("a"))
     (tmp_path / "run/results/a-patient-s0-t0.predictions.csv").unlink()
