@@ -236,26 +236,27 @@ def report(predicted: NDArray, truth: NDArray, table: pd.DataFrame, used: NDArra
     }
 
 
-CARD = """# The network that finds the lung box
+CARD = """# Lung box network
 
-`lungs.onnx` estimates the box of both lungs in a frontal chest X-ray. Research software, no medical device.
+`lungs.onnx` estimates the box of both lungs in a frontal chest X-ray.
+It is research software, not a medical device.
 
-- **Input**: `image`, float32 (1, 1, 64, 64), the whole image squashed to 64 × 64 grey pixels in 0–255.
+- **Input**: `image`, float32 (1, 1, 64, 64), the whole image stretched to 64 × 64 grey pixels in 0–255.
 - **Output**: `box`, whole numbers left, top, right, bottom in 1/256 of the image's width and height.
 - **Architecture**: six convolutions and two dense layers, {parameters:,} parameters, {bytes:,} bytes. Weights
-  and activations are whole numbers in units of a power of two: every machine computes the same box.
+  and activations are whole numbers in units of a power of two, so that every machine computes the same box.
 - **Training data**: {phantoms:,} synthetic phantoms of this project, and the lung masks of {images} images of
   "Chest X-Ray Images (Pneumonia)" (Kermany, Zhang, Goldbaum, Mendeley Data, doi 10.17632/rscbjbr9sj,
-  CC BY 4.0). The masks are those of the V7 COVID-19 X-ray dataset (CC BY 4.0). Their patients are in the
-  training subset under every recorded split ({splits}).
+  CC BY 4.0). The masks are from the V7 COVID-19 X-ray dataset (CC BY 4.0). Their patients are in the
+  training subset of all recorded splits ({splits}).
 - **Error** on {unseen:,} images of other patients, in fractions of the side: {x:.3f} in x, {y:.3f} in y.
-  Pneumonias minus normals: height {height:+.3f}, width {width:+.3f}. A linear model tells the label from the
-  error with AUROC {error:.2f}, from the true box with {box:.2f}. The number of epochs was chosen by
-  these images, so that the error is a little too small.
-- **Limits**: children of one hospital, and phantoms. The masks leave open how much of the recess behind the
-  diaphragm belongs to a lung. An implausible box is not used.
+  Mean error of pneumonia minus normal images: height {height:+.3f}, width {width:+.3f}. A linear model
+  predicts the label from the error with AUROC {error:.2f}, from the true box with {box:.2f}. The number of
+  epochs was chosen with these images, so that the error is slightly too small.
+- **Limits**: children of one hospital, and phantoms. The masks do not define which part of the recess behind
+  the diaphragm belongs to a lung. An implausible box is not used.
 
-Made by `python benchmarks/lung_box.py`; the numbers are in `results/lung_box.json`.
+`python benchmarks/lung_box.py` trains the network; the numbers are in `results/lung_box.json`.
 """
 
 

@@ -1,4 +1,4 @@
-"""Work on many items in several processes: joblib's, or Dask's on several machines."""
+"""Parallel work in several processes, with joblib or Dask."""
 
 import contextlib
 import os
@@ -11,20 +11,21 @@ from joblib import cpu_count, parallel_config
 from joblib.externals.loky import ProcessPoolExecutor
 from tqdm import tqdm
 
-_FEW, _CHUNK = 64, 16  # items done before processes have started; items a process takes at a time
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # there is one process a core
+_SERIAL_ITEMS, _CHUNK_SIZE = 64, 16  # to start processes takes longer than the work on 64 items
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # because each core has a process
 
 
 def in_processes(work: Callable, items: Sequence, description: str) -> Iterator:
-    """Yield ``work(chunk)`` for chunks of the items, in order, from processes that live only for this call.
+    """Yield ``work(chunk)`` for chunks of the items, in order, from processes that end with this call.
 
-    Up to 64 items stay in this process, and all where it may not start others. The others end within a minute
-    of its death; joblib's generators keep theirs. ``work`` is a function of a module, or a partial of one.
+    Up to 64 items are processed in this process, and all items if it may not start others. If this process is
+    killed, the others end within a minute (those of joblib's generators do not). ``work`` is a function of a
+    module, or a partial of one.
     """
-    if len(items) <= _FEW or current_process().daemon:
+    if len(items) <= _SERIAL_ITEMS or current_process().daemon:
         yield work(items)
         return
-    chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+    chunks = [items[start : start + _CHUNK_SIZE] for start in range(0, len(items), _CHUNK_SIZE)]
     pool = ProcessPoolExecutor(min(cpu_count(), len(chunks)), timeout=5, env=_ONE_THREAD)  # seconds idle
     with pool, tqdm(total=len(items), desc=description, unit="image", disable=None) as bar:
         for chunk, result in zip(chunks, pool.map(work, chunks)):
@@ -34,11 +35,11 @@ def in_processes(work: Callable, items: Sequence, description: str) -> Iterator:
 
 @contextlib.contextmanager
 def workers(backend: str | None) -> Iterator[None]:
-    """Run joblib's tasks on one of its backends, or on ``dask``; None leaves the choice to joblib.
+    """Run joblib's tasks on one of its backends, or on ``dask``; with None joblib chooses.
 
-    Dask's scheduler is that at ``DASK_SCHEDULER_ADDRESS``, else it has workers on this machine. Without
-    dask[distributed] ModuleNotFoundError is raised, ValueError for an unknown backend, or for Dask workers
-    with several threads, because a task changes its whole process.
+    Dask uses the scheduler at ``DASK_SCHEDULER_ADDRESS``, or starts workers on this machine. Raises
+    ModuleNotFoundError without dask[distributed], and ValueError for an unknown backend or for Dask workers
+    with several threads (a task changes settings of its whole process).
     """
     with contextlib.ExitStack() as stack:
         if backend == "dask":
@@ -48,7 +49,7 @@ def workers(backend: str | None) -> Iterator[None]:
             address = config.get("scheduler-address", None) or os.environ.get("DASK_SCHEDULER_ADDRESS")
             client = stack.enter_context(Client(address) if address else Client(threads_per_worker=1))
             if any(threads > 1 for threads in client.nthreads().values()):
-                message = "the workers must have one thread each (dask worker --nthreads 1)"
+                message = "Dask workers must have one thread each (dask worker --nthreads 1)"
                 raise ValueError(f"{message}. Received: scheduler={client.scheduler.address!r}")
         if backend is not None:
             try:
@@ -60,7 +61,7 @@ def workers(backend: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def native_messages_to(path: str | Path) -> Iterator[None]:
-    """Send what this process and its kernels write to file descriptor 2 to a log instead."""
+    """Write the messages of this process and its kernels on file descriptor 2 to a log file."""
     sys.stderr.flush()
     terminal = os.dup(2)
     with open(path, "w", encoding="utf-8") as log:

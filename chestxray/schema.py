@@ -1,15 +1,12 @@
-"""Names that several rooms share: columns, splits, subtypes, classes."""
+"""Names that several modules share: columns, splits, subtypes, classes."""
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 SPLITS = ("train", "val", "test")
 SUBTYPES = ("normal", "bacteria", "virus")
 
+# Columns of a catalog, and columns of predictions, which are left out of a table of the user.
 _KEYS = ("path", "label", "subtype", "group", "group_conservative", "official_split")
 COLUMNS = (*_KEYS, "width", "height", "mode", "bytes", "sha256")
-"""Columns of a catalog."""
-
 PREDICTED = ("sharpness", "logit", "probability", *(f"logit_{name}" for name in SUBTYPES))
-"""Columns of predictions that no list can bring along."""
 
-SPLIT_HEADER = "# {"
-"""Begins the first line of a split file, which says how the split was made."""
+SPLIT_HEADER = "# {"  # start of the first line of a split file, which says how the split was made

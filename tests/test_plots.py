@@ -353,7 +353,11 @@ def test_roc_pr_shows_the_baseline_and_the_band_of_the_first():
     )
     roc = figure.axes[0]
     lines = {line.get_label(): line for line in roc.lines}
-    assert lines["hardly any lung seen, 0.750\n(border)"].get_xydata().tolist() == [[0, 0], [0.5, 1], [1, 1]]
+    assert lines["baseline with hardly any lung, 0.750\n(border)"].get_xydata().tolist() == [
+        [0, 0],
+        [0.5, 1],
+        [1, 1],
+    ]
     outline = roc.collections[0].get_paths()[0].vertices.tolist()
     assert [0.5, 0.2] in outline and [0.5, 0.9] in outline
 
@@ -494,5 +498,5 @@ def test_model_summary_shows_trainable_beside_frozen_parameters():
     widths = [[bar.get_width() for bar in axis.patches] for axis in (first, last)]
     assert widths == [[0, 50, 1000, 0], [400, 50, 600, 0]]  # trainable of each part, then frozen
     assert last.get_title(loc="left") == "in the end: 450 of 1,050 trainable"
-    with pytest.raises(ValueError, match="rows are needed"):
+    with pytest.raises(ValueError, match="the table must have rows"):
         plots.model_summary(table, ["later"])

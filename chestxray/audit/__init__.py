@@ -1,4 +1,4 @@
-"""Audit of a data set before any model: leaks, copies, shortcuts."""
+"""Audit of a data set before training: patient leakage, copies, shortcuts."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,19 +16,18 @@ from chestxray.data.splits import FRACTIONS, overlap
 from chestxray.schema import CLASSES
 
 AUDIT_SCHEMA = "chestxray.audit/1"
-FLAG_FROM = 0.6  # a lower bound of the AUROC above this is a red flag
+FLAG_FROM = 0.6  # a red flag if the lower bound of the AUROC is above it
 
 
 def audit_data(data_dir: str | Path, classes: tuple[str, str] | None = None) -> tuple[dict[str, Any], dict]:
-    """Check a folder of X-rays for everything that makes scores too good.
+    """Check a folder of X-rays for problems that make metrics too optimistic.
 
     For the arguments and errors see :func:`chestxray.data.catalog.scan`.
 
     Returns:
-        The findings as plain JSON types: ``counts``, ``problems``, ``groups``, ``overlap`` (of the published
-        test set), ``leak_by_image``, ``copies``, ``shortcuts``, ``framing``, ``shift``, ``baseline`` and
-        ``flags`` (red flags, each with ``name`` and ``text``); and the mean image of each class, (224, 224),
-        values 0–255.
+        The findings as JSON types: ``counts``, ``problems``, ``groups``, ``overlap`` (of the published test
+        set), ``leak_by_image``, ``copies``, ``shortcuts``, ``framing``, ``shift``, ``baseline`` and ``flags``
+        (red flags, each with ``name`` and ``text``); and the mean image of each class, (224, 224), 0–255.
     """
     root = find_data(data_dir)
     problems = verify(root, classes)
@@ -66,69 +65,61 @@ def audit_data(data_dir: str | Path, classes: tuple[str, str] | None = None) -> 
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as plain JSON types: NaN becomes None."""
+    """Return the rows as JSON types: NaN becomes None."""
     return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
 def _flags(findings: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield name and text of each problem to be repaired, or to be reported with every score."""
+    """Yield name and text of each problem that must be repaired or reported with all metrics."""
     for row in findings["overlap"]:
         if row["key"] == "group" and row["groups_crossing"]:
-            images = f"({row['test_images_affected']} test images)"
-            text = (
-                f"{row['groups_crossing']} patient groups lie on both sides of the published split {images}"
-            )
-            yield "patients", text
-    for name, same, place in (
-        ("copies across splits", "same_split", "on both sides of the published split"),
-        ("copies of two labels", "same_label", "under both labels"),
+            text = "patient groups are in the published test set and in other subsets"
+            yield "patients", f"{row['groups_crossing']} {text} ({row['test_images_affected']} test images)"
+    for name, same, text in (
+        ("copies across splits", "same_split", "in the published test set and in other subsets"),
+        ("copies of two labels", "same_label", "with different labels"),
     ):
-        pairs = [pair for pair in findings["copies"] if not pair[same]]
-        if pairs:
+        if pairs := [pair for pair in findings["copies"] if not pair[same]]:
             example = "{first} and {second}".format(**pairs[0])
-            yield name, f"{len(pairs)} pairs of copies lie {place}, for example {example}"
+            yield name, f"{len(pairs)} pairs of copies are {text}, for example {example}"
     for row in findings["shortcuts"]:
         if not row["lungs"] and row["low"] > FLAG_FROM:
             auroc = "AUROC {auroc:.2f} ({low:.2f} to {high:.2f})".format(**row)
-            text = f"a linear model that sees only this reaches {auroc} on other patients"
+            text = f"a linear model with only these features reaches {auroc} on other patients"
             if row["sees"] == "lung box":
-                text += ". The classes are framed differently: resize='lung_box' takes most of that away"
+                text += ". The framing of the classes differs; resize='lung_box' removes most of this"
             yield f"shortcut: {row['sees']}", text
     for row in findings["shift"]:
         if row["low"] > FLAG_FROM:
-            text = f"test and training images of this class can be told apart (AUROC {row['auroc']:.2f})"
-            name = f"test set: {findings['classes'][row['label']]}"
-            framed = f" (by the lung box alone {row['framing']:.2f})"
-            yield name, f"{text}{framed}: the test set is another population"
+            aurocs = f"(AUROC {row['auroc']:.2f}, with the lung box alone {row['framing']:.2f})"
+            text = f"another population: a linear model separates it from the training images {aurocs}"
+            yield f"test set: {findings['classes'][row['label']]}", text
 
 
 def describe(findings: dict[str, Any]) -> list[tuple[str, str, pd.DataFrame | None]]:
-    """Put the findings of `audit_data` into sections: title, text and table (or None) of each."""
+    """Convert the findings of `audit_data` into sections, each with title, text and table (or None)."""
     keys = ("overlap", "copies", "shortcuts", "framing", "shift", "flags")
     tables = {key: pd.DataFrame(findings[key]) if findings[key] else None for key in keys}
     counts = pd.DataFrame(findings["counts"]).fillna(0).astype(int).rename_axis("").reset_index()
     problems = pd.DataFrame(findings["problems"].items(), columns=["problem", "files"])
-    files = "With a problem, some left out:" if len(problems) else "None is broken or suspicious."
+    files = "Files with a problem; some are left out:" if len(problems) else "No file has a problem."
     groups, leaks, baseline = findings["groups"], findings["leak_by_image"], findings["baseline"]
     patients = (
         f"{groups['group']:,} patient groups by the strict key of the file names, "
-        f"{groups['group_conservative']:,} by the conservative one; the largest holds "
-        f"{findings['largest_group']} images. A split by image would put images of the same patient into "
-        f"training for {leaks['group']:.0%} (strict) or {leaks['group_conservative']:.0%} (conservative) of "
-        "its test images."
+        f"{groups['group_conservative']:,} by the conservative key; the largest group has "
+        f"{findings['largest_group']} images. After a split by image, {leaks['group']:.0%} (strict) or "
+        f"{leaks['group_conservative']:.0%} (conservative) of the test images have a patient in training."
     )
-    exact = sum(pair["exact"] for pair in findings["copies"])
-    others = len(findings["copies"]) - exact
-    copies = f"{exact} pairs of files are equal byte for byte, {others} more pairs show the same image."
+    exact, n = sum(pair["exact"] for pair in findings["copies"]), len(findings["copies"])
+    copies = f"{exact} pairs of files are equal byte for byte, {n - exact} more pairs show the same image."
     shortcuts = (
-        "AUROC of linear models, cross-validated by patient group on all but the published test set, with "
-        "95 % intervals, and on the published test set. The baseline under every score is the best row that "
-        f"sees hardly any lung: {baseline['sees']}, {baseline['auroc']:.2f}. *lungs_only*: the same when "
-        "the lungs fill every image."
+        "AUROC of linear models, cross-validated by patient group without the published test set, with 95 % "
+        "intervals, and on the published test set. The baseline is the best row with hardly any lung: "
+        f"{baseline['sees']}, {baseline['auroc']:.2f}. *lungs_only*: AUROC if the lungs fill each image."
     )
     framing = (
-        "Mean lung box in fractions of width and height, and its width by its height, when the image is "
-        "squashed to a square. Classes with different boxes can be told apart without looking at a lung."
+        "Mean lung box in fractions of width and height, and its aspect ratio when the image is stretched to "
+        "a square. Classes with different boxes can be distinguished without the content of the lungs."
     )
     names = dict(enumerate(findings["classes"]))
     sections = [
@@ -140,6 +131,6 @@ def describe(findings: dict[str, Any]) -> list[tuple[str, str, pd.DataFrame | No
         ("Framing", framing, tables["framing"].replace({"label": names})),
     ]
     if findings["shift"]:
-        text = "AUROC of telling test from training images of one class: 0.5 means one population."
+        text = "AUROC between test and training images of one class: 0.5 means one population."
         sections.append(("The published test set", text, tables["shift"].replace({"label": names})))
     return [*sections, ("Red flags", "" if findings["flags"] else "None.", tables["flags"])]

@@ -1,4 +1,4 @@
-"""Copies of an image: equal files, and files that were encoded again."""
+"""Copies of an image: byte-identical files, and files that were encoded again."""
 
 import numpy as np
 import pandas as pd
@@ -7,18 +7,14 @@ from sklearn.neighbors import radius_neighbors_graph
 
 from chestxray.data.images import MAX_DISTANCE, perceptual_hashes
 
-MIN_CORRELATION = 0.98  # of the pixels, between two images with close hashes that are copies
+MIN_CORRELATION = 0.98  # of the pixels of two copies, if their hashes are also close
 
 
 def find_copies(table: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
-    """List pairs of images that are copies of each other.
+    """List pairs of copies among the images (N, H, W) or (N, H, W, 1) of a catalog with ``split``.
 
-    ``table`` is a catalog with ``split``, ``images`` are its pixels, (N, H, W) or (N, H, W, 1), in the same
-    order.
-
-    Returns:
-        One row a pair: ``first, second`` (paths), ``exact`` (byte for byte), ``distance`` (differing bits of
-        256), ``correlation`` (of the pixels), and ``same_label``, ``same_split`` and ``same_group``.
+    Returns one row per pair: ``first, second`` (paths), ``exact`` (byte-identical), ``distance`` (bits of 256
+    that differ), ``correlation`` (of the pixels), and ``same_label``, ``same_split`` and ``same_group``.
     """
     hashes = np.unpackbits(perceptual_hashes(images), axis=1)
     # The squared distance of two vectors of bits is the number of bits that differ.
@@ -42,7 +38,7 @@ def find_copies(table: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
 
 
 def _correlation(image: np.ndarray, other: np.ndarray) -> float:
-    """Correlation of the grey values of two images, to six digits; 1 if both are flat, 0 if one is."""
+    """Return the correlation of two images to six digits; 1 if both are constant, 0 if only one is."""
     pixels = np.stack([image.ravel(), other.ravel()]).astype(np.float64)
-    flat = pixels.std(axis=1) == 0
-    return float(flat.all()) if flat.any() else round(float(np.corrcoef(pixels)[0, 1]), 6)
+    constant = pixels.std(axis=1) == 0
+    return float(constant.all()) if constant.any() else round(float(np.corrcoef(pixels)[0, 1]), 6)

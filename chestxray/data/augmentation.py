@@ -1,7 +1,7 @@
-"""Random views of an image that a patient could have shown.
+"""Augmentation: random views of an image by small geometric and grey-value changes.
 
 All geometric changes are composed into one affine map and applied with one interpolation. The parameters of a
-view depend only on the image's path, the number of the view and the seed: any view can be drawn again.
+view depend only on the image's path, the number of the view and the seed, so that every view is reproducible.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Largest change of each kind; every view draws uniformly from −value to +value.
+    """Largest change of each kind. Each view draws its changes uniformly from −value to +value.
 
     Attributes:
         rotation, shear: Degrees.
@@ -26,8 +26,8 @@ class Augmentation:
         brightness, contrast: Fractions of the grey value, and of its distance from the image's mean.
         flip: Mirror a view with probability 1/2. Off by default: the heart lies on the left.
         stretch: Natural logarithm of the factors by which height and width change independently.
-        edges: Fraction of the side by which each edge of the image moves in or out: another collimation.
-            What is inside the edges fills the view again.
+        edges: Fraction of the side by which each edge of the image moves in or out, as with another
+            collimation. The view shows what is inside the edges, at full size.
     """
 
     rotation: float = 7.0
@@ -42,27 +42,27 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         for name in ("rotation", "shift", "shear", "zoom", "brightness", "contrast", "stretch", "edges"):
-            most = {"rotation": 180, "shear": 80, "edges": 0.4}.get(name, 0.9)
+            limit = {"rotation": 180, "shear": 80, "edges": 0.4}.get(name, 0.9)
             value = getattr(self, name)
-            if not 0 <= value <= most:
-                raise ValueError(f"{name} must lie in 0–{most}. Received: {name}={value!r}")
+            if not 0 <= value <= limit:
+                raise ValueError(f"{name} must lie in 0–{limit}. Received: {name}={value!r}")
 
     def draw(self, paths: Sequence[str], size: int, view: int, seed: int) -> np.ndarray:
         """Draw the parameters of one view (usually the epoch) of N images of ``size`` × ``size`` pixels.
 
-        Gives ``float32`` (N, 10): :func:`affine_coefficients`, brightness and contrast factors.
+        Returns ``float32`` (N, 10): :func:`affine_coefficients`, brightness and contrast factors.
         """
         uniform = np.stack([_uniform(path, view, seed) for path in paths])
         angle, shift_x, shift_y, shear, zoom, brightness, contrast, flip = uniform.T[:8]
-        limit = self.shift * size
+        max_shift = self.shift * size
         angle, shear = angle * np.deg2rad(self.rotation), shear * np.deg2rad(self.shear)
-        shift_x, shift_y, zoom = shift_x * limit, shift_y * limit, 1 + zoom * self.zoom
+        shift_x, shift_y, zoom = shift_x * max_shift, shift_y * max_shift, 1 + zoom * self.zoom
         mirror = np.where(self.flip & (flip > 0), -1.0, 1.0)
         transforms = affine_coefficients(size, angle, shift_x, shift_y, shear, zoom, mirror)
-        edges = self.edges * size * uniform[:, 8:12]  # how far left, top, right, bottom move
+        edges = self.edges * size * uniform[:, 8:12]  # shifts of left, top, right, bottom
         scale = (1 + (edges[:, 2:] - edges[:, :2]) / size) * np.exp(self.stretch * uniform[:, 12:14])
-        centre = (edges[:, :2] + edges[:, 2:] + size - 1) / 2  # of the pixels, counted from 0
-        for axis, columns in enumerate((slice(0, 3), slice(3, 6))):  # the view's own map comes first
+        centre = (edges[:, :2] + edges[:, 2:] + size - 1) / 2  # of pixel centres, counted from 0
+        for axis, columns in enumerate((slice(0, 3), slice(3, 6))):  # after the map of `affine_coefficients`
             transforms[:, columns] *= scale[:, axis, np.newaxis]
             transforms[:, 3 * axis + 2] += centre[:, axis] - (size - 1) / 2 * scale[:, axis]
         factors = 1 + brightness * self.brightness, 1 + contrast * self.contrast
@@ -70,7 +70,7 @@ class Augmentation:
 
 
 def _uniform(path: str, view: int, seed: int) -> np.ndarray:
-    """14 numbers in [−1, 1) that depend only on the arguments."""
+    """Draw 14 numbers in [−1, 1) that depend only on the arguments."""
     key = int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "little")
     generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, view, seed]))
     return generator.uniform(-1, 1, size=14)
@@ -88,7 +88,7 @@ def affine_coefficients(
     """Compose mirroring, zoom, shear and rotation about the centre, then a shift, of N square images.
 
     ``size`` and shifts (to the right, down) are in pixels, angle (counter-clockwise as seen) and shear in
-    radians. A zoom above 1 enlarges. The mirror is −1 or 1. All but ``size`` have shape (N,). Gives (N, 8):
+    radians. A zoom above 1 enlarges. The mirror is −1 or 1. All but ``size`` have shape (N,). Returns (N, 8):
     ``a0 a1 a2 b0 b1 b2 0 0`` with input x = a0·x + a1·y + a2, input y = b0·x + b1·y + b2 for output (x, y).
     """
     cos, sin, tan = np.cos(angle), np.sin(angle), np.tan(shear)
@@ -104,15 +104,15 @@ def affine_coefficients(
 def view_layer() -> "keras.Layer":
     """Make the Keras layer that turns images and parameters from :meth:`Augmentation.draw` into views.
 
-    Both ``images`` and views are (N, H, W, 1), 0–255; views are ``float32`` and repeat the edge outside.
+    Images and views are (N, H, W, 1), 0–255. Views are ``float32``; outside the image the edge is repeated.
     """
     import keras
 
     class View(keras.layers.Layer):
         def call(self, images: "tf.Tensor", parameters: "tf.Tensor") -> "tf.Tensor":
-            how = {"interpolation": "bilinear", "fill_mode": "nearest"}
+            options = {"interpolation": "bilinear", "fill_mode": "nearest"}
             images = keras.ops.cast(images, "float32")
-            images = keras.ops.image.affine_transform(images, parameters[:, :8], **how)
+            images = keras.ops.image.affine_transform(images, parameters[:, :8], **options)
             mean = keras.ops.mean(images, axis=(1, 2, 3), keepdims=True)
             gain, contrast = parameters[:, 8:9, None, None], parameters[:, 9:10, None, None]
             return keras.ops.clip(gain * (mean + contrast * (images - mean)), 0.0, 255.0)

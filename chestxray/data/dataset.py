@@ -1,4 +1,4 @@
-"""Data set for training: catalog, split and pixels, read by tf.data."""
+"""Data set of an experiment: catalog, split and stored pixels, as tf.data pipelines."""
 
 import hashlib
 import itertools
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from chestxray.data.augmentation import Augmentation, view_layer
 from chestxray.data.catalog import find_data, scan
@@ -28,30 +29,26 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 
-def pass_order(count: int, shuffle: bool, seed: int, epoch: int) -> np.ndarray:
-    """Positions of ``count`` items in a pass, ``int64``: shuffled by seed and epoch, or in order."""
+def pass_order(count: int, shuffle: bool, seed: int, epoch: int) -> NDArray:
+    """Return the order of ``count`` items in a pass, ``int64``: shuffled by seed and epoch, or 0, 1, …"""
     return np.random.default_rng([seed, epoch]).permutation(count) if shuffle else np.arange(count)
 
 
 def pass_batches(
-    begin: Callable[[], Sequence[np.ndarray]],
-    signature: "Sequence[tf.TensorSpec]",
-    count: int,
-    batch_size: int,
+    begin: Callable[[], Sequence[NDArray]], signature: "Sequence[tf.TensorSpec]", count: int, batch_size: int
 ) -> "tf.data.Dataset":
-    """tf.data pipeline over arrays that are made anew for every pass: tuples, one tensor an array.
+    """Make a tf.data pipeline over arrays that are new in each pass; a batch is a tuple, a tensor per array.
 
-    ``begin`` is called when a pass begins. It gives arrays of ``count`` rows, in the order of the pass, with
-    the types and shapes of ``signature``. A batch holds ``batch_size`` rows; the last one may be smaller.
+    ``begin`` is called when a pass begins. It returns arrays of ``count`` rows, in the order of the pass,
+    with the types and shapes of ``signature``. A batch has ``batch_size`` rows; the last one may be smaller.
 
-    ``tf.data.Dataset.from_generator`` is not used: with Python 3.11 or newer it makes the C library return
-    all freed memory to the system. Each training step then pays for new pages, which takes as long as the
-    computation of a small network (``benchmarks/training.py``). Autotuning is off: nothing here can be tuned,
-    and the end of a pass could wait up to half a minute for the tuner.
+    It does not use ``tf.data.Dataset.from_generator``: with Python 3.11 or newer this makes the C library
+    return all freed memory. The new allocations in each training step take as long as the computation of a
+    small network (``benchmarks/training.py``). Autotuning is off: the end of a pass could wait half a minute.
     """
     import tensorflow as tf
 
-    def typed() -> list[np.ndarray]:
+    def typed() -> list[NDArray]:
         columns = zip(begin(), signature, strict=True)
         return [np.asarray(array, spec.dtype.as_numpy_dtype) for array, spec in columns]
 
@@ -68,11 +65,11 @@ def pass_batches(
 
 
 class PixelStore:
-    """Model-ready pixels of all images of a catalog.
+    """Preprocessed pixels of all images of a catalog, in the cache.
 
-    ``pixels`` is a read-only ``uint8`` memory map of shape (N, size, size), one row a content. ``failed``
-    gives the reason for each content (sha256) that could not be decoded. ``settings`` says how the files
-    became pixels. ``key`` is a hash of the contents and the settings.
+    ``pixels`` is a read-only ``uint8`` memory map of shape (N, size, size), one row per content (sha256).
+    ``failed`` has the reason for each content that could not be decoded. ``settings`` are those of the
+    preprocessing. ``key`` is a hash of the contents and the settings.
     """
 
     def __init__(self, folder: Path):
@@ -85,11 +82,11 @@ class PixelStore:
 
     @classmethod
     def build(cls, catalog: pd.DataFrame, root: Path, settings: ImageSettings) -> "PixelStore":
-        """Open the store of a catalog, and decode the images first if that was never finished.
+        """Open the store of a catalog; if it does not exist, decode the images first.
 
-        The catalog needs ``sha256``, and ``path`` relative to the data folder ``root``. Raises OSError if a
-        file has vanished or cannot be reached; nothing is stored then. Images of other stores are copied from
-        there. Stores that hold nothing else are removed.
+        The catalog needs ``sha256``, and ``path`` relative to the data folder ``root``. Images that are in
+        other stores are copied. Other stores without other images are removed. Raises OSError if a file no
+        longer exists or cannot be read; then nothing is stored.
         """
         first = catalog.drop_duplicates("sha256").sort_values("sha256")
         contents, paths = list(first["sha256"]), [str(root / path) for path in first["path"]]
@@ -105,7 +102,7 @@ class PixelStore:
                 try:
                     other = cls(stored)
                 except (FileNotFoundError, ValueError, TypeError, KeyError):
-                    continue  # removed meanwhile by another process, damaged, or of another version
+                    continue  # removed by another process, damaged, or of another version
                 if (other.settings, other.versions) != (settings, versions):
                     continue
                 for row, content in enumerate(other._contents):
@@ -126,28 +123,26 @@ class PixelStore:
         return store
 
     def readable(self, catalog: pd.DataFrame) -> pd.DataFrame:
-        """Leave out the images that could not be decoded, and name them in a warning."""
-        bad = catalog["sha256"].isin(self.failed)
-        if bad.any():
-            rows = catalog.loc[bad, ["path", "sha256"]].head().itertuples(index=False)
-            named = "; ".join(f"{path}: {self.failed[content]}" for path, content in rows)
-            warnings.warn(f"{bad.sum()} of {len(catalog)} images left out: {named}", stacklevel=2)
-        return catalog[~bad].reset_index(drop=True)
+        """Return the catalog without images that could not be decoded; a warning names them."""
+        failed = catalog["sha256"].isin(self.failed)
+        if failed.any():
+            rows = catalog.loc[failed, ["path", "sha256"]].head().itertuples(index=False)
+            examples = "; ".join(f"{path}: {self.failed[content]}" for path, content in rows)
+            warnings.warn(f"{failed.sum()} of {len(catalog)} images left out: {examples}", stacklevel=2)
+        return catalog[~failed].reset_index(drop=True)
 
-    def images(self, table: pd.DataFrame) -> np.ndarray:
-        """Pixels of some rows of the catalog (``path, sha256``), ``uint8`` (len(table), size, size, 1).
+    def images(self, table: pd.DataFrame) -> NDArray:
+        """Return the pixels of rows of the catalog (``path, sha256``), ``uint8`` (len(table), size, size, 1).
 
         Raises ValueError if an image is not in the store.
         """
         return self.pixels[self._rows(table)][..., np.newaxis]
 
-    def _rows(self, table: pd.DataFrame) -> np.ndarray:
+    def _rows(self, table: pd.DataFrame) -> NDArray:
         rows = self._contents.get_indexer(table["sha256"])
         missing = table["path"][(rows < 0) | table["sha256"].isin(self.failed)]
         if len(missing):
-            raise ValueError(
-                f"{len(missing)} images are not in the pixel store. Received: path={missing.iloc[0]!r}"
-            )
+            raise ValueError(f"{len(missing)} images are not stored. Received: path={missing.iloc[0]!r}")
         return rows
 
     def dataset(
@@ -160,15 +155,14 @@ class PixelStore:
         epoch: Callable[[], int] | None = None,
         views: int = 0,
     ) -> "tf.data.Dataset":
-        """tf.data pipeline over some rows of the catalog (``path``, ``label``, ``sha256``).
+        """Make a tf.data pipeline over rows of the catalog (``path``, ``label``, ``sha256``).
 
-        It gives ``(images, labels)``: ``float32`` (B, size, size, 1) in 0–255 and ``float32`` (B,). It reads
-        whole batches from the map; see :func:`pass_batches`.
+        Its batches are ``(images, labels)``: ``float32`` (B, size, size, 1) in 0–255 and ``float32`` (B,).
 
-        ``shuffle`` gives a new order on every pass (of indices: nothing is buffered), ``augment`` random
-        views, for training only. ``seed`` decides both, together with the number of the pass. ``epoch`` gives
-        this number when a pass begins; by default passes are counted. ``views`` is the number of different
-        views, which the passes take in turn; 0: new ones on every pass.
+        ``shuffle`` changes the order in each pass (of row numbers, without a buffer of images). ``augment``
+        gives random views, for training only. Both depend on ``seed`` and the number of the pass. ``epoch``
+        returns this number when a pass begins; by default passes are counted. ``views`` is the number of
+        different views, which the passes use in turn; 0 means new views in each pass.
         """
         import tensorflow as tf
 
@@ -176,7 +170,7 @@ class PixelStore:
         paths, labels = list(table["path"]), table["label"].to_numpy(np.float32)
         count = itertools.count()
 
-        def begin() -> list[np.ndarray]:
+        def begin() -> list[NDArray]:
             number = epoch() if epoch else next(count)
             view = number % views if views else number
             columns = [rows, labels, *([augment.draw(paths, size, view, seed)] if augment else [])]
@@ -188,16 +182,16 @@ class PixelStore:
             signature.append(tf.TensorSpec((None, 10), tf.float32))
             layer = view_layer()
 
-        def read(rows: "tf.Tensor", labels: "tf.Tensor", *drawn: "tf.Tensor") -> tuple:
+        def read(rows: "tf.Tensor", labels: "tf.Tensor", *parameters: "tf.Tensor") -> tuple:
             images = tf.numpy_function(lambda batch: self.pixels[batch][..., np.newaxis], [rows], tf.uint8)
             images = tf.ensure_shape(images, (None, size, size, 1))
-            return layer(images, *drawn) if drawn else tf.cast(images, tf.float32), labels
+            return layer(images, *parameters) if parameters else tf.cast(images, tf.float32), labels
 
         return pass_batches(begin, signature, len(rows), batch_size).map(read).prefetch(2)
 
 
 def create_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
-    """Create a ``.npy`` file and map it. A full disk is an OSError now, not a crash while writing."""
+    """Create and map a ``.npy`` file. A full disk raises OSError here instead of a crash while writing."""
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as file:
@@ -206,7 +200,7 @@ def create_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
 
 
 def _decode(target: Path, settings: ImageSettings, rows: list[tuple[int, str]]) -> dict[int, str]:
-    """Decode files into rows of the memory map, and return the reason for each row that failed."""
+    """Decode files into rows of the memory map. Return the reason for each row that failed."""
     pixels = np.load(target, mmap_mode="r+")
     failed = {}
     for row, path in rows:
@@ -218,23 +212,23 @@ def _decode(target: Path, settings: ImageSettings, rows: list[tuple[int, str]]) 
     return failed
 
 
-def _boxes(paths: list[Path]) -> np.ndarray:
+def _boxes(paths: list[Path]) -> NDArray:
     return lung_boxes(decode_image(path.read_bytes()) for path in paths)
 
 
-def _warp(settings: ImageSettings, items: list[tuple[Path, np.ndarray]]) -> np.ndarray:
-    images = (crop_window(decode_image(p.read_bytes(), settings.size), window) for p, window in items)
+def _crop(settings: ImageSettings, items: list[tuple[Path, NDArray]]) -> NDArray:
+    images = (crop_window(decode_image(path.read_bytes(), settings.size), window) for path, window in items)
     return np.stack([fit(image, settings) for image in images])
 
 
 @dataclass(frozen=True)
 class XrayData:
-    """All images of one experiment: a catalog with the column ``split``, and the pixels of its images.
+    """All images of an experiment: a catalog with the column ``split``, and the pixels of its images.
 
     The argument ``subset`` of the methods is train, val or test. ``train_seed`` is the seed of order and
     augmentation in training. ``name`` is "synthetic" or the folder's name. ``classes`` are the names of the
-    (negative, positive) class. ``root`` is the folder that the paths are relative to. Rule and seed of the
-    split: see :func:`chestxray.data.splits.make_split`.
+    (negative, positive) class. ``root`` is the folder to which the paths are relative. For ``split_rule`` and
+    ``split_seed`` see :func:`chestxray.data.splits.make_split`.
     """
 
     table: pd.DataFrame
@@ -260,15 +254,15 @@ class XrayData:
         return bool(self.table["subtype"].isin(SUBTYPES).all())
 
     def subset(self, subset: str) -> pd.DataFrame:
-        """Rows of one subset. Raises ValueError if there is no such subset."""
+        """Return the rows of a subset. Raises ValueError if there is no such subset."""
         rows = self.table[self.table["split"] == subset]
         if rows.empty:
             subsets = sorted(set(self.table["split"]))
             raise ValueError(f"subset must be one of {subsets}. Received: subset={subset!r}")
         return rows
 
-    def images(self, subset: str) -> np.ndarray:
-        """Pixels of one subset, ``uint8`` (N, size, size, 1), in the table's order."""
+    def images(self, subset: str) -> NDArray:
+        """Return the pixels of a subset, ``uint8`` (N, size, size, 1), in the table's order."""
         return self.store.images(self.subset(subset))
 
     def reframed(
@@ -277,17 +271,16 @@ class XrayData:
         draw: int = 0,
         donors: str = "other",
         zoom_only: bool = True,
-        boxes: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Pixels of one subset as another collimation would show them, ``uint8`` (N, size, size, 1).
+        boxes: NDArray | None = None,
+    ) -> NDArray:
+        """Return the pixels of a subset as another collimation would show them, ``uint8`` (N, size, size, 1).
 
-        Every image is cut so that its lungs come as close as possible to the lung box of a random image
+        Each image is cropped so that its lung box comes as close as possible to that of a random image
         (``draw`` is the seed) of the other class or, as a control, of the ``same`` class. Without
-        ``zoom_only`` the lungs get that very box, and what lies outside repeats the edge: images that no
-        detector gave. An image without a lung box stays as it is. ``boxes``, (N, 4), are NaN where there is
-        none; by default the network estimates them.
-
-        Raises ValueError for other donors, or if a class has no lung box at all.
+        ``zoom_only`` it becomes exactly this box, and the edge is repeated outside the image: no detector
+        gives such images. An image without a lung box is not changed. ``boxes``, (N, 4), are NaN without a
+        lung box; by default the network estimates them. Raises ValueError for other donors, or if a class has
+        no lung box.
         """
         if donors not in ("other", "same"):
             raise ValueError(f"donors must be 'other' or 'same'. Received: donors={donors!r}")
@@ -296,33 +289,32 @@ class XrayData:
         if boxes is None:
             boxes = np.concatenate(list(in_processes(_boxes, paths, "finding lungs")))
         labels = rows["label"].to_numpy()
-        known = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) > 0.1  # not NaN, and wide enough for a window
-        if len(set(labels[known])) < 2:
-            message = "both classes need an image with a plausible lung box"
-            raise ValueError(f"{message}. Received: subset={subset!r}, {known.sum()} of {len(rows)} images")
+        usable = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) > 0.1  # not NaN, and large enough for a window
+        if len(set(labels[usable])) < 2:
+            message = "both classes must have an image with a plausible lung box"
+            raise ValueError(f"{message}. Received: subset={subset!r}, {usable.sum()} of {len(rows)} images")
         rng = np.random.default_rng([draw, donors == "same"])
-        wanted = labels if donors == "same" else 1 - labels
-        chosen = [rng.choice(np.flatnonzero(known & (labels == label))) for label in wanted]
-        windows = [window_between(*pair, zoom_only) for pair in zip(boxes, boxes[chosen])]
-        warp = partial(_warp, self.store.settings)
-        done = in_processes(warp, list(zip(paths, np.where(known[:, None], windows, WHOLE))), "re-framing")
-        return np.concatenate(list(done))[..., np.newaxis]
+        donor_labels = labels if donors == "same" else 1 - labels
+        donor_rows = [rng.choice(np.flatnonzero(usable & (labels == label))) for label in donor_labels]
+        windows = [window_between(*pair, zoom_only) for pair in zip(boxes, boxes[donor_rows])]
+        windows = np.where(usable[:, np.newaxis], windows, WHOLE)
+        crop = partial(_crop, self.store.settings)
+        images = in_processes(crop, list(zip(paths, windows)), "re-framing")
+        return np.concatenate(list(images))[..., np.newaxis]
 
-    def targets(self, subset: str, outputs: int = 1) -> np.ndarray:
-        """Targets of one subset for a network, ``float32`` (N,), in the table's order.
+    def targets(self, subset: str, outputs: int = 1) -> NDArray:
+        """Return the targets of a subset for a network, ``float32`` (N,), in the table's order.
 
-        With one output they are the label, with three 0 normal, 1 bacteria, 2 virus. With three, an image of
-        another subtype raises ValueError.
+        With one output they are the labels; with three they are 0 normal, 1 bacteria, 2 virus, and another
+        subtype raises ValueError.
         """
         rows = self.subset(subset)
         if outputs == 1:
             return rows["label"].to_numpy(np.float32)
         codes = rows["subtype"].map({name: code for code, name in enumerate(SUBTYPES)})
         if codes.isna().any():
-            raise ValueError(
-                f"three classes need a subtype ({', '.join(SUBTYPES)}) for every image. "
-                f"Received: path={rows.loc[codes.isna(), 'path'].iloc[0]!r}"
-            )
+            message = f"with three outputs every image must have a subtype ({', '.join(SUBTYPES)})"
+            raise ValueError(f"{message}. Received: path={rows.loc[codes.isna(), 'path'].iloc[0]!r}")
         return codes.to_numpy(np.float32)
 
     def dataset(
@@ -335,9 +327,9 @@ class XrayData:
         views: int = 0,
         outputs: int = 1,
     ) -> "tf.data.Dataset":
-        """tf.data pipeline over one subset; see :meth:`PixelStore.dataset` and :meth:`targets`.
+        """Make a tf.data pipeline over a subset; see :meth:`PixelStore.dataset` and :meth:`targets`.
 
-        Raises ValueError if another subset than train is augmented or shuffled, and as :meth:`targets` does.
+        Raises ValueError if a subset other than train is augmented or shuffled, and as :meth:`targets` does.
         """
         if subset != "train" and (augment or shuffle):
             raise ValueError(f"only train may be augmented or shuffled. Received: subset={subset!r}")
@@ -355,44 +347,43 @@ def load_data(
     catalog: pd.DataFrame | None = None,
     train_seed: int = 0,
 ) -> XrayData:
-    """Scan a folder, decode every image once, and split.
+    """Scan a folder, decode and store its images, and split them.
 
     Args:
         data_dir: See :func:`chestxray.data.catalog.find_data`.
         split, split_seed: Rule and seed of the split; see :func:`chestxray.data.splits.make_split`. The
-            default is ``patient``, and ``given`` for a MedMNIST file, which names no patients.
-        image: How files become pixels.
-        classes: Names of the (negative, positive) class folders; by default the catalog's.
+            default is ``patient``; for a MedMNIST file, which has no patients, it is ``given``.
+        image: Settings of the preprocessing.
+        classes: Names of the (negative, positive) class folders; by default those of the catalog.
         catalog: The folder's catalog, for example from :func:`chestxray.data.catalog.from_table`; by default
-            the folder is scanned. A warning says so if the split rule does not use the catalog's subsets.
+            the folder is scanned. There is a warning if the split rule does not use the catalog's subsets.
         train_seed: Seed of order and augmentation in training.
 
     Raises FileNotFoundError if there is no such folder, and ValueError if the folder or the split cannot be
-    used or a catalog comes without its folder.
+    used or if a catalog is passed without ``data_dir``.
     """
     if catalog is None:
         root = find_data(data_dir)
         split = split or ("given" if root.parent.parent.name == "medmnist" else "patient")
         catalog = scan(root, classes)
     elif data_dir is None:
-        raise ValueError("a catalog's paths are relative to a folder: name it. Received: data_dir=None")
+        raise ValueError("data_dir must be the folder of the catalog's paths. Received: data_dir=None")
     else:
         root = Path(data_dir).resolve()  # not find_data: the paths are relative to this folder
         classes, split = classes or catalog.attrs.get("classes"), split or "patient"
         if split not in ("given", "official") and (catalog["official_split"] != "").any():
-            message = f"split '{split}' draws a new split: the subsets that the list names are not used"
-            warnings.warn(f"{message}. split='given' keeps them", stacklevel=2)
-    if taken := [name for name in PREDICTED if name in catalog]:
-        warnings.warn(f"columns with the names of predictions are left out: {', '.join(taken)}", stacklevel=2)
-        catalog = catalog.drop(columns=taken)
+            message = f"split '{split}' draws a new split and does not use the subsets of the table"
+            warnings.warn(f"{message}; split='given' uses them", stacklevel=2)
+    if reserved := [name for name in PREDICTED if name in catalog]:
+        warnings.warn(f"columns named like predictions are left out: {', '.join(reserved)}", stacklevel=2)
+        catalog = catalog.drop(columns=reserved)
     store = PixelStore.build(catalog, root, image)
     table = make_split(store.readable(catalog), split, split_seed)
     if split != "patient":
-        shared = overlap(table).set_index("key")["test_images_affected"]
+        affected = overlap(table).set_index("key")["test_images_affected"]
         print(
-            f"split '{split}': {shared['group']} of {(table['split'] == 'test').sum()} test images share "
-            f"a strict patient group with training or validation, {shared['group_conservative']} a "
-            "conservative one"
+            f"split '{split}': {affected['group']} of {(table['split'] == 'test').sum()} test images share a "
+            f"strict patient group with other subsets, {affected['group_conservative']} a conservative one"
         )
     seeds = {"split_seed": split_seed, "train_seed": train_seed}
     names = {"name": data_name(root), "classes": tuple(classes or CLASSES), "root": root}
@@ -400,7 +391,7 @@ def load_data(
 
 
 def data_name(root: Path) -> str:
-    """Name of a data folder for figures and results: "synthetic" for phantoms."""
-    note = root.parent / "README.txt"
-    synthetic = note.is_file() and "SYNTHETIC" in note.read_text(encoding="utf-8", errors="replace")
+    """Return the name of a data folder for figures and results: "synthetic" for phantoms."""
+    readme = root.parent / "README.txt"
+    synthetic = readme.is_file() and "SYNTHETIC" in readme.read_text(encoding="utf-8", errors="replace")
     return "synthetic" if synthetic else root.name

@@ -1,4 +1,4 @@
-"""Size and mode of encoded images, and checks before they are decoded."""
+"""Formats of image files: size and mode from the header, and checks before an image is decoded."""
 
 import contextlib
 import io
@@ -9,15 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageOps
 
-MAX_PIXELS = 64_000_000
-"""Largest image that is decoded (8,000 × 8,000)."""
-
-MIN_SIDE = 16
-"""Shortest side of an image in pixels."""
-
-PERCENTILES = (0.5, 99.5)
-"""Shown as black and white in an image without a known range, so that single pixels decide nothing."""
-
+MAX_PIXELS = 64_000_000  # of an image that is decoded (8,000 × 8,000)
+MIN_SIDE = 16  # of an image, in pixels
+PERCENTILES = (0.5, 99.5)  # black and white of an image without a known range: outliers have no influence
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 _JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
@@ -28,22 +22,22 @@ _UNSUPPORTED |= dict.fromkeys((b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51"), "JPEG 2000
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether a file begins as DICOM files do (PS3.10), or with a data element of its first two groups."""
+    """Whether a file begins like DICOM (PS3.10), or with a data element of DICOM's first two groups."""
     first = data[:4]
     little, big = (struct.unpack(order, first) if len(first) == 4 else (0, 0) for order in ("<HH", ">HH"))
     return data[128:132] == b"DICM" or any(group in (2, 8) and tag < 0x1000 for group, tag in (little, big))
 
 
 def check_image(data: bytes) -> tuple[int, int, str]:
-    """Read ``(width, height, mode)`` and check what can be known of a whole file without decoding.
+    """Read ``(width, height, mode)`` and check a file as far as possible without decoding it.
 
-    Raises ValueError: One line with the reason: see :func:`read_header` and :func:`check_size`, or truncated.
+    Raises ValueError with one line: see :func:`read_header` and :func:`check_size`, or a truncated file.
     """
     if _pillow_format(data):
         return read_with_pillow(data)[:3]
     width, height, mode = read_header(data)
     check_size(width, height)
-    if not (_png_is_whole(data) if data.startswith(_PNG_SIGNATURE) else _jpeg_is_whole(data)):
+    if not _is_whole(data):
         raise ValueError("truncated (the end of the image is missing)")
     return width, height, mode
 
@@ -51,10 +45,10 @@ def check_image(data: bytes) -> tuple[int, int, str]:
 def read_header(data: bytes) -> tuple[int, int, str]:
     """Read ``(width, height, mode)`` from the header of an image file, before EXIF orientation.
 
-    Mode is ``L``, ``LA``, ``P``, ``RGB``, ``RGBA`` or ``CMYK``, with ``;16`` added for 16-bit files; of BMP,
-    TIFF and WebP the one that Pillow gives.
+    Mode is ``L``, ``LA``, ``P``, ``RGB``, ``RGBA`` or ``CMYK``, with ``;16`` added for 16-bit files; for BMP,
+    TIFF and WebP it is Pillow's mode.
 
-    Raises ValueError: The bytes are empty, of no supported format, or cut short within the header.
+    Raises ValueError if the file is empty, has no supported format, or is truncated within the header.
     """
     if not data:
         raise ValueError("empty file")
@@ -69,12 +63,12 @@ def read_header(data: bytes) -> tuple[int, int, str]:
     if _pillow_format(data):
         return read_with_pillow(data, decode=False)[:3]
     if is_dicom(data):
-        how = 'cv2.imwrite("image.png", decode_image(data)), from chestxray.data.images'
-        raise ValueError(f"a DICOM file; convert it to PNG first: {how}")
+        command = 'cv2.imwrite("image.png", decode_image(data)), from chestxray.data.images'
+        raise ValueError(f"a DICOM file; convert it to PNG first: {command}")
     other = next((name for start, name in _UNSUPPORTED.items() if data.startswith(start)), None)
     if other or data[4:8] == b"ftyp":
         raise ValueError(f"a format that is not supported ({other or 'HEIC or AVIF'}); convert it to PNG")
-    raise ValueError("not an image (of JPEG, PNG, BMP, TIFF, WebP and DICOM)")
+    raise ValueError("not an image (JPEG, PNG, BMP, TIFF, WebP or DICOM)")
 
 
 def _pillow_format(data: bytes) -> str | None:
@@ -87,7 +81,7 @@ def _pillow_format(data: bytes) -> str | None:
 def read_with_pillow(data: bytes, decode: bool = True) -> tuple[int, int, str, np.ndarray | None]:
     """Read a BMP, TIFF or WebP file: width, height and mode as stored, and the upright grey pixels.
 
-    Pixels are ``uint8``, or numbers of more bits, (H, W); None if not wanted. Errors: :func:`check_image`.
+    Pixels are ``uint8``, or numbers with more bits, (H, W); None without ``decode``. Errors: `check_image`.
     """
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -99,7 +93,7 @@ def read_with_pillow(data: bytes, decode: bool = True) -> tuple[int, int, str, n
             if not decode:
                 return *size, mode, None
             image.load()
-            with contextlib.suppress(Exception):  # a damaged EXIF block is no reason to refuse the image
+            with contextlib.suppress(Exception):  # a damaged EXIF block does not make the image unusable
                 image = ImageOps.exif_transpose(image)
             deep = mode[0] in "IF"
             if not deep and max(tags.get(258, (8,))) > 8:
@@ -107,7 +101,7 @@ def read_with_pillow(data: bytes, decode: bool = True) -> tuple[int, int, str, n
             pixels = np.asarray(image if deep else image.convert("L"))
             if not np.isfinite(pixels).all():
                 raise ValueError("damaged (some pixels are no numbers)")
-            if deep and tags.get(262) == 0:  # 0 is white; of 8 bits Pillow inverts it
+            if deep and tags.get(262) == 0:  # 0 is white; Pillow inverts only images of 8 bits
                 pixels = pixels.max() - pixels
             return *size, mode, pixels
     except Image.DecompressionBombError:
@@ -119,9 +113,9 @@ def read_with_pillow(data: bytes, decode: bool = True) -> tuple[int, int, str, n
 
 
 def _read_jpeg_header(data: bytes) -> tuple[tuple[int, int, str], int]:
-    """Return width, height and mode, and where the first scan begins; -1 if there is none."""
+    """Return width, height and mode, and the position of the first scan; -1 if there is none."""
     position, header = 2, None
-    while (position := data.find(b"\xff", position)) >= 0:  # libjpeg skips junk between segments, too
+    while (position := data.find(b"\xff", position)) >= 0:  # like libjpeg, skip bytes between segments
         marker = data[position + 1]
         if marker == 0xFF or marker < 0x02 or 0xD0 <= marker <= 0xD9:  # fill byte, or without a length
             position += 1 if marker == 0xFF else 2
@@ -138,20 +132,11 @@ def _read_jpeg_header(data: bytes) -> tuple[tuple[int, int, str], int]:
     return header, position
 
 
-def _jpeg_is_whole(data: bytes) -> bool:
-    """Whether the marker of the end follows the first scan; bytes after it are no part of the image.
-
-    Neither coded data nor the tables between scans hold this marker.
-    """
-    start = _read_jpeg_header(data)[1]
-    return 0 <= start < data.rfind(b"\xff\xd9")
-
-
-def _png_is_whole(data: bytes) -> bool:
-    """Whether all chunks up to the last one lie within the file.
-
-    OpenCV reserves the memory that a chunk claims to need, up to 4 GB, before it looks.
-    """
+def _is_whole(data: bytes) -> bool:
+    """Whether all chunks of a PNG file, or the first scan of a JPEG file and an end marker, are there."""
+    if not data.startswith(_PNG_SIGNATURE):  # coded data and tables of JPEG never contain the end marker
+        return 0 <= _read_jpeg_header(data)[1] < data.rfind(b"\xff\xd9")
+    # OpenCV reserves memory for the length that a chunk states, up to 4 GB, before it reads the chunk.
     position, kind = len(_PNG_SIGNATURE), b""
     while kind != b"IEND" and position + 12 <= len(data):
         length, kind = struct.unpack(">I4s", data[position : position + 8])
@@ -168,20 +153,20 @@ def check_size(width: int, height: int) -> None:
 
 
 def blocks(image: np.ndarray, rows: int = 256) -> Iterator[np.ndarray]:
-    """Cut an image into views of some rows, so that temporary arrays stay small."""
+    """Yield an image in blocks of rows (views), so that temporary arrays stay small."""
     return (image[start : start + rows] for start in range(0, len(image), rows))
 
 
 def robust_range(values: np.ndarray) -> tuple[float, float]:
-    """Return the values shown as black and white: :data:`PERCENTILES`, or the extremes where these agree."""
+    """Return the values of black and white: :data:`PERCENTILES`, or the extremes if these are equal."""
     low, high = np.percentile(values, PERCENTILES)
     return (low, high) if low < high else (values.min(), values.max())
 
 
 def to_grey(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Show a range of numbers as ``uint8`` of the same shape, ``low`` as 0 and ``high`` as 255."""
+    """Scale numbers to ``uint8`` of the same shape: ``low`` becomes 0 and ``high`` 255."""
     grey = np.empty(values.shape, np.uint8)
     for target, source in zip(blocks(grey), blocks(values)):
-        share = (source.astype(np.float64) - low) / max(high - low, 1e-12)
-        target[...] = np.rint(255 * np.clip(share, 0, 1))
+        scaled = (source.astype(np.float64) - low) / max(high - low, 1e-12)
+        target[...] = np.rint(255 * np.clip(scaled, 0, 1))
     return grey

@@ -1,7 +1,7 @@
-"""Grey ``uint8`` pixels of one image file.
+"""Preprocessing: from an image file to grey ``uint8`` pixels.
 
-Training, prediction and audit bring all images to size by :func:`fit`, so they cannot differ. DICOM files are
-for prediction; convert them before training.
+Training, prediction and audit use the same function, :func:`fit`. DICOM files are only for prediction:
+convert them before training.
 """
 
 from dataclasses import dataclass
@@ -13,24 +13,23 @@ import numpy as np
 from chestxray.data import formats
 from chestxray.data.lungs import crop_window, lung_window
 
-PIXELS_VERSION = 3
-"""Part of the key of stored pixels: raise it whenever :func:`preprocess` gives other pixels."""
-
+PIXELS_VERSION = 3  # part of the key of stored pixels; increase it if `preprocess` gives other pixels
+MAX_DISTANCE = 32  # largest number of different bits, of 256, between the hashes of two copies of an image
 RESIZE_RULES = ("stretch", "letterbox", "lung_box")
-_REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}  # in this order
+_REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}  # small to large
 
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How a file becomes pixels; stored in the model's card.
+    """Settings of the preprocessing; stored in the model's card.
 
     Attributes:
         size: Side of the square output in pixels.
         resize: ``"stretch"`` ignores the aspect ratio; ``"letterbox"`` keeps it and repeats the edge;
-            ``"lung_box"`` stretches the lungs with what lies within a small margin.
+            ``"lung_box"`` stretches the lung box with a small margin.
         clahe: Apply contrast-limited adaptive histogram equalisation after resizing.
-        clahe_clip_limit: Highest bin of a tile's histogram, as a multiple of the mean bin.
-        clahe_tiles: Tiles along each side.
+        clahe_clip_limit: Limit of the bins of a tile's histogram, as a multiple of the mean bin.
+        clahe_tiles: Number of tiles along each side.
     """
 
     size: int = 224
@@ -42,9 +41,7 @@ class ImageSettings:
     def __post_init__(self) -> None:
         limit, tiles = self.clahe_clip_limit, self.clahe_tiles
         if not (isinstance(self.size, int) and self.size >= formats.MIN_SIDE):
-            raise ValueError(
-                f"size must be an integer, at least {formats.MIN_SIDE}. Received: size={self.size!r}"
-            )
+            raise ValueError(f"size must be an integer >= {formats.MIN_SIDE}. Received: size={self.size!r}")
         if self.resize not in RESIZE_RULES:
             raise ValueError(f"resize must be one of {RESIZE_RULES}. Received: resize={self.resize!r}")
         if not (isinstance(limit, (int, float)) and 0 < limit < float("inf")):
@@ -54,9 +51,9 @@ class ImageSettings:
 
 
 def preprocess(path: str | Path, settings: ImageSettings) -> np.ndarray:
-    """Pixels of one file as a model sees them, ``uint8`` (size, size): read, resize, optionally CLAHE.
+    """Read, resize and optionally equalise one file: the pixels that a model gets, ``uint8`` (size, size).
 
-    The file is an image that :func:`decode_image` reads. Raises FileNotFoundError if there is none, and
+    :func:`decode_image` says which files can be read. Raises FileNotFoundError if there is no such file, and
     ValueError with path and reason if it cannot be used.
     """
     path = Path(path)
@@ -71,27 +68,27 @@ def preprocess(path: str | Path, settings: ImageSettings) -> np.ndarray:
 def decode_image(data: bytes, size: int | None = None) -> np.ndarray:
     """Decode the content of a JPEG, PNG, BMP, TIFF, WebP or DICOM file to grey pixels, ``uint8`` (H, W).
 
-    EXIF orientation is applied, colour is converted to luma and an alpha channel is dropped. Of values with
-    more than 8 bits the range from the 0.5th to the 99.5th percentile is shown, as of DICOM files without a
+    EXIF orientation is applied, colour is converted to luma and an alpha channel is dropped. Values with more
+    than 8 bits are scaled from the range of their 0.5th to 99.5th percentile, as in DICOM files without a
     window. Raises ValueError with one line; see :func:`chestxray.data.formats.check_image` and, for DICOM,
     :func:`chestxray.data.dicom.decode_dicom`.
 
-    ``size`` is the side that the image is resized to afterwards. A JPEG file may then be decoded at 1/2 or
-    1/4 of its size, if at least twice as many pixels a side are left, and 256. That takes half the time.
+    ``size`` is the side to which the image will be resized. A JPEG file is then decoded at 1/2 or 1/4 of its
+    size if its sides remain at least 2 · ``size`` and 256 pixels. This takes half the time.
     """
     if formats.is_dicom(data):
         from chestxray.data.dicom import decode_dicom  # only DICOM files need pydicom
 
         return decode_dicom(data).pixels
     if not data.startswith((b"\xff\xd8", b"\x89PNG")):
-        formats.read_header(data)  # raises unless Pillow reads the format
+        formats.read_header(data)  # raises ValueError if Pillow does not read the format
         image = formats.read_with_pillow(data)[3]
         return image if image.dtype == np.uint8 else formats.to_grey(image, *formats.robust_range(image))
     width, height, _ = formats.check_image(data)
     flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
-    least = max(2 * size, 256) if size and data.startswith(b"\xff\xd8") else np.inf
+    min_side = max(2 * size, 256) if size and data.startswith(b"\xff\xd8") else np.inf
     for scale, reduced in _REDUCED.items():
-        flags = reduced if min(width, height) // scale >= least else flags
+        flags = reduced if min(width, height) // scale >= min_side else flags
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
@@ -102,7 +99,7 @@ def decode_image(data: bytes, size: int | None = None) -> np.ndarray:
 
 
 def fit(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
-    """Bring grey pixels, ``uint8`` (H, W), to what a model sees: crop, resize, CLAHE, as the settings say."""
+    """Crop, resize and equalise grey pixels, ``uint8`` (H, W), according to the settings."""
     if settings.resize == "lung_box":
         image = crop_window(image, lung_window(image))
     image = resize(image, settings)
@@ -120,9 +117,9 @@ def model_window(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
 
 
 def resize(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
-    """Bring an image, ``uint8`` (H, W), to the square of the settings, antialiased.
+    """Resize an image, ``uint8`` (H, W), to the square of the settings, with antialiasing.
 
-    An axis that shrinks is averaged over areas, one that grows is interpolated cubically.
+    An axis that shrinks is averaged over areas. An axis that grows is interpolated cubically.
     """
     (height, width), size = image.shape, settings.size
     columns, rows = size, size
@@ -138,25 +135,21 @@ def resize(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
 def apply_clahe(image: np.ndarray, clip_limit: float = 2.0, tiles: int = 8) -> np.ndarray:
     """Equalise the histogram of an image, ``uint8`` (H, W), locally (CLAHE); see :class:`ImageSettings`.
 
-    Applied after resizing, so that the result does not depend on the resolution of the source. Many published
-    pipelines apply it to the original, where a tile covers another area of the body in every image.
+    It is applied after resizing, so that the result does not depend on the resolution of the source. Many
+    published pipelines apply it before; then a tile covers another area of the body in every image.
     """
     return cv2.createCLAHE(clip_limit, (tiles, tiles)).apply(image)
 
 
-MAX_DISTANCE = 32
-"""Bits of 256 that may differ between the perceptual hashes of two copies of an image."""
-
-
 def perceptual_hashes(images: np.ndarray) -> np.ndarray:
-    """Compute 256-bit hashes, ``uint8`` (N, 32), that survive re-encoding, resizing and a change of exposure.
+    """Compute 256-bit hashes, ``uint8`` (N, 32), that re-encoding, resizing and exposure hardly change.
 
-    Signs, about their median, of the 16 × 16 lowest frequencies of the cosine transform at 64 × 64 pixels
-    (Zauner 2010, with four times as many bits: chest X-rays are so alike that 64 bits confuse thousands).
+    Each bit says whether one of the 16 × 16 lowest frequencies of the cosine transform at 64 × 64 pixels is
+    above their median (Zauner 2010, with 256 bits instead of 64: thousands of chest X-rays share 64 bits).
     ``images`` are grey pixels, (N, H, W) or (N, H, W, 1).
     """
     small = (cv2.resize(np.squeeze(image), (64, 64), interpolation=cv2.INTER_AREA) for image in images)
-    lowest = np.array([cv2.dct(each.astype(np.float32))[:16, :16] for each in small]).reshape(-1, 256)
+    lowest = np.array([cv2.dct(image.astype(np.float32))[:16, :16] for image in small]).reshape(-1, 256)
     return np.packbits(lowest > np.median(lowest, axis=1, keepdims=True), axis=1)
 
 
@@ -164,8 +157,8 @@ def as_batch(images: np.ndarray) -> np.ndarray:
     """Check that an array holds grey pixels in 0–255 and give it the shape (N, H, W, 1).
 
     The array is ``uint8`` or float, of shape (H, W), (N, H, W) or (N, H, W, 1); its values stay the same.
-    Raises ValueError for another shape, values outside 0–255, or a float image whose maximum is at most 1:
-    most likely it was divided by 255.
+    Raises ValueError for another shape, values outside 0–255, or a float image whose maximum is at most 1
+    (it was probably divided by 255).
     """
     images = np.asarray(images)
     if images.ndim == 2:
@@ -179,6 +172,6 @@ def as_batch(images: np.ndarray) -> np.ndarray:
         if not (0 <= low and high <= 255):
             raise ValueError(f"pixels must lie in 0–255. Received: range=({low}, {high})")
         if 0 < high <= 1:
-            reason = "pixels must lie in 0–255 and seem divided by 255 (the model scales them itself)"
-            raise ValueError(f"{reason}. Received: range=({low}, {high})")
+            message = "pixels must lie in 0–255, not divided by 255 (the model scales them itself)"
+            raise ValueError(f"{message}. Received: range=({low}, {high})")
     return images

@@ -1,8 +1,8 @@
-"""Lung box of an image, and re-framing: showing more or less of what surrounds the lungs.
+"""Lung box of an image, and re-framing: cutting an image so that the lungs get another lung box.
 
-A lung box is ``(left, top, right, bottom)`` in fractions of the image's width and height. Where lung masks
-exist, :func:`mask_boxes` reads boxes from them. For other images the network ``lungs.onnx`` estimates them;
-its model card, ``lungs.md``, says what it was trained on.
+A lung box is ``(left, top, right, bottom)`` in fractions of the image's width and height. :func:`mask_boxes`
+computes boxes from lung masks. For images without masks the network ``lungs.onnx`` estimates them; its model
+card is ``lungs.md``.
 """
 
 import threading
@@ -14,22 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 MODEL = Path(__file__).with_name("lungs.onnx")
-MODEL_HASH = "75c97fc6904b4158"  # first digits of its SHA-256: part of the keys of stored pixels and of steps
+MODEL_HASH = "75c97fc6904b4158"  # start of its SHA-256; part of the keys of stored pixels and of steps
 SIDE = 64  # input of the network in pixels
 GRID = 256  # its outputs are whole numbers, in 1/256 of the image's side
-LEAST, MOST_ASPECT = 0.3, 2.5  # of a plausible box: shortest side, and longer to shorter side
-MARGIN = 0.02  # shown around the box, as a fraction of its sides
+MIN_BOX_SIDE, MAX_BOX_ASPECT = 0.3, 2.5  # of a plausible box; aspect: longer to shorter side
+MARGIN = 0.02  # around the box, as a fraction of its sides
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
-_networks = threading.local()  # a network of OpenCV serves one thread
+_networks = threading.local()  # OpenCV's networks are not thread-safe
 
 
 def lung_box(image: NDArray) -> NDArray | None:
     """Estimate the lung box of grey pixels, ``uint8`` (H, W), as ``float64`` (4,).
 
-    None if the estimate is implausible: the image is used as a whole then. All weights and activations are
-    whole numbers below 2²⁴, in units of a power of two. Their sums are exact in float32, so that every
-    machine gives the same box for the same pixels.
+    Returns None if the estimate is implausible. All weights and activations are whole numbers below 2²⁴, in
+    units of a power of two. Their sums are exact in float32, so that every machine computes the same box.
     """
     if not hasattr(_networks, "network"):
         _networks.network = cv2.dnn.readNetFromONNX(np.frombuffer(MODEL.read_bytes(), np.uint8))
@@ -37,18 +36,19 @@ def lung_box(image: NDArray) -> NDArray | None:
     _networks.network.setInput(small[np.newaxis, np.newaxis].astype(np.float32))
     box = np.clip(_networks.network.forward()[0].astype(float) / GRID, 0, 1)
     width, height = box[2:] - box[:2]
-    plausible = min(width, height) >= LEAST and max(width, height) <= MOST_ASPECT * min(width, height)
+    shorter, longer = sorted((width, height))
+    plausible = shorter >= MIN_BOX_SIDE and longer <= MAX_BOX_ASPECT * shorter
     return box if plausible else None
 
 
 def lung_boxes(images: Iterable[NDArray]) -> NDArray:
-    """Lung boxes of many images by :func:`lung_box`, ``float64`` (N, 4); NaN where there is none."""
+    """Estimate the lung boxes of images with :func:`lung_box`, ``float64`` (N, 4); NaN if implausible."""
     boxes = (lung_box(np.squeeze(image)) for image in images)
     return np.array([np.full(4, np.nan) if box is None else box for box in boxes]).reshape(-1, 4)
 
 
 def mask_boxes(masks: NDArray) -> NDArray:
-    """Lung boxes of masks, ``bool`` (N, H, W), as ``float64`` (N, 4); NaN for an empty mask."""
+    """Compute the lung boxes of masks, ``bool`` (N, H, W), as ``float64`` (N, 4); NaN for an empty mask."""
     boxes = np.full((len(masks), 4), np.nan)
     for row, mask in enumerate(masks):
         if mask.any():
@@ -60,8 +60,8 @@ def mask_boxes(masks: NDArray) -> NDArray:
 def crop_window(image: NDArray, window: NDArray) -> NDArray:
     """Cut a window, ``(left, top, right, bottom)`` in fractions, out of an image (H, W) of any type.
 
-    Edges are rounded to whole pixels. Where the window is larger than the image, the edge is repeated. It
-    must hold at least one pixel of the image.
+    Edges are rounded to whole pixels. Outside the image the edge is repeated. The window must contain at
+    least one pixel of the image.
     """
     sides = np.tile(image.shape[::-1], 2)
     left, top, right, bottom = (int(edge) for edge in np.rint(np.asarray(window) * sides))
@@ -72,9 +72,9 @@ def crop_window(image: NDArray, window: NDArray) -> NDArray:
 
 
 def lung_window(image: NDArray) -> NDArray:
-    """Window that ``resize="lung_box"`` shows of an image, ``uint8`` (H, W): its lung box with a margin.
+    """Compute the window of ``resize="lung_box"`` for an image, ``uint8`` (H, W): lung box with a margin.
 
-    It ends at the image's edges. Without a plausible lung box it is the whole image.
+    The window ends at the image's edges. Without a plausible lung box it is the whole image.
     """
     box = lung_box(image)
     if box is None:
@@ -83,11 +83,11 @@ def lung_window(image: NDArray) -> NDArray:
 
 
 def window_between(box: NDArray, target: NDArray, zoom_only: bool = False) -> NDArray:
-    """Window of an image with the lung box ``box`` in which the lungs get the box ``target``.
+    """Compute the window of an image with the lung box ``box`` in which the lungs get the box ``target``.
 
-    Re-framing: :func:`crop_window` with this window shows the image as if it had been collimated otherwise.
-    ``zoom_only`` keeps the window inside the image, so that no border is invented; the lungs then come as
-    close to ``target`` as that allows.
+    Re-framing: :func:`crop_window` with this window shows the image as another collimation would.
+    ``zoom_only`` keeps the window inside the image, so that no edge is repeated; the lung box is then as near
+    to ``target`` as possible.
     """
     box, target = np.asarray(box, float), np.asarray(target, float)
     size = (box[2:] - box[:2]) / (target[2:] - target[:2])

@@ -1,4 +1,4 @@
-"""Lung or lesion masks from other sources, matched to the images."""
+"""Lung or lesion masks from files, matched to the images."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,18 +16,18 @@ from chestxray.data.lungs import WHOLE, crop_window
 def read_masks(
     source: str | Path, table: pd.DataFrame, size: int, windows: Sequence[ArrayLike] | None = None
 ) -> tuple[NDArray, NDArray]:
-    """Read the masks of some images, matched by path, or by file name where one image and one mask have it.
+    """Read the masks of images, matched by path, or by file name if only one image and one mask have it.
 
     Args:
-        source: Folder of PNG files, white where the lungs (or lesions) are, with the images' paths or names,
-            whatever the suffix; or an ``.npz`` file with ``names`` (N,) and ``masks`` (N, H, W), above 0
-            where the lungs are, or ``packed`` (N, ⌈H·W/8⌉) from :func:`numpy.packbits` and ``shape`` (H, W).
+        source: Folder of PNG files, white in the lungs (or lesions), with the images' paths or names and any
+            suffix; or an ``.npz`` file with ``names`` (N,) and ``masks`` (N, H, W), above 0 in the lungs, or
+            ``packed`` (N, ⌈H·W/8⌉) from :func:`numpy.packbits` and ``shape`` (H, W).
         table: Images, ``path``.
-        size: Side of the masks in pixels; they are resized as the images are by ``resize="stretch"``.
-        windows: What is shown of each image, (N, 4); see :func:`chestxray.data.lungs.lung_window`.
+        size: Side of the masks in pixels. They are resized as images with ``resize="stretch"``.
+        windows: Window of each image, (N, 4); see :func:`chestxray.data.lungs.lung_window`.
 
-    Returns masks ``bool`` (M, size, size), and which rows of the table they belong to, ``bool`` (N,). Raises
-    FileNotFoundError if there is no source, ValueError if a file cannot be used or no mask fits.
+    Returns masks ``bool`` (M, size, size), and for each row of the table if it has a mask, ``bool`` (N,).
+    Raises FileNotFoundError if there is no source, and ValueError if a file cannot be used or no mask fits.
     """
     source = Path(source)
     if source.is_dir():
@@ -51,7 +51,7 @@ def read_masks(
 
 
 def _rows(masks: pd.Series, images: pd.Series) -> pd.Series:
-    """Row of the only mask with each image's name, or NaN."""
+    """Return the row of the mask with each image's name; NaN if there is none or more than one."""
     unique = masks.drop_duplicates(keep=False)
     return images.map(dict(zip(unique, unique.index))).astype(float)
 
@@ -59,12 +59,12 @@ def _rows(masks: pd.Series, images: pd.Series) -> pd.Series:
 def _read_png(files: list[Path], row: int) -> NDArray:
     mask = cv2.imread(str(files[row]), cv2.IMREAD_GRAYSCALE)
     if mask is None:
-        raise ValueError(f"not a mask that can be read. Received: path={str(files[row])!r}")
+        raise ValueError(f"cannot read the mask. Received: path={str(files[row])!r}")
     return mask > 127
 
 
 def _read_npz(path: Path) -> tuple[list[str], Callable[[int], NDArray]]:
-    """Names, and a function from a row to its mask, so that only the masks in use are unpacked."""
+    """Return names, and a function from a row to its mask, so that only masks that are used are unpacked."""
     try:
         with np.load(path, allow_pickle=False) as file:
             names = list(map(str, file["names"]))

@@ -1,13 +1,13 @@
-"""Split rules for training, validation and test, and patients on both sides.
+"""Splits into training, validation and test, and patients in more than one subset.
 
 - ``official``: Test is the published test folder. Validation is 12 % of train + val, drawn by patient group,
   because the published val folder (16 images) is too small to be a validation set.
 - ``patient``: 70/15/15 by patient group over all images, stratified by class and subtype.
-- ``image``: 70/15/15 by image over all images, stratified by class. Images of one patient fall on both
-  sides: only for comparison with published work that split this way.
-- ``given``: The subsets that a list or the folders train, val and test name.
+- ``image``: 70/15/15 by image over all images, stratified by class. Images of one patient are in several
+  subsets: only for comparison with published work that split this way.
+- ``given``: The subsets of the user's table or of the folders train, val and test.
 
-Splits drawn here keep conservative groups together. The published test set is checked by the strict group.
+Patient groups are the conservative ones; the published test set is checked by the strict ones.
 """
 
 import hashlib
@@ -21,17 +21,18 @@ from chestxray.files import whole_file
 from chestxray.schema import SPLITS
 
 RULES = ("official", "image", "patient", "given")
-FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}  # under the rules image and patient
+FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}  # of the rules image and patient
 _OFFICIAL_FRACTIONS = {"train": 0.88, "val": 0.12}
 
 
 def make_split(catalog: pd.DataFrame, split_rule: str = "patient", seed: int = 0) -> pd.DataFrame:
-    """Return a copy of a catalog with the column ``split`` = train, val or test, drawn with ``seed``.
+    """Return a copy of a catalog with the column ``split``: train, val or test, drawn with ``seed``.
 
-    ValueError: Unknown rule, no whole ``seed`` from 0, no published test set, or as in :func:`check_split`.
+    Raises ValueError for an unknown rule, a ``seed`` that is no whole number from 0 on, a missing published
+    test set, and as :func:`check_split`.
     """
     if split_rule not in RULES:
-        raise ValueError(f"rule must be one of {RULES}. Received: split_rule={split_rule!r}")
+        raise ValueError(f"split_rule must be one of {RULES}. Received: split_rule={split_rule!r}")
     if not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"seed must be a whole number, at least 0. Received: seed={seed!r}")
     table, rng = catalog.copy(), np.random.default_rng(seed)
@@ -44,7 +45,7 @@ def make_split(catalog: pd.DataFrame, split_rule: str = "patient", seed: int = 0
     else:
         rest = table["official_split"] != "test"
         if rest.all():
-            raise ValueError("the folder has no published test set. Received: split_rule='official'")
+            raise ValueError("the folder must have a published test set. Received: split_rule='official'")
         table["split"] = "test"
         table.loc[rest, "split"] = _split_groups(table[rest], _OFFICIAL_FRACTIONS, rng)
     check_split(table, split_rule)
@@ -62,14 +63,14 @@ def _split_images(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _split_groups(table: pd.DataFrame, fractions: dict[str, float], rng: np.random.Generator) -> np.ndarray:
-    """Assign each group, with all its subtypes, to the subset that lacks most; large groups first."""
+    """Assign each group to the subset that lacks most images of its subtypes; large groups first."""
     counts = pd.crosstab(table["group_conservative"], table["label"].astype(str) + table["subtype"])
     counts = counts.iloc[rng.permutation(len(counts))]
     counts = counts.iloc[np.argsort(-counts.sum(axis=1).to_numpy(), kind="stable")]
-    wanted = np.outer(list(fractions.values()), counts.sum().to_numpy())
-    lacking, subset_of = wanted.copy(), {}
+    target = np.outer(list(fractions.values()), counts.sum().to_numpy())
+    lacking, subset_of = target.copy(), {}
     for group, images in zip(counts.index, counts.to_numpy()):
-        subset = int(np.argmax((lacking / wanted) @ images))
+        subset = int(np.argmax((lacking / target) @ images))
         lacking[subset] -= images
         subset_of[group] = list(fractions)[subset]
     return table["group_conservative"].map(subset_of).to_numpy()
@@ -78,15 +79,15 @@ def _split_groups(table: pd.DataFrame, fractions: dict[str, float], rng: np.rand
 def check_split(table: pd.DataFrame, split_rule: str) -> None:
     """Raise ValueError if a subset is not train, val or test, lacks a class, or shares a patient group.
 
-    The rule ``image`` is not checked for groups. ``official`` is checked by the strict key between test and
-    the rest, and by the conservative key within the rest. All others are checked by the conservative key.
+    The rule ``image`` may share groups. For ``official`` the strict key is checked between test and the rest,
+    and the conservative key within the rest. For all other rules the conservative key is checked.
     """
     if unknown := [name for name in table["split"].unique() if name not in SPLITS]:
         raise ValueError(f"a subset must be one of {SPLITS}. Received: split={unknown[0]!r}")
     for subset in SPLITS:
         labels = set(table.loc[table["split"] == subset, "label"])
         if labels != {0, 1}:
-            message = f"{subset} must hold images of both classes, it holds labels {sorted(labels)}"
+            message = f"{subset} must hold images of both classes, but has only labels {sorted(labels)}"
             raise ValueError(f"{message}. Received: split_rule={split_rule!r}")
     if split_rule == "image":
         return
@@ -95,20 +96,21 @@ def check_split(table: pd.DataFrame, split_rule: str) -> None:
     if official:
         crossing += _crossing(table.assign(split=in_test), "group")
     if crossing:
-        message = f"{len(crossing)} patient groups lie on both sides of the split, for example {crossing[0]}"
+        message = f"{len(crossing)} patient groups are in more than one subset, for example {crossing[0]}"
         raise ValueError(f"{message}. Received: split_rule={split_rule!r}")
 
 
 def _crossing(table: pd.DataFrame, key: str) -> list[str]:
-    sides = table.groupby(key)["split"].nunique()
-    return sorted(sides.index[sides > 1])
+    """Return the groups that are in more than one subset."""
+    subsets = table.groupby(key)["split"].nunique()
+    return sorted(subsets.index[subsets > 1])
 
 
 def overlap(table: pd.DataFrame) -> pd.DataFrame:
-    """Count what the test set of a catalog with ``split`` shares with training and validation.
+    """Count the patient groups that the test set of a catalog shares with training and validation.
 
-    One row a group ``key``: ``groups`` in all, ``groups_crossing`` (in test and elsewhere), and the images of
-    these in test, ``test_images_affected``, with their share ``test_share_affected`` (0–1).
+    Returns one row for each group ``key``: ``groups`` (all), ``groups_crossing`` (in test and elsewhere), and
+    the test images of these groups, ``test_images_affected``, with their share ``test_share_affected`` (0–1).
     """
     rows, in_test = [], table["split"] == "test"
     for key in ("group", "group_conservative"):
@@ -120,14 +122,14 @@ def overlap(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def split_hash(table: pd.DataFrame) -> str:
-    """Hash of path, label and subset of all images as text, without pixels: 16 hex digits."""
+    """Hash path, label and subset of all images, as text without pixels, to 16 hex digits."""
     rows = table[["path", "label", "split"]].itertuples(index=False)
     lines = sorted(f"{path}\t{label}\t{split}" for path, label, split in rows)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def write_split(table: pd.DataFrame, path: str | Path, split_rule: str, seed: int) -> None:
-    """Write a split as CSV, below a line with rule, seed and hash; the rule ``given`` reads it."""
+    """Write a split as CSV after a line with rule, seed and hash. The rule ``given`` reads it."""
     header = json.dumps({"rule": split_rule, "seed": seed, "hash": split_hash(table)})
     with whole_file(path) as partial:
         partial.write_text(f"# {header}\n" + table.to_csv(index=False), encoding="utf-8")

@@ -1,7 +1,7 @@
 """Anatomy of phantoms: the organs of a child's chest as solids and tubes.
 
 Lengths are in centimetres, angles in radians. x points to the right of the image (the patient's left), y
-down, z from back to front. The origin is the middle of the chest of a child of about three years.
+down, z from back to front. The origin is the middle of the chest. The child is about three years old.
 """
 
 import functools
@@ -11,21 +11,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SIDES = (-1, 1)  # the sign of x: the patient's right, left
+SIDES = (-1, 1)  # signs of x: the patient's right and left
 
 
 @dataclass(frozen=True)
 class Solid:
-    """A superellipsoid: an ellipsoid for ``power`` 2, boxier above."""
+    """A superellipsoid: an ellipsoid for ``power`` 2, more like a box for a higher power."""
 
     centre: Sequence[float]  # (x, y, z)
     radii: Sequence[float]  # half-axes along x, y and z
     tilt: float = 0.0  # rotation in the image plane, clockwise
     power: float = 2.0
-    taper: float = 0.0  # share by which the lower end is wider than the middle
+    taper: float = 0.0  # fraction by which the lower end is wider than the middle
 
     def local(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (x, y) relative to the centre, in half-axes of the solid."""
+        """Return (x, y) relative to the centre, in units of the half-axes."""
         cos, sin = math.cos(self.tilt), math.sin(self.tilt)
         dx, dy = x - self.centre[0], y - self.centre[1]
         v = (cos * dy - sin * dx) / self.radii[1]
@@ -33,7 +33,7 @@ class Solid:
         return (cos * dx + sin * dy) / width, v
 
     def half_chord(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Return half the length of each ray inside the solid; 0 beside it."""
+        """Return half the length of each ray inside the solid; 0 outside it."""
         half, reach = np.zeros(np.shape(x)), math.hypot(self.radii[0] * (1 + self.taper), self.radii[1])
         near = (np.abs(x - self.centre[0]) < reach) & (np.abs(y - self.centre[1]) < reach)
         u, v = self.local(x[near], y[near])
@@ -51,7 +51,7 @@ class Tube:
 
     points: np.ndarray  # (n, 3)
     radii: np.ndarray  # (n,)
-    hollow: float = 0.0  # share of the radius that is marrow, which counts as soft tissue
+    hollow: float = 0.0  # fraction of the radius that is marrow; marrow counts as soft tissue
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Anatomy:
     """The organs of a patient in the neutral pose."""
 
     body: Sequence[Solid]
-    lungs: Sequence[Solid]  # right, left; the same order in hila and domes
+    lungs: Sequence[Solid]  # right, left; hila and domes have the same order
     mediastinum: Sequence[Solid]
     hila: Sequence[Solid]
     domes: Sequence[Solid]
@@ -71,7 +71,7 @@ class Anatomy:
 
 
 def _curve(*knots: Sequence[float], radii: Sequence[float], hollow: float = 0.0) -> Tube:
-    """Return a tube on the polynomial through three or four knots."""
+    """Return a tube along the polynomial through three or four points."""
     t, degree = np.linspace(0, 1, 12), len(knots) - 1
     fits = np.polyfit(np.linspace(0, 1, len(knots)), np.array(knots), degree).T
     points = np.stack([np.polyval(fit, t) for fit in fits], axis=1)
@@ -79,7 +79,7 @@ def _curve(*knots: Sequence[float], radii: Sequence[float], hollow: float = 0.0)
 
 
 def _vessel_tree(rng: np.random.Generator, lung: Solid, side: int, calibre: float) -> Iterator[Tube]:
-    """Yield the vessels of a lung, from the hilum outwards: they bend, fork and get thinner."""
+    """Yield the vessels of a lung from the hilum outwards: they bend, fork and become thinner."""
     hilum = (side * 2.2, -0.9 + 0.4 * side, 0.0)
     angles = np.linspace(-1.4, 1.5, 11)
     growing = [(hilum, a + rng.normal(0, 0.12), calibre * rng.uniform(0.25, 0.6), 0) for a in angles]
@@ -104,8 +104,8 @@ def _vessel_tree(rng: np.random.Generator, lung: Solid, side: int, calibre: floa
 
 @functools.lru_cache(maxsize=8)  # the images of one patient are rendered one after another
 def make_anatomy(patient_seed: int) -> Anatomy:
-    """Draw a patient: the chest of a three-year-old, most sizes varied by about ten per cent."""
-    # Heart, thymus, hila and vessels vary most: they can make a healthy chest look ill.
+    """Draw a patient: the chest of a child of three years; most sizes vary by about ten per cent."""
+    # Heart, thymus, hila and vessels vary most: a healthy chest can look like pneumonia.
     rng = np.random.default_rng([patient_seed, 0])
 
     def about(value: float, share: float = 0.08) -> float:

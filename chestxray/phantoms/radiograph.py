@@ -1,7 +1,7 @@
-"""Radiographs of phantoms: projection, lesion, exposure.
+"""Radiographs of phantoms by simplified physics: projection, lesion, exposure.
 
-A parallel beam runs along z. Units and axes: see :mod:`chestxray.phantoms.anatomy`. Powers and logarithms
-are float64, because processors round their last place differently: so all machines give the same grey values.
+A parallel beam runs along z. For units and axes see :mod:`chestxray.phantoms.anatomy`. Powers and logarithms
+are float64, so that differences in rounding between processors do not change the grey values.
 """
 
 import math
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from chestxray.phantoms.anatomy import Anatomy, Solid, Tube, make_anatomy
 
 FIELD = 22.5  # width and height of the image
-VISIBLE = 0.06  # the least that a lesion adds to a line integral
+VISIBLE = 0.06  # smallest line integral of a lesion
 
 # Linear attenuation at 50 keV in 1/cm: mass attenuation (NIST, X-Ray Mass Attenuation Coefficients, table 4,
 # ICRU-44 muscle and cortical bone) times density in g/cm3.
@@ -32,8 +32,8 @@ class Pose:
     rotation: float = 0.0  # in the image plane
     scale: float = 1.0  # magnification
     shift: tuple[float, float] = (0.0, 0.0)  # (x, y) in the image plane
-    oblique: float = 0.0  # turn about the long axis: the front moves to +x
-    lordosis: float = 0.0  # turn about the axis of the shoulders: the front moves down
+    oblique: float = 0.0  # rotation about the long axis: the front moves to +x
+    lordosis: float = 0.0  # rotation about the axis of the shoulders: the front moves down
     breath: float = 0.0  # how far the diaphragm is lowered
     lung: float = LUNG  # linear attenuation of inflated lung in 1/cm
 
@@ -55,7 +55,7 @@ class Rays:
         return cls(cos * dx + sin * dy, cos * dy - sin * dx, FIELD / size / pose.scale, pose)
 
     def turned(self, points: NDArray) -> NDArray:
-        """Return points (..., 3) after ``oblique`` and ``lordosis``, to first order in the angles."""
+        """Rotate points (..., 3) by ``oblique`` and ``lordosis``, to first order in the angles."""
         x, y, z = np.moveaxis(np.asarray(points, dtype=float), -1, 0)
         return np.stack([x + z * self.pose.oblique, y + z * self.pose.lordosis, z], axis=-1)
 
@@ -72,8 +72,8 @@ class Rays:
     def through_tubes(self, tubes: Sequence[Tube]) -> NDArray:
         """Return the length of each ray inside the union of the tubes.
 
-        A piece is a cylinder with round ends; its chord at distance d from the axis is 2 sqrt(r^2 - d^2) /
-        sin(angle to the beam). Tubes thinner than a pixel are widened and keep their cross-section.
+        A piece of a tube is a cylinder with round ends. Its chord at distance d from the axis is 2 sqrt(r^2 -
+        d^2) / sin(angle to the beam). Tubes thinner than a pixel are widened; their cross-section is kept.
         """
         size, cos, sin = len(self.x), math.cos(self.pose.rotation), math.sin(self.pose.rotation)
         start = self.turned(np.concatenate([tube.points[:-1] for tube in tubes]))
@@ -81,11 +81,11 @@ class Rays:
         radius = np.concatenate([(tube.radii[:-1] + tube.radii[1:]) / 2 for tube in tubes])
         hollow = np.repeat([tube.hollow for tube in tubes], [len(tube.radii) - 1 for tube in tubes])
         flat = np.hypot(step[:, 0], step[:, 1])
-        # A curved tube never runs along the beam for long: hence the lower limit.
+        # The lower limit: a curved tube is parallel to the beam only in short pieces.
         sine = np.maximum(flat / np.linalg.norm(step, axis=1), 0.4)
         wide = np.maximum(radius, 0.7 * self.pixel)
         gain = 2 * (radius / wide) ** 2 / sine
-        # To pixels of the image, the inverse of `through`.
+        # Coordinates in pixels of the image: the inverse of `through`.
         turn = np.array([[cos, sin], [-sin, cos]]) / self.pixel
         start = start[:, :2] @ turn + np.array(self.pose.shift) * size / FIELD + size / 2 - 0.5
         step = step[:, :2] @ turn
@@ -108,11 +108,11 @@ class Rays:
 def render_phantom(
     subtype: str, size: int = 224, patient_seed: int = 0, image_seed: int = 0
 ) -> tuple[NDArray, NDArray]:
-    """Render one radiograph, with the mask of its lesion.
+    """Render a radiograph and the mask of its lesion.
 
     The anatomy depends on ``patient_seed``, all else on both seeds (at least 0). Images of two subtypes
-    (normal, bacteria, virus) with the same seeds differ in the lesion only. ``size`` is 32 to 2048 pixels.
-    The image is ``uint8`` (size, size), bone bright and air dark; the mask is ``bool`` of the same shape.
+    (normal, bacteria, virus) with the same seeds differ only in the lesion. ``size`` is 32 to 2048 pixels.
+    Returns the image, ``uint8`` (size, size), bone bright and air dark, and the mask, ``bool`` (size, size).
     """
     streams = [np.random.default_rng([patient_seed, 1 + image_seed, stream]) for stream in range(3)]
     pose_rng, lesion_rng, exposure_rng = streams
@@ -126,7 +126,7 @@ def render_phantom(
 
 
 def make_pose(rng: Generator) -> Pose:
-    """Draw a pose, which differs between two images of a patient."""
+    """Draw a pose. It differs between the images of a patient."""
     rotation, scale = rng.normal(0, 0.05), rng.uniform(0.90, 1.14)
     shift = rng.normal(0, 0.6), rng.normal(0.2, 0.7)
     oblique, lordosis, breath = rng.normal(0, 0.08), rng.normal(0, 0.08), rng.normal(0, 0.5)
@@ -134,10 +134,10 @@ def make_pose(rng: Generator) -> Pose:
 
 
 def line_integrals(anatomy: Anatomy, rays: Rays, rng: Generator) -> tuple[NDArray, NDArray]:
-    """Give line integrals of a healthy patient, (size, size), and cm of inflated lung, (2, size, size)."""
+    """Return line integrals of a healthy patient, (size, size), and cm of inflated lung, (2, size, size)."""
     # A smooth union: the shoulders merge with the trunk.
     body = 2 * np.sqrt(np.sqrt(sum(solid.half_chord(rays.x, rays.y) ** 4 for solid in anatomy.body)))
-    # Organs on one ray touch, so that their union is the hull of their intervals.
+    # Organs on one ray touch: their union is one interval.
     enter, leave = np.full_like(rays.x, np.inf), np.full_like(rays.x, -np.inf)
     lowered = (0, rays.pose.breath, 0)
     domes = [replace(dome, centre=np.add(dome.centre, lowered)) for dome in anatomy.domes]
@@ -164,20 +164,20 @@ def line_integrals(anatomy: Anatomy, rays: Rays, rng: Generator) -> tuple[NDArra
 
 def _spine(vertebra: Solid, rays: Rays) -> NDArray:
     """Return the path through compact bone of a column of equal vertebrae."""
-    # Evaluated at the distance to the nearest centre. The body is spongy: a fifth counts.
+    # Computed for the nearest vertebra. Its body is spongy: a fifth counts as compact bone.
     x0, y0, z0 = rays.turned(vertebra.centre).tolist()
     pitch = 2.4 * vertebra.radii[1]
     x = rays.x - x0 * np.cos(rays.y / 9)
     y = (rays.y - y0 + pitch / 2) % pitch - pitch / 2
     path = 0.2 * 2 * replace(vertebra, centre=(0, 0, z0)).half_chord(x, y)
-    for place, radii in ((0.62, (0.2, 0.28, 0.3)), (0.0, (0.13, 0.4, 0.5))):  # pedicles, spinous process
-        part = Solid((place * vertebra.radii[0], 0.1, z0), radii)
+    for x_centre, radii in ((0.62, (0.2, 0.28, 0.3)), (0.0, (0.13, 0.4, 0.5))):  # pedicles, spinous process
+        part = Solid((x_centre * vertebra.radii[0], 0.1, z0), radii)
         path += 2 * part.half_chord(np.abs(x - 0.6 * rays.pose.oblique), y)
     return path
 
 
 def clouds(rng: Generator, rays: Rays, grain: float) -> NDArray:
-    """Return cloudy noise of mean 0 and deviation about 1, with lumps of ``grain`` cm and finer."""
+    """Return smooth noise of mean 0 and deviation about 1, with structures of ``grain`` cm and finer."""
     knots = round(FIELD / grain)
     noise = np.zeros_like(rays.x)
     for octave in (1, 2, 4):
@@ -187,10 +187,10 @@ def clouds(rng: Generator, rays: Rays, grain: float) -> NDArray:
 
 
 def draw_lesion(subtype: str, anatomy: Anatomy, rays: Rays, air: NDArray, rng: Generator) -> NDArray:
-    """Return what a lesion adds to the line integrals: 0 beside it, at least ``VISIBLE`` inside.
+    """Return the line integrals of a lesion: 0 outside it, at least ``VISIBLE`` inside.
 
-    Fluid replaces a part of the lungs' air (from `line_integrals`). Bacteria: one dense region with a ragged
-    edge in one lung, sometimes cut off by a fissure. Virus: faint patches with a fine pattern in each lung.
+    Fluid replaces part of the air (from `line_integrals`). Bacteria: one dense region with an irregular edge
+    in one lung, sometimes limited by a fissure. Virus: faint patches with a fine pattern in each lung.
     """
     ragged, fine = clouds(rng, rays, 2.5), clouds(rng, rays, 0.7)
     share = np.zeros_like(air)
@@ -226,10 +226,10 @@ def _smoothstep(low: float, high: float, value: NDArray) -> NDArray:
 
 
 def expose(path: NDArray, rays: Rays, rng: Generator) -> NDArray:
-    """Turn line integrals (size, size) into an image, ``uint8`` of the same shape.
+    """Convert line integrals (size, size) into an image, ``uint8`` of the same shape.
 
-    The physics: Beer-Lambert, scatter, detector blur, Gaussian noise with a Poisson variance, alike
-    in two exposures with one seed. The workstation: logarithm, unsharp mask, window, gamma, shutters.
+    The detector: Beer-Lambert law, scatter, blur, Gaussian noise with a Poisson variance, equal for equal
+    seeds. The processing: logarithm, unsharp mask, window, gamma, shutters of the collimator.
     """
     heel = 1 + rng.normal(0, 0.06) * (rays.x / FIELD) + rng.normal(0, 0.1) * (rays.y / FIELD)
     primary = np.exp(-path) * heel
@@ -248,13 +248,13 @@ def expose(path: NDArray, rays: Rays, rng: Generator) -> NDArray:
         power = sample**gamma
         gamma = np.clip(gamma - (power.mean() - target) / (power * np.log(sample)).mean(), 0.3, 3)
     grey = grey**gamma
-    for from_edge in (grey, grey[::-1], grey.T, grey.T[::-1]):  # the shutters of the collimator
+    for from_edge in (grey, grey[::-1], grey.T, grey.T[::-1]):  # shutters
         from_edge[: int(len(grey) * max(rng.uniform(-0.05, 0.035), 0))] = 0.0
     return np.rint(255 * grey).astype(np.uint8)
 
 
 def _blurred(image: NDArray, sigma: float) -> NDArray:
-    """Blur with a large ``sigma`` in cm: on a coarse copy, because nothing fine is left."""
+    """Blur with a large ``sigma`` in cm, on a coarse copy, because no fine structure remains."""
     coarse = cv2.resize(image, (48, 48), interpolation=cv2.INTER_AREA)
     coarse = cv2.GaussianBlur(coarse, (0, 0), sigma * 48 / FIELD)
     return cv2.resize(coarse, image.shape, interpolation=cv2.INTER_LINEAR)

@@ -1,7 +1,7 @@
-"""Figures of the notebooks, one function each, in one style; they take arrays and tables, and never show.
+"""Figures of the notebooks: functions of arrays and tables that return a figure and do not show it.
 
-Wrong input raises ValueError before a figure exists. Labels are 0 (negative) and 1. ``synthetic`` writes
-"synthetic data" into the figure; ``classes`` are the names of the classes, in the order of the labels.
+All functions raise ValueError for wrong input. Labels are 0 (negative) and 1 (positive). ``synthetic`` writes
+"synthetic data" into the figure. ``classes`` are the names of the classes, in the order of the labels.
 """
 
 from chestxray.plots.data import (

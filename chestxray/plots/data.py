@@ -1,4 +1,4 @@
-"""Figures of the data and of networks: counts, sizes, images, parameters."""
+"""Figures of data and networks: counts, sizes, images, parameters."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,16 +15,16 @@ from chestxray.schema import CLASSES, SPLITS
 
 @styled
 def class_balance(table: pd.DataFrame, synthetic: bool = False, classes: Sequence[str] = CLASSES) -> Figure:
-    """Draw images per split (train, val, test) and class: columns ``split``, ``label`` and ``subtype``."""
+    """Draw the number of images per split and class: columns ``split``, ``label`` and ``subtype``."""
     check_table(table, "split", "label", "subtype")
     split, subtype = table["split"].to_numpy(), table["subtype"]
-    check(set(split) <= set(SPLITS), "a split is train, val or test", split=list(set(split)))
+    check(set(split) <= set(SPLITS), f"splits must be among {SPLITS}", split=list(set(split)))
     splits = [name for name in SPLITS if name in split]
     names = ["NORMAL", "PNEUMONIA, bacterial", "PNEUMONIA, viral", "PNEUMONIA"]
     kinds = [table["label"] == 0, subtype == "bacteria", subtype == "virus"]
     counts = pd.crosstab(split, np.select(kinds, names[:3], names[3])).reindex(splits)
     x, tops = np.arange(len(splits)) + np.array([[-0.2], [0.2]]), np.zeros((2, len(splits)), int)
-    least, total = 0.04 * counts.to_numpy().max(), counts.sum(axis=1).to_numpy()
+    min_height, total = 0.04 * counts.to_numpy().max(), counts.sum(axis=1).to_numpy()
     title, size = "Images per split and class", (2.8 + 1.4 * len(splits), 3.4)
     figure, (axis,) = panels(1, columns=1, size=size, title=title, synthetic=synthetic)
     for name in [name for name in names if name in counts]:
@@ -32,11 +32,11 @@ def class_balance(table: pd.DataFrame, synthetic: bool = False, classes: Sequenc
         label = name.replace(CLASSES[row], classes[row])
         bars = axis.bar(x[row], numbers, 0.37, tops[row], color=COLOURS[name], label=label)
         tops[row] += numbers
-        if "," in name:  # the count of a subtype inside its bar, if the bar is high enough
-            texts = [f"{n:,}" if n > least else "" for n in numbers]
+        if "," in name:  # the count inside the bar, if the bar is high enough
+            texts = [f"{n:,}" if n > min_height else "" for n in numbers]
             axis.bar_label(bars, texts, label_type="center", fontsize=8)
-    for place, n, of in zip(x.flat, tops.flat, [*total, *total], strict=True):
-        axis.text(place, n, f"{n:,}\n{100 * n / of:.0f} %", ha="center", va="bottom")
+    for centre, n, images in zip(x.flat, tops.flat, [*total, *total], strict=True):
+        axis.text(centre, n, f"{n:,}\n{100 * n / images:.0f} %", ha="center", va="bottom")
     axis.set_xticks(range(len(splits)), [f"{s}\n{n:,} images" for s, n in zip(splits, total)])
     axis.set(ylabel="images", ylim=(0, 1.15 * tops.max()))
     figure.legend(loc="outside right center")
@@ -49,20 +49,20 @@ def image_sizes(table: pd.DataFrame, synthetic: bool = False, classes: Sequence[
     check_table(table, "width", "height", "label")
     sizes, labels = table[["width", "height"]].to_numpy(float), table["label"].to_numpy()
     aspects, middle = sizes[:, 0] / sizes[:, 1], np.sqrt(sizes.min() * sizes.max())
-    reach = max(1.15 * sizes.max() / middle, 2)  # leaves room for ticks if all sizes are equal
+    reach = max(1.15 * sizes.max() / middle, 2)  # space for ticks if all sizes are equal
     limits = (middle / reach, middle * reach)
     ticks = [t for t in (50, 100, 200, 500, 1000, 2000, 5000) if limits[0] < t < limits[1]]
     edges = max(np.ptp(aspects) / 1.99, 0.15) * np.linspace(-1, 1, 32)
     edges += (aspects.min() + aspects.max()) / 2
     same = ", all {:.0f} × {:.0f}".format(*sizes[0]) if (sizes == sizes[0]).all() else ""
-    title = "Does the size of a file give its class away?"
+    title = "Image size and aspect ratio by class"
     figure, (scatter, histogram) = panels(2, 2, size=(4.1, 3.7), title=title, synthetic=synthetic)
     steps = {"bins": edges, "stat": "percent", "element": "step", "alpha": 0.3, "ax": histogram}
-    for label in sorted({*labels}, key=lambda label: -(labels == label).sum()):  # the rarer on top
-        chosen, colour = labels == label, COLOURS[CLASSES[label]]
-        name = f"{classes[label]} (n = {chosen.sum():,}, median {np.median(aspects[chosen]):.2f})"
-        scatter.scatter(*sizes[chosen].T, s=8, marker="o^"[label], color=colour, alpha=0.4, lw=0)
-        sns.histplot(x=aspects[chosen], color=colour, label=name, **steps)
+    for label in sorted({*labels}, key=lambda label: -(labels == label).sum()):  # the smaller class on top
+        of_class, colour = labels == label, COLOURS[CLASSES[label]]
+        name = f"{classes[label]} (n = {of_class.sum():,}, median {np.median(aspects[of_class]):.2f})"
+        scatter.scatter(*sizes[of_class].T, s=8, marker="o^"[label], color=colour, alpha=0.4, lw=0)
+        sns.histplot(x=aspects[of_class], color=colour, label=name, **steps)
     scatter.set(title=f"Size{same}", xlabel="width (pixels)", ylabel="height (pixels)")
     scatter.set(xscale="log", yscale="log", xlim=limits, ylim=limits, aspect=1)
     scatter.set(xticks=ticks, xticklabels=ticks, yticks=ticks, yticklabels=ticks)
@@ -80,13 +80,13 @@ def framing(
     synthetic: bool = False,
     classes: Sequence[str] = CLASSES,
 ) -> Figure:
-    """Draw mean lung boxes, and specificity against the dose of re-framing.
+    """Draw mean lung boxes, and specificity by dose of re-framing.
 
-    ``boxes`` has one row a class and subset, as :func:`chestxray.audit.shortcuts.framing_table` gives them.
-    ``doses`` are specificities at equally spaced doses from 0 to 1, by name of the line.
+    ``boxes`` is the table of :func:`chestxray.audit.shortcuts.framing_table`. ``doses`` are specificities at
+    equally spaced doses from 0 to 1, by name of the line.
     """
     check_table(boxes, "official_split", "label", "left", "top", "right", "bottom", "aspect")
-    title = "Where the lungs lie in the squashed image"
+    title = "Mean lung boxes in the stretched image"
     figure, axes = panels(2 if doses else 1, 2, (4.0, 3.5), title=title, synthetic=synthetic)
     boxes = boxes[boxes["official_split"] != "val"]  # 16 images in the published data
     for row in boxes.itertuples():
@@ -99,7 +99,7 @@ def framing(
     for name, values in (doses or {}).items():
         axes[1].plot(np.linspace(0, 1, len(values)), values, "o-", ms=4, label=name)
     if doses:
-        axes[1].set(title="The same normals, framed otherwise", xlabel="dose", ylim=(0, 1))
+        axes[1].set(title="The same normal images, re-framed", xlabel="dose", ylim=(0, 1))
         axes[1].set_ylabel("specificity")
         axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=8)
     return figure
@@ -109,7 +109,7 @@ def framing(
 def sample_grid(
     images: Images, titles: Sequence[str], columns: int = 6, synthetic: bool = False, suptitle: str = ""
 ) -> Figure:
-    """Show 1 to 12 images (N, H, W) or (N, H, W, 1), values 0-255, with N titles."""
+    """Draw 1 to 12 images (N, H, W) or (N, H, W, 1), values 0-255, with N titles."""
     images = check_images(images, titles, 12)
     size = (1.6, 1.9 + 0.16 * max(str(title).count("\n") for title in titles))
     figure, axes = panels(len(images), columns, size, title=suptitle, synthetic=synthetic, dpi=80)
@@ -126,10 +126,10 @@ def _show_image(axis: Axes, image: np.ndarray, title: str) -> None:
 
 @styled
 def preprocessing_steps(images: Images, titles: Sequence[str], synthetic: bool = False) -> Figure:
-    """Show 1 to 6 versions (H, W) or (H, W, 1), 0-255, above their histograms of grey values."""
+    """Draw 1 to 6 versions (H, W) or (H, W, 1), 0-255, above their histograms of grey values."""
     images, edges = check_images(images, titles, 6), np.linspace(0, 256, 65)
     shares = [100 * np.histogram(image, edges)[0] / image.size for image in images]
-    # Bars of black frames and saturated pixels may be higher than the axis.
+    # Bars of black borders and saturated pixels may be higher than the axis.
     limit = 1.1 * max(share[1:-1].max() for share in shares) or 100
     count, title = len(images), "One image and its grey values, step by step"
     options = {"title": title, "synthetic": synthetic, "dpi": 80, "height_ratios": (2.3, 1)}
@@ -143,15 +143,15 @@ def preprocessing_steps(images: Images, titles: Sequence[str], synthetic: bool =
 
 
 def augmentation_preview(original: np.ndarray, views: Images, synthetic: bool = False) -> Figure:
-    """Show an image beside 1 to 7 augmented views, each (H, W) or (H, W, 1), values 0-255."""
-    check(1 <= len(views) <= 7, "1 to 7 views are shown", views=len(views))
+    """Draw an image beside 1 to 7 augmented views, each (H, W) or (H, W, 1), values 0-255."""
+    check(1 <= len(views) <= 7, "there must be 1 to 7 views", views=len(views))
     titles = ["original", *(f"view {number + 1}" for number in range(len(views)))]
-    return sample_grid([original, *views], titles, 4, synthetic, suptitle="What the network sees instead")
+    return sample_grid([original, *views], titles, 4, synthetic, suptitle="Augmented views of an image")
 
 
 @styled
 def model_summary(table: pd.DataFrame, phases: Sequence[str], synthetic: bool = False) -> Figure:
-    """Draw parameters by part, a panel a phase: columns ``part``, ``parameters``, ``trainable <phase>``."""
+    """Draw parameters by part, one panel per phase: ``part``, ``parameters``, ``trainable <phase>``."""
     check_table(table, "part", "parameters", *(f"trainable {phase}" for phase in phases))
     size, title = (4.2, 1.2 + 0.28 * len(table)), "Parameters by part of the network"
     figure, axes = panels(len(phases), len(phases), size, title=title, synthetic=synthetic, sharey=True)
@@ -159,8 +159,9 @@ def model_summary(table: pd.DataFrame, phases: Sequence[str], synthetic: bool = 
         trainable, total = table[f"trainable {phase}"], table["parameters"]
         axis.barh(table["part"], trainable, color=COLOURS["trainable"], label="trainable")
         axis.barh(table["part"], total - trainable, left=trainable, color=COLOURS["frozen"], label="frozen")
-        for row, (count, of) in enumerate(zip(trainable, total)):
-            axis.text(of, row, f" {of:,}" + (f", {count:,} trainable" if 0 < count < of else ""), va="center")
+        for row, (count, parameters) in enumerate(zip(trainable, total)):
+            text = f" {parameters:,}" + (f", {count:,} trainable" if 0 < count < parameters else "")
+            axis.text(parameters, row, text, va="center")
         title = f"{phase}: {trainable.sum():,} of {total.sum():,} trainable"
         axis.set(title=title, xticks=[], xlim=(0, 1.3 * total.max()))
         axis.spines["bottom"].set_visible(False)

@@ -1,4 +1,4 @@
-"""Figures of heatmaps and of their evaluation."""
+"""Figures of heatmaps and their evaluation."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,16 +19,16 @@ def heatmaps(
     masks: np.ndarray | None = None,
     synthetic: bool = False,
 ) -> Figure:
-    """Draw 1 to 12 images, their maps, and both together, a column each.
+    """Draw 1 to 12 images, their maps, and both together, one column each.
 
-    All maps share one colour scale, in units of the score: a map without evidence looks empty. A map is drawn
-    at its own resolution. ``images`` are (H, W) or (H, W, 1), 0-255; ``maps`` (N, h, w), each from 0 to 1;
-    ``strengths`` (N,) the score of a 1 in each map; ``masks`` ``bool`` (N, H, W), outlined in the images.
+    All maps have the same colour scale, in units of the score, so that a weak map is dark. A map is drawn at
+    its resolution. ``images`` are (H, W) or (H, W, 1), 0-255; ``maps`` (N, h, w), each from 0 to 1;
+    ``strengths`` (N,) the score of a 1 in each map; ``masks`` ``bool`` (N, H, W), drawn as outlines.
     """
     images, maps = check_images(images, titles, 12), np.asarray(maps, float)
     valid = maps.ndim == 3 and len(maps) == len(images) == len(strengths)
     shapes = {"maps": maps.shape, "strengths": len(strengths)}
-    check(valid, "a map and a strength are needed for each image", **shapes)
+    check(valid, "each image must have a map and a strength", **shapes)
     top, count = max(float(np.max(strengths)), 1e-12), len(images)
     title = f"Maps of {maps.shape[1]} × {maps.shape[2]} values"
     figure, axes = panels(3 * count, count, (1.8, 1.95), title=title, synthetic=synthetic)
@@ -56,23 +56,23 @@ def heatmaps(
 @styled
 def perturbation(curves: Mapping[str, Mapping[str, np.ndarray]], synthetic: bool = False) -> Figure:
     """Draw curves: ``{game (deletion, insertion): {name of the map: scores (N, steps + 1)}}``."""
-    check(len(curves), "a game is needed", curves=list(curves))
+    check(len(curves), "there must be at least one game", curves=list(curves))
     figure, axes = panels(len(curves), columns=2, size=(4.3, 3.4), synthetic=synthetic)
     for axis, (game, scores) in zip(axes, curves.items(), strict=True):
         for number, (name, rows) in enumerate(scores.items()):
             mean = np.asarray(rows).mean(axis=0)
-            share = np.linspace(0, 1, len(mean))
-            axis.plot(share, mean, color=MODELS[number % 5], label=f"{name}, area {mean.mean():.3f}")
+            fraction = np.linspace(0, 1, len(mean))
+            axis.plot(fraction, mean, color=MODELS[number % 5], label=f"{name}, area {mean.mean():.3f}")
         title = f"{game.capitalize()} ({'lower' if game == 'deletion' else 'higher'} is better)"
-        axis.set(title=title, xlabel="share of the pixels", xlim=(0, 1), ylabel="mean logit")
+        axis.set(title=title, xlabel="fraction of the pixels", xlim=(0, 1), ylabel="mean logit")
         axis.legend()
     return figure
 
 
 @styled
 def cascade(table: pd.DataFrame, chance: float, synthetic: bool = False) -> Figure:
-    """Draw ``similarity`` to the original map by the first ``layer`` with new weights, and by ``chance``."""
-    check(len(table), "rows are needed", rows=len(table))
+    """Draw ``similarity`` to the original map by the first ``layer`` with new weights, and ``chance``."""
+    check(len(table), "the table must have rows", rows=len(table))
     figure, (axis,) = panels(1, columns=1, size=(6.4, 3.2), synthetic=synthetic)
     axis.plot(table["layer"], table["similarity"], "o-", color=MODELS[0], label="same image")
     axis.axhline(chance, label="other images, original model", **GUIDE)
@@ -86,7 +86,7 @@ def cascade(table: pd.DataFrame, chance: float, synthetic: bool = False) -> Figu
 @styled
 def spread(panels_shown: Mapping[str, Mapping[str, np.ndarray]], synthetic: bool = False) -> Figure:
     """Draw dots and mean of each group, ``{title of a panel: {group: values (N,)}}``; NaN is left out."""
-    check(len(panels_shown), "a number is needed", panels_shown=list(panels_shown))
+    check(len(panels_shown), "there must be at least one panel", panels_shown=list(panels_shown))
     size = (5.2, 0.9 + 0.4 * max(map(len, panels_shown.values())))
     figure, axes = panels(len(panels_shown), columns=2, size=size, synthetic=synthetic)
     for axis, (title, groups) in zip(axes, panels_shown.items(), strict=True):

@@ -20,18 +20,18 @@ _LINES = [{"color": colour, "ls": dashes} for dashes in ("-", "--", "-.") for co
 def learning_curves(history: pd.DataFrame, synthetic: bool = False) -> Figure:
     """Draw loss, accuracy and AUROC by epoch, for training and validation.
 
-    ``history`` has one row an epoch: ``epoch`` (increasing through all phases), ``loss``, ``val_loss``;
-    optional are ``phase``, ``accuracy``, ``auroc`` and their ``val_``.
+    ``history`` has one row per epoch: ``epoch`` (increasing through all phases), ``loss``, ``val_loss``, and
+    optionally ``phase``, ``accuracy``, ``val_accuracy``, ``auroc`` and ``val_auroc``.
     """
     check_table(history, "epoch", "loss", "val_loss")
     epoch, loss = history["epoch"].to_numpy(), history["val_loss"].to_numpy(float)
     check((np.diff(epoch) > 0).all(), "epochs must increase", epoch=epoch.tolist())
-    shown = [key for key in ("loss", "accuracy", "auroc") if {key, f"val_{key}"} & set(history)]
+    metrics = [key for key in ("loss", "accuracy", "auroc") if {key, f"val_{key}"} & set(history)]
     phase = list(history.get("phase", epoch * 0))
     changes = [row for row in range(1, len(epoch)) if phase[row] != phase[row - 1]]
-    best = np.flatnonzero(loss == np.fmin.reduce(loss))[:1]  # empty when every loss is NaN
-    figure, axes = panels(len(shown), columns=3, size=(3.3, 3.2), synthetic=synthetic)
-    for axis, key in zip(axes, shown, strict=True):
+    best = np.flatnonzero(loss == np.fmin.reduce(loss))[:1]  # empty if every loss is NaN
+    figure, axes = panels(len(metrics), columns=3, size=(3.3, 3.2), synthetic=synthetic)
+    for axis, key in zip(axes, metrics, strict=True):
         for name, column in (("train", key), ("validation", f"val_{key}")):
             if column in history:
                 axis.plot(epoch, history[column], "-o", ms=3, color=COLOURS[name], label=name)
@@ -43,8 +43,8 @@ def learning_curves(history: pd.DataFrame, synthetic: bool = False) -> Figure:
             axis.axvline(x, **GUIDE)
             axis.text(x, 1.02, phase[row], transform=axis.get_xaxis_transform(), fontsize=8)
         title = _metric_name(key)
-        if key == "loss" and (highest := np.fmax.reduce(loss)) > (most := 5 * history["loss"].max()):
-            axis.set_ylim(0, most)  # an early epoch may have a much higher validation loss
+        if key == "loss" and (highest := np.fmax.reduce(loss)) > (limit := 5 * history["loss"].max()):
+            axis.set_ylim(0, limit)  # the validation loss of an early epoch may be much higher
             title += f" (cut; highest {highest:.3g})"
         axis.set_title(title, pad=16 if changes else 6)
         axis.set(xlabel="epoch", xlim=(epoch[0] - 0.5, epoch[-1] + 0.5))
@@ -60,13 +60,13 @@ def confusion_matrices(
     synthetic: bool = False,
     classes: Sequence[str] = CLASSES,
 ) -> Figure:
-    """Draw ``{"tp", "fp", "tn", "fn"}``, counts of images, or rows of counts for more classes.
+    """Draw confusion matrices: counts ``{"tp", "fp", "tn", "fn"}``, or rows of counts for more classes.
 
-    Rows are the reference standard, columns the decision. Colours are percentages of the row.
+    Rows are the reference standard, columns are the decision. Colours are percentages of the row.
     """
     complete = all(not isinstance(c, Mapping) or {"tp", "fp", "tn", "fn"} <= set(c) for c in confusions)
     valid = len(confusions) and complete and len(titles) == len(confusions)
-    check(valid, "each matrix needs tp, fp, tn, fn and a title", titles=titles, confusions=confusions)
+    check(valid, "each matrix must have tp, fp, tn, fn and a title", titles=titles, confusions=confusions)
     style = {"vmin": 0, "vmax": 100, "cmap": sns.light_palette("#4C5B73", as_cmap=True), "cbar": False}
     style |= {"fmt": "", "square": True, "linewidths": 1.5, "xticklabels": classes}
     figure, axes = panels(len(confusions), columns=4, size=(2.75, 2.75), synthetic=synthetic)
@@ -92,29 +92,30 @@ def roc_pr(
     band: Sequence[np.ndarray] | None = None,
     baseline: Mapping | None = None,
 ) -> Figure:
-    """Draw ROC and precision-recall curves; if every AUROC is at least 0.98, also their corner enlarged.
+    """Draw ROC and precision-recall curves; if every AUROC is at least 0.98, also an enlarged corner.
 
-    ``curves`` are ``{name: (labels (N,), probabilities (N,))}``, ``points`` ``{name: threshold to mark}``.
+    ``curves`` are ``{name: (labels (N,), probabilities (N,))}``; ``points`` are ``{name: threshold}``.
     ``band`` belongs to the first ROC: 1 − specificity, lower and upper bound of sensitivity. ``baseline`` is
-    a linear model without lungs: ``sees``, ``auroc``, and ``roc``, sensitivities at even 1 − specificity.
+    a linear model with hardly any lung: ``sees``, ``auroc``, and ``roc``, sensitivities at equal steps of
+    1 − specificity.
     """
     curves, points = {name: _check_scores(*pair) for name, pair in curves.items()}, points or {}
     valid = len(curves) and set(points) <= set(curves)
-    check(valid, "curves are needed, and points on them", points=list(points), curves=list(curves))
-    drawn = {"curves": curves, "points": points, "band": band, "baseline": baseline}
+    check(valid, "there must be curves, and points only on them", points=list(points), curves=list(curves))
+    content = {"curves": curves, "points": points, "band": band, "baseline": baseline}
     crowded = all(skm.roc_auc_score(*pair) >= 0.98 for pair in curves.values())
     lines = len(curves) + 2 * bool(baseline) + bool(band) + len(points) + 1  # of the legend
     below = 0.5 + 0.19 * lines if crowded else 0
     figure, (roc, pr) = panels(2, columns=2, size=(4.3, 4.2 + below), synthetic=synthetic)
-    _draw_roc_pr(roc, pr, **drawn)
+    _draw_roc_pr(roc, pr, **content)
     roc.set(title="ROC", xlabel="1 − specificity", ylabel="sensitivity")
     pr.set(title="Precision–recall", xlabel="recall (sensitivity)", ylabel="precision")
-    for axis, place in ((roc, "lower right"), (pr, "lower left")):
+    for axis, corner in ((roc, "lower right"), (pr, "lower left")):
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", anchor="N" if crowded else "C")
-        axis.legend(**{"loc": "upper center", "bbox_to_anchor": (0.5, -0.13)} if crowded else {"loc": place})
+        axis.legend(**{"loc": "upper center", "bbox_to_anchor": (0.5, -0.13)} if crowded else {"loc": corner})
     if crowded:
         corners = roc.inset_axes((0.38, 0.1, 0.56, 0.56)), pr.inset_axes((0.14, 0.1, 0.56, 0.56))
-        _draw_roc_pr(*corners, **drawn)
+        _draw_roc_pr(*corners, **content)
         for axis, corner, recall in ((roc, corners[0], (-0.004, 0.2)), (pr, corners[1], (0.8, 1.004))):
             corner.set(xlim=recall, ylim=(0.8, 1.004), xticks=np.round(recall, 1), yticks=(0.8, 0.9, 1))
             corner.tick_params(labelsize=8)
@@ -125,14 +126,14 @@ def roc_pr(
 def _draw_roc_pr(
     roc: Axes, pr: Axes, curves: Mapping, points: Mapping, band: Sequence | None, baseline: Mapping | None
 ) -> None:
-    """Draw what the panels and the enlarged corners have in common."""
+    """Draw the curves of the panels or of the enlarged corners."""
     roc.plot([0, 1], [0, 1], label="chance, 0.500", **GUIDE)
     if baseline:
         grid = np.linspace(0, 1, len(baseline["roc"]))
-        label = f"hardly any lung seen, {baseline['auroc']:.3f}\n({baseline['sees']})"
+        label = f"baseline with hardly any lung, {baseline['auroc']:.3f}\n({baseline['sees']})"
         roc.plot(grid, baseline["roc"], color=COLOURS["grey"], lw=2.5, alpha=0.6, label=label)
     if band:
-        roc.fill_between(*band, color=MODELS[0], alpha=0.15, lw=0, label="95 % of the first")
+        roc.fill_between(*band, color=MODELS[0], alpha=0.15, lw=0, label="95 % interval of the first")
     for prevalence in sorted({f"{y.mean():.3f}" for y, _ in curves.values()}):
         pr.axhline(float(prevalence), label=f"prevalence, {prevalence}", **GUIDE)
     for number, (name, (y, p)) in enumerate(curves.items()):
@@ -152,7 +153,7 @@ def _check_scores(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.nda
     """Return both as arrays (N,), or raise ValueError."""
     y, p = np.asarray(labels), np.asarray(probabilities, dtype=float)
     valid = y.ndim == 1 and y.shape == p.shape and set(y) == {0, 1} and ((p >= 0) & (p <= 1)).all()
-    check(valid, "labels 0 and 1 are needed, and 0-1 for each", labels=y.shape, probabilities=p.shape)
+    check(valid, "labels must be 0 and 1, with probabilities in 0-1", labels=y.shape, probabilities=p.shape)
     return y, p
 
 
@@ -160,10 +161,10 @@ def _check_scores(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.nda
 def calibration(
     tables: Mapping[str, pd.DataFrame], decisions: Mapping[str, pd.DataFrame], synthetic: bool = False
 ) -> Figure:
-    """Draw the tables of `reliability_table` beside those of `decision_curve`, both by name of the model."""
+    """Draw the tables of `reliability_table` and of `decision_curve`, both by name of the model."""
     valid = len(tables) and set(tables) == set(decisions)
-    check(valid, "both are needed for each model", tables=list(tables), decisions=list(decisions))
-    below = 0.2 * -(-(3 + len(tables)) // 3)  # height of the legend: three entries a row
+    check(valid, "each model must have both tables", tables=list(tables), decisions=list(decisions))
+    below = 0.2 * -(-(3 + len(tables)) // 3)  # height of the legend with three entries per row
     figure, (reliability, benefit) = panels(2, columns=2, size=(4.3, 4.2 + below), synthetic=synthetic)
     reliability.plot([0, 1], [0, 1], label="predicted = observed", **GUIDE)
     first = next(iter(decisions.values()))
@@ -175,8 +176,8 @@ def calibration(
         reliability.vlines(predicted, table["low"], table["high"], color=style["color"], lw=1, alpha=0.6)
         benefit.plot(decisions[name]["threshold"], decisions[name]["model"], **style)
     top = max(float(table["model"].max()) for table in decisions.values())
-    title = "Calibration, bins of equally many images"
-    reliability.set(title=title, xlabel="predicted probability", ylabel="share with pneumonia")
+    title = "Calibration, bins with equal numbers of images"
+    reliability.set(title=title, xlabel="predicted probability", ylabel="fraction with pneumonia")
     reliability.set(aspect="equal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     benefit.set(title="Decision curve", xlabel="threshold probability", ylabel="net benefit")
     benefit.set(xlim=(0, 1), ylim=(-0.25 * top, 1.05 * top))
@@ -192,7 +193,7 @@ def score_distribution(
     synthetic: bool = False,
     classes: Sequence[str] = CLASSES,
 ) -> Figure:
-    """Draw calibrated probabilities (N,) by class: labels (N,) 0 and 1, both present.
+    """Draw calibrated probabilities (N,) by class; labels (N,) must contain 0 and 1.
 
     ``thresholds`` maps a threshold rule to its value; a rule without a value (None) is left out.
     """
@@ -202,11 +203,11 @@ def score_distribution(
     figure, axes = panels(2, columns=1, size=size, synthetic=synthetic, **shared)
     bars = {"bins": np.linspace(0, 1, 26), "stat": "percent", "edgecolor": "white", "alpha": 0.85}
     for axis, label in zip(axes, (1, 0), strict=True):
-        chosen, colour = y == label, COLOURS[CLASSES[label]]
-        sns.histplot(x=p[chosen], color=colour, ax=axis, **bars)
-        axis.set_ylabel(f"{classes[label]} (n = {chosen.sum():,})\nimages (%)", color=colour)
+        of_class, colour = y == label, COLOURS[CLASSES[label]]
+        sns.histplot(x=p[of_class], color=colour, ax=axis, **bars)
+        axis.set_ylabel(f"{classes[label]} (n = {of_class.sum():,})\nimages (%)", color=colour)
     top, transform = axes[0], axes[0].get_xaxis_transform()
-    for level, (value, rule) in enumerate(lines):  # each name on another level
+    for level, (value, rule) in enumerate(lines):  # each name at another height
         top.axvline(value, ymax=1.08 + 0.1 * level, color="black", lw=1, clip_on=False)
         axes[1].axvline(value, color="black", lw=1)
         top.text(value, 1.01 + 0.1 * level, f" {rule}: {value:.3f}", fontsize=8.5, transform=transform)
@@ -216,8 +217,8 @@ def score_distribution(
 
 @styled
 def comparison(table: pd.DataFrame, metrics: Sequence[str], synthetic: bool = False) -> Figure:
-    """Draw ``name`` by ``<metric>``, ``<metric>_low``, ``<metric>_high`` (may be NaN): a panel a metric."""
-    check(len(metrics), "a metric is needed", metrics=metrics)
+    """Draw ``<metric>`` with ``<metric>_low`` and ``<metric>_high`` (may be NaN) by ``name``, in panels."""
+    check(len(metrics), "there must be at least one metric", metrics=metrics)
     check_table(table, "name", *(m + end for m in metrics for end in ("", "_low", "_high")))
     rows, width = np.arange(len(table)), 2.5 + 1.5 / len(metrics)
     figure, axes = _metric_panels(metrics, table["name"], width, synthetic=synthetic)
@@ -235,7 +236,7 @@ def comparison(table: pd.DataFrame, metrics: Sequence[str], synthetic: bool = Fa
 def _metric_panels(
     metrics: Sequence[str], names: Sequence[str], width: float, **more: object
 ) -> tuple[Figure, np.ndarray]:
-    """Make one panel a metric, side by side, with a row for each name."""
+    """Make one panel per metric, side by side, with a row for each name."""
     size, columns = (width, 1.1 + 0.42 * len(names)), len(metrics)
     figure, axes = panels(columns, columns, size, sharey=True, **more)
     for axis, metric in zip(axes, metrics, strict=True):
@@ -254,10 +255,10 @@ def _metric_name(metric: str) -> str:
 
 @styled
 def variants(scored: Mapping[str, Mapping], synthetic: bool = False) -> Figure:
-    """Draw a dot for each seed, and means, of :func:`chestxray.evaluation.comparison.score_variants`."""
-    check(len(scored), "a variant is needed", scored=list(scored))
+    """Draw the seeds and means of :func:`chestxray.evaluation.comparison.score_variants`."""
+    check(len(scored), "there must be at least one variant", scored=list(scored))
     first = next(iter(scored.values()))["mean"]
-    title = "Each way of training, by seed"
+    title = "Training variants, by seed"
     figure, axes = _metric_panels(list(first), list(scored), 2.6, title=title, synthetic=synthetic)
     for axis, metric in zip(axes, first, strict=True):
         axis.axvline(first[metric], **GUIDE)
@@ -270,13 +271,13 @@ def variants(scored: Mapping[str, Mapping], synthetic: bool = False) -> Figure:
 
 @styled
 def latency(costs: pd.DataFrame) -> Figure:
-    """Draw the time of one image: a row a model and runtime, a dot a number of cores.
+    """Draw the time of one image: one row per model and runtime, one dot per number of cores.
 
     Columns: ``model, runtime, weights, threads, milliseconds`` (> 0) and ``megabytes`` of the file.
     """
     check_table(costs, "model", "runtime", "weights", "threads", "milliseconds", "megabytes")
     rows = costs.groupby(["model", "runtime", "weights", "megabytes"], sort=False)
-    size, title = (7.5, 1.2 + 0.32 * len(rows)), "Time of one image in the warm network"
+    size, title = (7.5, 1.2 + 0.32 * len(rows)), "Time of one image after warm-up"
     figure, (axis,) = panels(1, columns=1, size=size, title=title)
     for number, (_, group) in enumerate(rows):
         axis.plot(group["milliseconds"], [number] * len(group), color=COLOURS["grey"], lw=1, zorder=1)

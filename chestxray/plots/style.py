@@ -1,4 +1,4 @@
-"""Style of the figures: colours, panels, checks of input."""
+"""Style of the figures, their panels, and checks of their input."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette for colour-blind readers; blue and vermillion are always the classes.
+# Okabe and Ito's palette for colour-blind readers; blue and vermillion are only for the classes.
 COLOURS = {"NORMAL": "#0072B2", "PNEUMONIA": "#D55E00"}
 COLOURS |= {"PNEUMONIA, bacterial": "#E58A4E", "PNEUMONIA, viral": "#F6C7A5"}
 COLOURS |= {"grey": "#8C8C8C", "train": "#8C8C8C", "validation": "#009E73"}
@@ -18,12 +18,12 @@ GUIDE = {"color": COLOURS["grey"], "lw": 1, "ls": (0, (1, 2)), "zorder": 0}
 STYLE = {"figure.constrained_layout.use": True, "figure.facecolor": "white", "legend.edgecolor": "white"}
 STYLE |= {"font.size": 9, "figure.titlesize": 11, "axes.titlesize": 10, "axes.titlelocation": "left"}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False}
-styled = plt.rc_context(STYLE)  # decorator of every figure
+styled = plt.rc_context(STYLE)  # decorator of all figures
 Images = Sequence[np.ndarray]
 
 
 def check(valid: bool, message: str, **received: object) -> None:
-    """Raise ValueError with the message and what was received, unless valid."""
+    """Raise ValueError with the message and the received values, unless valid."""
     if not valid:
         values = ", ".join(f"{name}={value}" for name, value in received.items())
         raise ValueError(f"{message}. Received: {values}")
@@ -32,37 +32,42 @@ def check(valid: bool, message: str, **received: object) -> None:
 def check_table(table: pd.DataFrame, *columns: str) -> None:
     """Raise ValueError unless the table has rows and these columns."""
     valid = len(table) and set(columns) <= set(table)
-    check(valid, f"rows are needed, and columns {columns}", rows=len(table), columns=list(table))
+    check(valid, f"the table must have rows and the columns {columns}", rows=len(table), columns=list(table))
 
 
 def check_images(images: Images, titles: Sequence[str], most: int) -> list[np.ndarray]:
-    """Return the images as (H, W), values 0-255, or raise ValueError."""
+    """Return the images as (H, W). Raise ValueError unless there are 1 to ``most`` with values 0-255."""
     valid = 1 <= len(images) <= most and len(titles) == len(images)
-    check(valid, f"1 to {most} images are shown, one title each", titles=len(titles), images=len(images))
+    check(
+        valid,
+        f"there must be 1 to {most} images, with one title each",
+        titles=len(titles),
+        images=len(images),
+    )
     grey = [p[..., 0] if p.ndim == 3 and p.shape[-1] == 1 else p for p in map(np.asarray, images)]
     for p in grey:
         valid = p.ndim == 2 and (p.dtype.kind != "f" or p.max() > 1)
-        check(valid, "an image is (H, W) or (H, W, 1), 0-255, not 0-1", maximum=p.max(), images=p.shape)
+        check(valid, "images must be (H, W) or (H, W, 1), 0-255, not 0-1", maximum=p.max(), images=p.shape)
     return grey
 
 
 def panels(
     number: int, columns: int, size: Sequence[float], title: str = "", synthetic: bool = False, **more: object
 ) -> tuple[Figure, np.ndarray]:
-    """Make a titled figure with ``number`` panels in rows, ``size`` (width, height) inches each."""
+    """Make a figure with a title and ``number`` panels, each of ``size`` (width, height) inches."""
     rows, columns = -(-number // columns), min(number, columns)
     inches = (size[0] * columns, size[1] * rows)
     figure, axes = plt.subplots(rows, columns, figsize=inches, squeeze=False, **more)
-    for spare in axes.flat[number:]:
-        spare.remove()
+    for unused in axes.flat[number:]:
+        unused.remove()
     if title or synthetic:
-        mark = " (synthetic data)" if synthetic else ""
-        figure.suptitle(f"{title}{mark}".strip(), x=0.01, ha="left")
+        note = " (synthetic data)" if synthetic else ""
+        figure.suptitle(f"{title}{note}".strip(), x=0.01, ha="left")
     return figure, axes.flat[:number]
 
 
 def name_rows(axis: Axes, names: Sequence[str]) -> None:
-    """Name the rows of a panel, from the top down."""
+    """Label the rows of a panel from top to bottom."""
     axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)

@@ -306,7 +306,7 @@ def test_too_few_patients_is_one_line(clean, tmp_path):
             shutil.copy(path, tmp_path / "few" / kind)
     done = CliRunner().invoke(main, ["audit", str(tmp_path / "few")])
     assert done.exit_code == 2
-    assert "at least 5 patient groups of each class are needed. Received: groups=" in done.output
+    assert "each class must have at least 5 patient groups. Received: groups=" in done.output
 
 
 def test_an_unknown_folder_is_one_line():

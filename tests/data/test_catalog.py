@@ -258,7 +258,7 @@ def test_class_folders_in_any_case_and_with_subfolders(tmp_path, make_images):
 
 def test_a_third_folder_is_ignored_aloud(kaggle, make_images):
     make_images(kaggle, ["train/COVID/person9_virus_9.jpeg"])
-    with pytest.warns(UserWarning, match="neither class: .*COVID"):
+    with pytest.warns(UserWarning, match="not one of the classes: .*COVID"):
         assert len(scan(kaggle)) == len(KAGGLE)
 
 
@@ -285,21 +285,23 @@ def test_identical_files_join_their_groups(kaggle):
     [
         (
             lambda root: shutil.rmtree(root / "train/NORMAL"),
-            r"expected class folders NORMAL and PNEUMONIA in "
-            r".*train, found \['PNEUMONIA'\]",
+            r"train must contain the class folders NORMAL and PNEUMONIA, but contains \['PNEUMONIA'\]",
         ),
         (
             lambda root: (root / "test/PNEUMONIA").rename(root / "test/SICK"),
-            r"in .*test, found \['NORMAL', 'SICK'\]",
+            r"test must contain .*, but contains \['NORMAL', 'SICK'\]",
         ),
-        (lambda root: [shutil.rmtree(root / split) for split in ("train", "val", "test")], "found no folder"),
+        (
+            lambda root: [shutil.rmtree(root / split) for split in ("train", "val", "test")],
+            "but contains no folder",
+        ),
         (
             lambda root: [(root / path).unlink() for path in KAGGLE if "NORMAL" in path],
-            r"found no readable one of NORMAL \(0 unreadable\)",
+            r"class NORMAL must have a readable image \(0 unreadable files\)",
         ),
         (
             lambda root: [(root / path).write_bytes(b"") for path in KAGGLE if "PNEUMONIA" in path],
-            r"found no readable one of PNEUMONIA \(4 unreadable\)",
+            r"class PNEUMONIA must have a readable image \(4 unreadable files\)",
         ),
     ],
 )
@@ -312,7 +314,7 @@ def test_missing_and_empty_classes_are_errors(kaggle, change, message):
 
 
 def test_wrong_names_of_classes_are_an_error(plain):
-    with pytest.raises(ValueError, match=r"NORMAL and PNEUMONIA .*\['a', 'b'\].*Received: classes=None$"):
+    with pytest.raises(ValueError, match=r"NORMAL and PNEUMONIA, .*\['a', 'b'\].*Received: classes=None$"):
         scan(plain)
     with pytest.raises(ValueError, match=r"Received: classes=\('a', 'c'\)$"):
         scan(plain, ("a", "c"))
@@ -500,12 +502,12 @@ def test_subsets_and_class_names_of_a_list_reach_the_data(table, tmp_path, make_
     data = load_data(folder, "given", image=ImageSettings(32), catalog=listed)
     assert data.classes == ("healthy", "sick")
     assert data.table["split"].tolist() == [path.split("/")[0] for path in data.table["path"]]
-    with pytest.warns(UserWarning, match="the subsets that the list names are not used"):
+    with pytest.warns(UserWarning, match="does not use the subsets of the table"):
         load_data(folder, "patient", image=ImageSettings(32), catalog=listed)
 
 
 def test_a_list_without_its_folder(table, plain):
-    with pytest.raises(ValueError, match="name it. Received: data_dir=None"):
+    with pytest.raises(ValueError, match="folder of the catalog's paths. Received: data_dir=None"):
         load_data(catalog=from_table(table(), plain))
 
 
@@ -564,7 +566,7 @@ def test_folders_beside_the_subsets_are_named(tmp_path, make_images):
         assert len(scan(folder)) == 4
     messages = [str(warning.message) for warning in caught]
     assert [message for message in messages if "ignored" in message] == [
-        f"folder ignored, it is none of train, val, test: {folder / name}"
+        f"folder ignored, not one of train, val, test: {folder / name}"
         for name in ("chest_xray_more", "valid")
     ]
 
@@ -619,7 +621,7 @@ def test_files_of_a_list_that_cannot_be_used_are_named(table, plain):
             {"classes": ("healthy", "sick")},
             r"one of \('healthy', 'sick'\).*Received: label='normal'$",
         ),
-        ({"label": [1, 1, 1, 1]}, {}, r"both classes \(0 unreadable\).*Received: csv="),
+        ({"label": [1, 1, 1, 1]}, {}, r"both classes must have .*\(0 unreadable files\).*Received: csv="),
         ({"split": ["train", "test", "dev", "val"]}, {}, "a split must be one of .*Received: split='dev'$"),
         (
             {"path": ["a/1.png", "a/2.png", "a/1.png", "b/1.png"]},
@@ -628,8 +630,8 @@ def test_files_of_a_list_that_cannot_be_used_are_named(table, plain):
         ),
         ({"path": ["a/1.png", "a/2.png", "./a//1.png", "b/1.png"]}, {}, "twice.*Received: path='a/1.png'$"),
         ({"path": ["a/1.png", None, "b/2.png", "b/1.png"]}, {}, "missing or listed.*Received: path=nan$"),
-        ({}, {"path": "file"}, "no such column.*Received: path='file'$"),
-        ({}, {"label": "finding"}, "no such column.*Received: label='finding'$"),
+        ({}, {"path": "file"}, "path must be a column.*Received: path='file'$"),
+        ({}, {"label": "finding"}, "label must be a column.*Received: label='finding'$"),
     ],
 )
 def test_mistakes_in_a_list(table, plain, columns, arguments, message):
@@ -670,7 +672,7 @@ def test_split_folders_in_any_case(tmp_path, make_images, spelling):
 
 def test_a_name_that_contradicts_its_folder_gives_no_subtype(tmp_path, make_images):
     paths = [*KAGGLE, "train/PNEUMONIA/IM-0001-0001.jpeg", "train/NORMAL/person7_virus_3.jpeg"]
-    with pytest.warns(UserWarning, match="2 file names contradict their folder, and give no subtype"):
+    with pytest.warns(UserWarning, match="2 file names contradict the class of their folder"):
         found = scan(make_images(tmp_path / "chest_xray", paths)).set_index("path")
     assert list(found.loc[paths[-2:], "subtype"]) == ["", ""]
     assert list(found.loc[paths[-2:], "group"]) == ["IM-0001", "person7_virus"]
@@ -696,13 +698,13 @@ def test_names_in_another_unicode_form(tmp_path, make_images, stored, written):
 @pytest.mark.parametrize("text", ["path,label\n", "path,label,group,split\n"])
 def test_a_list_with_a_header_only(plain, text):
     (plain / "list.csv").write_text(text)
-    with pytest.raises(ValueError, match=r"expected readable images of both classes \(0 unreadable\)"):
+    with pytest.raises(ValueError, match=r"both classes must have readable images \(0 unreadable files\)"):
         from_table(plain / "list.csv", plain)
 
 
 def test_empty_class_folders(tmp_path):
     for name in ("NORMAL", "PNEUMONIA"):
         (tmp_path / name).mkdir()
-    with pytest.raises(ValueError, match="found no readable one of NORMAL"):
+    with pytest.raises(ValueError, match="class NORMAL must have a readable image"):
         scan(tmp_path)
     assert verify(tmp_path).empty

@@ -119,7 +119,7 @@ def test_overlap_of_the_official_split(kaggle_names):
 
 
 def test_official_needs_a_test_folder(small):
-    with pytest.raises(ValueError, match="no published test set.*Received: split_rule='official'$"):
+    with pytest.raises(ValueError, match="must have a published test set.*Received: split_rule='official'$"):
         make_split(small.assign(official_split=""), "official")
 
 

@@ -158,7 +158,7 @@ def test_targets_by_subtype(data):
     assert list(data.targets("test")) == list(data.subset("test")["label"])
     unknown = dataclasses.replace(data, table=data.table.assign(subtype=""))
     assert data.has_subtypes and not unknown.has_subtypes
-    with pytest.raises(ValueError, match="three classes need a subtype.*Received: path="):
+    with pytest.raises(ValueError, match="every image must have a subtype.*Received: path="):
         unknown.targets("train", 3)
 
 
