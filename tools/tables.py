@@ -37,9 +37,7 @@ def models(folder: Path = RESULTS, metrics: Sequence[str] = METRICS) -> str:
     loaded, rows = read_results(folder), []
     every = {subset: comparison_table(loaded, subset) for subset in ("test", "val", "train")}
     named = [one.set_index("name").add_prefix(f"{subset} ") for subset, one in every.items() if len(one)]
-    compared = pd.concat([every["test"].set_index("name"), *named], axis=1, join="outer").dropna(
-        subset="model"
-    )
+    compared = pd.concat([every["test"].set_index("name"), *named], axis=1).dropna(subset="model")
     compared = compared.reindex(columns=[*compared, *set(metrics) - set(compared)])
     seeds = compared.sort_values(["split_rule", "split_seed", "train_seed"]).groupby(["split_rule", "model"])
     for (split_rule, model), group in seeds:
@@ -50,8 +48,8 @@ def models(folder: Path = RESULTS, metrics: Sequence[str] = METRICS) -> str:
         if len(group) > 1:
             cells = [with_sd(group[metric].mean(), group[metric].std()) for metric in metrics]
             rows.append(["", f"– mean of {len(group)} trainings", *cells])
-    text = table(["split", "model", *(metric.removeprefix("test ") for metric in metrics)], rows)
-    return text.replace("nan (nan–nan)", "–").replace("_", " ")
+    names = (metric.removeprefix("test ").replace("_", ", ") for metric in metrics)
+    return table(["split", "model", *names], rows).replace("nan (nan–nan)", "–")
 
 
 def results() -> str:
@@ -60,10 +58,7 @@ def results() -> str:
     for model in ("vgg16", "custom_cnn", "compact_student"):
         for split_rule, data in {"patient": "other patients", "official": "published test set"}.items():
             scores = read_json(RESULTS / f"{model}-{split_rule}-s0-t0.json")["metrics"]["test"]
-            cells = [
-                "{value:.3f} ({low:.3f}–{high:.3f})".format(**(scores | scores["youden"])[m]) for m in metrics
-            ]
-            rows.append([f"`{model}`", data, *cells])
+            rows.append([f"`{model}`", data, *(interval((scores | scores["youden"])[m]) for m in metrics)])
     return table(["model", "tested on", *metrics], rows)
 
 
@@ -88,18 +83,12 @@ def claims() -> str:
                 entries = read_json(path)["metrics"]["test"]
                 again += [entries[metric]["value"] for metric in ("auroc", "auroc_reframed")]
         texts = [" / ".join("–" if pd.isna(v) else f"{v:.3f}" for v in values[:5]) for values in cells]
-        texts = [text.replace("– / – / – / – / –", "no number") or "needs ImageNet weights" for text in texts]
+        missing = "needs ImageNet weights" if "resnet50" in claim["recipe"] else "not run"
+        texts = [text.replace("– / – / – / – / –", "no number") or missing for text in texts]
         reframed = f"{cells[2][5]:.3f}" if cells[2] else ""
         rows.append([f"{claim['model']} ({claim['recipe'][7:10]})", claim["split"], *texts, reframed])
-    head = [
-        "model (project)",
-        "its split",
-        "claimed",
-        "run again",
-        "by patient",
-        "by patient, re-framed: AUROC",
-    ]
-    return table(head, rows)
+    head = "model (project)|its split|claimed|run again|by patient|by patient, re-framed: AUROC"
+    return table(head.split("|"), rows)
 
 
 def published() -> str:
@@ -112,13 +101,13 @@ def published() -> str:
 def students() -> str:
     """Variants of training the compact student, on test."""
     rows = []
-    for split_rule in ("patient", "official", "image"):
-        scored = read_json(RESULTS / f"compact_student_variants-{split_rule}-s0-t0.json")["variants"]["test"]
-        for variant, entry in scored.items():
+    for path in sorted(RESULTS.glob("compact_student_variants-*.json"), reverse=True):
+        content = read_json(path)
+        for variant, entry in content["variants"]["test"].items():
             cells = [with_sd(entry["mean"][m], entry["sd"][m], ".4f") for m in entry["mean"]]
             gain = entry.get("difference", {}).get("auroc")
-            count = len(entry["seeds"]["auroc"])
-            rows.append([split_rule, variant, count, *cells, interval(gain, "+.4f") if gain else "–"])
+            change = interval(gain, "+.4f") if gain else "–"
+            rows.append([content["split_rule"], variant, len(entry["seeds"]["auroc"]), *cells, change])
     return table(["split", "variant", "trainings", *entry["mean"], "auroc minus *alone*"], rows)
 
 
