@@ -1,9 +1,9 @@
-"""Training steps per second with the fused kernel of batch normalisation, against Keras' own.
+"""Training steps per second with TensorFlow's fused batch normalisation, compared with Keras.
 
     python benchmarks/batch_norm.py [--steps 40]
 
-The same network, batch and optimiser, in turns; the fastest step of each counts.
-Prints one line a network and writes results/benchmarks/batch_norm.json.
+Network, batch and optimiser are the same. Both versions run in turns, and the fastest step of each counts.
+Prints one line per network and writes results/benchmarks/batch_norm.json.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""What the README's first command costs: download, disk, minutes.
+"""Download size, disk space and minutes of the first command in the README.
 
     python benchmarks/footprint.py
 
-Asks pip what a fresh environment would download (nothing is installed), measures
-the packages installed beside the running Python, and times `chestxray run` with
-an empty cache. Writes results/benchmarks/footprint.json.
+Asks pip what a fresh environment would download (nothing is installed), measures the packages that are
+installed with the running Python, and times `chestxray run` with an empty cache. Writes
+results/benchmarks/footprint.json.
 """
 
 import json

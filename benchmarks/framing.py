@@ -1,14 +1,14 @@
-"""Framing experiment: does a network still rank the images when the collimation tells it nothing?
+"""Framing experiment: training of networks without the information of the collimation.
 
     python benchmarks/framing.py restore --data-dir FOLDER --sizes SIZES.csv --work WORK
     python benchmarks/framing.py train --work WORK --masks MASKS.npz --split official --seed 0 [--cell NAME]
     python benchmarks/framing.py vgg16 --work WORK --masks MASKS.npz --weights FILE --seed 0 [--cell NAME]
     python benchmarks/framing.py originals --work WORK --originals ORIGINALS
 
-``restore`` brings squashed copies back to the aspect ratio that ``SIZES.csv`` (split, file, width, height)
-gives; with originals it is not needed (``WORK/chest_xray`` may be a link to them). ``train`` trains the
-compact network once for each cell that is not done. What it writes to WORK is not tracked;
-``framing_report.py`` reads it.
+``restore`` resizes squashed copies to the original aspect ratio from ``SIZES.csv`` (split, file, width,
+height). It is not needed for originals (``WORK/chest_xray`` may be a link to them). ``train`` trains the
+compact network once for each cell that is not done. ``framing_report.py`` reads the files in WORK, which are
+not tracked.
 """
 
 import dataclasses

@@ -1,18 +1,19 @@
-"""What the published test set's framing does to trained models; nothing is trained.
+"""Effect of the framing of the published test set on trained models; nothing is trained.
 
     python benchmarks/framing_mechanism.py --data-dir FOLDER --masks MASKS.npz --sizes SIZES.csv MODEL …
 
-Two measurements, written to ``results/framing_mechanism.json``:
+Writes two measurements to ``results/framing_mechanism.json``:
 
 - *Doses*: normals of the published test folder are collimated, step by step, like normals of the training
-  folder, and validation normals like normals of the test folder. The control moves them as far, towards boxes
-  of their own folder. The change of specificity is paired, with intervals over patients. The same is done on
-  images that were brought back to their aspect ratio at origin (SIZES.csv: split, file, width, height).
-- *Thirds*: specificity of every recorded model of the split ``official`` by the shape of the lung box. The
-  cut points are the thirds of the training normals.
+  folder, and validation normals like normals of the test folder. The control moves the boxes by the same
+  distance towards boxes of the same folder. The change of specificity is paired, with intervals over
+  patients. It is also measured on images with their original aspect ratio (SIZES.csv: split, file, width,
+  height).
+- *Thirds*: specificity of each recorded model of the split ``official`` by the shape of the lung box. The
+  cut points are the tertiles of the training normals.
 
-Doses of other models stay in the file. Masks give the lung boxes. Test images are scored again, and this is
-logged.
+Doses of other models stay in the file. The lung boxes come from the masks. Test images are scored again, and
+this is logged.
 """
 
 from pathlib import Path

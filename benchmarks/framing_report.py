@@ -1,10 +1,11 @@
-"""Choose a recipe by the worse of plain and re-framed validation, and report every cell.
+"""Choice of a recipe by the worse of plain and re-framed validation, and results of all cells.
 
     python benchmarks/framing_report.py --work WORK --data-dir FOLDER
 
-Reads the logits that ``framing.py`` wrote to WORK, joins them to ``results/framing_logits.npz``, and writes
-``results/framing.json``. Without ``--work`` it computes everything again from the file in ``results/``. Test
-is scored for all cells. When the logits of a training are joined for the first time, this is logged.
+Reads the logits that ``framing.py`` wrote to WORK, adds them to ``results/framing_logits.npz``, and writes
+``results/framing.json``. Without ``--work`` it computes everything again from the file in ``results/``. All
+cells are evaluated on the test images. When the logits of a training are added for the first time, this is
+logged.
 """
 
 import itertools

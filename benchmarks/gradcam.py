@@ -1,10 +1,10 @@
-"""Grad-CAM maps per second, against tf-keras-vis on the same flat model, layer and batch.
+"""Grad-CAM heatmaps per second, compared with tf-keras-vis on the same flat model, layer and batch.
 
     pip install tf-keras-vis
     python benchmarks/gradcam.py [--backbone VGG16] [--images 64]
 
-Prints one table and writes results/benchmarks/gradcam-<backbone>.json. Weights are
-random: speed and equality do not depend on them.
+Prints one table and writes results/benchmarks/gradcam-<backbone>.json. Weights are random: speed and equality
+do not depend on them.
 """
 
 import argparse

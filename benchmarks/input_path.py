@@ -1,16 +1,15 @@
-"""Reading originals into model-ready pixels: this package against Keras' readers, in one run.
+"""Speed of reading original images as model inputs, compared with the readers of Keras.
 
     python benchmarks/input_path.py [--originals FOLDER]
 
-Makes IMAGES JPEG files of original size (crops of the given originals, each
-shifted by a few pixels, or phantoms enlarged to 1,300 px) and measures
+Creates IMAGES JPEG files of original size (crops of the given originals, each shifted by a few pixels, or
+phantoms enlarged to 1,300 px) and measures
 
-- the machine's limit: reading, decoding, resizing and CLAHE alone, from
-  memory, with nothing else, on all cores at once;
-- PixelStore.build: the same for all files, with processes, memory map and
-  index; then an epoch from the store, without and with augmentation;
-- image_dataset_from_directory (decode and resize, all cores) and
-  ImageDataGenerator (one core) for an epoch, which they need in every epoch.
+- the limit of the machine: only reading, decoding, resizing and CLAHE, from memory, on all cores at once;
+- PixelStore.build: the same for all files, with processes, memory map and index; then an epoch from the
+  store, without and with augmentation;
+- an epoch of image_dataset_from_directory (decode and resize, all cores) and of ImageDataGenerator (one
+  core), which decode the files in each epoch.
 
 Writes results/benchmarks/input_path.json.
 """

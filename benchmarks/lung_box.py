@@ -1,11 +1,10 @@
-"""Train the network that finds the lung box, ``chestxray/data/lungs.onnx``, and measure its error.
+"""Training of the network that finds the lung box, ``chestxray/data/lungs.onnx``, and its error.
 
     python benchmarks/lung_box.py --data-dir FOLDER --masks MASKS.npz [--phantoms-only] [--epochs 60]
 
-It learns from phantoms, whose lungs are known, and from the masks of patients that are in the training subset
-under every recorded split (``--phantoms-only`` leaves these out and writes no network). The error is measured
-on all images with a mask, by folder, class, and whether the patient was used. Writes
-``results/lung_box.json``.
+It is trained on phantoms, whose lungs are known, and on the masks of patients that are in the training subset
+of all recorded splits (``--phantoms-only`` uses no masks and writes no network). The error is measured on all
+images with a mask, by folder, class, and whether the patient was used. Writes ``results/lung_box.json``.
 """
 
 import os

@@ -1,10 +1,9 @@
-"""Are the phantoms a task? A small network trained on 2,000 of them, scored on other patients.
+"""Difficulty of the phantoms: a small network is trained on 2,000 of them and evaluated on other patients.
 
     python benchmarks/phantom_difficulty.py
 
-Writes results/phantom_difficulty.json, and the network to saved_models/phantom_cnn,
-by which notebook 05 shows heatmaps of lesions that are known. Too slow for the
-tests, which hold the other bounds of the phantoms (what can be had without a network).
+Writes results/phantom_difficulty.json, and the network to saved_models/phantom_cnn. With it, notebook 05
+shows heatmaps of known lesions. It is too slow for the tests, which check what is possible without a network.
 """
 
 import shutil

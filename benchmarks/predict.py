@@ -1,12 +1,11 @@
-"""From a file to a decision: images per second and core, against decoding and resizing alone.
+"""Prediction speed from file to decision, in images per second and core, compared with decoding and resizing.
 
     python benchmarks/predict.py MODEL [MODEL …] [--originals FOLDER] [--small FOLDER] [--images 200]
 
-Each MODEL is a bundle, Keras or exported, and runs on one core in a process of
-its own, in turns with what nothing can be faster than: reading, decoding and
-resizing the same files without any model. FOLDER holds files of original size
-(by default phantoms enlarged to 1,300 px) and of 224 px. Prints one line each
-and writes results/benchmarks/predict.json.
+Each MODEL is a saved classifier, Keras or exported. It runs on one core in its own process, in turns with the
+upper limit of the speed: reading, decoding and resizing the same files without a model. The folders contain
+files of original size (by default phantoms enlarged to 1,300 px) and of 224 px. Prints one line per model and
+size and writes results/benchmarks/predict.json.
 """
 
 import argparse

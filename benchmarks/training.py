@@ -1,15 +1,13 @@
-"""Training images per second of networks from scratch: this package against the common notebook.
+"""Training images per second of networks from scratch, compared with a common notebook.
 
     python benchmarks/training.py [--images 320] [--epochs 3] [--rounds 2]
 
-The common notebook feeds model.fit from ImageDataGenerator, which decodes and
-turns the files in every epoch; here they come from the PixelStore, and batch
-normalisation runs in the fused kernel. Same files (phantoms enlarged to
-1,300 px), network, batch, optimiser and kinds of augmentation, each in a
-process of its own, in turns; the faster round counts. The first epoch is left
-out, and so is the one decoding that the PixelStore needs, whose seconds are
-told beside. Pages are those that the system has to hand out during a step.
-Prints one line a network and writes results/benchmarks/training.json.
+The common notebook trains with ImageDataGenerator and model.fit. It decodes and rotates the files in each
+epoch. This package reads them from the PixelStore, and trains batch normalisation with the fused kernel.
+Files (phantoms enlarged to 1,300 px), network, batch, optimiser and kinds of augmentation are the same. Each
+runs in its own process, in turns, and the faster round counts. The first epoch is not counted, nor is the
+decoding of the PixelStore, whose seconds are reported separately. Pages are memory pages that the system
+provides during a step. Prints one line per network and writes results/benchmarks/training.json.
 """
 
 import argparse

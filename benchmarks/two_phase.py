@@ -1,23 +1,20 @@
-"""Two-phase transfer learning: the notebook everyone writes against this package, in one run.
+"""Two-phase transfer learning with this package, compared with a common notebook.
 
     python benchmarks/two_phase.py [--backbone VGG16] [--data-dir FOLDER]
 
-Times 5 epochs of the head and 16 epochs of fine-tuning on 4,098 training and
-879 validation images (the real data set, split by patient), batch size 32,
-with four variants, each in a process of its own:
+Times 5 epochs of the head and 16 epochs of fine-tuning on 4,098 training and 879 validation images (the real
+data set, split by patient), with batch size 32, for four variants. Each runs in its own process:
 
-- common: frozen layers computed in every epoch, float32, ImageDataGenerator;
-- common, bf16 and cache: the same network under mixed_bfloat16 with
-  image_dataset_from_directory().cache() and augmentation layers;
-- ours in float32, and ours in bfloat16 where the processor has it, with K = 4
-  stored views.
+- common: frozen layers are computed in each epoch, float32, ImageDataGenerator;
+- common, bf16 and cache: the same network in mixed_bfloat16 with image_dataset_from_directory().cache() and
+  augmentation layers;
+- ours in float32, and ours in bfloat16 if the processor has it, with K = 4 stored views.
 
-Images a second are those of the fastest of REPEATS epochs over IMAGES pictures
-after a first one that traces and compiles; times of whole trainings are
-extrapolated from them, and so is the memory of the cached pixels. Weights are
-random: speed does not depend on them. The measured activations lie in the
-page cache; of a whole training they may not. Writes
-results/benchmarks/two_phase-<backbone>.json when it was measured on real images.
+Images per second are those of the fastest of REPEATS epochs over IMAGES images, after a first epoch that
+traces and compiles. Times of whole trainings and the memory of the cached pixels are extrapolated from them.
+Weights are random: speed does not depend on them. The measured activations are in the page cache; those of a
+whole training may not be. Writes results/benchmarks/two_phase-<backbone>.json if it was measured on real
+images.
 """
 
 import argparse

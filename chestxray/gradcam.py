@@ -1,6 +1,6 @@
-"""Grad-CAM and HiResCAM: maps of the parts of an image that raised a model's score.
+"""Grad-CAM and HiResCAM: heatmaps of the regions of an image that raise a model's score.
 
-A map shows what contributed to the score, not where the disease is.
+A heatmap shows what contributed to the score. It does not show where the disease is.
 """
 
 import contextlib
@@ -28,50 +28,51 @@ def gradcam(
     method: str = "gradcam",
     batch_size: int = 32,
 ) -> tuple[NDArray, NDArray]:
-    """Weigh the feature maps of a layer by how much they raise the score.
+    """Compute the heatmaps of images from the feature maps of one layer.
 
-    Grad-CAM (Selvaraju 2017, arXiv:1610.02391) weighs each channel by the mean of its gradient. HiResCAM
-    (Draelos and Carin 2020, arXiv:2011.08891) weighs each place by its own gradient. Of the two, only
-    HiResCAM is exact for a network that ends in one dense layer. Both keep what is positive. The gradient is
-    that of the logit: that of a probability vanishes where the model is sure. Departure: maps are not
-    enlarged to the image's size (see :func:`enlarge`), so that their resolution is not mistaken for
-    precision.
+    Grad-CAM (Selvaraju 2017, arXiv:1610.02391) weights each channel by the mean of its gradient. HiResCAM
+    (Draelos and Carin 2020, arXiv:2011.08891) weights each location by its own gradient. Of the two, only
+    HiResCAM is exact for a network that ends in one dense layer. Negative values become zero. The gradient is
+    that of the logit, because the gradient of a probability vanishes where the model is certain. Departure:
+    heatmaps keep the size of the feature maps, so that they do not look more precise than they are. Use
+    :func:`enlarge` to resize them.
 
     Args:
-        model: Any Keras model of one image with an output of shape (N, 1) (logit or probability of
-            pneumonia), (N, 3) (logits of normal, bacteria, virus) or (N, C). It is not changed; mixed
-            precision is computed in float32.
-        images: As the model takes them, (N, H, W, C).
+        model: Any Keras model with one image as input and an output of shape (N, 1) (logit or probability of
+            pneumonia), (N, 3) (logits of normal, bacteria, virus) or (N, C). It is not changed. A model in
+            mixed precision is computed in float32.
+        images: Input of the model, (N, H, W, C).
         layer: Name of a layer with feature maps (N, h, w, channels), also inside nested models. By default
             that of the backbone; else the last one larger than one pixel or, if several dense layers follow,
             the last one with at least 7 × 7 pixels.
-        target: ``"pneumonia"``, ``"normal"`` (the map of the negative score), or, for other models, the
-            number of a class.
+        target: ``"pneumonia"``, ``"normal"`` (the negative score), or the index of a class of other models.
         method: ``"gradcam"`` or ``"hirescam"``.
 
-    Returns maps ``float32`` (N, h, w), each divided by its maximum (zeros where nothing is positive), and
-    these maxima, (N,), in logits per (mean over) pixel. Where nothing was found, the maximum is small.
+    Returns:
+        Heatmaps ``float32`` (N, h, w), each divided by its maximum (zeros if no value is positive), and these
+        maxima, (N,), in logits per (mean over) pixel. A small maximum means that no region raises the score.
 
-    Raises ValueError: Unknown layer, target or method, no image, a layer that is called more than once, or a
-    model that ends in something else than logits or a layer's activation.
+    Raises:
+        ValueError: Unknown layer, target or method, no image, a layer that is called more than once, or a
+            model that does not end in logits or in the activation of a layer.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}. Received: method={method!r}")
     if not len(images):
-        raise ValueError(f"one image or more is needed. Received: shape={np.shape(images)}")
-    if any(each.compute_dtype != "float32" for each in flat_layers(model)):
+        raise ValueError(f"images must contain at least one image. Received: shape={np.shape(images)}")
+    if any(inner.compute_dtype != "float32" for inner in flat_layers(model)):
         model = as_float32(model)
-    cut = find_layer(model, layer)
+    cam_layer = find_layer(model, layer)
     _check_target(model, target)
-    images, maps, calls = np.asarray(images), [], []
+    images, heatmaps, call_counts = np.asarray(images), [], []
     _check_end(model, images[:batch_size])
 
     @tf.function(input_signature=[tf.TensorSpec((None, *images.shape[1:]), tf.float32)])
     def explain(batch: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape(watch_accessed_variables=False) as tape, _noted(cut, tape) as seen:
+        with tf.GradientTape(watch_accessed_variables=False) as tape, _record_calls(cam_layer, tape) as calls:
             score = _score(model, batch, target)
-        _, features = seen[-1]
-        calls.append(len(seen))
+        _, features = calls[-1]
+        call_counts.append(len(calls))
         gradient = tape.gradient(score, features, unconnected_gradients="zero")
         if method == "gradcam":
             gradient = tf.reduce_mean(gradient, axis=(1, 2), keepdims=True)
@@ -79,61 +80,61 @@ def gradcam(
 
     for start in range(0, len(images), batch_size):
         batch = tf.convert_to_tensor(images[start : start + batch_size], tf.float32)
-        maps.append(explain(batch).numpy())
-        if calls[-1] > 1:
-            times = f"{calls[-1]} times, perhaps on a mirrored image: their maps cannot be joined"
-            message = f"the layer is called {times}. Explain the inner model alone"
-            raise ValueError(f"{message}. Received: layer={cut.name!r}")
-    heatmaps = np.concatenate(maps)
-    largest = heatmaps.max(axis=(1, 2))
-    return heatmaps / np.where(largest > 0, largest, 1)[:, None, None], largest
+        heatmaps.append(explain(batch).numpy())
+        if call_counts[-1] > 1:
+            times = f"{call_counts[-1]} times (for example on a mirrored image)"
+            message = f"the layer must be called once, but is called {times}. Explain the inner model instead"
+            raise ValueError(f"{message}. Received: layer={cam_layer.name!r}")
+    heatmaps = np.concatenate(heatmaps)
+    maxima = heatmaps.max(axis=(1, 2))
+    return heatmaps / np.where(maxima > 0, maxima, 1)[:, None, None], maxima
 
 
 def enlarge(maps: NDArray, size: tuple[int, int]) -> NDArray:
-    """Bring maps (N, h, w) to images of (H, W), linearly, ``float32`` (N, H, W)."""
+    """Resize heatmaps (N, h, w) to the size (H, W) by linear interpolation, ``float32`` (N, H, W)."""
     return tf.image.resize(np.asarray(maps, np.float32)[..., None], size).numpy()[..., 0]
 
 
 def find_layer(model: keras.Model, name: str | None = None) -> keras.Layer:
-    """Find the layer whose feature maps are weighed, also in nested models; default as in :func:`gradcam`.
+    """Find a layer with feature maps by name, also in nested models; for the default see :func:`gradcam`.
 
-    Raises a ValueError that lists the layers with feature maps, if the named layer is not one of them.
+    If the layer has no feature maps, a ValueError lists those that have.
     """
-    maps = [layer for layer in flat_layers(model) if len(_shape(layer)) == 4]
-    usable = {layer.name: layer for layer in maps if not isinstance(layer, keras.layers.InputLayer)}
+    layers = [layer for layer in flat_layers(model) if len(_shape(layer)) == 4]
+    usable = {layer.name: layer for layer in layers if not isinstance(layer, keras.layers.InputLayer)}
     if name is None:
         large = [layer for layer in usable.values() if max(_shape(layer)[1] or 2, _shape(layer)[2] or 2) > 1]
         convolutions = [layer for layer in large if any(len(weight.shape) == 4 for weight in layer.weights)]
         smallest = min((_shape(layer)[1] or 0 for layer in convolutions), default=0)
-        for row in BACKBONES.values():
-            usual = usable.get(row.gradcam_layer)
-            if usual is not None and (_shape(usual)[1] or 0) <= smallest:
-                return usual
+        for backbone in BACKBONES.values():
+            layer = usable.get(backbone.gradcam_layer)
+            if layer is not None and (_shape(layer)[1] or 0) <= smallest:
+                return layer
         fine = [layer for layer in large if min(_shape(layer)[1] or 7, _shape(layer)[2] or 7) >= 7]
         if sum(isinstance(layer, keras.layers.Dense) for layer in flat_layers(model)) < 2:
             fine = []  # with one dense layer the last maps are exact
         if large:
             return (fine or large)[-1]
     if name not in usable:
-        raise ValueError(f"no such layer with feature maps; there are {[*usable]}. Received: layer={name!r}")
+        raise ValueError(f"layer must be one of {[*usable]}. Received: layer={name!r}")
     return usable[name]
 
 
 def _shape(layer: keras.Layer) -> tuple:
-    output = getattr(layer, "output", None)  # None where there is none yet
-    return tuple(getattr(output, "shape", ()))  # several outputs have none
+    output = getattr(layer, "output", None)  # a layer that was never called has none
+    return tuple(getattr(output, "shape", ()))  # a list of outputs has no shape
 
 
 def _check_target(model: keras.Model, target: str | int) -> None:
     classes = model.output_shape[-1]
-    named = target in TARGETS and classes in (1, 3)
-    if not named and not (isinstance(target, Integral) and 0 <= target < classes and classes > 1):
-        message = f"target must be one of {TARGETS} for models with 1 or 3 outputs, or the number of one of "
-        raise ValueError(f"{message}{classes} classes. Received: target={target!r}")
+    is_name = target in TARGETS and classes in (1, 3)
+    if not is_name and not (isinstance(target, Integral) and 0 <= target < classes and classes > 1):
+        message = f"target must be one of {TARGETS} (1 or 3 outputs) or a class index below {classes}"
+        raise ValueError(f"{message}. Received: target={target!r}")
 
 
 def _score(model: keras.Model, batch: tf.Tensor, target: str | int) -> tf.Tensor:
-    """What is explained, (N,): a log-odds, or the logit of one class."""
+    """Score that is explained, (N,): the log-odds of pneumonia or normal, or the logit of one class."""
     logits = _logits(model, batch)
     if isinstance(target, Integral):
         return logits[:, target]
@@ -144,62 +145,60 @@ def _score(model: keras.Model, batch: tf.Tensor, target: str | int) -> tf.Tensor
 
 
 def _logits(model: keras.Model, batch: tf.Tensor) -> tf.Tensor:
-    """Output before its sigmoid or softmax, without changing the model."""
+    """Output of the model before its sigmoid or softmax; the model is not changed."""
     last = last_layer(model)
-    with _noted(last) as seen:
+    with _record_calls(last) as calls:
         outputs = model(batch, training=False)
-    entering, logits = seen[-1]
+    inputs, logits = calls[-1]
     if isinstance(last, (keras.layers.Activation, keras.layers.Softmax)):
-        logits = entering
+        logits = inputs
     elif isinstance(last, keras.layers.Dense) and last.activation is not keras.activations.linear:
-        logits = tf.matmul(entering, last.kernel) + (last.bias if last.use_bias else 0)
-    return tf.reshape(logits, tf.shape(outputs))  # layers that follow change the shape alone
+        logits = tf.matmul(inputs, last.kernel) + (last.bias if last.use_bias else 0)
+    return tf.reshape(logits, tf.shape(outputs))  # the layers after `last` only change the shape
 
 
 def _check_end(model: keras.Model, images: NDArray) -> None:
-    """Raise ValueError if something else than the shape changes after a sigmoid or softmax."""
-    last, known = last_layer(model), (keras.layers.Dense, keras.layers.Activation, keras.layers.Softmax)
-    if isinstance(last, known):
+    """Raise ValueError if a layer after the sigmoid or softmax changes the probabilities."""
+    last = last_layer(model)
+    if isinstance(last, (keras.layers.Dense, keras.layers.Activation, keras.layers.Softmax)):
         return
     outputs = model(tf.convert_to_tensor(images, tf.float32), training=False).numpy()
-    sure = outputs.min() >= 0 and outputs.max() == 1
-    if sure or last_activation(model) in ("sigmoid", "softmax"):
-        raise ValueError(
-            "the last layer seems to give probabilities, whose gradient vanishes where the model is sure: "
-            f"end in logits, or in a layer with an activation. Received: last layer={last.name!r}"
-        )
+    saturated = outputs.min() >= 0 and outputs.max() == 1  # as probabilities are, where the gradient vanishes
+    if saturated or last_activation(model) in ("sigmoid", "softmax"):
+        message = "the last layer must return logits or have an activation, but seems to return probabilities"
+        raise ValueError(f"{message}. Received: last layer={last.name!r}")
 
 
 @contextlib.contextmanager
-def _noted(layer: keras.Layer, tape: tf.GradientTape | None = None) -> Iterator[list[tuple]]:
-    """Note what enters and leaves a layer; a tape differentiates only what comes after it."""
-    seen: list[tuple] = []
+def _record_calls(layer: keras.Layer, tape: tf.GradientTape | None = None) -> Iterator[list[tuple]]:
+    """Record input and output of each call of a layer; a tape differentiates with respect to the output."""
+    calls: list[tuple] = []
     original = layer.call
 
     def call(*args: Any, **kwargs: Any) -> tf.Tensor:
         features = original(*args, **kwargs)
         if tape:
             tape.watch(features)
-        seen.append((args[0] if args else None, features))
+        calls.append((args[0] if args else None, features))
         return features
 
     object.__setattr__(layer, "call", call)
     try:
-        yield seen
+        yield calls
     finally:
         object.__delattr__(layer, "call")
 
 
 def randomised(model: keras.Model, first: str, seed: int = 0) -> keras.Model:
-    """Copy a flat model with shuffled weights in all layers from one on (Adebayo 2018, arXiv:1810.03292).
+    """Copy a flat model and shuffle the weights of all layers from the layer ``first`` on.
 
-    A map that does not change when later layers lose what they learned shows the image, not the model.
-    ``first`` names the first shuffled layer, and an unknown one raises ValueError. Departure: the values of
-    each weight are shuffled, which keeps how large they are, where the paper draws new ones.
+    A heatmap that does not change with them shows the image, not the model (Adebayo 2018, arXiv:1810.03292).
+    An unknown name raises ValueError. Departure: the paper draws new weights. Here the values of each weight
+    are shuffled, so that their distribution stays the same.
     """
     names = [layer.name for layer in model.layers]
     if first not in names:
-        raise ValueError(f"no such layer. Received: first={first!r}")
+        raise ValueError(f"first must be the name of a layer. Received: first={first!r}")
     generator, copy = np.random.default_rng(seed), keras.models.clone_model(model)
     for number, (layer, layer_copy) in enumerate(zip(model.layers, copy.layers, strict=True)):
         weights = layer.get_weights()

@@ -132,7 +132,7 @@ def test_a_probability_is_explained_by_its_logit():
 
 def test_a_sigmoid_that_is_no_layer_is_an_error():
     inner = two_channels([2.0, 1.0])
-    with pytest.raises(ValueError, match="no layer follows the last layer.*Received: operation='sigmoid"):
+    with pytest.raises(ValueError, match="must end in a layer.*Received: operation='sigmoid"):
         gradcam(keras.Model(inner.input, keras.ops.sigmoid(inner.output)), X)
 
 
@@ -209,7 +209,7 @@ def test_enlarging_keeps_place_and_range():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"layer": "mapz"}, r"there are \['maps'\]. Received: layer='mapz'"),
+        ({"layer": "mapz"}, r"must be one of \['maps'\]. Received: layer='mapz'"),
         ({"layer": "logit"}, "Received: layer='logit'"),
         ({"method": "cam"}, "Received: method='cam'"),
         ({"target": "virus"}, "Received: target='virus'"),
@@ -222,7 +222,7 @@ def test_mistakes_are_named(given, message):
 
 
 def test_no_picture_is_a_mistake():
-    with pytest.raises(ValueError, match="one image or more is needed. Received: shape=\\(0,"):
+    with pytest.raises(ValueError, match="at least one image. Received: shape=\\(0,"):
         gradcam(two_channels([1.0, 0.0]), X[:0])
 
 
@@ -291,7 +291,7 @@ def test_what_seems_to_give_probabilities_after_the_sigmoid_is_refused():
     own = keras.Model(model.input, layers.Lambda(lambda p: 0.9 * p, name="own")(model.output))
     scaled = keras.Model(model.input, layers.Rescaling(100.0, name="own")(model.output))
     for each in (own, scaled):
-        with pytest.raises(ValueError, match="seems to give probabilities.*Received: last layer='own'"):
+        with pytest.raises(ValueError, match="seems to return probabilities.*Received: last layer='own'"):
             gradcam(each, SURE)
     linear = two_channels([2.0, 1.0])
     doubled = keras.Model(linear.input, layers.Lambda(lambda z: 2 * z)(linear.output))

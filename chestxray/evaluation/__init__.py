@@ -1,1 +1,1 @@
-"""Evaluation of predictions: arrays and tables in, numbers out."""
+"""Evaluation of predictions, computed from arrays and tables."""

@@ -1,4 +1,4 @@
-"""Platt scaling of logits, calibration, net benefit; arguments and errors are those of `metrics.py`."""
+"""Platt scaling of logits, calibration metrics and net benefit. Arguments and errors: see `metrics.py`."""
 
 from typing import TYPE_CHECKING
 
@@ -10,17 +10,17 @@ from chestxray.evaluation import metrics
 if TYPE_CHECKING:  # prediction needs no pandas
     import pandas as pd
 
-_CLIP = 1e-7  # of probabilities, so that their log-odds are finite
+_CLIP = 1e-7  # bound of probabilities, which keeps their log-odds finite
 
 
 def fit_platt(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
     """Fit ``p = sigmoid(slope * logit + intercept)`` on the validation split; return ``(slope, intercept)``.
 
     Maximum likelihood with the smoothed targets of Platt (1999): (P + 1)/(P + 2) for the P positive images
-    and 1/(Q + 2) for the Q negative ones; the fit stays finite when the classes are perfectly separated.
-    Departures: the loss of Lin, Lin and Weng (2007), which neither overflows nor cancels, and standardised
-    logits, so that the result follows their scale. Raw logits, shape (N,), must be finite (ValueError). A
-    slope of 0 or less means that the model ranks backwards, or not at all. For equal logits it is 1.
+    and 1/(Q + 2) for the Q negative ones. The fit stays finite when the classes are perfectly separated.
+    Departures: the loss of Lin, Lin and Weng (2007), which avoids overflow and cancellation, and standardised
+    logits, so that the fit does not depend on their scale. Raw logits, shape (N,), must be finite
+    (ValueError). A slope of 0 or less means that the ranking is reversed or random. For equal logits it is 1.
     """
     from scipy.optimize import minimize
     from scipy.special import expit
@@ -44,25 +44,25 @@ def fit_platt(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
         scores = inputs @ parameters
         return (inputs.T * (expit(scores) * expit(-scores))) @ inputs / len(targets)
 
-    search = {"method": "trust-exact", "options": {"gtol": 1e-8}}
-    fit = minimize(loss_and_gradient, np.zeros(2), jac=True, hess=curvature, **search)
+    options = {"jac": True, "hess": curvature, "method": "trust-exact", "options": {"gtol": 1e-8}}
+    fit = minimize(loss_and_gradient, np.zeros(2), **options)
     slope = fit.x[0] / scale
     return float(slope), float(fit.x[1] - slope * center)
 
 
 def calibrate(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
-    """Fit Platt scaling; return (1, 0) where the slope of :func:`fit_platt` would reverse the ranking."""
+    """Fit Platt scaling; return (1, 0) if the slope of :func:`fit_platt` is not positive."""
     slope, intercept = fit_platt(logits, labels)
     return (slope, intercept) if slope > 0 else (1.0, 0.0)
 
 
 def apply_platt(logits: ArrayLike, slope: float, intercept: float) -> NDArray:
-    """Return calibrated probabilities, float64 in [0, 1], of the logits' shape; logits must be finite."""
+    """Return calibrated probabilities, float64 in [0, 1], of the same shape; logits must be finite."""
     return np.exp(-np.logaddexp(0, -(slope * _check_logits(logits) + intercept)))
 
 
 def log_odds(logits: ArrayLike) -> NDArray:
-    """Return the log-odds, ``float64`` (...), of logits (..., 1), or of class 1 and above in (..., C)."""
+    """Return the log-odds of class 1 and above, ``float64`` (...), from logits (..., 1) or (..., C)."""
     logits = np.asarray(logits, np.float64)
     if logits.shape[-1] == 1:
         return logits[..., 0]
@@ -71,16 +71,16 @@ def log_odds(logits: ArrayLike) -> NDArray:
 
 def _check_logits(logits: ArrayLike) -> NDArray:
     logits = np.asarray(logits, np.float64)
-    wrong = logits[~np.isfinite(logits)]
-    if wrong.size:
-        raise ValueError(f"logits must be finite. Received: logits={wrong[:3].tolist()}")
+    invalid = logits[~np.isfinite(logits)]
+    if invalid.size:
+        raise ValueError(f"logits must be finite. Received: logits={invalid[:3].tolist()}")
     return logits
 
 
 def reliability_table(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> "pd.DataFrame":
-    """Compare predicted with observed shares in bins of equally many images; ties may leave fewer bins.
+    """Compare predicted and observed shares in bins of equally many images; ties can reduce the bins.
 
-    One row a bin: mean ``predicted``, ``observed`` with the 95 % Wilson bounds ``low, high``; ``images``.
+    One row per bin: mean ``predicted``, ``observed`` with the 95 % Wilson bounds ``low, high``; ``images``.
     """
     import pandas as pd
 
@@ -100,11 +100,11 @@ def calibration_metrics(
 ) -> dict[str, dict[str, float]]:
     """Measure calibration: ``{metric: {"value", "low", "high"}}``, with 95 % intervals over patients.
 
-    - ``brier``, and ``brier_skill``: 1 − brier / that of always predicting the prevalence.
+    - ``brier``; ``brier_skill``: 1 − brier / brier of a model that always predicts the prevalence.
     - ``slope`` of the logistic regression of the label on the log-odds: 1 when calibrated, below 1 when
-      over-confident; None where the classes are perfectly separated.
-    - ``intercept``, with the slope held at 1: 0 when calibrated, below 0 when probabilities are too high.
-    - ``ece``, of :func:`reliability_table`: biased upwards on few images, and without an interval.
+      over-confident; None if the classes are perfectly separated.
+    - ``intercept``, with the slope fixed at 1: 0 when calibrated, below 0 when probabilities are too high.
+    - ``ece``, from :func:`reliability_table`: biased upwards on few images; it has no interval.
     """
     from scipy.special import logit
 
@@ -115,7 +115,7 @@ def calibration_metrics(
         total = weights.sum(axis=1)
         prevalence = weights @ labels / total
         brier = weights @ (probabilities - labels) ** 2 / total
-        both = (prevalence > 0) & (prevalence < 1)  # a draw may lose a class whose groups are all mixed
+        both = (prevalence > 0) & (prevalence < 1)  # a draw can lack a class if patients have both
         values = {name: np.full(len(weights), np.nan) for name in ("brier_skill", "slope", "intercept")}
         values["brier_skill"][both] = 1 - brier[both] / (prevalence * (1 - prevalence))[both]
         values["slope"][both] = _slopes(odds, labels, weights[both])
@@ -130,10 +130,10 @@ def calibration_metrics(
 
 
 def _slopes(odds: NDArray, labels: NDArray, weights: NDArray) -> NDArray:
-    """Slope of the label on the log-odds for each row of weights; NaN where the classes are separated."""
+    """Slope of the label on the log-odds for each row of weights; NaN if the classes are separated."""
     drawn = [(weights > 0) & (labels == label) for label in (0, 1)]
-    lowest = [np.where(rows, odds, np.inf).min(axis=1) for rows in drawn]
-    highest = [np.where(rows, odds, -np.inf).max(axis=1) for rows in drawn]
+    lowest = [np.where(mask, odds, np.inf).min(axis=1) for mask in drawn]
+    highest = [np.where(mask, odds, -np.inf).max(axis=1) for mask in drawn]
     overlap = (highest[0] > lowest[1]) & (highest[1] > lowest[0])
     slopes = np.full(len(weights), np.nan)
     if overlap.any():
@@ -144,8 +144,8 @@ def _slopes(odds: NDArray, labels: NDArray, weights: NDArray) -> NDArray:
 
 
 def _fit(inputs: NDArray, offset: ArrayLike, labels: NDArray, weights: NDArray) -> NDArray:
-    """Fit a logistic regression for each row of weights (Newton): (D, P), NaN without convergence."""
-    # All rows at once: hundreds of fits by a library take seconds. No row may separate the classes.
+    """Fit a logistic regression for each row of weights by Newton's method: (D, P), NaN if not converged."""
+    # All rows are fitted together, because a library needs seconds. No row may separate the classes.
     from scipy.special import expit
 
     def losses(points: NDArray) -> NDArray:
@@ -158,44 +158,44 @@ def _fit(inputs: NDArray, offset: ArrayLike, labels: NDArray, weights: NDArray) 
     for _ in range(100):
         scores = points @ inputs.T + offset
         p = expit(scores)
-        slope = (weights * (p - labels)) @ inputs
+        gradient = (weights * (p - labels)) @ inputs
         curvature = ((weights * p * (1 - p)) @ products).reshape(*points.shape, points.shape[1])
-        step = (np.linalg.pinv(curvature, hermitian=True) @ slope[..., None])[..., 0]
-        reach = np.abs(step @ inputs.T).max(axis=1)  # limited so that no p becomes exactly 0 or 1
-        step *= np.minimum(1, (5 + np.abs(scores).max(axis=1)) / np.maximum(reach, 1e-300))[:, None]
+        step = (np.linalg.pinv(curvature, hermitian=True) @ gradient[..., None])[..., 0]
+        change = np.abs(step @ inputs.T).max(axis=1)  # limited so that no p becomes exactly 0 or 1
+        step *= np.minimum(1, (5 + np.abs(scores).max(axis=1)) / np.maximum(change, 1e-300))[:, None]
         while (worse := (after := losses(points - step)) > loss + 1e-12 * np.abs(loss)).any():
             step[worse] /= 2
         points, loss = points - step, after
-        ended = (np.abs(step) <= 1e-5 * (1 + np.abs(points))).all(axis=1)  # the error is about its square
-        if ended.all():
+        converged = (np.abs(step) <= 1e-5 * (1 + np.abs(points))).all(axis=1)  # the error is about its square
+        if converged.all():
             break
-    return np.where(ended[:, None], points, np.nan)
+    return np.where(converged[:, None], points, np.nan)
 
 
 def decision_curve(labels: ArrayLike, probabilities: ArrayLike) -> "pd.DataFrame":
-    """Net benefit, TP/N − FP/N · t/(1 − t), of treating by the model and of treating all (Vickers 2006).
+    """Net benefit, TP/N − FP/N · t/(1 − t), of the model and of treating all patients (Vickers 2006).
 
-    One row for each threshold t of 0.01 to 0.99: ``threshold, model, all``; that of treating none is 0.
+    One row per threshold t from 0.01 to 0.99: ``threshold, model, all``. Treating no patient has 0.
     """
     import pandas as pd
 
     labels, probabilities = metrics.check_scores(labels, probabilities, both_classes=True)
     thresholds = np.arange(1, 100) / 100
-    positive = probabilities[None, :] >= thresholds[:, None]
-    harm = thresholds / (1 - thresholds)
-    model = (positive & (labels == 1)).mean(axis=1) - (positive & (labels == 0)).mean(axis=1) * harm
-    everybody = labels.mean() - (1 - labels.mean()) * harm
-    return pd.DataFrame({"threshold": thresholds, "model": model, "all": everybody})
+    decisions = probabilities[None, :] >= thresholds[:, None]
+    odds = thresholds / (1 - thresholds)
+    model = (decisions & (labels == 1)).mean(axis=1) - (decisions & (labels == 0)).mean(axis=1) * odds
+    treat_all = labels.mean() - (1 - labels.mean()) * odds
+    return pd.DataFrame({"threshold": thresholds, "model": model, "all": treat_all})
 
 
 def shift_prevalence(probabilities: ArrayLike, prevalence: float, new: float) -> NDArray:
-    """Transfer calibrated probabilities from one prevalence, in (0, 1), to a new one, by Bayes' rule.
+    """Adapt calibrated probabilities from one prevalence to a new one by Bayes' rule.
 
-    Right if the images of each class look the same. Prevalences outside (0, 1) raise ValueError.
+    It assumes that the images of each class stay the same. Prevalences outside (0, 1) raise ValueError.
     """
     from scipy.special import expit, logit
 
     if not (0 < prevalence < 1 and 0 < new < 1):
-        raise ValueError(f"prevalences lie between 0 and 1. Received: prevalence={prevalence}, new={new}")
+        raise ValueError(f"prevalences must be in (0, 1). Received: prevalence={prevalence}, new={new}")
     odds = logit(np.clip(np.asarray(probabilities, np.float64), _CLIP, 1 - _CLIP))
     return expit(odds + logit(new) - logit(prevalence))

@@ -1,6 +1,6 @@
 """Drift of images and scores since validation, measured without labels; ``values`` are (N,).
 
-Drift does not prove a loss of performance, and performance can fall without drift: only labels show it.
+Drift does not prove a loss of performance. Performance can fall without drift. Only labels show it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # prediction needs no pandas
     import pandas as pd
 
 _QUANTILES = np.linspace(0, 1, 101)
-PSI_LARGE = 0.25  # from here on a population stability index is commonly called large; below 0.1 small
+PSI_LARGE = 0.25  # by convention, a population stability index is large from here on, and small below 0.1
 
 
 def describe_reference(values: Mapping[str, ArrayLike]) -> dict[str, Any]:
@@ -24,27 +24,27 @@ def describe_reference(values: Mapping[str, ArrayLike]) -> dict[str, Any]:
 
 
 def population_stability(reference: Sequence[float], values: ArrayLike) -> float:
-    """Population stability index Σ (p − q) ln(p / q) over tenths of the reference; no image counts half."""
+    """Population stability index Σ (p − q) ln(p / q) over deciles of the reference; 0 images count as 0.5."""
     reference, values = np.asarray(reference[:-1]), np.asarray(values, np.float64)
     edges = np.unique(reference[10::10])
     edges = edges[edges > reference[0]]
-    bins = [np.searchsorted(edges, some, side="right") for some in (reference, values)]
-    expected, observed = (np.bincount(places, minlength=len(edges) + 1) for places in bins)
+    bins = [np.searchsorted(edges, sample, side="right") for sample in (reference, values)]
+    expected, observed = (np.bincount(numbers, minlength=len(edges) + 1) for numbers in bins)
     expected, observed = expected / len(reference), np.maximum(observed, 0.5) / len(values)
     return float(np.sum((observed - expected) * np.log(observed / expected)))
 
 
 def kolmogorov_smirnov(reference: Sequence[float], images: int, values: ArrayLike) -> tuple[float, float]:
-    """Largest distance of the two distribution functions, and its p-value (large samples).
+    """Kolmogorov-Smirnov distance of two distribution functions, and its p-value (large samples).
 
-    ``images`` is the number behind the reference, which is taken as uniform between its quantiles.
+    ``images`` counts the images of the reference, which is assumed to be uniform between its quantiles.
     """
     from scipy.stats import kstwobign
 
-    values, places = np.sort(np.asarray(values, np.float64)), np.unique(reference)
-    # Where the reference's distribution function jumps, it has a value on each side.
-    ranks = np.searchsorted(reference, places, side="left"), np.searchsorted(reference, places, "right") - 1
-    below, upto = (np.interp(values, places, _QUANTILES[rank], left=0, right=1) for rank in ranks)
+    values, points = np.sort(np.asarray(values, np.float64)), np.unique(reference)
+    # Where the distribution function of the reference jumps, it has a value on each side.
+    ranks = np.searchsorted(reference, points, side="left"), np.searchsorted(reference, points, "right") - 1
+    below, upto = (np.interp(values, points, _QUANTILES[rank], left=0, right=1) for rank in ranks)
     count = len(values)
     before, after = np.arange(count) / count, np.arange(1, count + 1) / count
     distance = max(0.0, np.max(after - upto), np.max(below - before))
@@ -54,8 +54,8 @@ def kolmogorov_smirnov(reference: Sequence[float], images: int, values: ArrayLik
 def drift_table(reference: Mapping[str, Any], values: Mapping[str, ArrayLike]) -> "pd.DataFrame":
     """Compare measures with those of the same name in a reference (:func:`describe_reference`).
 
-    One row a name: ``what``, medians ``before`` and ``now``, ``psi``, ``psi_by_chance`` (its mean if nothing
-    changed: 9 (1/N + 1/M)), ``ks``, ``p`` (adjusted for the number of rows, Holm 1979), and ``verdict``.
+    One row per name: ``what``, medians ``before`` and ``now``, ``psi``, ``psi_by_chance`` (its mean without a
+    change: 9 (1/N + 1/M)), ``ks``, ``p`` (adjusted for the number of rows, Holm 1979), and ``verdict``.
     """
     import pandas as pd
     from statsmodels.stats.multitest import multipletests

@@ -1,14 +1,13 @@
 """Metrics of predictions, their intervals over patients, and subgroups.
 
 Arguments have one entry per image, shape (N,): ``labels`` (0 = NORMAL, 1 = PNEUMONIA, the positive class),
-``probabilities`` of PNEUMONIA in [0, 1], and ``groups``, the patient groups. ``draws`` counts the draws of
-the bootstrap. A decision is positive when ``probability >= threshold``. Thresholds are chosen on the
+``probabilities`` of PNEUMONIA in [0, 1], and ``groups``, the patient groups. ``draws`` is the number of
+bootstrap draws. A decision is positive when ``probability >= threshold``. Thresholds are chosen on the
 validation split (`thresholds.py`) and only applied to the others.
 
 Functions raise ValueError when shapes differ, labels are not 0 or 1, probabilities are NaN or outside [0, 1],
-or a class that is needed is missing. The ``weighted_…`` functions take weights of shape (D, N), check nothing
-and return NaN where a metric is undefined. Only NumPy is imported with the module: prediction needs no other
-library.
+or a required class is missing. The ``weighted_…`` functions take weights of shape (D, N), check nothing and
+return NaN where a metric is undefined. The module imports only NumPy: prediction needs no other library.
 """
 
 import functools
@@ -23,7 +22,7 @@ from chestxray.schema import SUBTYPES
 if TYPE_CHECKING:
     import pandas as pd
 
-_CHUNK = 1_000_000  # weights held at once by the bootstrap: 8 MB
+_CHUNK = 1_000_000  # bootstrap weights in memory at a time: 8 MB
 
 
 def confusion(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -> dict[str, int]:
@@ -36,7 +35,7 @@ def confusion(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -> 
 
 
 def wilson_interval(count: ArrayLike, total: ArrayLike) -> tuple[NDArray, NDArray, NDArray]:
-    """Return the share count / total and its 95 % interval (Wilson, 1927); NaN where the total is 0."""
+    """Return the share count / total and its 95 % interval (Wilson, 1927); NaN if the total is 0."""
     from statsmodels.stats.proportion import proportion_confint
 
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -53,13 +52,13 @@ def evaluate(
 ) -> tuple[dict, dict]:
     """Return all metrics of one split with 95 % intervals (:func:`bootstrap`); both classes must be present.
 
-    ``thresholds`` are ``{threshold_rule: value}``; None is left out. ``subtypes``, texts (N,), add
-    ``sensitivity_bacteria`` and ``sensitivity_virus`` where the subtype has positive images. Where no
-    draw differs from a value of 0 or 1, the interval is Wilson's over patients: those that a rate counts, and
-    for other metrics those of the smaller class.
+    ``thresholds`` are ``{threshold_rule: value}``; None is skipped. ``subtypes``, strings (N,), add
+    ``sensitivity_bacteria`` and ``sensitivity_virus`` if the subtype has positive images. If the value is 0
+    or 1 and all draws are equal to it, the interval is Wilson's over patients: for a rate, the patients that
+    it counts; for other metrics, those of the smaller class.
 
-    Gives ``{metric: {"value", "low", "high"}}`` for auroc, auprc, loss and brier, with the same for decisions
-    under each threshold_rule; and the confusion, ``{threshold_rule: {cell: count}}``.
+    Returns ``{metric: {"value", "low", "high"}}`` for auroc, auprc, loss and brier, the same for decisions
+    under each threshold_rule, and the confusion, ``{threshold_rule: {cell: count}}``.
     """
     labels, probabilities = check_scores(labels, probabilities, both_classes=True)
     thresholds = {rule: threshold for rule, threshold in thresholds.items() if threshold is not None}
@@ -71,8 +70,8 @@ def evaluate(
     all_metrics = functools.partial(weighted_metrics, labels, probabilities, thresholds, masks)
     metrics: dict = {}
     for (rule, metric), estimate in bootstrap(all_metrics, labels, groups, draws).items():
-        place = metrics if rule is None else metrics.setdefault(rule, {})
-        place[metric] = entry = percentile_interval(*estimate)
+        entries = metrics if rule is None else metrics.setdefault(rule, {})
+        entries[metric] = entry = percentile_interval(*estimate)
         if entry["value"] in (0, 1) and entry["low"] == entry["high"] is not None:
             images = {"sensitivity": labels == 1, "specificity": labels == 0, "accuracy": labels >= 0}
             images |= {f"sensitivity_{name}": mask for name, mask in masks.items()}
@@ -85,10 +84,10 @@ def evaluate(
 
 
 def bootstrap(metrics: Callable, labels: NDArray, groups: ArrayLike, draws: int = 2000) -> dict:
-    """Compute metrics of all images and of each draw of patients (:func:`bootstrap_weights`).
+    """Compute metrics on all images and on each draw of patients (:func:`bootstrap_weights`).
 
-    ``metrics`` is a function from weights, shape (D, N), to ``{name: array of shape (..., D)}``. The result
-    is ``{name: (value, drawn)}`` of shapes (...) and (..., draws).
+    ``metrics`` is a function from weights, shape (D, N), to ``{name: array of shape (..., D)}``. Returns
+    ``{name: (value, drawn)}`` of shapes (...) and (..., draws).
     """
     values = metrics(np.ones((1, len(labels))))
     blocks = [metrics(weights) for weights in bootstrap_weights(labels, groups, draws)]
@@ -101,13 +100,13 @@ def bootstrap(metrics: Callable, labels: NDArray, groups: ArrayLike, draws: int 
 def percentile_interval(value: float, drawn: NDArray, comparisons: int = 1) -> dict[str, float | None]:
     """Return ``value`` with ``low`` and ``high``, the 2.5 and 97.5 percentiles of its draws.
 
-    With several ``comparisons`` the interval is wider, so that all together hold at 95 % (Bonferroni).
-    Percentile bootstrap of Efron and Tibshirani (1993). Undefined draws (NaN) are left out; if they are over
-    half, the bounds are None. An undefined value is None.
+    Percentile bootstrap of Efron and Tibshirani (1993). With several ``comparisons`` the interval is wider
+    (Bonferroni). Undefined draws (NaN) are skipped. If more than half are undefined, the bounds are None. An
+    undefined value is None.
     """
-    known = drawn[~np.isnan(drawn)]
+    defined = drawn[~np.isnan(drawn)]
     tail = 2.5 / comparisons
-    bounds = np.percentile(known, [tail, 100 - tail]) if 2 * len(known) >= len(drawn) else (np.nan, np.nan)
+    bounds = np.percentile(defined, [tail, 100 - tail]) if 2 * len(defined) >= len(drawn) else [np.nan] * 2
     entry = zip(("value", "low", "high"), (value, *bounds))
     return {name: None if np.isnan(number) else float(number) for name, number in entry}
 
@@ -115,19 +114,18 @@ def percentile_interval(value: float, drawn: NDArray, comparisons: int = 1) -> d
 def bootstrap_weights(labels: ArrayLike, groups: ArrayLike, draws: int = 2000) -> Iterator[NDArray]:
     """Draw patient groups with replacement, stratified by label, and yield how often each image was drawn.
 
-    Each block is float64 of shape (some of the draws, N). A group is positive when any of its images is. Each
-    draw takes as many positive and as many negative groups as there are. Labels and groups determine the
-    draws, so two models can be compared draw by draw. ValueError is raised with the first draw, also for a
-    missing group or ``draws`` below 1.
+    Each block is float64 of shape (number of draws, N). A group is positive when any of its images is. Each
+    draw has as many positive and negative groups as the data. The draws depend only on labels and groups, so
+    that two models can be compared draw by draw. Errors are raised with the first block, also
+    for a missing group or ``draws`` below 1.
     """
     groups = np.asarray(groups)
     labels = check_labels(labels, groups=groups)
-    missing = [group for group in groups.tolist() if group is None or group != group]
-    if missing:
-        raise ValueError(f"every image needs a group. Received: groups={missing[:3]}")
+    if missing := [group for group in groups.tolist() if group is None or group != group]:
+        raise ValueError(f"every image must have a group. Received: groups={missing[:3]}")
     if draws < 1:
         raise ValueError(f"draws must be at least 1. Received: draws={draws}")
-    number = np.unique(groups, return_inverse=True)[1]  # of each image's group
+    number = np.unique(groups, return_inverse=True)[1]  # of the group of each image
     positive = np.bincount(number, labels) > 0
     pool = np.argsort(positive, kind="stable")  # group numbers, the negative stratum first
     sizes = np.bincount(positive, minlength=2)
@@ -144,13 +142,13 @@ def bootstrap_weights(labels: ArrayLike, groups: ArrayLike, draws: int = 2000) -
 def weighted_ranking(labels: NDArray, probabilities: NDArray, weights: NDArray) -> NDArray:
     """Return AUROC and average precision, shape (2, D), equal to scikit-learn's with ``sample_weight``."""
     order = np.argsort(-probabilities, kind="stable")
-    last = np.append(np.diff(probabilities[order]) != 0, True)  # of the images of one score
+    last = np.append(np.diff(probabilities[order]) != 0, True)  # last image of each distinct score
     counts = [np.cumsum((weights * (labels == y))[:, order], axis=1)[:, last] for y in (1, 0)]
-    # One column a threshold, from the highest down; the first has no positive decision.
+    # One column per threshold in descending order; the first has no positive decision.
     tp, fp = np.pad(counts, [(0, 0), (0, 0), (1, 0)])
-    # Trapezoids: negatives of one score meet all higher positives and half of their equals.
+    # The trapezoids count pairs of a negative and a positive with equal scores as one half.
     area = np.sum(np.diff(fp) * (tp[:, :-1] + tp[:, 1:]), axis=1) / 2
-    # Precision is 0/0 while nothing is drawn; the step in recall is 0 there.
+    # Precision is 0/0 before the first drawn image; the step in recall is 0 there.
     precision = np.nan_to_num(ratio(tp, tp + fp)[:, 1:])
     steps = np.sum(np.diff(tp) * precision, axis=1)
     return np.stack([ratio(area, tp[:, -1] * fp[:, -1]), ratio(steps, tp[:, -1])])
@@ -161,7 +159,7 @@ def weighted_metrics(
 ) -> dict[tuple[str | None, str], NDArray]:
     """Return ``{(threshold_rule or None, metric): shape (D,)}`` at thresholds ``{threshold_rule: value}``.
 
-    ``masks`` are ``{subtype: bool (N,)}``: the positive images of each subtype, for its sensitivity.
+    ``masks`` select the positive images of each subtype, ``{subtype: bool (N,)}``.
     """
     total = weights.sum(axis=1)
     clipped = np.clip(probabilities, 1e-7, 1 - 1e-7)
@@ -194,13 +192,13 @@ def _weighted_rates(labels: NDArray, decisions: NDArray, weights: NDArray) -> di
 
 
 def ratio(part: ArrayLike, whole: ArrayLike) -> NDArray:
-    """Divide; NaN where 0/0 and infinite where /0, without a warning."""
+    """Divide without a warning: 0/0 is NaN, and any other division by 0 is infinite."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.true_divide(part, whole)
 
 
 def roc_band(labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike) -> tuple[NDArray, ...]:
-    """Return 1 − specificity (101,), and pointwise 95 % bounds of sensitivity there, over patients."""
+    """Return 1 − specificity (101,) and pointwise 95 % bounds of sensitivity, over patients."""
     from sklearn.metrics import roc_curve
 
     labels, probabilities = check_scores(labels, probabilities, both_classes=True)
@@ -215,18 +213,17 @@ def roc_band(labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike) -> 
 
 
 def check_labels(labels: ArrayLike, both_classes: bool = False, **arrays: NDArray) -> NDArray:
-    """Return labels as int64 (N,), N > 0, or raise ValueError, also if an array has another shape."""
+    """Return labels as int64 (N,), N > 0; other labels, or arrays of another shape, raise ValueError."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.size == 0:
-        raise ValueError(f"expected labels of shape (N,). Received: labels.shape={labels.shape}")
-    wrong = labels[~np.isin(labels, (0, 1))].tolist()
-    if wrong:
-        raise ValueError(f"labels must be 0 or 1. Received: labels={wrong[:3]}")
+        raise ValueError(f"labels must have shape (N,), N > 0. Received: labels.shape={labels.shape}")
+    if invalid := labels[~np.isin(labels, (0, 1))].tolist():
+        raise ValueError(f"labels must be 0 or 1. Received: labels={invalid[:3]}")
     if both_classes and np.all(labels == labels[0]):
-        raise ValueError(f"both classes are needed. Received: labels=all {labels[0]}")
+        raise ValueError(f"labels must contain both classes. Received: labels=all {labels[0]}")
     for name, array in arrays.items():
         if array.shape != labels.shape:
-            raise ValueError(f"expected shape {labels.shape}. Received: {name}.shape={array.shape}")
+            raise ValueError(f"{name} must have shape {labels.shape}. Received: {name}.shape={array.shape}")
     return labels.astype(np.int64)
 
 
@@ -236,29 +233,28 @@ def check_scores(
     """Return labels as int64 and probabilities as float64, or raise ValueError."""
     probabilities = np.asarray(probabilities, np.float64)
     labels = check_labels(labels, both_classes, probabilities=probabilities)
-    wrong = probabilities[~((probabilities >= 0) & (probabilities <= 1))].tolist()
-    if wrong:
-        raise ValueError(f"expected values in [0, 1]. Received: probabilities={wrong[:3]}")
+    if invalid := probabilities[~((probabilities >= 0) & (probabilities <= 1))].tolist():
+        raise ValueError(f"probabilities must be in [0, 1]. Received: probabilities={invalid[:3]}")
     return labels, probabilities
 
 
 FEW = 30
-"""Images of a class under which a rate is called uncertain: its interval is wider than ± 15 points."""
+"""With fewer images of a class, a rate is uncertain: its interval is wider than ± 15 percentage points."""
 
 
 def subgroup_table(table: "pd.DataFrame", by: str, threshold: float, draws: int = 1000) -> "pd.DataFrame":
-    """Score the images of each value of the column ``by``; ``threshold`` is that of the rates.
+    """Compute metrics for each value of the column ``by``; ``threshold`` is the one of the rates.
 
-    ``table`` has one row an image: ``label``, ``probability``, ``group`` and the column. A column with more
-    than six different numbers is cut into thirds of equally many images; missing values are a subgroup.
+    ``table`` has one row per image: ``label``, ``probability``, ``group`` and the column. A column with more
+    than six distinct numbers is divided into tertiles. Missing values are a subgroup of their own.
 
-    One row a value: ``by, value, images, pneumonia``; ``auroc``, ``sensitivity`` and ``specificity`` with
-    ``_low`` and ``_high`` (bootstrap; Wilson for the rates; NaN where a class is missing); ``note`` on few.
+    One row per value: ``by, value, images, pneumonia``; ``auroc``, ``sensitivity`` and ``specificity`` with
+    ``_low`` and ``_high`` (bootstrap; Wilson for the rates; NaN for a missing class); ``note`` on few images.
     """
     import pandas as pd
 
     if by not in table:
-        raise ValueError(f"no such column; there are {sorted(table)}. Received: by={by!r}")
+        raise ValueError(f"by must be one of the columns {sorted(table)}. Received: by={by!r}")
     values, rows = _subgroups(table[by]), []
     for value in sorted(values.unique()):
         images = table[values == value]
@@ -284,7 +280,7 @@ def interval_columns(name: str, numbers: Iterable[float]) -> dict[str, float]:
 
 
 def _subgroups(column: "pd.Series") -> "pd.Series":
-    """Return the values as text, many different numbers in thirds."""
+    """Return the subgroup of each row as text; more than six distinct numbers become tertiles."""
     import pandas as pd
 
     numbers = pd.to_numeric(column, errors="coerce")

@@ -1,8 +1,8 @@
-"""Quantitative checks of heatmaps, and stress tests of the model behind them.
+"""Quantitative checks of heatmaps, and stress tests of the model.
 
-Maps (not negative) and masks (``bool``) are (N, H, W); different shapes raise ValueError. By chance, hits,
-energy and precision are the share of the mask in the image. ``score`` is a model as a function from
-``images``, ``uint8`` (N, H, W), to scores (N,). ``groups`` are patient groups, (N,).
+Heatmaps (not negative) and masks (``bool``) are (N, H, W); different shapes raise ValueError. For random
+heatmaps, the expected hits, energy and precision are the share of the mask in the image. ``score`` is a model
+as a function from ``images``, ``uint8`` (N, H, W), to scores (N,). ``groups`` are patient groups, (N,).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +20,7 @@ Score = Callable[[NDArray], NDArray]
 
 
 def pointing_game(maps: NDArray, masks: NDArray) -> NDArray:
-    """Whether the largest value of each map, above 0, lies in its mask (Zhang 2016), ``bool`` (N,)."""
+    """Whether the maximum of each heatmap is above 0 and in its mask (Zhang 2016), ``bool`` (N,)."""
     maps, masks = _same_shape(maps, masks)
     flat = maps.reshape(len(maps), -1)
     hit = masks.reshape(len(masks), -1)[np.arange(len(maps)), flat.argmax(axis=1)]
@@ -28,20 +28,20 @@ def pointing_game(maps: NDArray, masks: NDArray) -> NDArray:
 
 
 def energy_inside(maps: NDArray, masks: NDArray) -> NDArray:
-    """Share of each map that lies in its mask, (N,); NaN for an empty map."""
+    """Share of the sum of each heatmap that is in its mask, (N,); NaN for an empty heatmap."""
     maps, masks = _same_shape(maps, masks)
     return ratio((maps * masks).sum(axis=(1, 2)), maps.sum(axis=(1, 2)))
 
 
 def pixel_precision(maps: NDArray, masks: NDArray) -> NDArray:
-    """Average precision of each map's pixels, (N,); NaN for an empty mask."""
+    """Average precision of the pixels of each heatmap, (N,); NaN for an empty mask."""
     maps, masks = _same_shape(maps, masks)
     pairs = zip(masks.reshape(len(masks), -1), maps.reshape(len(maps), -1))
     return np.array([average_precision_score(*pair) if pair[0].any() else np.nan for pair in pairs])
 
 
 def similarity(first: NDArray, second: NDArray) -> NDArray:
-    """Rank correlation (Spearman) of the pixels of each two maps, (N,); NaN where one is constant."""
+    """Rank correlation (Spearman) of the pixels of two heatmaps, (N,); NaN if one is constant."""
     ranks = [rankdata(maps.reshape(len(maps), -1), axis=1) for maps in _same_shape(first, second)]
     first, second = (rank - rank.mean(axis=1, keepdims=True) for rank in ranks)
     lengths = [np.sqrt((centered**2).sum(axis=1)) for centered in (first, second)]
@@ -51,66 +51,66 @@ def similarity(first: NDArray, second: NDArray) -> NDArray:
 def _same_shape(first: ArrayLike, second: ArrayLike) -> tuple[NDArray, NDArray]:
     first, second = np.asarray(first), np.asarray(second)
     if first.ndim != 3 or first.shape != second.shape:
-        raise ValueError(f"two arrays need one shape (N, H, W). Received: {first.shape}, {second.shape}")
+        raise ValueError(f"arrays must have one shape (N, H, W). Received: {first.shape}, {second.shape}")
     return first, second
 
 
 def occlusion(score: Score, images: NDArray, window: int, step: int) -> NDArray:
-    """Map how much the score falls when a square is greyed out; slow, but independent of the network.
+    """Compute how much the score falls when a square is occluded; slow, but works for any model.
 
-    A square has a side of ``window`` pixels and the mean of its image. Squares are at most ``step`` pixels
-    apart and reach all edges. The result, (N, h, w), is the score of the image minus that without the square.
+    A square has a side of ``window`` pixels and the mean value of its image. Squares are at most ``step``
+    pixels apart and reach all edges. Returns (N, h, w): score of the image minus score with the square.
     """
     images = np.asarray(images)
-    whole = np.asarray(score(images), np.float64)
+    scores = np.asarray(score(images), np.float64)
     last = (max(0, side - window) for side in images.shape[1:])
     rows, columns = (np.linspace(0, end, 1 + -(-end // step)).round().astype(int) for end in last)
     drops = np.empty((len(images), len(rows), len(columns)))
     grey = images.mean(axis=(1, 2)).round().astype(np.uint8)[:, None, None]
     for i, top in enumerate(rows):
         for j, left in enumerate(columns):
-            hidden = images.copy()
-            hidden[:, top : top + window, left : left + window] = grey
-            drops[:, i, j] = whole - score(hidden)
+            occluded = images.copy()
+            occluded[:, top : top + window, left : left + window] = grey
+            drops[:, i, j] = scores - score(occluded)
     return drops
 
 
 def perturbation_curves(score: Score, images: NDArray, maps: NDArray, insert: bool = False) -> NDArray:
-    """Blur pixels in the order of a map, or restore them with ``insert`` (Petsiuk 2018, arXiv:1806.07421).
+    """Blur pixels in the order of a heatmap, or ``insert`` them (Petsiuk 2018, arXiv:1806.07421).
 
-    Departure: removed pixels are blurred (sigma: 1/12 of the side), not black. The highest pixels of a map
-    come first. The result, (N, 17), holds the scores after 0, 1, …, 16 equal portions of pixels.
+    Departure: removed pixels are blurred (sigma: 1/12 of the side), not black. The highest values come first.
+    Returns (N, 17): the scores after 0, 1, …, 16 equal portions of pixels.
     """
     images, maps = np.asarray(images), np.asarray(maps, np.float64)
     blurred = np.stack([cv2.GaussianBlur(image, (0, 0), images.shape[1] / 12) for image in images])
     start, end = (blurred, images) if insert else (images, blurred)
     order = np.argsort(-maps.reshape(len(maps), -1), axis=1, kind="stable")
-    place = np.argsort(order, axis=1, kind="stable").reshape(maps.shape)
-    portions = np.linspace(0, maps[0].size, 17)
-    return np.stack([score(np.where(place < many, end, start)) for many in portions], axis=1)
+    ranks = np.argsort(order, axis=1, kind="stable").reshape(maps.shape)
+    counts = np.linspace(0, maps[0].size, 17)
+    return np.stack([score(np.where(ranks < count, end, start)) for count in counts], axis=1)
 
 
 def control_maps(images: NDArray, seed: int = 0) -> dict[str, NDArray]:
-    """Maps without information, (N, H, W) each: smooth noise, and a Gaussian in the centre of the image."""
+    """Heatmaps without information, (N, H, W) each: smooth noise, and a Gaussian in the centre."""
     count, height, width = np.asarray(images).shape
     rng = np.random.default_rng(seed)
     noise = [cv2.GaussianBlur(rng.random((height, width)), (0, 0), height / 16) for _ in range(count)]
     y, x = np.mgrid[:height, :width]
-    bell = np.exp(-(((x - (width - 1) / 2) / width) ** 2 + ((y - (height - 1) / 2) / height) ** 2) / 0.1)
+    gaussian = np.exp(-(((x - (width - 1) / 2) / width) ** 2 + ((y - (height - 1) / 2) / height) ** 2) / 0.1)
     noise = np.stack(noise) - np.min(noise, axis=(1, 2), keepdims=True)
-    return {"random": noise, "centred Gaussian": np.broadcast_to(bell, (count, height, width))}
+    return {"random": noise, "centred Gaussian": np.broadcast_to(gaussian, (count, height, width))}
 
 
 def faithfulness_table(curves: Mapping[str, Mapping], name: str, groups: ArrayLike) -> pd.DataFrame:
-    """Compare the map ``name`` with the others, its controls, by the areas under their curves.
+    """Compare the heatmap ``name`` with the others, its controls, by the area under the curve.
 
-    ``curves`` are ``{game: {map: (N, 17)}}`` (:func:`perturbation_curves`) for the games ``deletion`` (small
-    areas are good) and ``insertion`` (large ones). One row a game and control: ``game, control, area,
-    control_area`` (means), and ``gain`` with ``low, high``: how much better the map's area is, over patients.
+    ``curves`` are ``{game: {name: (N, 17)}}`` (:func:`perturbation_curves`). In the game ``deletion`` a small
+    area is good, in ``insertion`` a large one. One row per game and control: ``game, control, area,
+    control_area`` (means), and ``gain``, the advantage over the control, with ``low, high`` over patients.
     """
     rows = []
-    for game, by_map in curves.items():
-        areas = {label: np.mean(scores, axis=1) for label, scores in by_map.items()}
+    for game, scores_of in curves.items():
+        areas = {label: np.mean(scores, axis=1) for label, scores in scores_of.items()}
         for control in sorted(areas.keys() - {name}):
             gain = (areas[name] - areas[control]) * (1 if game == "insertion" else -1)
             means = [float(values.mean()) for values in (areas[name], areas[control], gain)]
@@ -120,29 +120,26 @@ def faithfulness_table(curves: Mapping[str, Mapping], name: str, groups: ArrayLi
 
 
 def mean_interval(values: ArrayLike, groups: ArrayLike) -> tuple[float, float]:
-    """95 % interval of a mean by bootstrap over patient groups; NaN values are left out."""
+    """95 % interval of a mean by bootstrap over patient groups; NaN values are skipped."""
     values, groups = np.asarray(values, np.float64), np.asarray(groups)
-    known = ~np.isnan(values)
-    values, groups = values[known], groups[known]
-
-    def mean(weights: NDArray) -> dict[str, NDArray]:
-        return {"mean": weights @ values / weights.sum(axis=1)}
-
-    interval = percentile_interval(*bootstrap(mean, np.zeros(len(values), int), groups)["mean"])
+    defined = ~np.isnan(values)
+    values, groups = values[defined], groups[defined]
+    means = bootstrap(lambda w: {"mean": w @ values / w.sum(axis=1)}, np.zeros(len(values), int), groups)
+    interval = percentile_interval(*means["mean"])
     return interval["low"], interval["high"]
 
 
 def centre_box(size: int) -> NDArray:
-    """Mask of the central box of 0.7 of the side, ``bool`` (size, size); it stands for missing lung masks."""
+    """Mask of the central box of 0.7 of the side, ``bool`` (size, size), used if lung masks are missing."""
     mask, edge = np.zeros((size, size), bool), round(size * (1 - 0.7) / 2)
     mask[edge : size - edge, edge : size - edge] = True
     return mask
 
 
 def _border(image: NDArray) -> NDArray:
-    kept, width = image.copy(), max(1, round(len(image) / 28))  # 8 of 224 pixels
-    kept[width:-width, width:-width] = 0
-    return kept
+    border, width = image.copy(), max(1, round(len(image) / 28))  # 8 of 224 pixels
+    border[width:-width, width:-width] = 0
+    return border
 
 
 def _jpeg(image: NDArray) -> NDArray:
@@ -174,13 +171,13 @@ def stress_table(
     masks: NDArray | None = None,
     reframed: NDArray | None = None,
 ) -> pd.DataFrame:
-    """Score changed images with a trained model; ``score`` gives calibrated probabilities.
+    """Evaluate a trained model on changed images; ``score`` returns calibrated probabilities.
 
-    Images are preprocessed. ``labels``, (N,), are those of `metrics.py`; both classes must be present. The
-    threshold is frozen on validation. ``masks`` are lungs; without them :func:`centre_box` is blacked out.
-    ``reframed`` are the same images under another collimation
+    Images are preprocessed. For ``labels``, (N,), see `metrics.py`; both classes must be present. The
+    threshold was chosen on validation. ``masks`` are the lungs, which are blacked out; the default is
+    :func:`centre_box`. ``reframed`` are the same images with another collimation
     (:meth:`chestxray.data.dataset.XrayData.reframed`).
-    One row a change, the first being none: ``change``; ``auroc`` with ``low`` and ``high`` over patients;
+    One row per change, the first is ``none``: ``change``; ``auroc`` with ``low`` and ``high`` over patients;
     ``sensitivity``, ``specificity``; ``changed``, the share of decisions that the change reverses.
     """
     images = np.asarray(images)
@@ -188,8 +185,8 @@ def stress_table(
     def changes() -> Iterator[tuple[str, NDArray]]:
         yield "none", images
         name = "centre blacked out" if masks is None else "lungs blacked out"
-        hidden = centre_box(images.shape[1])[None] if masks is None else np.asarray(masks, bool)
-        yield name, np.where(hidden, 0, images).astype(np.uint8)
+        masked = centre_box(images.shape[1])[None] if masks is None else np.asarray(masks, bool)
+        yield name, np.where(masked, 0, images).astype(np.uint8)
         if reframed is not None:
             yield "lung box of the other class", reframed
         for name, change in STRESSES.items():

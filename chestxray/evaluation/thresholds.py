@@ -1,4 +1,4 @@
-"""Operating points, predictive values, triage; arguments and errors are those of `metrics.py`."""
+"""Thresholds, operating points and triage. Arguments and errors: see `metrics.py`."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ PREVALENCES = (0.10, 0.25, 0.50)
 
 
 def _candidates(labels: NDArray, probabilities: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    """Return 0 and the midpoints of distinct scores, and the true positives and true negatives at each."""
+    """Return candidate thresholds (0 and midpoints of distinct scores), and true positives and negatives."""
     scores = np.unique(probabilities)
     candidates = np.append(0.0, (scores[:-1] + scores[1:]) / 2)
     positives, negatives = (np.sort(probabilities[labels == label]) for label in (1, 0))
@@ -24,20 +24,20 @@ def _candidates(labels: NDArray, probabilities: NDArray) -> tuple[NDArray, NDArr
 def choose_thresholds(labels: ArrayLike, probabilities: ArrayLike) -> tuple[dict, dict]:
     """Choose thresholds on the validation split: ``{threshold_rule: value or None}``, and reasons for None.
 
-    - ``youden``: largest sensitivity + specificity - 1 (Youden, 1950); of equal ones the lowest.
+    - ``youden``: largest sensitivity + specificity - 1 (Youden, 1950); the lowest threshold of several.
     - ``sensitivity_95``: highest threshold at which the lower bound of the two-sided 95 % Wilson interval of
-      sensitivity is at least 0.95. Images are treated as independent: optimistic with several a patient.
+      sensitivity is at least 0.95. Images count as independent: optimistic if patients have several.
     - ``half``: 0.5.
     """
     labels, probabilities = metrics.check_scores(labels, probabilities, both_classes=True)
     candidates, true_positives, true_negatives = _candidates(labels, probabilities)
     negatives, positives = np.bincount(labels)
-    # Youden's index times both class sizes plus a constant: integers, so ties are exact.
+    # Youden's index, multiplied by both class sizes: with integers, ties are exact.
     best = np.argmax(true_positives * negatives + true_negatives * positives)
     thresholds = {"youden": float(candidates[best]), "sensitivity_95": None, "half": 0.5}
-    enough = metrics.wilson_interval(true_positives, positives)[1] >= 0.95
-    if enough.any():
-        thresholds["sensitivity_95"] = float(candidates[enough].max())
+    sensitive = metrics.wilson_interval(true_positives, positives)[1] >= 0.95
+    if sensitive.any():
+        thresholds["sensitivity_95"] = float(candidates[sensitive].max())
         return thresholds, {}
     sizes = np.arange(1, 100)
     needed = sizes[metrics.wilson_interval(sizes, sizes)[1] >= 0.95].min()
@@ -52,11 +52,11 @@ def operating_points(
     thresholds: Mapping[str, float | None],
     prevalences: Sequence[float] = PREVALENCES,
 ) -> pd.DataFrame:
-    """Describe the decisions at each threshold, ``{threshold_rule: value}``; None is left out.
+    """Describe the decisions at each threshold, ``{threshold_rule: value}``; None is skipped.
 
-    One row a threshold: ``threshold_rule, threshold, tp, fp, tn, fn``; ``sensitivity`` and ``specificity``
+    One row per threshold: ``threshold_rule, threshold, tp, fp, tn, fn``; ``sensitivity`` and ``specificity``
     with ``_low`` and ``_high`` (Wilson; images are treated as independent); the likelihood ratios
-    ``lr_positive``, ``lr_negative`` (NaN where 0/0, infinite where /0); ``ppv_10``, ``npv_10`` (percent), ….
+    ``lr_positive``, ``lr_negative`` (:func:`metrics.ratio`); ``ppv_10``, ``npv_10`` (prevalence in %), ….
     """
     metrics.check_labels(labels, both_classes=True)
     rows = []
@@ -65,8 +65,8 @@ def operating_points(
             continue
         counts = metrics.confusion(labels, probabilities, threshold)
         row = {"threshold_rule": threshold_rule, "threshold": threshold, **counts}
-        for name, right, wrong in (("sensitivity", "tp", "fn"), ("specificity", "tn", "fp")):
-            interval = metrics.wilson_interval(counts[right], counts[right] + counts[wrong])
+        for name, true, false in (("sensitivity", "tp", "fn"), ("specificity", "tn", "fp")):
+            interval = metrics.wilson_interval(counts[true], counts[true] + counts[false])
             row |= metrics.interval_columns(name, interval)
         sensitivity, specificity = row["sensitivity"], row["specificity"]
         row["lr_positive"] = metrics.ratio(sensitivity, 1 - specificity)
@@ -83,12 +83,12 @@ def operating_points(
 def threshold_elsewhere(
     labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike, counts: Sequence[int]
 ) -> pd.DataFrame:
-    """Score decisions at a threshold that is chosen on some labelled images of another hospital.
+    """Evaluate decisions at a threshold that is chosen on some labelled images of another hospital.
 
-    For each of ``counts``, 200 draws take patient groups at random until they hold so many images; the Youden
-    threshold of these decides about all others. A draw does not count when either subset lacks a class. One
-    row a count for which half of the draws count: ``labelled``, ``draws`` (their number) and, on the other
-    images, accuracy, sensitivity and specificity: mean, and 2.5 and 97.5 percentiles (``_low``, ``_high``).
+    For each of ``counts``, 200 draws take random patient groups until they have so many images. Their Youden
+    threshold is applied to the other images. A draw is invalid if either subset lacks a class. One row per
+    count, if half of the draws are valid: ``labelled``, ``draws`` (valid ones) and, on the other images,
+    accuracy, sensitivity and specificity: mean, and 2.5 and 97.5 percentiles (``_low``, ``_high``).
     """
     labels, probabilities = metrics.check_scores(labels, probabilities, both_classes=True)
     groups = np.unique(np.asarray(groups), return_inverse=True)[1]
@@ -117,7 +117,7 @@ def choose_triage(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, floa
     """Choose two thresholds on validation: ``rule_out`` and ``rule_in``.
 
     ``rule_out`` is the highest threshold with a sensitivity of at least 0.98. ``rule_in`` is the lowest with
-    a specificity of at least 0.98, or 1. If they cross, both become their middle and no image is referred.
+    a specificity of at least 0.98, or 1. If they cross, both become their mean and no image is referred.
     """
     labels, probabilities = metrics.check_scores(labels, probabilities, both_classes=True)
     candidates, true_positives, true_negatives = _candidates(labels, probabilities)
@@ -130,7 +130,7 @@ def choose_triage(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, floa
 
 
 def fit_decisions(logits: ArrayLike, labels: ArrayLike) -> dict[str, dict]:
-    """Fit what a card needs to decide, on raw logits and labels, (N,), of the validation split.
+    """Fit calibration and thresholds of a card on raw logits and labels, (N,), of the validation split.
 
     The keys are calibration (slope, intercept), thresholds, threshold_reasons and triage.
     """
@@ -146,19 +146,19 @@ def triage_table(
 ) -> pd.DataFrame:
     """Count the decisions of two thresholds, 0 <= rule_out <= rule_in <= 1 (else ValueError).
 
-    One row a decision: ``decision, images, share, pneumonia`` (images), ``wrong`` (pneumonias ruled out,
+    One row per decision: ``decision, images, share, pneumonia`` (images), ``wrong`` (pneumonias ruled out,
     normals ruled in; NaN for referred) and ``error`` with ``low`` and ``high``: wrong / images, Wilson.
     """
     labels, probabilities = metrics.check_scores(labels, probabilities)
     if not 0 <= rule_out <= rule_in <= 1:
-        received = f"rule_out={rule_out}, rule_in={rule_in}"
-        raise ValueError(f"0 <= rule_out <= rule_in <= 1 is needed. Received: {received}")
-    out, into = probabilities < rule_out, probabilities >= rule_in
-    decisions = {"rule out": (out, 1), "refer": (~out & ~into, None), "rule in": (into, 0)}
+        message = "thresholds must satisfy 0 <= rule_out <= rule_in <= 1"
+        raise ValueError(f"{message}. Received: rule_out={rule_out}, rule_in={rule_in}")
+    low, high = probabilities < rule_out, probabilities >= rule_in
+    decisions = {"rule out": (low, 1), "refer": (~low & ~high, None), "rule in": (high, 0)}
     rows = []
-    for decision, (chosen, wrong_label) in decisions.items():
-        images, pneumonia = int(chosen.sum()), int(labels[chosen].sum())
-        wrong = np.nan if wrong_label is None else int((labels[chosen] == wrong_label).sum())
+    for decision, (mask, wrong_label) in decisions.items():
+        images, pneumonia = int(mask.sum()), int(labels[mask].sum())
+        wrong = np.nan if wrong_label is None else int((labels[mask] == wrong_label).sum())
         row = {"decision": decision, "images": images, "share": images / len(labels), "pneumonia": pneumonia}
         row |= {"wrong": wrong} | dict(zip(("error", "low", "high"), metrics.wilson_interval(wrong, images)))
         rows.append(row)

@@ -1,6 +1,6 @@
-"""Registry of pretrained backbones: one row for each, with everything that differs between them."""
+"""Registry of pretrained backbones and loading of their weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,21 +14,19 @@ def _three_channels(grey: keras.KerasTensor) -> keras.KerasTensor:
     return keras.layers.Concatenate(name="three_channels", dtype="float32")([grey] * 3)
 
 
-def _normalise(
-    grey: keras.KerasTensor, mean: Sequence[float], deviation: Sequence[float], white: float
-) -> keras.KerasTensor:
-    options = {"mean": [white * m for m in mean], "variance": [(white * d) ** 2 for d in deviation]}
-    options |= {"name": "imagenet_means", "dtype": "float32"}
-    return keras.layers.Normalization(**options)(_three_channels(grey))
+def _normalise(grey: keras.KerasTensor, mean: tuple, deviation: tuple, white: float) -> keras.KerasTensor:
+    statistics = {"mean": [white * m for m in mean], "variance": [(white * d) ** 2 for d in deviation]}
+    layer = keras.layers.Normalization(**statistics, name="imagenet_means", dtype="float32")
+    return layer(_three_channels(grey))
 
 
-# Channels in blue, green, red minus the ImageNet means; or in [0, 1], and over the standard deviations.
+# Caffe: subtract the ImageNet means (blue, green, red). Torch: scale to [0, 1], standardise (red to blue).
 _caffe = partial(_normalise, mean=(103.939, 116.779, 123.68), deviation=(1.0, 1.0, 1.0), white=1.0)
 _torch = partial(_normalise, mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225), white=255)
 
 
 def _minus_one_to_one(grey: keras.KerasTensor) -> keras.KerasTensor:
-    """Channels scaled from 0–255 to [−1, 1]."""
+    """Three channels, scaled from 0–255 to [−1, 1]."""
     scale = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="scale", dtype="float32")
     return scale(_three_channels(grey))
 
@@ -39,14 +37,14 @@ class Backbone:
 
     Attributes:
         name, build: Key in :data:`BACKBONES` and in file names; the builder in ``keras.applications``.
-        image_size: Side in pixels on which it was trained.
-        preprocess: Makes the layers from one grey channel in 0–255 to what the builder expects.
-        gradcam_layer: Last layer that keeps the geometry of the image.
-        stages: First layer of each stage, from the input on; fine-tuning trains one and all that follow.
-            InceptionV3 has the concatenation before each stage, because it numbers its convolutions anew.
-        bf16_pays: Whether bfloat16 was measured to be faster than float32 on a CPU that has the units.
-        pretrained_variance: Factors on the variance of the builder's own normalisation with pretrained
-            weights, by whose roots Keras' EfficientNets divide only for ``weights="imagenet"``.
+        image_size: Side in pixels of the images that it was trained on.
+        preprocess: Adds the preprocessing layers between one grey channel in 0–255 and the backbone.
+        gradcam_layer: Last layer with spatial feature maps.
+        stages: First layer of each stage, from input to output; fine-tuning trains one and all later stages.
+            For InceptionV3, the concatenation before a stage, because its convolutions have no fixed names.
+        bf16_pays: Whether bfloat16 was measured to be faster than float32 on a CPU with bfloat16 units.
+        pretrained_variance: Factors on the variance of the builder's own normalisation layer with pretrained
+            weights. Keras' EfficientNets divide by their square roots only for ``weights="imagenet"``.
     """
 
     name: str
@@ -79,17 +77,17 @@ BACKBONES = {
 
 
 def get_backbone(name: str) -> Backbone:
-    """Look a backbone up by name; an unknown one raises ValueError with the known ones."""
+    """Return a backbone by name; an unknown name raises ValueError."""
     if name not in BACKBONES:
         raise ValueError(f"backbone must be one of {sorted(BACKBONES)}. Received: backbone={name!r}")
     return BACKBONES[name]
 
 
 def load_backbone_weights(model: keras.Model, weights: str | None, backbone: Backbone) -> str:
-    """Put pretrained weights into the backbone's layers of a flat model; give the name to record.
+    """Load pretrained weights into the backbone's layers of a flat model; return the name to record.
 
-    For ``weights`` see :func:`chestxray.files.find_weights`; FileNotFoundError if they cannot be had. They
-    are copied layer by layer in order, because layer names of InceptionV3 differ between instances.
+    For ``weights`` see :func:`chestxray.files.find_weights`; FileNotFoundError if they cannot be loaded. They
+    are copied in the order of the layers, because layer names of InceptionV3 differ between instances.
     """
     source, recorded = find_weights(weights, backbone.name)
     if source is None:
@@ -100,7 +98,7 @@ def load_backbone_weights(model: keras.Model, weights: str | None, backbone: Bac
         reason = " ".join(str(error).split())[:120]  # may be empty, or many lines
         raise FileNotFoundError(
             f"the weights of {backbone.name} could not be loaded ({type(error).__name__}: {reason}). Either "
-            "connect to the internet, so that Keras can download them, or give a file or folder with "
+            "connect to the internet, so that Keras can download them, or pass a file or folder with "
             f"{backbone.name.lower()}_notop.weights.h5 as weights or in CHESTXRAY_WEIGHTS. "
             f"Received: weights={weights!r}"
         ) from error
@@ -115,8 +113,8 @@ def load_backbone_weights(model: keras.Model, weights: str | None, backbone: Bac
 
 
 def refresh_normalisation(model: keras.Model) -> None:
-    """Make ``Normalization`` layers compute with the weights that ``set_weights`` gave them."""
-    # Keras computes with copies of mean and variance, and renews them only when it adapts or loads a layer.
+    """Make ``Normalization`` layers use the weights that ``set_weights`` gave them."""
+    # Keras computes with copies of mean and variance, and updates them only when it adapts or loads a layer.
     for layer in model.layers:
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()

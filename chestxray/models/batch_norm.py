@@ -10,10 +10,10 @@ import tensorflow as tf
 
 @contextmanager
 def fused_batch_norm(model: keras.Model) -> Iterator[None]:
-    """Let the batch normalisation of a flat model train with TensorFlow's fused kernel.
+    """Train the batch normalisation of a flat model with TensorFlow's fused kernel.
 
-    Keras 3 passes through the memory many times (``benchmarks/batch_norm.py``). The kernel gives the same
-    outputs, gradients and moving statistics up to rounding. Frozen layers and prediction are left to Keras.
+    The kernel needs fewer passes over the memory than Keras 3 (``benchmarks/batch_norm.py``). Outputs,
+    gradients and moving statistics are equal up to rounding. Frozen layers and prediction do not use it.
     """
     replaced = [layer for layer in model.layers if _can_be_fused(layer)]
     for layer in replaced:
@@ -39,15 +39,15 @@ def _fused_call(
         if not (training and layer.trainable):
             return original(inputs, training=training, mask=mask)
         shape = layer.moving_mean.shape
-        learned = {"scale": layer.gamma if layer.scale else tf.ones(shape)}
-        learned["offset"] = layer.beta if layer.center else tf.zeros(shape)
-        moving = {"mean": layer.moving_mean, "variance": layer.moving_variance}
+        tensors = {"x": inputs, "mean": layer.moving_mean, "variance": layer.moving_variance}
+        tensors["scale"] = layer.gamma if layer.scale else tf.ones(shape)
+        tensors["offset"] = layer.beta if layer.center else tf.zeros(shape)
         options = {"epsilon": layer.epsilon, "is_training": True}
-        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(x=inputs, **learned, **moving, **options)
-        values = tf.cast(tf.size(inputs) // inputs.shape[-1], variance.dtype)
-        variance *= (values - 1) / values  # the kernel divides by n - 1, Keras by n
-        for moving, now in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
-            moving.assign(moving * layer.momentum + now * (1 - layer.momentum))
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(**tensors, **options)
+        count = tf.cast(tf.size(inputs) // inputs.shape[-1], variance.dtype)
+        variance *= (count - 1) / count  # the kernel divides by n - 1, Keras by n
+        for moving, batch_value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
+            moving.assign(moving * layer.momentum + batch_value * (1 - layer.momentum))
         return outputs
 
     return call

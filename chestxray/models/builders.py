@@ -1,10 +1,10 @@
-"""Builders of the networks: from scratch, teacher, student, and transfer from ImageNet.
+"""Builders of the networks: CNNs from scratch, teacher, student, and transfer learning from ImageNet.
 
-Every builder gives a flat functional graph from grey images (N, size, size, 1) in 0–255, with the scaling
-inside, to ``float32`` logits (N, outputs). The logit layer starts at zero, so that an untrained network finds
-all classes equally likely: its loss is ln 2, or ln 3. Common arguments: ``image_size``, side of the input in
-pixels; ``dropout``, rate between the dense layers, [0, 1); ``precision``, Keras dtype policy; ``outputs``, 1
-logit, or 3 (normal, bacteria, virus); others raise ValueError.
+Each builder returns a flat functional model. Its inputs are grey images (N, size, size, 1) in 0–255, which it
+scales. Its outputs are ``float32`` logits (N, outputs). The logit layer is initialised with zeros, so that an
+untrained network predicts equal probabilities: its loss is ln 2, or ln 3. Common arguments: ``image_size``,
+side of the input in pixels; ``dropout``, rate between the dense layers, [0, 1); ``precision``, Keras dtype
+policy; ``outputs``, 1 logit, or 3 (normal, bacteria, virus); others raise ValueError.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from chestxray.models.backbones import get_backbone, load_backbone_weights, refr
 
 @contextlib.contextmanager
 def _dtype_policy(name: str) -> Iterator[None]:
-    """Build layers under a Keras dtype policy and restore the former one."""
-    former = keras.config.dtype_policy()
+    """Build layers with a Keras dtype policy and restore the previous one."""
+    previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:
         yield
     finally:
-        keras.config.set_dtype_policy(former)
+        keras.config.set_dtype_policy(previous)
 
 
 def _grey_input(size: int) -> tuple[keras.KerasTensor, keras.KerasTensor]:
@@ -51,7 +51,7 @@ def _dense_block(x: keras.KerasTensor, units: Sequence[int], dropout: float) -> 
 def build_custom_cnn(
     image_size: int = 224, dropout: float = 0.3, precision: str = "float32", outputs: int = 1
 ) -> keras.Model:
-    """Build the network from scratch: 11 convolutions and 5 dense layers; the side is at least 64.
+    """Build the custom CNN: 11 convolutions and 5 dense layers; the side is at least 64.
 
     Five blocks of 3 × 3 convolutions have 16 to 128 filters, batch normalisation, and max pooling between the
     blocks. The first convolution has stride 2, which makes the network about ten times faster.
@@ -60,10 +60,8 @@ def build_custom_cnn(
         inputs, x = _grey_input(image_size)
         for block, (filters, depth) in enumerate([(16, 2), (32, 2), (64, 2), (96, 2), (128, 3)], 1):
             for number in range(1, depth + 1):
-                stride = 2 if block == number == 1 else 1
-                x = layers.Conv2D(
-                    filters, 3, stride, "same", use_bias=False, name=f"block{block}_conv{number}"
-                )(x)
+                stride, name = 2 if block == number == 1 else 1, f"block{block}_conv{number}"
+                x = layers.Conv2D(filters, 3, stride, "same", use_bias=False, name=name)(x)
                 x = layers.BatchNormalization(momentum=0.9, name=f"block{block}_bn{number}")(x)
                 x = layers.ReLU(name=f"block{block}_relu{number}")(x)
             if block < 5:
@@ -74,13 +72,7 @@ def build_custom_cnn(
 
 
 def _build_plain_cnn(
-    name: str,
-    filters: Sequence[int],
-    units: Sequence[int],
-    image_size: int,
-    dropout: float,
-    precision: str,
-    outputs: int,
+    name: str, filters: tuple, units: tuple, image_size: int, dropout: float, precision: str, outputs: int
 ) -> keras.Model:
     with _dtype_policy(precision):
         inputs, x = _grey_input(image_size)
@@ -96,7 +88,7 @@ def build_teacher_cnn(
 ) -> keras.Model:
     """Build a light teacher: 3 convolutions (64, 128, 256) and 3 dense layers (512, 256, outputs).
 
-    Published versions flatten where it pools: at 224 px the first dense layer then has 100 million weights.
+    Published versions flatten instead of pooling: at 224 px their first dense layer has 100 million weights.
     """
     filters, units = (64, 128, 256), (512, 256)
     return _build_plain_cnn("teacher_cnn", filters, units, image_size, dropout, precision, outputs)
@@ -114,27 +106,27 @@ def build_compact_cnn(
 ) -> keras.Model:
     """Build the recommended student: depthwise separable, 116,000 parameters; the side is at least 32.
 
-    Two ordinary convolutions with stride 2, then depthwise separable ones (Howard 2017, arXiv:1704.04861) in
-    three stages of 64, 96 and 160 channels, with residual connections within a stage. Global average pooling
-    and one dense layer make the class activation map exact: the logit is the mean of the map plus the bias.
+    Two ordinary convolutions with stride 2 are followed by depthwise separable convolutions (Howard 2017,
+    arXiv:1704.04861) in three stages of 64, 96 and 160 channels, with residual connections within a stage.
+    With global average pooling and one dense layer, the class activation map is exact: the logit is the mean
+    of the map plus the bias.
     """
 
-    def normalised(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
-        return layers.BatchNormalization(momentum=0.9, name=f"{name}_bn")(x)
+    def normalised(x: keras.KerasTensor, layer: keras.layers.Layer) -> keras.KerasTensor:
+        return layers.BatchNormalization(momentum=0.9, name=f"{layer.name}_bn")(layer(x))
 
     with _dtype_policy(precision):
         inputs, x = _grey_input(image_size)
         for number, filters in enumerate((16, 32), 1):
-            x = layers.Conv2D(filters, 3, 2, "same", use_bias=False, name=f"stem{number}")(x)
-            x = layers.ReLU(name=f"stem{number}_relu")(normalised(x, f"stem{number}"))
+            x = normalised(x, layers.Conv2D(filters, 3, 2, "same", use_bias=False, name=f"stem{number}"))
+            x = layers.ReLU(name=f"stem{number}_relu")(x)
         for stage, (filters, depth, stride) in enumerate([(64, 2, 1), (96, 3, 2), (160, 3, 2)], 1):
             for number in range(1, depth + 1):
-                name, before, step = f"stage{stage}_block{number}", x, stride if number == 1 else 1
-                x = layers.DepthwiseConv2D(3, step, "same", use_bias=False, name=f"{name}_depthwise")(x)
-                x = layers.ReLU(name=f"{name}_depthwise_relu")(normalised(x, f"{name}_depthwise"))
-                x = layers.Conv2D(filters, 1, use_bias=False, name=f"{name}_pointwise")(x)
-                x = normalised(x, f"{name}_pointwise")
-                x = layers.Add(name=f"{name}_add")([before, x]) if number > 1 else x
+                name, residual, step = f"stage{stage}_block{number}", x, stride if number == 1 else 1
+                depthwise = layers.DepthwiseConv2D(3, step, "same", use_bias=False, name=f"{name}_depthwise")
+                x = layers.ReLU(name=f"{name}_depthwise_relu")(normalised(x, depthwise))
+                x = normalised(x, layers.Conv2D(filters, 1, use_bias=False, name=f"{name}_pointwise"))
+                x = layers.Add(name=f"{name}_add")([residual, x]) if number > 1 else x
                 x = layers.ReLU(name=f"{name}_relu")(x)
         x = layers.GlobalAveragePooling2D(name="pool")(x)
         x = layers.Dropout(dropout, name="dropout")(x)
@@ -147,7 +139,7 @@ CNNS: dict[str, Callable[..., keras.Model]] = {
     "student_cnn": build_student_cnn,
     "compact_cnn": build_compact_cnn,
 }
-"""The networks from scratch, by name."""
+"""The builders of networks that are trained from scratch, by name."""
 
 
 def build_transfer_model(
@@ -159,16 +151,17 @@ def build_transfer_model(
     precision: str = "float32",
     outputs: int = 1,
 ) -> tuple[keras.Model, str]:
-    """Build a backbone with a new head, as one flat graph.
+    """Build a backbone with a new head, as one flat model.
 
-    Gives the model, and where its weights come from: ``imagenet``, ``random`` or a file's name. An unknown
-    backbone raises ValueError; weights that cannot be had raise FileNotFoundError, never random ones instead.
+    Returns the model and the source of its weights: ``imagenet``, ``random`` or the name of a file. An
+    unknown backbone raises ValueError. Weights that cannot be loaded raise FileNotFoundError and are not
+    replaced by random ones.
 
     Args:
         backbone: Key in the registry, for example VGG16.
-        image_size: By default the backbone's own.
+        image_size: By default that of the backbone.
         head_units: Widths of the dense layers between pooling and logit.
-        weights: ``"imagenet"``, a weights file or folder, or None for random.
+        weights: ``"imagenet"``, a weights file or folder, or None for random weights.
     """
     row = get_backbone(backbone)
     size = image_size or row.image_size
@@ -178,14 +171,14 @@ def build_transfer_model(
         recorded = load_backbone_weights(base, weights, row)
         for layer in base.layers:
             if isinstance(layer, layers.Dropout):
-                layer.rate = 0.0  # a backbone's own dropout would end its frozen part
+                layer.rate = 0.0  # with dropout, frozen layers could not be computed once
         x = layers.GlobalAveragePooling2D(name="pool")(base.output)
         x = _dense_block(x, head_units, dropout)
         return keras.Model(inputs, _logit(x, outputs), name=backbone.lower()), recorded
 
 
 def as_float32(model: keras.Model) -> keras.Model:
-    """Rebuild a model that was trained in mixed precision, with the same weights in float32."""
+    """Copy a model that was trained in mixed precision to one in float32 with the same weights."""
     config = json.dumps(model.get_config())
     for policy in ("mixed_bfloat16", "mixed_float16"):
         config = config.replace(f'"{policy}"', '"float32"')
@@ -198,20 +191,21 @@ def as_float32(model: keras.Model) -> keras.Model:
 def layer_table(model: keras.Model) -> pd.DataFrame:
     """Summarise a flat model by the first word of its layers' names.
 
-    One row a part, in order: ``part``, ``layers``, ``parameters``, ``trainable`` (parameters that learn).
+    One row per part, in order: ``part``, ``layers``, ``parameters``, ``trainable`` (trainable parameters).
     """
-    layers_ = [layer for layer in model.layers if layer.count_params() or layer.name == "pool"]
-    table = pd.DataFrame({"part": [layer.name.split("_")[0] for layer in layers_], "layers": 1})
-    table["parameters"] = [layer.count_params() for layer in layers_]
-    trained = [[math.prod(weight.shape) for weight in layer.trainable_weights] for layer in layers_]
-    table["trainable"] = list(map(sum, trained))
+    rows = []
+    for layer in model.layers:
+        if layer.count_params() or layer.name == "pool":
+            trainable = sum(math.prod(weight.shape) for weight in layer.trainable_weights)
+            rows.append((layer.name.split("_")[0], 1, layer.count_params(), trainable))
+    table = pd.DataFrame(rows, columns=["part", "layers", "parameters", "trainable"])
     return table.groupby("part", sort=False).sum().reset_index()
 
 
 def last_layer(model: keras.Model) -> keras.layers.Layer:
     """Find the last layer that changes more than the shape, also inside nested models.
 
-    Raises ValueError: Something that is no layer follows it, perhaps a sigmoid.
+    An operation after it that is not a layer, for example a sigmoid, raises ValueError.
     """
     for layer in reversed(getattr(model, "operations", model.layers)):
         if isinstance(layer, keras.Model):
@@ -219,17 +213,16 @@ def last_layer(model: keras.Model) -> keras.layers.Layer:
         if not isinstance(layer, keras.layers.Layer):
             if type(layer).__name__ in ("Reshape", "Squeeze", "ExpandDims"):
                 continue
-            message = "something that is no layer follows the last layer: end in a layer"
-            raise ValueError(f"{message}. Received: operation={layer.name!r}")
+            raise ValueError(f"the model must end in a layer. Received: operation={layer.name!r}")
         shaping = (keras.layers.Reshape, keras.layers.Flatten, keras.layers.Dropout, keras.layers.Identity)
         linear = getattr(layer, "activation", None) is keras.activations.linear
         if not isinstance(layer, shaping) and not (linear and isinstance(layer, keras.layers.Activation)):
             return layer
-    raise ValueError(f"a model without layers. Received: model={model.name!r}")
+    raise ValueError(f"the model must have layers. Received: model={model.name!r}")
 
 
 def flat_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """All layers in order, those of inner models in their place."""
+    """Yield all layers in order, including those of nested models."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             yield from flat_layers(layer)
@@ -238,7 +231,7 @@ def flat_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
 
 
 def last_activation(model: keras.Model) -> str:
-    """Name of the last activation of a network, also inside nested models; ``linear`` without any."""
+    """Name of the last activation, also inside nested models; ``linear`` if there is none."""
     for layer in reversed(list(flat_layers(model))):
         activation = layer if isinstance(layer, keras.layers.Softmax) else getattr(layer, "activation", None)
         name = getattr(activation, "__name__", type(activation).__name__.lower())
@@ -248,7 +241,7 @@ def last_activation(model: keras.Model) -> str:
 
 
 def check_logits(model: keras.Model, what: str = "a model") -> None:
-    """Raise ValueError unless a model ends in raw logits: one (pneumonia), or several, one a class."""
+    """Raise ValueError unless a model ends in raw logits: one (pneumonia), or one per class."""
     end = type(getattr(model, "operations", model.layers)[-1]).__name__.lower()
     name = end if end in ("sigmoid", "softmax") else last_activation(model)
     if name in ("sigmoid", "softmax"):

@@ -1,8 +1,8 @@
-"""Checkpoints of a training, which continues to the same weights after any interruption.
+"""Checkpoints of a training: an interrupted training continues to the same final weights.
 
-After every epoch one file takes the whole state: variables of the model with the seeds of its dropout layers,
-the optimizer, EarlyStopping and ReduceLROnPlateau, and the history. Order and augmentation of an epoch depend
-on its number alone, so nothing else is needed to continue bit for bit.
+After each epoch, the whole state is written to one file: the variables of the model (with the seeds of its
+dropout layers), the optimizer, EarlyStopping, ReduceLROnPlateau and the history. Order and augmentation of an
+epoch depend only on its number, so that the continued training is equal bit for bit.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ _CALLBACK_STATE = ("wait", "best", "best_epoch", "stopped_epoch", "cooldown_coun
 
 
 def fingerprint(model: keras.Model, description: dict[str, Any]) -> str:
-    """Identify a training by its network, its starting weights and its ``description``.
+    """Hash the network, its initial weights and the ``description`` of a training.
 
-    The description holds settings, data and split as plain JSON types. Names of layers do not count: Keras
-    numbers some anew in every instance. Of what is trainable, only weights count.
+    The description has settings, data and split as plain JSON types. Names of layers are ignored, because
+    Keras numbers them differently in each instance. Only the ``trainable`` attribute of weights counts.
     """
-    fed, ignored = zip(model.operations, wiring(model), strict=True), {"name": "", "trainable": None}
-    layers = [[type(layer).__name__, layer.get_config() | ignored, sources] for layer, sources in fed]
+    operations, ignored = zip(model.operations, wiring(model), strict=True), {"name": "", "trainable": None}
+    layers = [[type(layer).__name__, layer.get_config() | ignored, sources] for layer, sources in operations]
     digest = hashlib.sha256(json.dumps([description, layers], sort_keys=True, default=str).encode())
     for weight in model.weights:
         digest.update(f"{weight.shape}{weight.trainable}".encode())
@@ -37,34 +37,34 @@ def fingerprint(model: keras.Model, description: dict[str, Any]) -> str:
 
 
 def functional(model: keras.Model) -> keras.Model:
-    """Return a functional model; that of a Sequential one shares its layers. Others raise ValueError."""
+    """Return a functional model, which shares the layers of a Sequential one. Others raise ValueError."""
     if isinstance(model, keras.Sequential) and model.built:
         return keras.Model(model.inputs, model.outputs, name=model.name)
     if isinstance(model, keras.Sequential) or not hasattr(model, "operations"):
-        message = "training needs a functional model, or a Sequential one that begins with an Input"
-        raise ValueError(f"{message}. Received: model of class {type(model).__name__}")
+        name = type(model).__name__
+        raise ValueError(f"model must be functional, or Sequential with an Input. Received: model={name}")
     return model
 
 
 def wiring(model: keras.Model) -> list[list[int]]:
-    """Say for each of ``model.operations`` of a functional model which of them feed it, by position."""
+    """Inputs of each of ``model.operations`` of a functional model, as positions in this list."""
     position = {layer.name: number for number, layer in enumerate(model.operations)}
     nodes = [layer["inbound_nodes"] for layer in model.get_config()["layers"]]
-    return [[position[name] for name in _feeding(node)] for node in nodes]
+    return [[position[name] for name in _input_names(node)] for node in nodes]
 
 
-def _feeding(node: Any) -> Iterator[str]:
-    """Names of the layers in a serialised call."""
+def _input_names(node: Any) -> Iterator[str]:
+    """Names of the input layers of a serialised call."""
     if isinstance(node, dict) and "keras_history" in node:
         yield node["keras_history"][0]
     elif isinstance(node, (dict, list, tuple)):
         for value in node.values() if isinstance(node, dict) else node:
-            yield from _feeding(value)
+            yield from _input_names(value)
 
 
 @contextlib.contextmanager
 def starting_again(model: keras.Model, wanted: bool) -> Iterator[None]:
-    """On any error give the model its variables back, if wanted, so that its :func:`fingerprint` stays."""
+    """After an error, restore the variables of the model if ``wanted``, so that its fingerprint stays."""
     start = [(variable, variable.numpy()) for variable in model.variables]
     try:
         yield
@@ -76,11 +76,11 @@ def starting_again(model: keras.Model, wanted: bool) -> Iterator[None]:
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Last callback of a training: writes the state after every epoch and takes it up again.
+    """Last callback of a training: writes the state after each epoch and restores it.
 
-    ``history`` has one dictionary an epoch, with the metrics and ``epoch``; ``epochs_done`` is their number
-    and ``seconds`` their duration, in all calls together. ``stopped`` says whether early stopping has ended
-    the training, ``finished`` whether it came to its end.
+    ``history`` has one dictionary per epoch with the metrics and ``epoch``; ``epochs_done`` is the number of
+    epochs and ``seconds`` their duration, over all calls. ``stopped`` is true after early stopping, and
+    ``finished`` at the end of the training.
     """
 
     def __init__(self, path: Path | None, identity: str, watched: list[keras.callbacks.Callback]):
@@ -88,7 +88,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.path, self.identity, self.watched = path, identity, watched
         self.history: list[dict[str, float]] = []
         self.stopped = self.finished = False
-        self.seconds = self._began = 0.0
+        self.seconds = self._start = 0.0
         self._callback_state: list[dict[str, Any]] = []
         self._best_weights: list[np.ndarray] = []
 
@@ -97,7 +97,7 @@ class Checkpoint(keras.callbacks.Callback):
         return len(self.history)
 
     def restore(self, model: keras.Model) -> None:
-        """Load the state of the same training into a compiled model, if there is one."""
+        """Load the state of the same training into a compiled model, if it was stored."""
         if self.path is None or not self.path.is_file():
             return
         try:
@@ -117,7 +117,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.seconds, self._callback_state = meta["seconds"], meta["callbacks"]
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        self._began = time.perf_counter() - self.seconds
+        self._start = time.perf_counter() - self.seconds
         for callback, state in zip(self.watched, self._callback_state):
             vars(callback).update(state)
             if self._best_weights and isinstance(callback, keras.callbacks.EarlyStopping):
@@ -125,7 +125,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         self.history.append({"epoch": epoch + 1, **{key: float(value) for key, value in logs.items()}})
-        self.seconds = time.perf_counter() - self._began
+        self.seconds = time.perf_counter() - self._start
         self._write()
 
     def on_train_end(self, logs: dict | None = None) -> None:
@@ -141,20 +141,15 @@ class Checkpoint(keras.callbacks.Callback):
         stopped = self.stopped or self.model.stop_training
         meta = {"identity": self.identity, "history": self.history, "seconds": self.seconds}
         meta |= {"stopped": stopped, "finished": self.finished, "best_weights": len(best)}
-        meta["callbacks"] = [
-            {name: _plain(value) for name, value in vars(callback).items() if name in _CALLBACK_STATE}
-            for callback in self.watched
-        ]
+        states = [vars(callback).items() for callback in self.watched]
+        meta["callbacks"] = [{key: value for key, value in x if key in _CALLBACK_STATE} for x in states]
         variables = [variable.numpy() for variable in _variables(self.model)]
         arrays = {f"variable{number}": values for number, values in enumerate(variables)}
         arrays |= {f"best{number}": weight for number, weight in enumerate(best)}
         with whole_file(self.path) as partial, open(partial, "wb") as file:
-            np.savez(file, meta=np.array(json.dumps(meta)), **arrays)
+            # NumPy scalars are no JSON types.
+            np.savez(file, meta=np.array(json.dumps(meta, default=lambda x: x.item())), **arrays)
 
 
 def _variables(model: keras.Model) -> list[keras.Variable]:
     return [*model.variables, *model.optimizer.variables]
-
-
-def _plain(value: Any) -> Any:
-    return None if value is None else float(value) if isinstance(value, (float, np.floating)) else int(value)

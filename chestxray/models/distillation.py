@@ -1,4 +1,4 @@
-"""Knowledge distillation: Distiller and its loss."""
+"""Knowledge distillation: the loss and the Keras model that trains a student with it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,24 +11,25 @@ from chestxray.models.builders import check_logits
 
 
 def distillation_loss(teacher_logits: Any, student_logits: Any, temperature: float) -> Any:
-    """Distance of a student from its teacher: T² · KL(teacher ‖ student) at temperature T.
+    """Distillation loss T² · KL(teacher ‖ student) at temperature T.
 
-    Both distributions over the classes are softened by dividing the logits by T; T² keeps the size of the
-    gradient independent of T (Hinton, Vinyals and Dean 2015, arXiv:1503.02531). One logit z is the log-odds
-    of class 1 and stands for the pair (0, z): the distributions are Bernoulli(σ(t/T)) and Bernoulli(σ(s/T)).
+    The logits of both are divided by T. With the factor T², the size of the gradient does not depend on T
+    (Hinton, Vinyals and Dean 2015, arXiv:1503.02531). One logit z is the log-odds of class 1 and is treated
+    as the pair (0, z): the distributions are Bernoulli(σ(t/T)) and Bernoulli(σ(s/T)).
 
-    Logits are (N, 1) for two classes, (N, C) for more; T, the ``temperature``, is above 0. Gives (N,), in
-    nats times T²; 0 where both agree.
+    Logits are (N, 1) for two classes, (N, C) for more. T, the ``temperature``, is above 0. Returns (N,), in
+    nats times T²; 0 for equal distributions.
     """
     teacher, student = (_log_softened(logits, temperature) for logits in (teacher_logits, student_logits))
     return temperature**2 * ops.sum(ops.exp(teacher) * (teacher - student), axis=-1)
 
 
 def mean_tempered_entropy(logits: Any, temperature: float) -> float:
-    """Mean entropy of a teacher's softened probabilities, in nats: its information beyond the decision.
+    """Mean entropy of a teacher's softened probabilities, in nats.
 
-    At most ln 2 = 0.69 for two classes and ln 3 = 1.10 for three. A teacher near 0 repeats the labels.
-    Logits are (N, 1) or (N, C), the ``temperature`` is above 0.
+    It measures the information of the teacher beyond the decision. It is at most ln 2 = 0.69 for two classes
+    and ln 3 = 1.10 for three. Near 0, the teacher only repeats the labels. Logits are (N, 1) or (N, C), the
+    ``temperature`` is above 0.
     """
     log = _log_softened(logits, temperature)
     return float(ops.mean(-ops.sum(ops.exp(log) * log, axis=-1)))
@@ -44,25 +45,25 @@ def _log_softened(logits: Any, temperature: float) -> Any:
 class Distiller(keras.Model):
     """Trains a student with ``α · cross-entropy + (1 − α) · distillation loss``.
 
-    ``keras.distillation`` cannot take its place: its softmax over one logit is constant, so that the loss is
-    0, and sample and class weights are unused.
+    ``keras.distillation`` cannot be used: its softmax over one logit is constant, so that the loss is 0, and
+    it ignores sample and class weights.
 
-    The cross-entropy is that of the labels (0 or 1 for one logit, the number of the class for several), the
-    other term :func:`distillation_loss`. Sample and class weights weigh both terms; as elsewhere in Keras the
+    The cross-entropy uses the labels (0 or 1 for one logit, the class index for several), the other term is
+    :func:`distillation_loss`. Sample and class weights apply to both terms. As elsewhere in Keras, the
     weighted terms are summed and divided by the number of images. Regularisation losses of the student are
-    added unweighted. ``loss``, ``student_loss`` and ``distillation_loss`` are means over the epoch, and
-    ``val_loss`` is the same objective on the validation images.
+    added without weights. ``loss``, ``student_loss`` and ``distillation_loss`` are means over the epoch, and
+    ``val_loss`` is the same loss on the validation images.
 
-    The teacher is not a part of this model: it is neither trained nor saved with it, and its weights and
-    batch statistics stay as they are. Save ``student``, which shares its weights with this model.
+    The teacher is not part of this model: it is not trained or saved, and its weights and batch statistics do
+    not change. Save ``student``, which shares its weights with this model.
 
-    What ``fit`` and ``evaluate`` are given as ``x``:
+    ``x`` of ``fit`` and ``evaluate`` is one of:
 
-    - images, when student and teacher take the same ones;
-    - ``{"image": …, "teacher_image": …}`` when they take different sizes;
-    - ``{"image": …, "teacher_logit": …}`` without a teacher, with its answers computed before.
+    - images, if student and teacher have the same input;
+    - ``{"image": …, "teacher_image": …}``, if their sizes differ;
+    - ``{"image": …, "teacher_logit": …}`` with stored logits, without a teacher.
 
-    ``predict`` needs the images alone and gives the student's logits.
+    ``predict`` takes only the images and returns the student's logits.
     """
 
     def __init__(
@@ -72,86 +73,69 @@ class Distiller(keras.Model):
         alpha: float = 0.3,
         temperature: float = 2.0,
     ):
-        """Join student and teacher, both with logits (N, 1) or (N, C).
+        """Create the model from a student and a teacher, both with logits (N, 1) or (N, C).
 
-        ``alpha``, in [0, 1], weighs the labels' term; ``temperature`` is above 0. Others raise ValueError.
+        ``alpha``, in [0, 1], weights the labels; ``temperature`` is above 0. Other values raise ValueError.
         """
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must lie in 0–1. Received: alpha={alpha!r}")
+            raise ValueError(f"alpha must be in [0, 1]. Received: alpha={alpha!r}")
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0. Received: temperature={temperature!r}")
         check_logits(student, "the student")
         if teacher is not None:
             check_logits(teacher, "the teacher")
-            taught, learned = teacher.output.shape[-1], student.output.shape[-1]
-            if taught != learned:
-                message = "teacher and student must have the same number of logits"
-                raise ValueError(f"{message}. Received: teacher={taught}, student={learned}")
+            counts = f"teacher={teacher.output.shape[-1]}, student={student.output.shape[-1]}"
+            if teacher.output.shape[-1] != student.output.shape[-1]:
+                raise ValueError(f"both models must have the same number of logits. Received: {counts}")
         super().__init__(name=f"{student.name}_distiller", dtype=student.dtype_policy)
         self.student, self.alpha, self.temperature = student, alpha, temperature
-        # In a function Keras does not find it: as an attribute it would be trained, saved and counted.
-        self._teach = None if teacher is None else lambda images: teacher(images, training=False)
+        # A function hides the teacher from Keras, which would train, save and count an attribute.
+        self._teacher = None if teacher is None else lambda images: teacher(images, training=False)
         self._terms = {name: keras.metrics.Mean(name) for name in ("student_loss", "distillation_loss")}
         self.built = True
 
     def compile(
         self, optimizer: keras.Optimizer | str = "adam", metrics: list | None = None, **options: Any
     ) -> None:
-        """Compile with an optimizer for the student and metrics of its logits; the class gives the loss.
+        """Compile with an optimizer for the student and metrics of its logits.
 
-        XLA stays off. A ``loss`` raises ValueError.
+        XLA is off by default. The class defines the loss; the argument ``loss`` raises ValueError.
         """
         if "loss" in options:
-            raise ValueError(f"the loss is that of the class. Received: loss={options['loss']!r}")
+            raise ValueError(
+                f"loss must not be set, the class defines it. Received: loss={options['loss']!r}"
+            )
         super().compile(optimizer=optimizer, metrics=metrics, **{"jit_compile": False} | options)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         return self.student(inputs["image"] if isinstance(inputs, Mapping) else inputs, training=training)
 
-    def train_step(self, data: Any) -> dict[str, Any]:
-        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-        taught = self._teacher_logits(x)
-        variables = self.trainable_variables
-        with tf.GradientTape() as tape:
-            logits = self(x, training=True)
-            loss = self._objective(y, logits, taught, weight)
-            # Replicas add their gradients (tf.distribute), as in Keras' own step.
-            replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            scaled = self.optimizer.scale_loss(loss / replicas)
-        self.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables))
-        return self._report(y, logits, weight, loss)
-
-    def test_step(self, data: Any) -> dict[str, Any]:
-        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-        logits = self(x, training=False)
-        return self._report(y, logits, weight, self._objective(y, logits, self._teacher_logits(x), weight))
+    def compute_loss(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        """Compute the loss of the student's logits ``y_pred`` in a step of ``fit`` or ``evaluate``."""
+        if y_pred.shape[-1] == 1:
+            labels = ops.reshape(ops.cast(y, y_pred.dtype), (-1, 1))
+            cross_entropy = keras.losses.binary_crossentropy(labels, y_pred, from_logits=True)
+        else:
+            labels = ops.reshape(y, (-1,))
+            cross_entropy = keras.losses.sparse_categorical_crossentropy(labels, y_pred, from_logits=True)
+        distilled = distillation_loss(self._teacher_logits(x), y_pred, self.temperature)
+        terms = {"student_loss": cross_entropy, "distillation_loss": distilled}
+        for name, values in terms.items():
+            if sample_weight is not None:
+                values = values * ops.reshape(ops.cast(sample_weight, values.dtype), (-1,))
+            terms[name] = ops.mean(values)
+            self._terms[name].update_state(terms[name], sample_weight=ops.shape(y_pred)[0])
+        loss = self.alpha * terms["student_loss"] + (1 - self.alpha) * terms["distillation_loss"]
+        # tf.distribute adds the gradients of all replicas.
+        return ops.sum([loss, *self.losses]) / tf.distribute.get_strategy().num_replicas_in_sync
 
     def _teacher_logits(self, x: Any) -> Any:
         if isinstance(x, Mapping) and "teacher_logit" in x:
             return x["teacher_logit"]
-        if self._teach is None:
+        if self._teacher is None:
             received = sorted(x) if isinstance(x, Mapping) else type(x).__name__
             message = 'without a teacher x must be {"image": …, "teacher_logit": …}'
             raise ValueError(f"{message}. Received: x={received}")
-        return self._teach(x["teacher_image"] if isinstance(x, Mapping) else x)
-
-    def _objective(self, labels: Any, logits: Any, taught: Any, weight: Any) -> Any:
-        if logits.shape[-1] == 1:
-            labels = ops.reshape(ops.cast(labels, logits.dtype), (-1, 1))
-            hard = keras.losses.binary_crossentropy(labels, logits, from_logits=True)
-        else:
-            labels = ops.reshape(labels, (-1,))
-            hard = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
-        soft = distillation_loss(taught, logits, self.temperature)
-        terms = {"student_loss": hard, "distillation_loss": soft}
-        for name, values in terms.items():
-            if weight is not None:
-                values = values * ops.reshape(ops.cast(weight, values.dtype), (-1,))
-            terms[name] = ops.mean(values)
-            self._terms[name].update_state(terms[name], sample_weight=ops.shape(logits)[0])
-        loss = self.alpha * terms["student_loss"] + (1 - self.alpha) * terms["distillation_loss"]
-        return ops.sum([loss, *self.losses])
-
-    def _report(self, labels: Any, logits: Any, weight: Any, loss: Any) -> dict[str, Any]:
-        self._loss_tracker.update_state(loss, sample_weight=ops.shape(logits)[0])
-        return self.compute_metrics(None, labels, logits, sample_weight=weight)
+        return self._teacher(x["teacher_image"] if isinstance(x, Mapping) else x)

@@ -1,8 +1,7 @@
-"""Activations of the frozen part of a network, computed once.
+"""Activations of the frozen layers of a network, computed once and stored.
 
-Layers that do not learn give the same activations for the same image in every epoch. They are computed once
-and kept on disk, and the rest of the network is trained from there. It shares its layers with the whole
-network, so that an ordinary Keras model is saved at the end.
+Frozen layers have the same activations for the same image in each epoch. They are computed once and stored
+on disk. The other layers are trained on them. These layers are shared with the whole network.
 """
 
 import contextlib
@@ -12,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,38 +28,31 @@ from chestxray.models.checkpoint import fingerprint, wiring
 
 FEATURES_VERSION = 1
 _BATCH = 32
-_SPARE = 2 * 10**9  # bytes of the disk that are never taken
+_RESERVED = 2 * 10**9  # bytes of disk space that stay free
 _ONEDNN_BF16 = "auto_mixed_precision_onednn_bfloat16"
 
 
 def find_cut(model: keras.Model) -> keras.layers.Layer | None:
-    """Find the last frozen layer of a model that is a single cut point: all paths pass through it.
+    """Find the last frozen layer of a model that is a single cut point: all paths go through it.
 
-    Frozen means that it and all layers before it give the same output in every step; Dropout does not.
-    The result is None when no layer up to it has weights other than those of the preprocessing.
+    Frozen means that it and all layers before it have the same output in each step, unlike Dropout. Returns
+    None if these layers have no weights other than those of the preprocessing.
     """
     layers, sources = model.operations, wiring(model)
-    whole = [not isinstance(layer, keras.Model) and _called_once(layer) for layer in layers]
+    usable = [not isinstance(x, keras.Model) and isinstance(x.output, keras.KerasTensor) for x in layers]
     first = next((number for number, layer in enumerate(layers) if _differs_in_training(layer)), 0)
     last_use = {source: number for number, group in enumerate(sources) for source in group}
     cut, live, weights, weights_at_cut = None, [], 0, 0
     for number, layer in enumerate(layers[:first]):
         weights += 0 if isinstance(layer, keras.layers.Normalization) else len(layer.weights)
         live = [source for source in live if last_use[source] > number] + [number]
-        if len(live) == 1 and whole[number]:
+        if len(live) == 1 and usable[number]:
             cut, weights_at_cut = layer, weights
     return cut if weights_at_cut else None
 
 
-def _called_once(layer: keras.layers.Layer) -> bool:
-    try:
-        return layer.output is not None
-    except (AttributeError, ValueError):  # Keras: several outputs, or none
-        return False
-
-
 def _differs_in_training(layer: keras.layers.Layer) -> bool:
-    if any(map(_differs_in_training, getattr(layer, "layers", ()))):  # of a nested model
+    if any(map(_differs_in_training, getattr(layer, "layers", ()))):  # layers of a nested model
         return True
     moving = isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
     random = hasattr(layer, "seed_generator") and getattr(layer, "rate", 1) > 0
@@ -68,14 +60,14 @@ def _differs_in_training(layer: keras.layers.Layer) -> bool:
 
 
 def frozen_graph(model: keras.Model, bf16: bool = False) -> Callable[[tf.Tensor], list[tf.Tensor]]:
-    """Turn a model into a fast function from images to a list of its outputs.
+    """Convert a model to a fast function from images to a list of its outputs.
 
-    On a CPU, bfloat16 is left to oneDNN's own rewriting of a float32 copy, which converts less back and forth
-    than Keras' policy. With batch normalisation the weights become constants, so that convolution,
-    normalisation and activation fuse. Without it, constants only cost time (VGG16: 48, not 79 images/s).
+    On a CPU, oneDNN converts a float32 copy of the model to bfloat16, with fewer conversions than the policy
+    of Keras. With batch normalisation the weights become constants, so that convolution, normalisation and
+    activation are fused. Without it, constants are slower (VGG16: 48 instead of 79 images/s).
 
-    The model takes (N, H, W, 1) in 0–255, gives one or several tensors, and is not changed. ``bf16`` computes
-    in bfloat16 on a CPU also when the model itself computes in float32.
+    The input is (N, H, W, 1) in 0–255. The model is not changed. With ``bf16``, a float32 model is also
+    computed in bfloat16 on a CPU.
     """
     bf16 = bf16 or any(layer.compute_dtype == "bfloat16" for layer in model.layers)
     rewrite = bf16 and not tf.config.list_physical_devices("GPU")
@@ -86,30 +78,24 @@ def frozen_graph(model: keras.Model, bf16: bool = False) -> Callable[[tf.Tensor]
         graph = convert_variables_to_constants_v2(graph)
 
     def compute(images: tf.Tensor) -> list[tf.Tensor]:
-        with _graph_option(_ONEDNN_BF16, rewrite):
+        previous = tf.config.optimizer.get_experimental_options().get(_ONEDNN_BF16, False)
+        tf.config.optimizer.set_experimental_options({_ONEDNN_BF16: rewrite})
+        try:
             return list(graph(images))
+        finally:
+            tf.config.optimizer.set_experimental_options({_ONEDNN_BF16: previous})
 
-    compute.model = copy  # the graph holds its variables only weakly
+    compute.model = copy  # the graph has only weak references to its variables
     return compute
 
 
-@contextlib.contextmanager
-def _graph_option(name: str, value: bool) -> Iterator[None]:
-    former = tf.config.optimizer.get_experimental_options().get(name, False)
-    tf.config.optimizer.set_experimental_options({name: value})
-    try:
-        yield
-    finally:
-        tf.config.optimizer.set_experimental_options({name: former})
-
-
 class Features:
-    """Stored activations for all training and validation images.
+    """Stored activations of all training and validation images.
 
-    Each view of each image is computed when it is first needed. An entry on disk is one view of all images of
-    one subset: a ``float16`` memory map, keyed by the frozen layers and weights, the pixels, the paths and
-    the view. ``rest`` is the model from the first cut to the logit; it shares its layers with the whole
-    model. ``bytes`` is the size of all views on disk, ``entries`` their folders, whether they exist or not.
+    A view is computed when it is first needed. An entry on disk is one view of all images of one subset: a
+    ``float16`` memory map. Its key is a hash of the frozen layers and weights, the pixels, the paths and the
+    view. ``rest`` is the model from the first cut to the logit; it shares its layers with the whole model.
+    ``bytes`` is the size of all views on disk, ``entries`` are their folders, which may not exist yet.
     """
 
     def __init__(
@@ -120,9 +106,9 @@ class Features:
         augmentation: Augmentation | None,
         views: int,
     ):
-        """Describe the features of a flat model; nothing is computed yet.
+        """Plan the activations of a flat model at the layers ``cuts``; nothing is computed yet.
 
-        Training starts from the output of the first of ``cuts``; later phases start from the others.
+        This phase of training starts from the output of the first of ``cuts``, later phases from the others.
         """
         self.data, self.cuts, self.augmentation = data, list(cuts), augmentation
         self.views = views if augmentation else 1
@@ -140,8 +126,8 @@ class Features:
             contents = [data.store.key, list(rows["path"]), list(rows["sha256"])]
             views_ = range(self.views) if subset == "train" and augmentation else [None]
             for number, view in itertools.product(range(len(cuts)), views_):
-                drawn = None if view is None else [asdict(augmentation), view, data.train_seed]
-                key = json.dumps([FEATURES_VERSION, identities[number], *contents, drawn])
+                augmented = None if view is None else [asdict(augmentation), view, data.train_seed]
+                key = json.dumps([FEATURES_VERSION, identities[number], *contents, augmented])
                 self._folders[subset, number, view] = root / hashlib.sha256(key.encode()).hexdigest()[:24]
         self.entries = list(self._folders.values())
         images = self.views * len(data.subset("train")) + len(data.subset("val"))
@@ -151,17 +137,17 @@ class Features:
         return epoch % self.views if subset == "train" and self.augmentation else None
 
     def prepare(self, subset: str, epoch: int = 0) -> None:
-        """Compute the view of an epoch, ``epoch % views``, for train or val, unless it is on disk."""
+        """Compute the view of an epoch, ``epoch % views``, for train or val, if it is not on disk."""
         view = self._view(subset, epoch)
         folders = [self._folders[subset, number, view] for number in range(len(self.cuts))]
         missing = tuple(number for number, folder in enumerate(folders) if _open(folder) is None)
         if missing:
             self._compute(subset, view, missing)
-        # Once open it stays readable, also when another process clears the cache.
+        # An open file stays readable if another process clears the cache.
         self._maps[subset, view] = _open(folders[0])
 
     def _compute(self, subset: str, view: int | None, missing: tuple[int, ...]) -> None:
-        """Write the entries of one view at the cuts that lack it, in one pass."""
+        """Compute the ``missing`` entries of one view in one pass."""
         outputs = [self.cuts[number].output for number in missing]
         if missing not in self._graphs:
             self._graphs[missing] = frozen_graph(keras.Model(self._model.input, outputs))
@@ -178,7 +164,7 @@ class Features:
                 for target, activations in zip(maps, self._graphs[missing](pixels), strict=True):
                     half = tf.cast(activations, tf.float16)  # several times faster than NumPy
                     if not tf.reduce_all(tf.math.is_finite(half)):
-                        message = "activations do not fit into float16; train with disk_gb=0"
+                        message = "activations must fit into float16, otherwise train with disk_gb=0"
                         raise ValueError(f"{message}. Received: largest={np.abs(activations).max()}")
                     target[batch * _BATCH : batch * _BATCH + len(half)] = half
             for target in maps:
@@ -189,7 +175,7 @@ class Features:
     ) -> tf.data.Dataset:
         """Pipeline of ``(activations, labels)``; see :meth:`chestxray.data.dataset.PixelStore.dataset`.
 
-        ``epoch`` gives the number of the epoch when it begins; its view must be prepared.
+        ``epoch`` returns the number of the current epoch, whose view must be prepared.
         """
         labels = self.data.targets(subset, self.rest.output.shape[-1])
         tensor = self.cuts[0].output
@@ -210,7 +196,7 @@ class Features:
         return pass_batches(begin, signature, len(labels), batch_size).map(read).prefetch(2)
 
     def make_room(self, disk_gb: float) -> None:
-        """Remove other entries, the least recently used first, until all views fit into ``disk_gb``."""
+        """Remove the least recently used other entries until all views fit into ``disk_gb``."""
         remove_debris(cache_dir("features"))
         limit, others = self._limit(disk_gb)
         taken = sum(size for _, size in others)
@@ -220,13 +206,13 @@ class Features:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _limit(self, disk_gb: float) -> tuple[float, list[tuple[Path, int]]]:
-        """Bytes that may be taken, and the other entries with theirs, the least recently used first."""
+        """Maximum size in bytes, and the other entries with their sizes, the least recently used first."""
         entries = []
         for folder in cache_dir("features").glob("[!.]*"):
-            with contextlib.suppress(FileNotFoundError):  # removed meanwhile by another process
+            with contextlib.suppress(FileNotFoundError):  # another process may remove it
                 size = sum(path.stat().st_size for path in folder.rglob("*"))
                 entries.append((folder.stat().st_mtime, folder, size))
-        room = shutil.disk_usage(cache_dir("features")).free + sum(size for *_, size in entries) - _SPARE
+        room = shutil.disk_usage(cache_dir("features")).free + sum(size for *_, size in entries) - _RESERVED
         others = [(folder, size) for _, folder, size in sorted(entries) if folder not in self.entries]
         return min(1e9 * disk_gb, room), others
 
@@ -239,12 +225,13 @@ def plan_features(
     views: int,
     disk_gb: float,
 ) -> Features | None:
-    """Decide whether a phase is trained from stored activations, and print their size.
+    """Decide whether a phase is trained on stored activations, and print their size.
 
-    ``cuts`` are from :func:`find_cut`: the phase's own, then those of later phases. Of these only layers
-    before the phase's own are stored; those after it still change. ``views`` are the stored views of each
-    training image; 0 means fresh ones, through the whole network. ``disk_gb`` limits the cache of features,
-    in 10⁹ bytes. Gives None when no layer is frozen, fresh views are wanted, or the disk is too small.
+    ``cuts`` are results of :func:`find_cut`: first that of this phase, then those of later phases. Only later
+    ones before the first are stored, because the layers after it still change. ``views`` is the number of
+    stored views of each training image; with 0, each epoch has new views. ``disk_gb`` is the maximum size of
+    the cache, in 10⁹ bytes. Returns None if no layer is frozen, ``views`` is 0 with augmentation, or the disk
+    is too small.
     """
     if cuts[0] is None or (augmentation and not views):
         return None
@@ -257,16 +244,16 @@ def plan_features(
     if features.bytes <= limit:
         print(text)
         return features
-    print(f"{text}: too much for {limit / 1e9:.2f} GB", end="")
+    text += f": too much for {limit / 1e9:.2f} GB"
     if len(cuts) > 1:
-        print("; the later phase has to compute its own")
+        print(f"{text}; the later phase has to compute its own")
         return plan_features(model, data, cuts[:1], augmentation, views, disk_gb)
-    print("; the whole network is computed in every epoch")
+    print(f"{text}; the whole network is computed in every epoch")
     return None
 
 
 def _open(folder: Path) -> np.ndarray | None:
-    """Open an entry and note its use; None when it is missing or damaged."""
+    """Open an entry and update its time of use; None if it is missing or damaged."""
     try:
         features = np.load(folder / "features.npy", mmap_mode="r")
         os.utime(folder)

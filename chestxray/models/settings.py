@@ -1,4 +1,4 @@
-"""Settings of one phase of training, its optimizer and learning rates."""
+"""Settings of one training phase, its optimizer and its learning rates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,25 +18,25 @@ DECAYS = ("plateau", "cosine")
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Settings of one phase of training; a value out of range raises ValueError.
+    """Settings of one training phase; a value out of range raises ValueError.
 
     Attributes:
-        epochs, batch_size: Most passes over the training set; images a step.
-        learning_rate, optimizer: Highest rate; ``adam``, ``rmsprop``, or ``sgd`` (momentum 0.9).
-        decay: ``plateau`` lowers the learning rate when the validation loss no longer falls; ``cosine``
-            follows half a cosine wave to 0 at the last epoch (Loshchilov and Hutter 2017, without restarts).
+        epochs, batch_size: Maximum number of epochs; number of images per step.
+        learning_rate, optimizer: Maximum learning rate; ``adam``, ``rmsprop``, or ``sgd`` (momentum 0.9).
+        decay: ``plateau`` lowers the learning rate when the validation loss stops falling; ``cosine`` lowers
+            it to 0 at the last epoch by half a cosine wave (Loshchilov and Hutter 2017, without restarts).
         plateau_patience, plateau_factor: Epochs without a better validation loss, and the factor on the rate.
-        warmup_epochs: Epochs in which the learning rate first rises linearly from 0; only with ``cosine``.
-        stop_patience: Epochs without a better validation loss after which training stops; the best weights
-            are kept in any case. None: all epochs are trained, and the last weights kept.
-        rates: Factors on the learning rate, ``{name of a layer: factor}``, from this layer on up to the next
-            named one; 1 before the first. See :func:`stage_rates`.
-        class_weights: Weigh all classes equally in the training loss.
-        label_smoothing: Twice the step of the labels 0 and 1 towards 0.5 (Szegedy 2016); for one logit.
-        augmentation: Random views of the training images, or None.
-        views: Augmented views of each image, which the epochs take in turn; what is frozen is computed once
-            for each. 0 draws fresh views in every epoch and computes the whole network each time.
-        disk_gb: Most that stored activations may take, in 10⁹ bytes.
+        warmup_epochs: First epochs, in which the learning rate rises linearly from 0; only with ``cosine``.
+        stop_patience: Epochs without a better validation loss after which training stops. The best weights
+            are restored in any case. None: all epochs are trained, and the model has the last weights.
+        rates: Factors on the learning rate, ``{name of a layer: factor}``. A factor applies to its layer and
+            all following layers up to the next named one; before the first it is 1. See :func:`stage_rates`.
+        class_weights: Whether all classes have the same total weight in the training loss.
+        label_smoothing: Twice the shift of the labels 0 and 1 towards 0.5 (Szegedy 2016); for one logit.
+        augmentation: Random augmentation of the training images, or None.
+        views: Number of augmented views of each image, which the epochs use in turn; frozen layers are
+            computed once per view. 0: each epoch has new views and computes the whole network.
+        disk_gb: Maximum size of the stored activations, in 10⁹ bytes.
     """
 
     epochs: int = 20
@@ -64,11 +64,11 @@ class TrainSettings:
             ("learning_rate", self.learning_rate > 0, "be above 0"),
             ("plateau_patience", self.plateau_patience >= 0, "not be negative"),
             ("stop_patience", self.stop_patience is None or self.stop_patience >= 0, "not be negative"),
-            ("plateau_factor", 0 < self.plateau_factor < 1, "lie between 0 and 1"),
-            ("warmup_epochs", 0 <= self.warmup_epochs < self.epochs, "lie between 0 and epochs"),
+            ("plateau_factor", 0 < self.plateau_factor < 1, "be in (0, 1)"),
+            ("warmup_epochs", 0 <= self.warmup_epochs < self.epochs, "be in [0, epochs)"),
             ("warmup_epochs", self.decay == "cosine" or not self.warmup_epochs, "be 0 without cosine"),
             ("rates", all(rate > 0 for rate in self.rates.values()), "all be above 0"),
-            ("label_smoothing", 0 <= self.label_smoothing < 1, "lie between 0 and 1"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "be in [0, 1)"),
             ("views", self.views >= 0, "not be negative"),
             ("disk_gb", self.disk_gb >= 0, "not be negative"),
         ):
@@ -77,20 +77,20 @@ class TrainSettings:
 
 
 def stage_rates(stages: Sequence[str], factor: float) -> dict[str, float]:
-    """Give early stages smaller learning rates than late ones (Howard and Ruder 2018, with 1/2.6).
+    """Return smaller factors on the learning rate for earlier stages (Howard and Ruder 2018, with 1/2.6).
 
-    ``stages`` are their first layers, from the input on. The head has 1, the last stage ``factor``, the one
-    before ``factor`` squared, and so on.
+    ``stages`` are their first layers, from input to output. The head has 1, the last stage ``factor``, the
+    stage before it ``factor`` squared, and so on.
     """
     count = len(stages)
     return {stage: factor ** (count - number) for number, stage in enumerate(stages)} | {"pool": 1.0}
 
 
 def make_optimizer(model: keras.Model, settings: TrainSettings, steps_per_epoch: int) -> keras.Optimizer:
-    """Make the optimizer of a phase for the whole network, frozen layers included.
+    """Create the optimizer of a phase for the whole network, frozen layers included.
 
-    In bfloat16 it leaves out a step whose gradient is not finite, as happens on AMX processors (oneDNN issue
-    5717). ``steps_per_epoch`` counts batches. An unknown layer in ``rates`` raises ValueError.
+    In bfloat16 it skips steps whose gradient is not finite, which occur on AMX processors (oneDNN issue
+    5717). ``steps_per_epoch`` is the number of batches. An unknown layer in ``rates`` raises ValueError.
     """
     rate = settings.learning_rate
     if settings.decay == "cosine":
@@ -107,11 +107,10 @@ def make_optimizer(model: keras.Model, settings: TrainSettings, steps_per_epoch:
 
 
 def _scale_updates(optimizer: keras.Optimizer, model: keras.Model, rates: Mapping[str, float]) -> None:
-    """Multiply each variable's learning rate by its factor: Adam would undo a factor on the gradient."""
+    """Multiply the learning rate of each variable; Adam would cancel a factor on the gradient."""
     names = [layer.name for layer in model.layers]
     if unknown := [name for name in rates if name not in names]:
-        message = f"the network has no such layer; it begins with {names[:5]}"
-        raise ValueError(f"{message}. Received: rates={unknown[0]!r}")
+        raise ValueError(f"rates must name layers ({names[:5]}, …). Received: rates={unknown[0]!r}")
     factors, factor = {}, 1.0
     for layer in model.layers:
         factor = rates.get(layer.name, factor)

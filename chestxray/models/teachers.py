@@ -20,12 +20,12 @@ from chestxray.models.checkpoint import fingerprint
 from chestxray.models.features import frozen_graph
 from chestxray.models.settings import TrainSettings
 
-TEACHERS_VERSION = 1  # part of the key of cached logits: raise it when views or their computation change
+TEACHERS_VERSION = 1  # part of the key of cached logits: increase it when views or their computation change
 _BATCH = 32
 
 
 class SavedClassifier(Protocol):
-    """The parts of a classifier that a teacher needs; the card has its name and its split."""
+    """Attributes of a classifier that a teacher needs; the card has its name and its split."""
 
     model: keras.Model
     card: dict[str, Any]
@@ -33,29 +33,29 @@ class SavedClassifier(Protocol):
 
 
 class Teacher:
-    """One saved classifier, or an ensemble whose logits are averaged.
+    """One saved classifier, or an ensemble of classifiers with averaged logits.
 
     The logits of one view of all images of a subset are one file on disk, computed once for all students.
     """
 
     def __init__(self, members: Sequence[tuple[SavedClassifier, XrayData]], bf16: bool = False):
-        """Join ``members``: classifiers, each with the data in its own image settings.
+        """Create the teacher from ``members``: classifiers, each with the data in its own image settings.
 
-        Another split or other pixels raise ValueError, an exported one TypeError. ``bf16`` is about 1 % off.
+        Another split or other image settings raise ValueError, an exported model raises TypeError. With
+        ``bf16`` the error of the logits is about 1 %.
         """
         if not members:
-            raise ValueError("a teacher needs at least one classifier. Received: members=[]")
+            raise ValueError("members must contain at least one classifier. Received: members=[]")
         for classifier, data in members:
-            trained = classifier.card["training_data"]["split_hash"]
+            split, settings = classifier.card["training_data"]["split_hash"], classifier.image_settings
             received = f"Received: teacher={classifier.card['name']!r}"
             if not isinstance(classifier.model, keras.Model):
                 raise TypeError(f"a teacher must be a Keras model, not an exported one. {received}")
-            if trained != data.split_hash:
-                message = "trained on another split: it may know validation and test images of this one"
-                received += f" ({trained}), split={data.split_hash!r}"
-                raise ValueError(f"this teacher was {message}. {received}")
-            if classifier.image_settings != data.store.settings:
-                message = f"this teacher sees other pixels: {classifier.image_settings}"
+            if split != data.split_hash:  # it may be trained on validation or test images of this split
+                message = "a teacher must be trained on the same split"
+                raise ValueError(f"{message} ({data.split_hash}). {received}, split={split!r}")
+            if settings != data.store.settings:
+                message = f"the data must have the image settings of the teacher ({settings})"
                 raise ValueError(f"{message}. {received}, data with {data.store.settings}")
         self.members, self.bf16 = list(members), bf16
         self.names = [classifier.card["name"] for classifier, _ in members]
@@ -68,26 +68,27 @@ class Teacher:
 
     @property
     def identity(self) -> list[list[str]]:
-        """Everything that decides the logits, besides the view."""
+        """Everything that determines the logits except the view."""
         return [[identity, data.store.key] for identity, (_, data) in zip(self._identities, self.members)]
 
     def logits(
         self, subset: str, paths: Sequence[str], augmentation: Augmentation | None = None, view: int = 0
     ) -> np.ndarray:
-        """Look up the logits of the given images of a subset, or compute those of the whole subset.
+        """Return the logits of images of a subset, ``float32`` (len(paths), outputs).
 
-        ``augmentation`` and ``view`` are random views and the number of the view, or None for the images as
-        they are. An unknown path raises ValueError. Returns ``float32`` (len(paths), outputs).
+        They are computed for the whole subset if they are not stored. ``view`` is the number of the view of
+        ``augmentation``; None means images without augmentation. An unknown path raises ValueError.
         """
         key = subset, augmentation, view if augmentation else None
         if key not in self._logits:
             # One view of each subset is in memory at a time.
-            self._logits = {kept: rows for kept, rows in self._logits.items() if kept[0] != subset}
+            self._logits = {other: rows for other, rows in self._logits.items() if other[0] != subset}
             self._logits[key] = self._mean_logits(*key)
         try:
             return np.stack([self._logits[key][path] for path in paths])
         except KeyError as error:
-            raise ValueError(f"the teacher has no such image. Received: path={error.args[0]!r}") from None
+            path = error.args[0]
+            raise ValueError(f"paths must be in the teacher's data. Received: path={path!r}") from None
 
     def _mean_logits(self, *view: Any) -> dict[str, np.ndarray]:
         members = [self._member_logits(number, *view) for number in range(len(self.members))]
@@ -101,16 +102,16 @@ class Teacher:
     ) -> dict[str, np.ndarray]:
         classifier, data = self.members[number]
         rows = data.subset(subset)
-        drawn = [asdict(augmentation), view, data.train_seed] if augmentation else None
-        key = json.dumps([*self.identity[number], list(rows["path"]), list(rows["sha256"]), drawn])
+        augmented = [asdict(augmentation), view, data.train_seed] if augmentation else None
+        key = json.dumps([*self.identity[number], list(rows["path"]), list(rows["sha256"]), augmented])
         file = cache_dir("teachers") / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
-        # A file that is missing, or damaged in any way, is made (again).
+        # A missing or damaged file is computed (again).
         with contextlib.suppress(Exception), np.load(file, allow_pickle=False) as stored:
             return dict(zip(stored["paths"].tolist(), stored["logits"], strict=True))
         if number not in self._graphs:
             self._graphs[number] = frozen_graph(classifier.model, self.bf16)
-        shown = f"{subset}, view {view + 1}" if augmentation else subset
-        print(f"computing {self.names[number]} for {len(rows)} images ({shown})", flush=True)
+        name = f"{subset}, view {view + 1}" if augmentation else subset
+        print(f"computing {self.names[number]} for {len(rows)} images ({name})", flush=True)
         options = {"augment": augmentation, "seed": data.train_seed, "epoch": lambda: view or 0}
         images = data.store.dataset(rows, _BATCH, **options)
         logits = np.concatenate([self._graphs[number](pixels)[0].numpy() for pixels, _ in images])
@@ -124,7 +125,7 @@ class Teacher:
 class Distillation:
     """Settings of distillation; see :class:`chestxray.models.distillation.Distiller`.
 
-    A teacher with three logits is reduced to the log-odds of pneumonia for a student with one.
+    For a student with one logit, the logits of a three-class teacher become the log-odds of pneumonia.
     """
 
     teacher: Teacher = field(repr=False)
@@ -133,23 +134,23 @@ class Distillation:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the training, as plain JSON types."""
+        """Everything that determines the training, as plain JSON types."""
         return {"teacher": self.teacher.identity, "alpha": self.alpha, "temperature": self.temperature}
 
     def answers(
         self, data: XrayData, subset: str, settings: TrainSettings, epoch: int, outputs: int
     ) -> np.ndarray:
-        """Teacher's logits for the images of an epoch, (N, outputs), in the table's order.
+        """Return the teacher's logits for the images of an epoch, (N, outputs), in the order of the table.
 
-        Raises ValueError: The student has more classes than the teacher, or another split or seed.
+        A student with more classes than the teacher, another split or another seed raises ValueError.
         """
-        for _, taught in self.teacher.members:
-            teacher, student = (f"{each.split_hash}, {each.train_seed}" for each in (taught, data))
-            if teacher != student:
+        student = f"{data.split_hash}, {data.train_seed}"
+        for _, teacher_data in self.teacher.members:
+            if (teacher := f"{teacher_data.split_hash}, {teacher_data.train_seed}") != student:
                 message = "teacher and student must have the same split and seed"
                 raise ValueError(f"{message}. Received: teacher={teacher}, student={student}")
         if outputs > self.teacher.outputs:
-            message = "a student of three classes needs a teacher of three"
+            message = "the teacher of a three-class student must have three classes"
             raise ValueError(f"{message}. Received: teacher={self.teacher.names}")
         augmentation = settings.augmentation if subset == "train" else None
         view = epoch % settings.views if settings.views else epoch
@@ -174,6 +175,6 @@ class Distillation:
             return [self.answers(data, subset, settings, number, outputs)[order]]
 
         signature = [tf.TensorSpec((None, outputs), tf.float32)]
-        taught = pass_batches(begin, signature, count, settings.batch_size)
-        joined = tf.data.Dataset.zip(images, taught)
-        return joined.map(lambda pair, taught: ({"image": pair[0], "teacher_logit": taught[0]}, pair[1]))
+        logits = pass_batches(begin, signature, count, settings.batch_size)
+        joined = tf.data.Dataset.zip(images, logits)
+        return joined.map(lambda pair, logits: ({"image": pair[0], "teacher_logit": logits[0]}, pair[1]))

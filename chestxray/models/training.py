@@ -1,4 +1,4 @@
-"""Training: one phase with its callbacks, the phases of transfer learning, and the precision."""
+"""Training of one phase, the phases of transfer learning, and the choice of precision."""
 
 import difflib
 import hashlib
@@ -27,18 +27,15 @@ POLICIES = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 
 
 def class_weights(labels: np.ndarray, classes: int = 2) -> dict[int, float]:
-    """Weights that give all classes the same total: n / (classes · n of the class).
-
-    Raises ValueError: A class is missing.
-    """
+    """Weights n / (classes · n of the class), which balance the classes; a missing one raises ValueError."""
     counts = np.bincount(np.asarray(labels, dtype=int), minlength=classes)
     if len(counts) != classes or not counts.all():
-        raise ValueError(f"all {classes} classes are needed. Received: counts={counts.tolist()}")
+        raise ValueError(f"labels must contain all {classes} classes. Received: counts={counts.tolist()}")
     return {label: len(labels) / (classes * int(count)) for label, count in enumerate(counts)}
 
 
 class EpochLine(keras.callbacks.Callback):
-    """Prints one line an epoch, without times, and stops at a loss that is not a number."""
+    """Prints one line per epoch, without times, and raises ValueError if the loss is not finite."""
 
     def __init__(self, phase: str, epochs: int):
         super().__init__()
@@ -46,22 +43,20 @@ class EpochLine(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if not np.isfinite([logs["loss"], logs["val_loss"]]).all():
-            message = "the loss is not a number: train in float32 or with a smaller learning rate"
+            message = "the loss must be finite: train in float32 or with a smaller learning rate"
             raise ValueError(f"{message}. Received: phase={self.phase!r}, epoch={epoch + 1}")
         rate = float(self.model.optimizer.learning_rate)
         logs.setdefault("learning_rate", rate)
         names = [name for name in ("loss", "val_loss", "val_accuracy", "val_auroc") if name in logs]
-        text = "  ".join(f"{name} {logs[name]:.4f}" for name in names)
-        text += f"  learning rate {rate:.1e}"
-        print(f"epoch {epoch + 1:2d}/{self.epochs} {self.phase}: {text}", flush=True)
+        values = "  ".join(f"{name} {logs[name]:.4f}" for name in names)
+        line = f"epoch {epoch + 1:2d}/{self.epochs} {self.phase}: {values}  learning rate {rate:.1e}"
+        print(line, flush=True)
 
 
 class _SumAuroc(keras.metrics.AUC):
-    """AUROC of the summed probability of all classes but the first."""
+    """AUROC of the sum of the probabilities of all classes except the first."""
 
-    def update_state(
-        self, y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None
-    ) -> None:
+    def update_state(self, y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: Any = None) -> None:
         odds = keras.ops.logsumexp(y_pred[:, 1:], axis=1) - y_pred[:, 0]
         super().update_state(keras.ops.reshape(y_true, (-1,)) > 0, odds, sample_weight)
 
@@ -70,14 +65,14 @@ def _metrics(outputs: int) -> list[keras.metrics.Metric]:
     if outputs > 1:
         accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
         return [accuracy, _SumAuroc(name="auroc", from_logits=True)]
-    accuracy = keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)  # of the logit
+    accuracy = keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)  # threshold of the logit
     return [accuracy, keras.metrics.AUC(name="auroc", from_logits=True)]
 
 
 def compile_model(model: keras.Model, optimizer: keras.Optimizer, label_smoothing: float = 0.0) -> None:
-    """Compile for the model's logits: cross-entropy, accuracy, AUROC of pneumonia at 200 thresholds.
+    """Compile a model with logits: cross-entropy, accuracy, AUROC of pneumonia at 200 thresholds.
 
-    XLA stays off: on a CPU it compiles a convolutional training step for many minutes.
+    XLA is off, because on a CPU it needs many minutes to compile a convolutional training step.
     """
     outputs = model.output_shape[-1]
     if outputs == 1:
@@ -91,9 +86,9 @@ def compile_model(model: keras.Model, optimizer: keras.Optimizer, label_smoothin
 class Training:
     """Record of one phase of training.
 
-    ``history`` has one row an epoch: epoch, phase, loss, val_loss, …, learning_rate. ``seconds`` is the wall
-    time of all epochs, ``images`` counts the training images in them, ``steps_left_out`` steps without a
-    finite gradient.
+    ``history`` has one row per epoch: epoch, phase, loss, val_loss, …, learning_rate. ``seconds`` is the wall
+    time of all epochs, ``images`` the number of training images in them, ``steps_left_out`` the number of
+    skipped steps, whose gradient was not finite.
     """
 
     history: pd.DataFrame
@@ -113,20 +108,21 @@ def train(
 ) -> Training:
     """Compile and train the trainable layers, with early stopping, schedule and checkpoint.
 
-    Without a teacher, layers that are frozen from the input on are computed once for each view and read from
-    the disk afterwards (:mod:`chestxray.models.features`). At the end the model has the best weights by
-    validation loss, or the last ones (``stop_patience``).
+    Without a teacher, the frozen layers after the input are computed once per view and stored on disk
+    (:mod:`chestxray.models.features`). At the end the model has the weights with the best validation loss, or
+    the last ones (``stop_patience``).
 
-    A checkpoint of the same training (settings, data, starting weights, versions of Keras and TensorFlow) is
-    continued. On the same processor the final weights are those of an undisturbed run, bit for bit. With a
-    checkpoint, an interrupted call gives the model its starting weights back; the same call recognises it.
+    A checkpoint of the same training (settings, data, initial weights, versions of Keras and TensorFlow) is
+    continued. On the same processor, the final weights are equal bit for bit to those without an
+    interruption. With a checkpoint, an interrupted call restores the initial weights, so that the same call
+    can continue.
 
     Args:
-        model: Takes (N, size, size, 1) in 0–255, gives one logit, or three (normal, bacteria, virus).
+        model: Input (N, size, size, 1) in 0–255; output one logit, or three (normal, bacteria, virus).
         data: Training and validation images.
         settings: See :class:`TrainSettings`; smoothed labels with a teacher or three logits raise ValueError.
-        checkpoint: File for the state (``.npz``); None keeps no state.
-        phase: Name of the phase, for the history.
+        checkpoint: File for the state (``.npz``); None stores no state.
+        phase: Name of the phase in the history.
         keep: A frozen layer that a later phase starts from: its activations are stored in the same pass.
         distillation: Teacher of the model; see :class:`chestxray.models.teachers.Distillation`.
     """
@@ -143,8 +139,8 @@ def train(
         learner: keras.Model = Distiller(model, None, distillation.alpha, distillation.temperature)
         learner.compile(optimizer, _metrics(outputs))
     else:
-        cuts, stored = [find_cut(model), keep], (settings.augmentation, settings.views, settings.disk_gb)
-        features = plan_features(model, data, cuts, *stored)
+        views = settings.augmentation, settings.views
+        features = plan_features(model, data, [find_cut(model), keep], *views, settings.disk_gb)
         learner = features.rest if features else model
         compile_model(learner, optimizer, settings.label_smoothing)
     learner.optimizer.build(learner.trainable_variables)
@@ -154,8 +150,8 @@ def train(
     identity |= {"pixels": data.store.key, "split": data.split_hash, "contents": contents}
     identity |= {"seed": data.train_seed, "keras": keras.__version__, "tensorflow": tf.__version__}
     identity["distillation"] = distillation.identity if distillation else None
-    place = Path(checkpoint) if checkpoint else None
-    state = Checkpoint(place, fingerprint(model, identity), watched)
+    path = Path(checkpoint) if checkpoint else None
+    state = Checkpoint(path, fingerprint(model, identity), watched)
     with starting_again(learner, wanted=bool(state.path)):
         state.restore(learner)
         done = state.epochs_done
@@ -172,14 +168,14 @@ def train(
                 epochs = {"initial_epoch": done, "epochs": done if state.stopped else settings.epochs}
                 learner.fit(training, **options, **epochs, verbose=0, shuffle=False)  # the dataset shuffles
     steps = state.epochs_done * steps_per_epoch
-    if left_out := steps - int(learner.optimizer.iterations):
-        print(f"{phase}: {left_out} of {steps} steps left out, their gradient was not finite")
+    if skipped := steps - int(learner.optimizer.iterations):
+        print(f"{phase}: {skipped} of {steps} steps were skipped, because their gradient was not finite")
     history = pd.DataFrame(state.history).assign(phase=phase)
-    return Training(history, state.seconds, state.epochs_done * len(labels), left_out)
+    return Training(history, state.seconds, state.epochs_done * len(labels), skipped)
 
 
 def _loss_callbacks(settings: TrainSettings) -> list[keras.callbacks.Callback]:
-    """Callbacks that watch the validation loss."""
+    """Callbacks that use the validation loss."""
     watched: list[keras.callbacks.Callback] = []
     common = {"monitor": "val_loss", "mode": "min"}
     if settings.stop_patience is not None:
@@ -199,7 +195,7 @@ def _pipelines(
     distillation: Distillation | None,
     current: int,
 ) -> tuple[tf.data.Dataset, tf.data.Dataset, keras.callbacks.Callback]:
-    """Training and validation pipeline, and the callback that prepares each epoch, from ``current`` on."""
+    """Pipelines of training and validation, and the callback that prepares each epoch from ``current`` on."""
 
     def epoch() -> int:
         return current
@@ -230,10 +226,10 @@ def _pipelines(
 
 
 def summarise(phases: list[Training], policy: str, device: str) -> dict[str, Any]:
-    """Put the phases of a training into the form of a result (contract 6)."""
+    """Summarise the phases of a training in the format of a result (contract 6)."""
     seconds, images = sum(p.seconds for p in phases), sum(p.images for p in phases)
 
-    def six_digits(value: Any) -> Any:  # fixed decimals would turn small learning rates into 0
+    def six_digits(value: Any) -> Any:  # with fixed decimals, small learning rates would be 0
         return float(f"{value:.6g}") if isinstance(value, float) else value
 
     return {
@@ -248,10 +244,10 @@ def summarise(phases: list[Training], policy: str, device: str) -> dict[str, Any
 
 
 def set_trainable_from(model: keras.Model, first: str) -> None:
-    """Train the named layer and all that follow it in a flat model; batch normalisation stays frozen.
+    """Unfreeze the layer ``first`` and all following layers of a flat model, except batch normalisation.
 
-    Its statistics come from ImageNet, and small batches of other images would overwrite them within an epoch.
-    (``training=False`` does not prevent that in Keras 3's ``fit``.) An unknown layer raises ValueError.
+    Its statistics come from ImageNet. Small batches of other images would replace them within one epoch.
+    (``training=False`` does not prevent this in ``fit`` of Keras 3.) An unknown layer raises ValueError.
     """
     start = _position(model, first)
     for number, layer in enumerate(model.layers):
@@ -259,7 +255,7 @@ def set_trainable_from(model: keras.Model, first: str) -> None:
 
 
 def _set_trainable(layer: keras.layers.Layer, trainable: bool, frozen: type | tuple = ()) -> None:
-    """Set the attribute of a layer, and of all layers of a nested model, but for one class."""
+    """Set the attribute of a layer and of all layers of a nested model, except for the class ``frozen``."""
     layer.trainable = trainable and not isinstance(layer, frozen)
     for inner in getattr(layer, "layers", ()):
         _set_trainable(inner, trainable, frozen)
@@ -268,14 +264,14 @@ def _set_trainable(layer: keras.layers.Layer, trainable: bool, frozen: type | tu
 def _position(model: keras.Model, name: str) -> int:
     names = [layer.name for layer in model.layers]
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=5, cutoff=0.3) or names
-        message = f"the model has no such layer; similar names: {close}"
+        similar = difflib.get_close_matches(name, names, n=5, cutoff=0.3) or names
+        message = f"unfreeze_from must be the name of a layer; similar names: {similar}"
         raise ValueError(f"{message}. Received: unfreeze_from={name!r}")
     return names.index(name)
 
 
 def stages_from(model: keras.Model, stages: Sequence[str], first: str) -> list[str]:
-    """List the first layers of the stages that learn, from ``first`` on. Unknown layers raise ValueError."""
+    """First layers of the trainable stages, from ``first`` on. Unknown layers raise ValueError."""
     start = _position(model, first)
     return [first, *(stage for stage in stages if _position(model, stage) > start)]
 
@@ -287,9 +283,9 @@ def train_head(
     checkpoint: str | Path | None = None,
     unfreeze_next: str | None = None,
 ) -> Training:
-    """First phase of transfer learning: the layers after the pooling learn, the backbone is frozen.
+    """Train the head, the first phase of transfer learning; the backbone is frozen up to the pooling.
 
-    ``unfreeze_next`` is ``unfreeze_from`` of a next phase with the same augmentation and views; its
+    ``unfreeze_next`` is ``unfreeze_from`` of the next phase with the same augmentation and views; its
     activations are stored in the same pass. For the other arguments of all phases see :func:`train`.
     """
     keep = None
@@ -307,7 +303,7 @@ def fine_tune(
     unfreeze_from: str,
     checkpoint: str | Path | None = None,
 ) -> Training:
-    """Later phase: the layer ``unfreeze_from`` and all that follow learn; see :func:`set_trainable_from`."""
+    """Train the layer ``unfreeze_from`` and all following layers; see :func:`set_trainable_from`."""
     set_trainable_from(model, unfreeze_from)
     return train(model, data, settings, checkpoint, phase=f"from {unfreeze_from}")
 
@@ -319,14 +315,14 @@ def unfreeze_gradually(
     stages: Sequence[str],
     checkpoint: str | Path | None = None,
 ) -> list[Training]:
-    """One fine-tuning phase for each of ``stages``: the last stage, then the last two, and so on.
+    """Fine-tune in one phase per stage: the last stage, then the last two, and so on.
 
-    ``stages`` run from the input on. Each phase has a checkpoint of its own, with the stage in its name.
+    ``stages`` are in the order from input to output. The name of the stage is part of its checkpoint's name.
     """
-    place = Path(checkpoint) if checkpoint else None
-    with starting_again(model, wanted=place is not None):
+    path = Path(checkpoint) if checkpoint else None
+    with starting_again(model, wanted=path is not None):
         return [
-            fine_tune(model, data, settings, stage, place and place.with_stem(f"{place.stem}-{stage}"))
+            fine_tune(model, data, settings, stage, path and path.with_stem(f"{path.stem}-{stage}"))
             for stage in reversed(stages)
         ]
 
@@ -334,8 +330,8 @@ def unfreeze_gradually(
 def train_whole(
     model: keras.Model, data: XrayData, settings: TrainSettings, checkpoint: str | Path | None = None
 ) -> Training:
-    """Only phase of a network with random weights: all layers learn, batch normalisation too."""
-    _set_trainable(model, True)  # model.trainable = True does nothing where it is True already
+    """Train all layers of a network with random weights in one phase, including batch normalisation."""
+    _set_trainable(model, True)  # model.trainable = True has no effect if it is already True
     return train(model, data, settings, checkpoint, phase="whole network")
 
 
@@ -343,8 +339,8 @@ def choose_precision(wanted: str = "auto", bf16_pays: bool = True) -> tuple[str,
     """Choose the Keras dtype policy for training; print and return policy and device.
 
     ``wanted`` is one of ``POLICIES``; others raise ValueError. ``"auto"`` is bfloat16 on a GPU (float16
-    before compute capability 8) and on a CPU with its units if the network is faster there (``bf16_pays``);
-    float32 otherwise.
+    below compute capability 8), and on a CPU with bfloat16 units if the network is faster with it
+    (``bf16_pays``); otherwise float32.
     """
     if wanted not in POLICIES:
         raise ValueError(f"precision must be one of {POLICIES}. Received: precision={wanted!r}")
@@ -354,7 +350,7 @@ def choose_precision(wanted: str = "auto", bf16_pays: bool = True) -> tuple[str,
         best = "mixed_bfloat16" if details.get("compute_capability", (0,))[0] >= 8 else "mixed_float16"
     else:
         if shutil.which("nvidia-smi"):
-            text = "there is an NVIDIA card, but TensorFlow does not see it: pip install -e '.[gpu]'"
+            text = "TensorFlow does not find the NVIDIA GPU of this machine: pip install -e '.[gpu]'"
             warnings.warn(text, stacklevel=2)
         device, best = "CPU", "mixed_bfloat16" if bf16_pays and cpu_has_bf16() else "float32"
     policy = best if wanted == "auto" else wanted
@@ -363,7 +359,7 @@ def choose_precision(wanted: str = "auto", bf16_pays: bool = True) -> tuple[str,
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU has bfloat16 units (AVX512-BF16 or AMX); False where unknown."""
+    """Whether the CPU has bfloat16 units (AVX512-BF16 or AMX); False if unknown."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -288,7 +288,7 @@ def test_overflow_of_float16_is_refused_and_leaves_nothing(data):
     model = _frozen()
     conv = model.get_layer("conv")
     conv.set_weights([value * 1e8 for value in conv.get_weights()])
-    with pytest.raises(ValueError, match="do not fit into float16; train with disk_gb=0. Received: largest="):
+    with pytest.raises(ValueError, match="must fit into float16.*disk_gb=0. Received: largest="):
         Features(model, data, [find_cut(model)], None, 1).prepare("val")
     assert not list(cache_dir("features").iterdir())
 

@@ -53,11 +53,11 @@ def test_candidates_are_read_in_order():
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"alone": [{}], "taught": [{}, {}]}, "same number of candidates. Received: candidates={'alone': 1"),
-        ({}, "same number"),
-        ({"alone": []}, "same number"),
+        ({"alone": [{}], "taught": [{}, {}]}, "equally many candidates. Received: candidates={'alone': 1"),
+        ({}, "equally many"),
+        ({"alone": []}, "equally many"),
         ({"alone": [{"rate": 1}]}, "Received: setting='rate'"),
-        ({"alone": [{}, {}]}, "listed twice. Received: candidate='alone'"),
+        ({"alone": [{}, {}]}, "candidates must differ. Received: candidate='alone'"),
     ],
 )
 def test_unequal_budgets_and_unknown_settings_are_refused(given, text):
@@ -69,11 +69,11 @@ def test_unequal_budgets_and_unknown_settings_are_refused(given, text):
     ("setting", "text"),
     [
         ({"outputs": 2}, "must be 1 or 3"),
-        ({"alpha": 1.5}, "must lie in 0–1"),
+        ({"alpha": 1.5}, r"must be in \[0, 1\]"),
         ({"alpha": 0.5, "temperature": 0.0}, "must be above 0"),
-        ({"temperature": 2.0}, "does nothing with alpha 1"),
-        ({"label_smoothing": 0.1, "alpha": 0.5}, "needs one logit and alpha 1"),
-        ({"label_smoothing": 0.1, "outputs": 3}, "needs one logit and alpha 1"),
+        ({"temperature": 2.0}, "must be 1 with alpha 1"),
+        ({"label_smoothing": 0.1, "alpha": 0.5}, "must be 0 without one logit and alpha 1"),
+        ({"label_smoothing": 0.1, "outputs": 3}, "must be 0 without one logit and alpha 1"),
         ({"learning_rate": 0.0}, "must be above 0"),
     ],
 )
@@ -172,7 +172,5 @@ def test_an_unknown_architecture_is_named(data):
 
 
 def test_a_missing_teacher_is_named(data, teacher):
-    with pytest.raises(
-        ValueError, match=r"teacher with 3 logits is needed. Received: variant='kinds'.*\[1\]"
-    ):
+    with pytest.raises(ValueError, match=r"must have one with 3 logits. Received: variant='kinds'.*\[1\]"):
         train_student("student_cnn", data, SETTINGS, Candidate("kinds", 3, 0.3), 0, teacher)

@@ -246,13 +246,13 @@ def test_another_teacher_is_another_training(data, tmp_path, capsys):
 
 
 def test_a_teacher_of_another_split_is_refused(data):
-    with pytest.raises(ValueError, match="trained on another split.*teacher1.*0000"):
+    with pytest.raises(ValueError, match="trained on the same split.*teacher1.*0000"):
         Teacher([(classifier(data, split_hash="0000"), data)])
 
 
 def test_a_teacher_of_other_pixels_or_an_exported_one_is_refused(data, tiny_folder):
     one = classifier(data)
-    with pytest.raises(ValueError, match="other pixels.*teacher='teacher1', data with.*clahe=True"):
+    with pytest.raises(ValueError, match="image settings.*teacher='teacher1', data with.*clahe=True"):
         Teacher([(one, equalised(data, tiny_folder))])
     with pytest.raises(TypeError, match="not an exported one. Received: teacher='teacher1'"):
         Teacher([(dataclasses.replace(one, model=object()), data)])
@@ -274,12 +274,12 @@ def test_views_of_another_seed_are_refused(data):
 
 
 def test_unknown_image(data):
-    with pytest.raises(ValueError, match="the teacher has no such image. Received: path='x.png'"):
+    with pytest.raises(ValueError, match="in the teacher's data. Received: path='x.png'"):
         Teacher([(classifier(data), data)]).logits("val", ["x.png"])
 
 
 def test_three_classes_need_a_teacher_of_three(data):
-    with pytest.raises(ValueError, match=r"needs a teacher of three. Received: teacher=\['teacher1'\]"):
+    with pytest.raises(ValueError, match=r"must have three classes. Received: teacher=\['teacher1'\]"):
         train(
             build_student_cnn(tiny.SIZE, outputs=3),
             data,

@@ -140,7 +140,7 @@ def test_without_patience_the_last_weights_are_kept(data):
 def test_a_loss_that_is_not_a_number_stops_the_training(data, tmp_path):
     settings = TrainSettings(epochs=3, learning_rate=1e38, optimizer="sgd")
     state = tmp_path / "state.npz"
-    with pytest.raises(ValueError, match="not a number.*Received: phase='training', epoch=[12]$") as stop:
+    with pytest.raises(ValueError, match="must be finite.*Received: phase='training', epoch=[12]$") as stop:
         train(build_student_cnn(tiny.SIZE), data, settings, state)
     kept = 0
     if state.exists():

@@ -347,5 +347,5 @@ def test_a_nested_backbone_is_trained_as_a_flat_one(data, sequential, tmp_path):
 
 def test_a_model_without_an_input_is_named(data):
     model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(1)])
-    with pytest.raises(ValueError, match="needs a functional model.*Received: model of class Sequential"):
+    with pytest.raises(ValueError, match="must be functional.*Received: model=Sequential"):
         train_whole(model, data, SETTINGS)

@@ -68,7 +68,7 @@ def test_a_wish_is_granted(machine, wanted):
 
 def test_unseen_nvidia_card_is_warned_about(machine):
     machine(nvidia=True)
-    with pytest.warns(UserWarning, match=r"NVIDIA.*does not see it.*\[gpu\]"):
+    with pytest.warns(UserWarning, match=r"does not find the NVIDIA GPU.*\[gpu\]"):
         assert choose_precision() == ("float32", "CPU")
 
 
