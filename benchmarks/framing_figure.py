@@ -1,8 +1,8 @@
 """Figure of README: what re-framing is, and what it does to networks: python benchmarks/framing_figure.py.
 
 Images are synthetic. The bars are those of results/framing.json: the specificity of the compact network on
-real validation images, the mean of three trainings. The heatmap is the one that covers its lesion best, of the
-first 40 synthetic pneumonias.
+real validation images, the mean of three trainings. The heatmap is the one of the first 40 synthetic
+pneumonias that covers its lesion best.
 """
 
 from pathlib import Path

@@ -43,7 +43,7 @@ def _log_softened(logits: Any, temperature: float) -> Any:
 
 
 class Distiller(keras.Model):
-    """Trains a student with ``α · cross-entropy + (1 − α) · distillation loss``.
+    """Trains a student with ``α · cross-entropy + (1 − α) · distillation loss``, by its own ``train_step``.
 
     ``keras.distillation`` cannot be used: its softmax over one logit is constant, so that the loss is 0, and
     it ignores sample and class weights.
@@ -110,26 +110,23 @@ class Distiller(keras.Model):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         return self.student(inputs["image"] if isinstance(inputs, Mapping) else inputs, training=training)
 
-    def compute_loss(
-        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None, training: bool = True
-    ) -> Any:
-        """Compute the loss of the student's logits ``y_pred`` in a step of ``fit`` or ``evaluate``."""
-        if y_pred.shape[-1] == 1:
-            labels = ops.reshape(ops.cast(y, y_pred.dtype), (-1, 1))
-            cross_entropy = keras.losses.binary_crossentropy(labels, y_pred, from_logits=True)
-        else:
-            labels = ops.reshape(y, (-1,))
-            cross_entropy = keras.losses.sparse_categorical_crossentropy(labels, y_pred, from_logits=True)
-        distilled = distillation_loss(self._teacher_logits(x), y_pred, self.temperature)
-        terms = {"student_loss": cross_entropy, "distillation_loss": distilled}
-        for name, values in terms.items():
-            if sample_weight is not None:
-                values = values * ops.reshape(ops.cast(sample_weight, values.dtype), (-1,))
-            terms[name] = ops.mean(values)
-            self._terms[name].update_state(terms[name], sample_weight=ops.shape(y_pred)[0])
-        loss = self.alpha * terms["student_loss"] + (1 - self.alpha) * terms["distillation_loss"]
-        # tf.distribute adds the gradients of all replicas.
-        return ops.sum([loss, *self.losses]) / tf.distribute.get_strategy().num_replicas_in_sync
+    def train_step(self, data: Any) -> dict[str, Any]:
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+        teacher_logits = self._teacher_logits(x)
+        variables = self.trainable_variables
+        with tf.GradientTape() as tape:
+            logits = self(x, training=True)
+            loss = self._objective(y, logits, teacher_logits, weight)
+            # tf.distribute adds the gradients of all replicas.
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            scaled = self.optimizer.scale_loss(loss / replicas)
+        self.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables))
+        return self._report(y, logits, weight, loss)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+        logits = self(x, training=False)
+        return self._report(y, logits, weight, self._objective(y, logits, self._teacher_logits(x), weight))
 
     def _teacher_logits(self, x: Any) -> Any:
         if isinstance(x, Mapping) and "teacher_logit" in x:
@@ -139,3 +136,24 @@ class Distiller(keras.Model):
             message = 'without a teacher x must be {"image": …, "teacher_logit": …}'
             raise ValueError(f"{message}. Received: x={received}")
         return self._teacher(x["teacher_image"] if isinstance(x, Mapping) else x)
+
+    def _objective(self, labels: Any, logits: Any, teacher_logits: Any, weight: Any) -> Any:
+        if logits.shape[-1] == 1:
+            labels = ops.reshape(ops.cast(labels, logits.dtype), (-1, 1))
+            cross_entropy = keras.losses.binary_crossentropy(labels, logits, from_logits=True)
+        else:
+            labels = ops.reshape(labels, (-1,))
+            cross_entropy = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+        distilled = distillation_loss(teacher_logits, logits, self.temperature)
+        terms = {"student_loss": cross_entropy, "distillation_loss": distilled}
+        for name, values in terms.items():
+            if weight is not None:
+                values = values * ops.reshape(ops.cast(weight, values.dtype), (-1,))
+            terms[name] = ops.mean(values)
+            self._terms[name].update_state(terms[name], sample_weight=ops.shape(logits)[0])
+        loss = self.alpha * terms["student_loss"] + (1 - self.alpha) * terms["distillation_loss"]
+        return ops.sum([loss, *self.losses])
+
+    def _report(self, labels: Any, logits: Any, weight: Any, loss: Any) -> dict[str, Any]:
+        self._loss_tracker.update_state(loss, sample_weight=ops.shape(logits)[0])
+        return self.compute_metrics(None, labels, logits, sample_weight=weight)
