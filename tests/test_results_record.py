@@ -426,12 +426,13 @@ def test_the_card_tells_the_same_numbers(recorded):
     assert "TRIPOD" not in text  # synthetic
 
 
-@pytest.mark.parametrize("name", ["compact_student-official-s0-t0", "vgg16-patient-s0-t0-litert-float16"])
-def test_cards_of_older_models_are_rendered(name):
+def test_cards_of_older_models_are_rendered():
     from chestxray.deployment.card import model_card
 
-    card = read_json(project_path(f"saved_models/{name}/card.json"))
-    assert "auroc_reframed" not in card["metrics"]["test"]
+    card = read_json(project_path("saved_models/custom_cnn-patient-s0-t0/card.json"))
+    card["metrics"] = {subset: card["metrics"][subset] for subset in ("val", "test")}
+    for entries in card["metrics"].values():
+        del entries["auroc_reframed"]
     value = card["metrics"]["test"]["auroc"]["value"]
     row = next(line for line in model_card(card).splitlines() if line.startswith("| test |"))
     assert f"{value:.3f}" in row and row.split("|")[3].strip() == "–"

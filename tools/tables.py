@@ -150,9 +150,9 @@ def recipes() -> str:
 
 
 def heatmaps() -> str:
-    """Checks of heatmaps on the real test images with a lung mask (notebook 05)."""
+    """Checks of heatmaps on the real test images with a lung mask (notebook 05), of the squashed models."""
     rows = []
-    for path in sorted(RESULTS.glob("explain-*.json")):
+    for path in sorted((RESULTS / "squashed").glob("explain-*.json")):
         content = read_json(path)
         share, peak = content["pointing"][:2]
         auroc = {row["change"]: f"{row['auroc']:.3f}" for row in content["stress"]}
