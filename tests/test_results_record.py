@@ -129,7 +129,7 @@ def test_without_lungs_nothing_is_reframed(recorded, monkeypatch, capsys):
     _, data, _ = recorded
     monkeypatch.setattr("chestxray.data.dataset._boxes", lambda paths: np.full((len(paths), 4), np.nan))
     assert results._reframed_ranking(None, data, "val") == {}
-    assert "not scored on re-framed images: both classes need" in capsys.readouterr().out
+    assert "not scored on re-framed images: both classes must have" in capsys.readouterr().out
 
 
 def test_a_model_is_recorded_when_the_files_are_gone(recorded, tmp_path, capsys):
