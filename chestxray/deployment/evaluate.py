@@ -62,6 +62,7 @@ def report(
     ranking = pd.DataFrame([{"metric": name, **metrics[name]} for name in ("auroc", "auprc")])
     prevalences = PREVALENCES if prevalence is None else (prevalence,)
     points = operating_points(labels, probabilities, card["thresholds"], prevalences)
+    points = points.astype(dict.fromkeys(("tp", "fp", "tn", "fn"), int))
     points = points.set_index("threshold_rule").astype(object).T.reset_index(names="")  # counts stay whole
     text = "Chosen on the model's own validation images. Wilson intervals. "
     text += "PPV and NPV at the prevalence given in percent."
@@ -107,7 +108,7 @@ def _local_threshold(table: pd.DataFrame) -> Section:
     text = "Some of these images are drawn by patient, and the Youden threshold of them decides about the "
     text += "others: mean and middle 95 % of up to 200 draws. This is the variation of the choice and no "
     text += "confidence interval. The stored threshold is not changed."
-    return title, text, scores.set_index("labelled").T.reset_index(names="from so many images")
+    return (title, text, scores.set_index("labelled").T.reset_index(names="from so many images"))
 
 
 def _calibration(table: pd.DataFrame, prevalence: float | None) -> Section:

@@ -140,6 +140,9 @@ def number_text(value: float) -> str:
 
 def with_intervals(table: "pd.DataFrame") -> "pd.DataFrame":
     """Join a value and its bounds (columns ``x, x_low, x_high`` or ``value, low, high``) to one text."""
+    names = table.columns[0]
+    if table[names].astype(str).str.endswith("_low").any():  # one row a number
+        return with_intervals(table.set_index(names).T).T.reset_index(names=names)
     table = table.copy()
     for low in [
         column for column in table if str(column).endswith("low") and column.replace("low", "high") in table
