@@ -142,8 +142,8 @@ def with_intervals(table: "pd.DataFrame") -> "pd.DataFrame":
     """Join a value and its bounds (columns ``x, x_low, x_high`` or ``value, low, high``) to one text."""
     names = table.columns[0]
     if table[names].astype(str).str.endswith("_low").any():  # one row a number
-        return with_intervals(table.set_index(names).T).T.reset_index(names=names)
-    table = table.copy()
+        return with_intervals(table.set_index(names).T).T.reset_index(names=names).rename_axis(columns=None)
+    table = table.rename_axis(columns=None)
     for low in [
         column for column in table if str(column).endswith("low") and column.replace("low", "high") in table
     ]:
