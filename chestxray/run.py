@@ -387,7 +387,9 @@ class _Progress:
                 left = (int(epoch[2]) - int(epoch[1])) * (self._last[1] - ended)
                 if left and int(epoch[1]) == former + 1 > 1:
                     line += f"  {left / 60:.0f} min left" if left > 90 else f"  {left:.0f} s left"
-            if epoch or re.match(r"computing |stored activations|.*(continued after epoch|is replaced$)", line):
+            if epoch or re.match(
+                r"computing |stored activations|.*(continued after epoch|is replaced$)", line
+            ):
                 print(f"    {line}", flush=True)
 
     def flush(self) -> None:
