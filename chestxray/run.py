@@ -529,7 +529,8 @@ def write_page(output_dir: Path, results: list[dict[str, Any]], table: pd.DataFr
     for notebook in notebooks:
         with whole_file(notebook.with_suffix(".html")) as partial:
             partial.write_text(HTMLExporter().from_filename(str(notebook))[0], encoding="utf-8")
-    sections = [("Models on test", "Threshold by Youden on validation; 95 % intervals over patients.", table)]
+    text = "Threshold by Youden on validation; 95 % intervals over patients."
+    sections = [("Models on test", text if len(table) else "No model was evaluated on test.", table)]
     for _, group in itertools.groupby(results, lambda result: result["split_rule"]):
         best = next(group)  # ordered by validation
         rows = read_predictions(output_dir / "results", best["name"])

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from chestxray import TrainSettings, run
+from chestxray import TrainSettings, cli, run
 from chestxray.files import read_json, write_json
 from chestxray.phantoms import write_phantoms
 
@@ -434,3 +434,18 @@ def test_one_step_alone_says_which_model_it_needs(house, phantoms, monkeypatch):
     monkeypatch.setattr(run, "PLANS", {"demo": [*run.PLANS["demo"], ("07_loads", "loads")]})
     with pytest.raises(ValueError, match="07_loads needs the model second; run its step first"):
         run.run_plan("demo", phantoms, output_dir=house / "out", only="07")
+
+
+def test_a_run_that_left_test_alone_has_a_page_too(tmp_path, capsys):
+    older = read_json(RESULTS / "squashed" / "custom_cnn-patient-s0-t0.json")
+    validation = {"metrics": {"val": older["metrics"]["val"]}}
+    put_on_record(tmp_path / "results", "net-patient-s0-t0", **validation)
+    run._print_summary(tmp_path)
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "No model was evaluated on test." in page and "Worst mistakes of net-patient-s0-t0" in page
+    assert "Test images" not in capsys.readouterr().out
+
+
+def test_the_command_line_offers_the_models_that_can_be_trained():
+    assert cli._MODELS == ("compact_cnn", "custom_cnn", "vgg16", "resnet50", "inceptionv3")
+    assert set(cli._MODELS) == set(run.MODELS)

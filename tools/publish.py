@@ -1,7 +1,4 @@
-"""Copy what may be published from a run into the repository: python tools/publish.py RUN.
-
-Results, predictions and models of real data, figures of phantoms; never notebooks or pixels of X-rays.
-"""
+"""Copy what may be published from a run, never notebooks or pixels of X-rays: python tools/publish.py RUN."""
 
 import json
 import shutil
@@ -31,8 +28,7 @@ def publish(run: Path, repository: Path) -> list[str]:
     ``results/claims``, without models. Models that were only scored on validation (``score_test=False``)
     become a row of ``results/tried.csv``. Returns what was copied, and what was left out with the reason.
 
-    Raises FileNotFoundError if there is no result or a model on record lacks its files, and ValueError if
-    the run mixes real and synthetic data.
+    FileNotFoundError: no result, or a model lacks its files. ValueError: real and synthetic data are mixed.
     """
     public = dict(read_objects(run / "results"))
     public = {path: content for path, content in public.items() if content.get("schema") in _PUBLIC_SCHEMAS}

@@ -22,8 +22,7 @@ def score_on_test(
 ) -> dict[str, Any]:
     """Put the model of result ``chosen`` on record as ``name``, with test scores, and return its result.
 
-    ValueError: It is no model's result, test was already scored, by this
-    model or by another one of that final name, or the images differ.
+    ValueError: no model's result, test was already scored (also under that name), or the images differ.
     """
     result = read_json(run / "results" / f"{chosen}.json")
     if not isinstance(result, dict) or result.get("schema") != RESULT_SCHEMA:

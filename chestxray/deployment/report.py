@@ -140,6 +140,8 @@ def number_text(value: float) -> str:
 
 def with_intervals(table: "pd.DataFrame") -> "pd.DataFrame":
     """Join a value and its bounds (columns ``x, x_low, x_high`` or ``value, low, high``) to one text."""
+    if not len(table.columns):
+        return table
     names = table.columns[0]
     if table[names].astype(str).str.endswith("_low").any():  # one row a number
         return with_intervals(table.set_index(names).T).T.reset_index(names=names).rename_axis(columns=None)
