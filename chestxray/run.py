@@ -319,8 +319,10 @@ def train_model(
         overrides: Further parameters of the notebook.
         force: Replace a result of that name that was made with other settings.
 
-    Raises ValueError if the folder has such a result and ``force`` is False.
+    Raises ValueError for a name with other signs, or if the folder has such a result without ``force``.
     """
+    if not re.fullmatch(r"\w[\w.-]*", name):  # it is also the name of a folder
+        raise ValueError(f"a name has letters, digits, _, - and . only. Received: name={name!r}")
     plan, given = [MODELS[model]], {"name": name, **(overrides or {})}
     recipe = _read_recipe(model, split_rule)
     if epochs and "fine" not in recipe:

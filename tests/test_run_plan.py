@@ -449,3 +449,9 @@ def test_a_run_that_left_test_alone_has_a_page_too(tmp_path, capsys):
 def test_the_command_line_offers_the_models_that_can_be_trained():
     assert cli._MODELS == ("compact_cnn", "custom_cnn", "vgg16", "resnet50", "inceptionv3")
     assert set(cli._MODELS) == set(run.MODELS)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b"])
+def test_a_name_that_is_no_folder_is_refused(phantoms, tmp_path, name):
+    with pytest.raises(ValueError, match="a name has letters"):
+        run.train_model("compact_cnn", phantoms, name, tmp_path)
