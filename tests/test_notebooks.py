@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
+from refresh_notebooks import set_header
 
 from chestxray.files import read_json, write_json
 from chestxray.run import NOTEBOOKS
@@ -32,6 +34,27 @@ def test_notebook_is_executed_top_to_bottom_and_within_its_limits(path):
     assert not [place for place in (str(NOTEBOOKS.parent), "/home/", "/Users/", "/tmp/") if place in text]
 
 
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_notebook_has_the_common_header_and_reads_well(path):
+    notebook = nbformat.read(path, as_version=4)
+    before = [cell.source for cell in notebook.cells[:2]]
+    set_header(notebook, path.stem)
+    assert [cell.source for cell in notebook.cells[:2]] == before, "python tools/refresh_notebooks.py FILE"
+    markdown = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", markdown):  # relative links
+        assert (path.parent / target).exists(), target
+    exercises = markdown.split("## Exercises")[1]
+    assert exercises.count("<details>") == exercises.count("</details>") == 3
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in code:
+        lines = cell.source.splitlines()
+        long = 25 if "parameters" in cell.metadata.get("tags", []) else 20
+        assert len(lines) <= long and max(map(len, lines), default=0) <= 110, cell.source
+        for output in cell.outputs:
+            for kind in {"image/png", "image/jpeg"} & set(output.get("data", {})):
+                assert output.metadata[kind]["alt"], cell.source  # made by plots.show
+
+
 def colab_cell(folder, path=ALL[0]):
     """Run the first code cell of a notebook as Colab would, in a folder; where it ends, or the error."""
     source = next(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
@@ -46,6 +69,7 @@ def colab_cell(folder, path=ALL[0]):
 @pytest.mark.parametrize("place", ["chestxray.zip", "drive/MyDrive/chestxray", "nothing"])
 def test_in_colab_the_first_cell_finds_an_uploaded_zip_or_a_folder_on_drive(tmp_path, place):
     (tmp_path / "repository/chestxray/notebooks").mkdir(parents=True)
+    shutil.copy(NOTEBOOKS / "colab.py", tmp_path / "repository/chestxray/notebooks")
     if place.endswith(".zip"):
         shutil.make_archive(tmp_path / "chestxray", "zip", tmp_path / "repository")
     elif place != "nothing":
@@ -53,6 +77,7 @@ def test_in_colab_the_first_cell_finds_an_uploaded_zip_or_a_folder_on_drive(tmp_
     done = colab_cell(tmp_path)
     if place == "nothing":
         assert "upload the repository as chestxray.zip" in done.stderr
+        assert "would run" not in done.stdout
         return
     home = tmp_path / place.removesuffix(".zip")
     assert done.stdout.splitlines()[-1] == f"{home / 'notebooks'} {home}"

@@ -500,3 +500,30 @@ def test_model_summary_shows_trainable_beside_frozen_parameters():
     assert last.get_title(loc="left") == "in the end: 450 of 1,050 trainable"
     with pytest.raises(ValueError, match="the table must have rows"):
         plots.model_summary(table, ["later"])
+
+
+def test_a_shown_figure_has_its_description_size_and_file(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    figure = plots.learning_curves(pd.DataFrame({"epoch": [1], "loss": [0.5], "val_loss": [0.4]}))
+    plots.show(figure, "Loss by epoch.", tmp_path / "new folder" / "curves.png")
+    (content, metadata), width = shown[0]._repr_mimebundle_(), round(96 * figure.get_figwidth())
+    assert metadata["image/png"] == {"alt": "Loss by epoch.", "width": width}
+    assert (tmp_path / "new folder" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert plt.get_fignums() == []
+    plots.show(plots.sample_grid([np.full((8, 8), 9)], ["one"]), "An image.", jpeg=True)
+    assert shown[1]._repr_mimebundle_()[1]["image/jpeg"]["alt"] == "An image."
+
+
+def test_a_model_of_the_recipes_keeps_its_colour_in_each_figure():
+    scores = [0.1, 0.9, 0.4, 0.6], [0, 1, 0, 1]
+    pair = scores[1], scores[0]
+
+    def colours(names):
+        axis = plots.roc_pr({name: pair for name in names}).axes[0]
+        return {line.get_label().split(",")[0]: line.get_color() for line in axis.lines}
+
+    first = colours(["vgg16-patient-s0-t0", "custom_cnn-patient-s0-t0", "mine-patient-s0-t0"])
+    second = colours(["mine-patient-s0-t0", "custom_cnn-official-s0-t0"])
+    assert first["custom_cnn-patient-s0-t0"] == second["custom_cnn-official-s0-t0"]
+    assert len({first[name] for name in first if "chance" not in name}) == 3

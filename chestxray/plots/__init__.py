@@ -24,3 +24,4 @@ from chestxray.plots.scores import (
     score_distribution,
     variants,
 )
+from chestxray.plots.style import show

@@ -14,6 +14,13 @@ from chestxray.plots.style import COLOURS, GUIDE, MODELS, check, check_table, na
 from chestxray.schema import CLASSES
 
 _LINES = [{"color": colour, "ls": dashes} for dashes in ("-", "--", "-.") for colour in MODELS]
+_MODELS = ("vgg16", "custom_cnn", "compact_student", "resnet50", "inceptionv3")
+
+
+def _line(name: str, number: int) -> dict[str, str]:
+    """Style of a model's line: the models of the recipes have the same colour in each figure."""
+    model = name.split("-")[0]
+    return _LINES[_MODELS.index(model) if model in _MODELS else (5 + number) % 15]
 
 
 @styled
@@ -137,7 +144,7 @@ def _draw_roc_pr(
     for prevalence in sorted({f"{y.mean():.3f}" for y, _ in curves.values()}):
         pr.axhline(float(prevalence), label=f"prevalence, {prevalence}", **GUIDE)
     for number, (name, (y, p)) in enumerate(curves.items()):
-        style = _LINES[number % 15]
+        style = _line(name, number)
         roc.plot(*skm.roc_curve(y, p)[:2], label=f"{name}, AUROC {skm.roc_auc_score(y, p):.3f}", **style)
         precision, recall, _ = skm.precision_recall_curve(y, p)
         label = f"{name}, AP {skm.average_precision_score(y, p):.3f}"
@@ -171,7 +178,7 @@ def calibration(
     benefit.plot(first["threshold"], first["all"], label="treat all", color=COLOURS["grey"])
     benefit.axhline(0, label="treat none", **GUIDE)
     for number, (name, table) in enumerate(tables.items()):
-        style, marker, predicted = _LINES[number % 15], "os^"[number // 5 % 3], table["predicted"]
+        style, marker, predicted = _line(name, number), "os^"[number // 5 % 3], table["predicted"]
         reliability.plot(predicted, table["observed"], marker=marker, ms=4, label=name, **style)
         reliability.vlines(predicted, table["low"], table["high"], color=style["color"], lw=1, alpha=0.6)
         benefit.plot(decisions[name]["threshold"], decisions[name]["model"], **style)

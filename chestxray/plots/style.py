@@ -1,6 +1,8 @@
 """Style of the figures, their panels, and checks of their input."""
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -71,3 +73,19 @@ def name_rows(axis: Axes, names: Sequence[str]) -> None:
     axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
+
+
+def show(figure: Figure, alt: str, path: str | Path | None = None, jpeg: bool = False) -> None:
+    """Show a figure in a notebook and close it; with ``path`` also save it.
+
+    ``alt`` describes the figure for screen readers. ``jpeg`` is for grids of images, whose PNG is large.
+    """
+    from IPython.display import Image, display  # only notebooks need it
+
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    content, kind = io.BytesIO(), "jpeg" if jpeg else "png"
+    figure.savefig(content, format=kind, dpi=100 if jpeg else 150)
+    display(Image(content.getvalue(), format=kind, width=round(96 * figure.get_figwidth()), alt=alt))
+    plt.close(figure)
