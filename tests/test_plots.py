@@ -507,7 +507,7 @@ def test_a_shown_figure_has_its_description_size_and_file(tmp_path, monkeypatch)
     monkeypatch.setattr("IPython.display.display", shown.append)
     figure = plots.learning_curves(pd.DataFrame({"epoch": [1], "loss": [0.5], "val_loss": [0.4]}))
     plots.show(figure, "Loss by epoch.", tmp_path / "new folder" / "curves.png")
-    (content, metadata), width = shown[0]._repr_mimebundle_(), round(96 * figure.get_figwidth())
+    metadata, width = shown[0]._repr_mimebundle_()[1], round(96 * figure.get_figwidth())
     assert metadata["image/png"] == {"alt": "Loss by epoch.", "width": width}
     assert (tmp_path / "new folder" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert plt.get_fignums() == []
@@ -520,7 +520,7 @@ def test_a_model_of_the_recipes_keeps_its_colour_in_each_figure():
     pair = scores[1], scores[0]
 
     def colours(names):
-        axis = plots.roc_pr({name: pair for name in names}).axes[0]
+        axis = plots.roc_pr(dict.fromkeys(names, pair)).axes[0]
         return {line.get_label().split(",")[0]: line.get_color() for line in axis.lines}
 
     first = colours(["vgg16-patient-s0-t0", "custom_cnn-patient-s0-t0", "mine-patient-s0-t0"])

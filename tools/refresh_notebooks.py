@@ -1,4 +1,4 @@
-"""Write the headers of the committed notebooks and execute them: python tools/refresh_notebooks.py [FILE …]."""
+"""Write the headers of the notebooks and execute them in place: tools/refresh_notebooks.py [FILE …]."""
 
 import os
 import re
@@ -14,7 +14,7 @@ ALL = sorted(NOTEBOOKS.glob("0*.ipynb"))
 
 
 def set_header(notebook: nbformat.NotebookNode, name: str) -> None:
-    """Make the first two cells, header and Colab set-up, from the templates and the metadata ``chestxray``."""
+    """Write the first two cells, header and Colab set-up, from templates and metadata."""
     names = ["", *(path.stem for path in ALL), ""]
     place = names.index(name)
     text = "\n".join(cell.source for cell in notebook.cells[1:] if cell.cell_type == "markdown")
