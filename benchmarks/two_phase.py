@@ -8,7 +8,8 @@ data set, split by patient), with batch size 32, for four variants. Each runs in
 - common: frozen layers are computed in each epoch, float32, ImageDataGenerator;
 - common, bf16 and cache: the same network in mixed_bfloat16 with image_dataset_from_directory().cache() and
   augmentation layers;
-- ours in float32, and ours in bfloat16 if the processor has it, with K = 4 stored views.
+- ours in float32, and ours in bfloat16 if the processor has it, with the lung box, the augmentation of the
+  recipe vgg16.yaml, and K = 4 stored views.
 
 Images per second are those of the fastest of REPEATS epochs over IMAGES images, after a first epoch that
 traces and compiles. Times of whole trainings and the memory of the cached pixels are extrapolated from them.
@@ -21,6 +22,7 @@ import argparse
 import json
 import math
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -145,13 +147,13 @@ def ours(backbone: str, folder: Path, bf16: bool) -> dict:
     """Frozen layers once for each of the stored views, then the rest from there."""
     row = get_backbone(backbone)
     began = time.perf_counter()
-    data = cx.load_data(folder, "image", 0, cx.ImageSettings(row.image_size))
+    data = cx.load_data(folder, "image", 0, cx.ImageSettings(row.image_size, "lung_box"))
     decoding = time.perf_counter() - began
     data.table["split"] = data.table["path"].str.split("/").str[0]  # as the folders say
     model, _ = cx.build_transfer_model(
         backbone, None, (256,), 0.5, None, "mixed_bfloat16" if bf16 else "float32"
     )
-    augmentation = cx.Augmentation()
+    augmentation = cx.Augmentation(edges=0.06)
     counts = [len(data.subset(subset)) for subset in ("train", "val")]
     set_trainable_from(model, FROM[backbone])
     cuts = [find_cut(model)]
@@ -223,6 +225,19 @@ ARMS = {
     "ours, float32": (ours, False),
     "ours, bf16": (ours, True),
 }
+
+
+def processor() -> str:
+    """Name of the processor and its bfloat16 units."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    lines = [line.split(":", 1) for line in text.splitlines() if ":" in line]
+    known = {key.strip(): value.strip() for key, value in lines}
+    units = [unit for unit in ("amx_bf16", "avx512_bf16") if unit in text]
+    number = f"family {known.get('cpu family')}, model {known.get('model')}"
+    return f"{known.get('model name')} ({number}), {', '.join(units) or 'no bfloat16 units'}"
 
 
 def links(folder: Path, data_dir: str) -> str:
@@ -310,6 +325,7 @@ def main() -> None:
             "schema": "chestxray.benchmark/1",
             "name": f"two_phase-{given.backbone}",
             "data": name,
+            "processor": processor(),
             "cores": os.cpu_count(),
             "versions": versions(),
             "measured_images": IMAGES,

@@ -30,8 +30,7 @@ def refresh(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     set_header(notebook, path.stem)
     options = {"timeout": 600, "kernel_name": "python3", "record_timing": False, "coalesce_streams": True}
-    client = nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(NOTEBOOKS)}}, **options)
-    client.execute()
+    nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(NOTEBOOKS)}}, **options).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]

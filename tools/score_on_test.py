@@ -30,23 +30,13 @@ def score_on_test(
     _, split_rule, split_seed, train_seed = parse_result_name(chosen)
     final = result_name(name, split_rule, split_seed, train_seed)
     if "test" in result["metrics"] or (output_dir / "results" / f"{final}.json").exists():
-        raise ValueError(
-            "the test images were scored already, and a second model under this name would be "
-            f"chosen by them. Received: name={chosen!r}, final={final!r}"
-        )
-    data = load_data(
-        data_dir,
-        split_rule,
-        split_seed=split_seed,
-        train_seed=train_seed,
-        image=ImageSettings(**result["image"]),
-        classes=tuple(result["classes"]),
-    )
+        message = "the test images were scored already; a second model would be chosen by them"
+        raise ValueError(f"{message}. Received: name={chosen!r}, final={final!r}")
+    image, classes = ImageSettings(**result["image"]), tuple(result["classes"])
+    data = load_data(data_dir, split_rule, split_seed, image, classes, train_seed=train_seed)
     if data.split_hash != result["split_hash"]:
-        raise ValueError(
-            "these are not the images and the split it was trained on. "
-            f"Received: split_hash={data.split_hash!r}, expected {result['split_hash']!r}"
-        )
+        received = f"split_hash={data.split_hash!r}, expected {result['split_hash']!r}"
+        raise ValueError(f"these are not the images and the split it was trained on. Received: {received}")
     kept = {key: result[key] for key in ("parameters", "weights", "training")}
     known = read_json(run / "saved_models" / chosen / "card.json").get("population")
     kept["population"] = next((name for name, value in POPULATIONS.items() if value == known), "")

@@ -119,10 +119,8 @@ def tried() -> str:
     listed = pd.read_csv(RESULTS / "tried.csv").sort_values(["split_rule", "auroc"], ascending=[True, False])
     rows = []
     for row in listed.to_dict("records"):
-        image, cells = (
-            json.loads(row["image"]),
-            [f"{row[m]:.4f}".replace("nan", "–") for m in ("auroc", "specificity")],
-        )
+        image = json.loads(row["image"])
+        cells = [f"{row[m]:.4f}".replace("nan", "–") for m in ("auroc", "specificity")]
         side = f"{image['size']} px{', CLAHE' if image['clahe'] else ''}"
         rows.append([row["split_rule"], row["name"], side, *cells, f"`{row['epochs']}`"])
     return table(["split", "name", "images", "auroc", "specificity", "epochs"], rows)
@@ -172,11 +170,12 @@ def speed() -> str:
     """Minutes of transfer learning in two phases: the common notebook, its fast form, this package."""
     rows = []
     for path in sorted((RESULTS / "benchmarks").glob("two_phase-*.json"), reverse=True):
-        minutes = {name: run["seconds"]["total"] / 60 for name, run in read_json(path)["variants"].items()}
+        content = read_json(path)
+        minutes = {name: run["seconds"]["total"] / 60 for name, run in content["variants"].items()}
         cells = [f"{value:.0f}" for value in minutes.values()]
         cells += [f"{minutes['common, float32'] / minutes['ours, bf16']:.1f}×"]
-        rows.append([path.stem.split("-")[1], *cells])
-    return table(["network, minutes", *minutes, "faster than the first"], rows)
+        rows.append([path.stem.split("-")[1], *cells, content.get("processor", "not recorded")])
+    return table(["network, minutes", *minutes, "faster than the first", "processor"], rows)
 
 
 IN_README = (results, claims, shortcuts)
