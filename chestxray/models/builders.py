@@ -8,6 +8,7 @@ policy; ``outputs``, 1 logit, or 3 (normal, bacteria, virus); others raise Value
 """
 
 import contextlib
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -72,33 +73,47 @@ def build_custom_cnn(
 
 
 def _build_plain_cnn(
-    name: str, filters: tuple, units: tuple, image_size: int, dropout: float, precision: str, outputs: int
+    name: str, filters: tuple, units: tuple, *options: int | float | str, flatten: bool
 ) -> keras.Model:
+    image_size, dropout, precision, outputs = options
     with _dtype_policy(precision):
         inputs, x = _grey_input(image_size)
         for number, width in enumerate(filters, 1):
             x = layers.Conv2D(width, 3, padding="same", activation="relu", name=f"conv{number}")(x)
             x = layers.MaxPooling2D(name=f"pool{number}")(x)
-        x = layers.GlobalAveragePooling2D(name="pool")(x)
+        x = layers.Flatten(name="flat")(x) if flatten else layers.GlobalAveragePooling2D(name="pool")(x)
         return keras.Model(inputs, _logit(_dense_block(x, units, dropout), outputs), name=name)
 
 
 def build_teacher_cnn(
-    image_size: int = 224, dropout: float = 0.3, precision: str = "float32", outputs: int = 1
+    image_size: int = 224,
+    dropout: float = 0.3,
+    precision: str = "float32",
+    outputs: int = 1,
+    flatten: bool = False,
 ) -> keras.Model:
     """Build a light teacher: 3 convolutions (64, 128, 256) and 3 dense layers (512, 256, outputs).
 
-    Published versions flatten instead of pooling: at 224 px their first dense layer has 100 million weights.
+    ``flatten`` keeps the positions of the last maps instead of averaging them, as published versions do: at
+    224 px the first dense layer then has 100 million weights.
     """
-    filters, units = (64, 128, 256), (512, 256)
-    return _build_plain_cnn("teacher_cnn", filters, units, image_size, dropout, precision, outputs)
+    widths, options = ((64, 128, 256), (512, 256)), (image_size, dropout, precision, outputs)
+    return _build_plain_cnn("teacher_cnn", *widths, *options, flatten=flatten)
 
 
 def build_student_cnn(
-    image_size: int = 224, dropout: float = 0.2, precision: str = "float32", outputs: int = 1
+    image_size: int = 224,
+    dropout: float = 0.2,
+    precision: str = "float32",
+    outputs: int = 1,
+    flatten: bool = False,
 ) -> keras.Model:
-    """Build a small student, below 100,000 parameters: 2 convolutions (32, 64), 3 dense layers."""
-    return _build_plain_cnn("student_cnn", (32, 64), (128, 64), image_size, dropout, precision, outputs)
+    """Build a small student: 2 convolutions (32, 64), 3 dense layers; below 100,000 parameters.
+
+    ``flatten``: see :func:`build_teacher_cnn`.
+    """
+    widths, options = ((32, 64), (128, 64)), (image_size, dropout, precision, outputs)
+    return _build_plain_cnn("student_cnn", *widths, *options, flatten=flatten)
 
 
 def build_compact_cnn(
@@ -138,6 +153,8 @@ CNNS: dict[str, Callable[..., keras.Model]] = {
     "teacher_cnn": build_teacher_cnn,
     "student_cnn": build_student_cnn,
     "compact_cnn": build_compact_cnn,
+    "teacher_flat": functools.partial(build_teacher_cnn, flatten=True),
+    "student_flat": functools.partial(build_student_cnn, flatten=True),
 }
 """The builders of networks that are trained from scratch, by name."""
 

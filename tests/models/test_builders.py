@@ -76,7 +76,7 @@ def pictures(number=4, size=64, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (number, size, size, 1)).astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=sorted(CNNS))
+@pytest.fixture(scope="module", params=sorted(LAYERS))
 def cnn(request):
     return CNNS[request.param](64)
 
@@ -267,3 +267,17 @@ def test_layer_table_shows_what_unfreezing_changes():
     assert changed[changed != 0].to_dict() == {"block5": block5}
     assert thawed.loc["block5"].to_dict() == {"layers": 3, "parameters": block5, "trainable": block5}
     assert frozen["trainable"].sum() == (512 * 8 + 8) + (8 + 1)
+
+
+def test_a_flattening_student_keeps_the_positions_of_the_last_maps():
+    model = CNNS["student_flat"](32)  # maps of 8 x 8 x 64, then 128, 64 and 1 units
+    by_hand = 32 * 10 + 64 * 289 + 128 * (8 * 8 * 64 + 1) + 64 * 129 + 65
+    assert model.count_params() == by_hand == 551_553
+    image = np.zeros((1, 32, 32, 1), np.float32)
+    image[0, 12:16, 8:12] = 255.0
+    moved = np.roll(image, 8, axis=2)  # by whole cells of the last maps: their mean is the same
+    averaging = CNNS["student_cnn"](32)
+    for network in (model, averaging):
+        network.get_layer("logit").kernel.assign(np.full(network.get_layer("logit").kernel.shape, 0.1))
+    assert abs(float(model(image)[0, 0] - model(moved)[0, 0])) > 1e-4
+    assert abs(float(averaging(image)[0, 0] - averaging(moved)[0, 0])) < 1e-5
