@@ -11,7 +11,7 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
-from refresh_notebooks import set_header
+from header import set_header
 
 from chestxray.files import read_json, write_json
 from chestxray.run import NOTEBOOKS

@@ -1,28 +1,15 @@
 """Write the headers of the notebooks and execute them in place: tools/refresh_notebooks.py [FILE …]."""
 
 import os
-import re
 import sys
 from pathlib import Path
 
-import jinja2
 import nbclient
 import nbformat
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
-ALL = sorted(NOTEBOOKS.glob("0*.ipynb"))
-
-
-def set_header(notebook: nbformat.NotebookNode, name: str) -> None:
-    """Write the first two cells, header and Colab set-up, from templates and metadata."""
-    names = ["", *(path.stem for path in ALL), ""]
-    place = names.index(name)
-    text = "\n".join(cell.source for cell in notebook.cells[1:] if cell.cell_type == "markdown")
-    about = {"name": name, "number": name[:2], "previous": names[place - 1], "next": names[place + 1]}
-    about["headings"] = re.findall(r"^## (.*)$", text, re.MULTILINE)
-    template = jinja2.Template((NOTEBOOKS / "header.md.j2").read_text(encoding="utf-8"))
-    notebook.cells[0].source = template.render(notebook.metadata["chestxray"], **about)
-    notebook.cells[1].source = (NOTEBOOKS / "colab_cell.txt").read_text(encoding="utf-8").strip()
+sys.path.insert(0, str(NOTEBOOKS))
+from header import ALL, set_header  # noqa: E402
 
 
 def refresh(path: Path) -> None:
@@ -40,7 +27,6 @@ def refresh(path: Path) -> None:
 if __name__ == "__main__":
     for name in ("CHESTXRAY_DATA", "CHESTXRAY_WEIGHTS"):
         os.environ.pop(name, None)
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     for notebook_path in [Path(name) for name in sys.argv[1:]] or ALL:
         print(notebook_path.name, flush=True)
         refresh(notebook_path)

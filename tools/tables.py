@@ -16,6 +16,8 @@ from chestxray.results import comparison_table, read_predictions, read_results
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 METRICS = [f"test {name}" for name in "auroc accuracy sensitivity specificity f1 precision".split()]
+MAIN = "vgg16 vgg16_224 custom_cnn compact_student".split()
+TESTED = {"patient": "other patients", "official": "published test set"}
 METRICS += ["test auroc_reframed", "val auroc", "val auroc_reframed", "train auroc"]
 
 
@@ -53,13 +55,22 @@ def models(folder: Path = RESULTS, metrics: Sequence[str] = METRICS) -> str:
 
 
 def results() -> str:
-    """The main models on test, for README."""
-    rows, metrics = [], ("auroc", "accuracy", "sensitivity", "specificity")
-    for model in ("vgg16", "custom_cnn", "compact_student"):
-        for split_rule, data in {"patient": "other patients", "official": "published test set"}.items():
-            scores = read_json(RESULTS / f"{model}-{split_rule}-s0-t0.json")["metrics"]["test"]
-            rows.append([f"`{model}`", data, *(interval((scores | scores["youden"])[m]) for m in metrics)])
-    return table(["model", "tested on", *metrics], rows)
+    """The main models on test, for README, and the recommended one with its weakest number."""
+    rows, worse, weakest = [], {}, {}
+    metrics, names = ("auroc", "accuracy", "sensitivity", "specificity"), ("auroc", "auroc_reframed")
+    for path in [f"{m}-{s}-s0-t0.json" for m in MAIN for s in TESTED]:
+        if (RESULTS / path).is_file():
+            (model, split_rule, *_), content = path.split("-"), read_json(RESULTS / path)["metrics"]
+            scores = content["test"] | content["test"]["youden"]
+            rows.append([f"`{model}`", TESTED[split_rule], *(interval(scores[m]) for m in metrics)])
+            rates = [(scores[m]["value"], m, interval(scores[m]), TESTED[split_rule]) for m in metrics[2:]]
+            weakest[model] = min(weakest.get(model, rates[0]), *rates)
+            if split_rule == "patient":
+                worse[model] = min(content["val"][name]["value"] for name in names)
+    best = max(worse, key=worse.get)
+    text = f"Recommended by the worse of plain and re-framed validation AUROC ({worse[best]:.3f}): `{best}`."
+    text += " Its weakest number: {1} {2}, {3}.\n".format(*weakest[best])
+    return table(["model", "tested on", *metrics], rows) + f"\n{text}"
 
 
 def squashed() -> str:
