@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 CACHES = ("features", "files", "medmnist", "phantoms", "pixels", "teachers")  # can be computed again
@@ -201,6 +202,19 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"not a JSON file ({error}). Received: path={str(path)!r}") from None
+
+
+@contextlib.contextmanager
+def open_arrays(path: Path) -> Iterator["np.lib.npyio.NpzFile"]:
+    """Open an ``.npz`` file without unpickling. An error in the block raises ValueError: a damaged file."""
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            yield file
+    except Exception as error:  # a damaged file can fail in any way
+        message = f"{path.name} is damaged ({type(error).__name__})"
+        raise ValueError(f"{message}. Received: path={str(path)!r}") from None
 
 
 def read_table(path: str | Path, texts: Collection[str], **options: Any) -> "pd.DataFrame":

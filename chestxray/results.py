@@ -214,17 +214,14 @@ def record_model(
         predictions["probability"] = apply_platt(predictions["logit"], **calibration)
         metrics, confusion = {}, {}
         for subset, rows in predictions.groupby("split", sort=False):
-            scored = rows["label"], rows["probability"], rows["group"]
-            metrics[subset], confusion[subset] = evaluate(*scored, thresholds, rows["subtype"])
-            metrics[subset] |= calibration_metrics(*scored, draws=200)
+            metrics[subset], confusion[subset] = _all_metrics(rows, thresholds)
             metrics[subset] |= _reframed_ranking(reloaded, data, subset)
         train = data.subset("train")
         train = train.sample(min(_MOST_TRAIN, len(train)), random_state=data.split_seed)
         logits, train_features = scorer.predict(data.store.images(train), verbose=0)
         if train["label"].nunique() == 2:  # chance may leave out a rare class
-            scored = train["label"], apply_platt(log_odds(logits), **calibration), train["group"]
-            metrics["train"] = evaluate(*scored, thresholds, train["subtype"])[0]
-            metrics["train"] |= calibration_metrics(*scored, draws=200)
+            probability = apply_platt(log_odds(logits), **calibration)
+            metrics["train"], _ = _all_metrics(train.assign(probability=probability), thresholds)
         shared = {"name": full_name, "classes": list(data.classes), "image": image, **decisions}
         shared |= {"metrics": metrics, "baseline": _baseline(output_dir, data), "parameters": parameters}
         shared |= {"weights": weights, "versions": versions()}
@@ -247,6 +244,13 @@ def record_model(
     if final:
         _remove_checkpoints(output_dir, full_name)
     return result
+
+
+def _all_metrics(rows: pd.DataFrame, thresholds: dict[str, float | None]) -> tuple[dict, dict]:
+    """Metrics, those of calibration included, and confusion matrices of a table of predictions."""
+    scored = rows["label"], rows["probability"], rows["group"]
+    metrics, confusion = evaluate(*scored, thresholds, rows["subtype"])
+    return metrics | calibration_metrics(*scored, draws=200), confusion
 
 
 def _reframed_ranking(model: "keras.Model", data: "XrayData", subset: str) -> dict[str, Any]:

@@ -275,7 +275,7 @@ def test_notice_names_the_origin_of_weights_and_lungs():
         ("X", "https://keras.io"),
     ):
         notice = render("NOTICE.j2", **card | {"parameters": {"backbone": backbone, "teachers": ["a", "b"]}})
-        assert words in notice and "Taught by: a, b." in notice and "lungs.onnx" in notice
+        assert words in notice and "Teachers: a, b." in notice and "lungs.onnx" in notice
 
 
 # Three logits, and several ways of training

@@ -1,4 +1,4 @@
-"""The card of a model: ``card.json``, and the model card ``README.md`` made from it."""
+"""Model cards: ``card.json``, and texts and pages from templates."""
 
 import difflib
 from collections.abc import Mapping
@@ -12,6 +12,9 @@ from chestxray.files import read_json
 CARD_SCHEMA = "chestxray.card/2"
 _KEYS = {"calibration", "classes", "image", "limits", "metrics", "name", "self_test", "threshold_reasons"}
 _KEYS |= {"thresholds", "training_data", "triage"}
+_BLANKS = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+_STRICT = {"autoescape": select_autoescape(["html.j2"]), "undefined": StrictUndefined}
+_TEMPLATES = Environment(loader=PackageLoader("chestxray.deployment"), **_STRICT, **_BLANKS)
 
 
 def read_card(folder: str | Path) -> dict[str, Any]:
@@ -21,10 +24,10 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     """
     path, received = Path(folder) / "card.json", f"Received: folder={str(folder)!r}"
     if not path.parent.is_dir():
-        known = [card.parent.name for card in path.parent.parent.glob("*/card.json")]
-        near = difflib.get_close_matches(path.parent.name, known, 1) or sorted(known)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise FileNotFoundError(f"no such folder{hint} {received}" if hint else f"no such folder. {received}")
+        names = sorted(card.parent.name for card in path.parent.parent.glob("*/card.json"))
+        names = difflib.get_close_matches(path.parent.name, names, 1) or names
+        hint = f"; did you mean {' or '.join(names)}?" if names else "."
+        raise FileNotFoundError(f"no such folder{hint} {received}")
     if not path.is_file():
         raise FileNotFoundError(f"card.json is missing from the model folder. {received}")
     card = read_json(path)
@@ -36,15 +39,10 @@ def read_card(folder: str | Path) -> dict[str, Any]:
 
 
 def model_card(card: Mapping[str, Any]) -> str:
-    """Return the model card as Markdown, from the contents of ``card.json``."""
+    """Return the model card in Markdown, given the content of ``card.json``."""
     return render("README.md.j2", **{"baseline": None, "export": None, **card})
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template of the folder ``templates``; values are escaped in templates for HTML."""
-    return _ENVIRONMENT.get_template(template).render(values)
-
-
-_BLANKS = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
-_STRICT = {"autoescape": select_autoescape(["html.j2"]), "undefined": StrictUndefined}
-_ENVIRONMENT = Environment(loader=PackageLoader("chestxray.deployment"), **_STRICT, **_BLANKS)
+    """Fill a template of the folder ``templates``. Values are escaped in ``.html.j2`` templates."""
+    return _TEMPLATES.get_template(template).render(values)

@@ -1,14 +1,14 @@
-"""Classifiers on disk: one folder with model file, ``card.json``, ``refusal.npz``, ``README.md``, ``NOTICE``.
+"""Saved classifiers: a network with its card and its out-of-distribution check, in one folder.
 
-The model file is ``model.keras``, or an exported file that runs without TensorFlow. The card holds what
-prediction needs besides the weights: image settings, calibration, thresholds, and a self-test.
-``refusal.npz`` holds the out-of-distribution check, ``seen.npz`` hashes of the training images, and
-``NOTICE`` the origin of data and weights.
+The network is ``model.keras`` or an exported file, which runs without TensorFlow. For the other files see
+contract 7 in ``CONTRIBUTING.md``.
 """
 
 import functools
 import hashlib
 import io
+import os
+import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chestxray.data.images import ImageSettings, as_batch, fit
 from chestxray.deployment.card import model_card, read_card, render
 from chestxray.deployment.outliers import OutlierCheck, fit_outlier_check
-from chestxray.deployment.runtime import MODEL_FILES, Runtime
 from chestxray.deployment.seen import SeenImages
 from chestxray.evaluation.calibration import apply_platt, log_odds
 from chestxray.evaluation.drift import describe_reference
 from chestxray.files import whole_file, write_json
-from chestxray.parallel import without_native_messages
+from chestxray.parallel import native_messages_to, without_native_messages
 
 if TYPE_CHECKING:
     import keras
@@ -40,94 +40,85 @@ LIMITS = (
     "Trained on children of one to five years from one hospital. Published models trained on this data "
     "fell from AUROC 0.95 to 0.54 on children in the United States (Xin 2021) and from 0.93 to 0.65 in "
     "Nigeria (Togunwa 2025).",
-    "In this data much of the label can be predicted without looking at the lungs; a high score is no "
-    "proof that the model sees pneumonia.",
+    "In this data much of the label can be predicted without looking at the lungs: a high score does not "
+    "prove that the model recognises pneumonia.",
 )
-"""Limits of a model of the children's data set; the first one holds for every model."""
+"""Limits of a model of the children's data set. The first one applies to every model."""
 
-SYNTHETIC_LIMITS = (LIMITS[0], "Trained on synthetic images: it knows nothing about patients.")
+SYNTHETIC_LIMITS = (LIMITS[0], "Trained on synthetic images: for tests of the software, not for patients.")
 
 POPULATIONS = {"kermany": {"ages": [1, 6], "views": ["AP"]}}
-"""Known populations by name: years, the second not included, and views as DICOM names them."""
+"""Populations by name: range of ages in years, without the second, and views as named in DICOM files."""
 
+MODEL_FILES = {"litert": "model.tflite", "onnx": "model.onnx"}  # names of exported files, by format
 _LOGIT_TOLERANCE = 0.01  # of the self-test
 _MOST_FULL_PRECISION = 5_000_000  # parameters; larger networks are stored in half precision
 
 
 class Scores(NamedTuple):
-    """Output of a classifier for N images.
+    """Output of a classifier for N images."""
 
-    ``logits`` are raw log-odds of the positive class, ``float64`` (N,). ``distances``, (N,), are those from
-    the training images, for the out-of-distribution check. ``maps``, (N, h, w), are heatmaps, 0 or more:
-    Grad-CAM, scaled so that it is the positive part of the class activation map if the network ends in
-    pooling and one dense layer; None if not requested, or if an exported model has no such output.
-    """
-
-    logits: np.ndarray
-    distances: np.ndarray
-    maps: np.ndarray | None
+    logits: NDArray  # raw log-odds of the positive class, float64 (N,)
+    distances: NDArray  # Mahalanobis distances from the training images, (N,)
+    maps: NDArray | None  # Grad-CAM, (N, h, w), 0 or more, in units of the logit; None if not computed
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A loaded model with its card.
+    """A loaded model and the contents of its folder.
 
-    ``model`` goes from grey (N, size, size, 1) in 0–255 to logits (N, 1), or (N, 3): normal, bacteria, virus.
-    ``card`` holds the contents of ``card.json``, ``outlier_check`` those of ``refusal.npz``, and ``seen``
-    those of ``seen.npz``, by which training images are recognised; None without the file.
+    ``model`` maps grey images in 0–255, (N, size, size, 1), to logits, (N, 1), or (N, 3) for three classes.
     """
 
     model: "keras.Model | Runtime"
     card: dict[str, Any]
     outlier_check: OutlierCheck
-    seen: SeenImages | None = None
+    seen: SeenImages | None = None  # None without the file seen.npz
 
     @property
     def image_settings(self) -> ImageSettings:
         return ImageSettings(**self.card["image"])
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
+    def logits(self, images: NDArray) -> NDArray:
         """Return the raw log-odds of the positive class, ``float64`` (N,); see :meth:`score`."""
         return self.score(images).logits
 
-    def score(self, images: np.ndarray, with_maps: bool = False) -> Scores:
-        """Score preprocessed images, grey in 0–255, (N, size, size) or (N, size, size, 1), N > 0.
+    def score(self, images: NDArray, with_maps: bool = False) -> Scores:
+        """Score preprocessed grey images in 0–255, (N, size, size) or (N, size, size, 1), N > 0.
 
-        ``with_maps`` adds heatmaps. ValueError: No image, another size than the card's, or other pixels.
+        ``with_maps`` adds heatmaps; some exported models have none. Raises ValueError for no image, another
+        size or a wrong range of values.
         """
         batch, size = as_batch(images), self.card["image"]["size"]
         if not len(batch) or batch.shape[1:3] != (size, size):
-            message = f"at least one image of the model's size, {size} × {size}, is needed"
-            raise ValueError(f"{message}. Received: shape={np.shape(images)}")
-        maps = None
+            raise ValueError(f"images need the model's size, {size}. Received: shape={np.shape(images)}")
         if isinstance(self.model, Runtime):
             outputs = self.model.predict(batch)
-            if with_maps and "map" in outputs:
-                maps = np.maximum(outputs["map"], 0)
+            maps = np.maximum(outputs["map"], 0) if with_maps and "map" in outputs else None
             return Scores(log_odds(outputs["logit"]), outputs["distance"], maps)
         batches = (batch[first : first + 32].astype(np.float32) for first in range(0, len(batch), 32))
         logits, features = map(np.concatenate, zip(*map(self._graph, batches)))
+        maps = None
         if with_maps:
             from chestxray.gradcam import gradcam
 
             shapes, peaks = gradcam(self.model, batch.astype(np.float32))
+            # After pooling and one dense layer this is the positive part of the class activation map.
             maps = shapes * (peaks * shapes[0].size)[:, np.newaxis, np.newaxis]
         return Scores(log_odds(logits), self.outlier_check.distances(features), maps)
 
     def predict(
-        self, images: "str | Path | np.ndarray | Sequence[str | Path]", threshold_rule: str = "youden"
+        self, images: "str | Path | NDArray | Sequence[str | Path]", threshold_rule: str = "youden"
     ) -> "dict[str, Any] | list[dict[str, Any]]":
-        """Classify images, decoded and preprocessed as in training.
+        """Decode and preprocess images as in training, and classify them.
 
         Args:
-            images: A file, or grey pixels, ``uint8`` (H, W) of any size; or several: a folder, a list of
-                files, pixels (N, H, W).
+            images: One image: a file, or grey pixels of any size, ``uint8`` (H, W). Several images: a folder,
+                a list of files, or pixels (N, H, W).
             threshold_rule: Rule of the stored threshold that decides.
 
-        Returns the row of one image, or the list of rows, see
-        :func:`chestxray.deployment.predict.predict_files`. An image that cannot be read or does not look like
-        the training images has no probability, and ``problem`` says why. Raises ValueError: The rule has no
-        threshold, or the pixels are no grey ``uint8`` images.
+        Returns a row, or a list of rows, of :func:`chestxray.deployment.predict.predict_files`. Raises
+        ValueError if the rule has no threshold, or the pixels are not grey ``uint8`` images.
         """
         from chestxray.deployment.predict import judge, predict_files
 
@@ -142,24 +133,20 @@ class Classifier:
         return list(predict_files(self, images, threshold_rule))
 
     @functools.cached_property
-    def _graph(self) -> "Callable[[np.ndarray], list[tf.Tensor]]":
-        """One compiled graph for batches of any size; ``Model.predict`` is slower for a few images."""
+    def _graph(self) -> "Callable[[NDArray], list[tf.Tensor]]":
+        """Compiled graph for batches of any size; ``Model.predict`` is slower for a few images."""
         import tensorflow as tf
 
         size = self.card["image"]["size"]
         scorer, images = with_features(self.model), tf.TensorSpec((None, size, size, 1), tf.float32)
         return tf.function(functools.partial(scorer, training=False), input_signature=[images])
 
-    def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Return calibrated probabilities of the positive class, (N,), from raw logits."""
-        calibration = self.card["calibration"]
-        return apply_platt(logits, calibration["slope"], calibration["intercept"])
+    def probabilities(self, logits: NDArray) -> NDArray:
+        """Return calibrated probabilities of the positive class, (N,), from raw logits, (N,)."""
+        return apply_platt(logits, **self.card["calibration"])
 
     def threshold(self, threshold_rule: str) -> float:
-        """Return the threshold on the calibrated probability that was chosen on validation images.
-
-        Raises ValueError: Unknown rule, or validation gave no threshold.
-        """
+        """Return the threshold of a rule on the calibrated probability; ValueError if there is none."""
         thresholds = self.card["thresholds"]
         if thresholds.get(threshold_rule) is None:
             usable = sorted(name for name, value in thresholds.items() if value is not None)
@@ -169,8 +156,8 @@ class Classifier:
         return thresholds[threshold_rule]
 
 
-def self_test_pattern() -> np.ndarray:
-    """Draw the image of the self-test: rings on a slope, ``uint8`` (300, 400)."""
+def self_test_pattern() -> NDArray:
+    """Draw the image of the self-test: rings on a gradient, ``uint8`` (300, 400)."""
     y, x = np.mgrid[0:300, 0:400].astype(np.float64)
     rings = np.cos(np.hypot(x - 150, y - 120) / 6.0)
     return np.clip(40 + 0.35 * x + 45 * rings, 0, 255).astype(np.uint8)
@@ -184,10 +171,7 @@ def run_self_test(classifier: Classifier) -> dict[str, Any]:
 
 
 def load_model(path: str | Path) -> "keras.Model":
-    """Load a ``.keras`` file in safe mode, without compiling.
-
-    Raises ValueError: Not a Keras model file, or one that holds code.
-    """
+    """Load a ``.keras`` file in safe mode, not compiled; ValueError if it is damaged or contains code."""
     with without_native_messages():
         import keras
 
@@ -199,10 +183,10 @@ def load_model(path: str | Path) -> "keras.Model":
 
 
 def save_model(model: "keras.Model", path: str | Path) -> None:
-    """Save a network for inference, in float32 whatever it was trained in.
+    """Save a network for inference in float32, whatever precision it was trained in.
 
-    With over 5 million parameters its weights are stored in half precision, which halves the file; Keras
-    loads them as float32. Values that half precision cannot hold stay as they are.
+    Weights of networks with over 5 million parameters are stored in half precision, unless they exceed its
+    range. Keras loads them as float32.
     """
     import h5py
 
@@ -245,10 +229,7 @@ def with_features(model: "keras.Model") -> "keras.Model":
 
 
 def feature_maps(model: "keras.Model") -> "keras.KerasTensor":
-    """Return the last feature maps of a network, (N, h, w, F).
-
-    Raises ValueError: They lie inside a nested model.
-    """
+    """Return the last feature maps of a network, (N, h, w, F); ValueError if they lie in a nested model."""
     import keras
 
     for layer in reversed(model.layers):
@@ -256,7 +237,7 @@ def feature_maps(model: "keras.Model") -> "keras.KerasTensor":
             break
         if len(getattr(layer.input, "shape", ())) == 4:
             return layer.input
-    message = "the last feature maps lie inside a nested model: let it end in them, and pool outside"
+    message = "the last feature maps lie inside a nested model: it must end in them, before the pooling"
     raise ValueError(f"{message}. Received: model with layers {[layer.name for layer in model.layers]}")
 
 
@@ -272,11 +253,9 @@ def write_card(folder: Path, classifier: Classifier) -> None:
 
 
 def load_classifier(folder: str | Path, threads: int = 1) -> Classifier:
-    """Load a classifier and run its self-test.
+    """Load a classifier from its folder and run its self-test.
 
-    Args:
-        folder: Folder with a model file, ``card.json`` and ``refusal.npz``.
-        threads: Cores that an exported model may use for one image; Keras uses all.
+    ``threads`` is the number of cores that an exported model uses for one image; Keras uses all cores.
 
     Raises FileNotFoundError for a missing file, ValueError if a file cannot be used or the self-test gives
     another logit, and ModuleNotFoundError if the runtime of the model is not installed.
@@ -293,8 +272,8 @@ def load_classifier(folder: str | Path, threads: int = 1) -> Classifier:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{name} is missing from the model folder. {received}")
     model = Runtime(folder / file, sha256, threads) if exported else load_model(folder / file)
-    check, seen = OutlierCheck.load(folder / "refusal.npz"), SeenImages.load(folder)
-    classifier = Classifier(model, card, check, seen)
+    check = OutlierCheck.load(folder / "refusal.npz")
+    classifier = Classifier(model, card, check, SeenImages.load(folder))
     try:
         result = run_self_test(classifier)
         pixels, logit = card["self_test"]["pixels_sha256"], float(card["self_test"]["logit"])
@@ -309,15 +288,70 @@ def load_classifier(folder: str | Path, threads: int = 1) -> Classifier:
 
 
 def learn_reference(
-    data: "XrayData", train: "pd.DataFrame", train_features: np.ndarray, val: Sequence[np.ndarray]
+    data: "XrayData", train: "pd.DataFrame", train_features: NDArray, val: Sequence[NDArray]
 ) -> tuple[OutlierCheck, dict[str, Any]]:
-    """Fit the out-of-distribution check, and describe the validation images for later comparison.
+    """Fit the out-of-distribution check, and the reference of :func:`chestxray.evaluation.drift.drift_table`.
 
-    A network from :func:`with_features`, trained on ``data``, gave ``train_features``, (T, F), for the rows
-    ``train`` of the catalog, and ``val``, logits and features, for the validation images. The result is the
-    check, and the reference for :func:`chestxray.evaluation.drift.drift_table`.
+    ``train_features``, (T, F), are those of the rows ``train`` of the catalog; ``val`` are logits and
+    features of the validation images; all from :func:`with_features`.
     """
     train_images, val_images = (images[..., 0] for images in (data.store.images(train), data.images("val")))
     check = fit_outlier_check(train_images, train_features, val_images, val[1])
     measured = check.measure(val_images, check.distances(val[1]))
     return check, describe_reference(measured | {"logit": log_odds(val[0])})
+
+
+class Runtime:
+    """An exported model, run without TensorFlow.
+
+    ``path`` is one of :data:`MODEL_FILES`, ``sha256`` its expected hash (None: not checked), ``threads`` the
+    number of cores for one image. Raises ValueError if the file has another hash or cannot be loaded, and
+    ModuleNotFoundError if the runtime of the format is not installed.
+    """
+
+    def __init__(self, path: str | Path, sha256: str | None = None, threads: int = 1):
+        content = Path(path).read_bytes()
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise ValueError(f"the file is not the one its card describes. Received: path={str(path)!r}")
+        load = _load_litert if Path(path).suffix == ".tflite" else _load_onnx
+        try:
+            self._run = load(content, threads)
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:  # a damaged file can fail in any way
+            raise ValueError(f"cannot be loaded ({_one_line(error)}). Received: path={str(path)!r}") from None
+
+    def predict(self, images: NDArray) -> dict[str, NDArray]:
+        """Run the model, image by image, on grey pixels in 0–255, (N, size, size, 1), N > 0.
+
+        Returns the outputs of :func:`chestxray.deployment.export.deployable`, ``distance`` with shape (N,).
+        """
+        outputs = [self._run(np.asarray(image, np.float32)[np.newaxis]) for image in images]
+        columns = {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
+        return columns | {"distance": columns["distance"][:, 0]}
+
+
+def _load_litert(content: bytes, threads: int) -> Callable[[NDArray], dict[str, NDArray]]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    with native_messages_to(os.devnull):  # it logs which kernels it uses
+        interpreter = Interpreter(model_content=content, num_threads=threads)
+        interpreter.allocate_tensors()
+    runner, lock = interpreter.get_signature_runner(), threading.Lock()
+
+    def run(image: NDArray) -> dict[str, NDArray]:
+        with lock:  # an interpreter has one set of tensors
+            return runner(image=image)
+
+    return run
+
+
+def _load_onnx(content: bytes, threads: int) -> Callable[[NDArray], dict[str, NDArray]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda image: dict(zip(names, session.run(names, {"image": image})))

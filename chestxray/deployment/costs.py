@@ -1,4 +1,4 @@
-"""Costs of a network: parameters, operations, bytes and time."""
+"""Costs of a network: parameters, operations, file size and prediction time."""
 
 import json
 import math
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    import keras  # not at run time: exported models are timed in a process without TensorFlow
+    import keras  # not at run time: exported models are measured in a process without TensorFlow
 
 _WARM_UP = 5
 
 
 def layer_mflops(model: "keras.Model") -> dict[str, float]:
-    """Count multiplications and additions for one image, in 10⁶, of a flat model's layers with a kernel."""
+    """Count multiplications and additions per image, in 10⁶, of each layer with a kernel of a flat model."""
     return {
         layer.name: 2e-6 * math.prod(layer.output.shape[1:-1]) * math.prod(layer.kernel.shape)
         for layer in model.layers
@@ -29,14 +29,13 @@ def layer_mflops(model: "keras.Model") -> dict[str, float]:
 
 
 def network_costs(model: "keras.Model", file: str | Path) -> dict[str, float]:
-    """Return the costs of a network and its file: parameters, mflops, megabytes, milliseconds an image."""
+    """Return parameters, mflops, megabytes of the file, and milliseconds per image of a network."""
     costs = {"parameters": model.count_params(), "mflops": sum(layer_mflops(model).values())}
-    megabytes = Path(file).stat().st_size / 1e6
-    return costs | {"megabytes": megabytes, "milliseconds": time_per_image(model)}
+    return costs | {"megabytes": Path(file).stat().st_size / 1e6, "milliseconds": time_per_image(model)}
 
 
 def time_per_image(model: "keras.Model", repeats: int = 50) -> float:
-    """Measure the median time of one image in a compiled network, in milliseconds, after a warm-up."""
+    """Return the median time per image of the compiled network, in milliseconds, after a warm-up."""
     import tensorflow as tf
 
     image = tf.zeros((1, *model.input_shape[1:]))
@@ -50,7 +49,7 @@ def _median_milliseconds(run: Callable[[], Any], repeats: int) -> float:
 
 
 def measure_latency(folder: str | Path, threads: int = 1, repeats: int = 100) -> Mapping[str, float]:
-    """Time a saved or exported classifier in a fresh process.
+    """Measure the prediction time of a saved or exported classifier in a new process, without a GPU.
 
     Returns ``milliseconds``, the median of ``repeats`` preprocessed images on ``threads`` cores after a
     warm-up, and ``seconds_to_first``, from the start of Python to the first logit.

@@ -1,7 +1,7 @@
-"""Reports of `chestxray evaluate` on a user's predictions: with labels, and drift without labels.
+"""Evaluation of a user's predictions, with labels or, as drift, without.
 
-``card`` is the model's card. Reports raise ValueError for a missing column, when no image was classified, and
-when another model made the predictions.
+``card`` is the model's card. Reports raise ValueError if a column is missing, no image was classified, or
+another model made the predictions.
 """
 
 import unicodedata
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
+from chestxray.deployment.card import render
 from chestxray.deployment.seen import seen_text
 from chestxray.evaluation.calibration import apply_platt, calibration_metrics, fit_platt, shift_prevalence
 from chestxray.evaluation.drift import drift_table
@@ -22,74 +23,62 @@ from chestxray.evaluation.thresholds import PREVALENCES, operating_points, thres
 _FOLDS = 5
 _TO_LABEL = 10  # images nearest to the threshold, and as many random ones
 
-Section = tuple[str, str, pd.DataFrame | None]
-"""Title, text and table of a part of a report."""
+Section = tuple[str, str, pd.DataFrame | None]  # title, text and table
 
 
 def report(
     table: pd.DataFrame, card: Mapping[str, Any], by: Sequence[str] = (), prevalence: float | None = None
 ) -> list[Section]:
-    """Score labelled predictions of one model; ValueError also if a class is missing.
+    """Evaluate labelled predictions of one model.
 
     Args:
-        table: One row an image: ``probability`` (calibrated by the model's card; missing where the image was
-            refused), ``logit``, ``path``, ``label``, ``group``, and the columns of ``by``.
-        by: Columns whose values are scored separately.
-        prevalence: Share of pneumonia at the place of use; None gives predictive values at 10, 25 and 50 %.
+        table: From :func:`join_labels`; ``probability`` is missing if the image was refused.
+        by: Columns whose values are evaluated separately.
+        prevalence: Proportion of pneumonia at the place of use; by default 10, 25 and 50 %.
+
+    Also raises ValueError if a class is missing.
     """
     _check_predictions(table, card, ("label", "group"))
     scored = table[table["probability"].notna()]
-    refused = len(table) - len(scored)
     if scored.empty:
         raise ValueError(f"no labelled image was classified. Received: rows={len(table)}")
     labels, probabilities, groups = (scored[name] for name in ("label", "probability", "group"))
-    positives, patients = int(labels.sum()), groups.nunique()
-    negatives = len(scored) - positives
-    negative, positive = card["classes"]
-    counts = f"{len(scored):,} images of {patients:,} patients: {positives:,} {positive}, "
-    counts += f"{negatives:,} {negative}."
-    if refused:
-        counts += f" {refused:,} more were refused or could not be read, and are not scored."
-    if patients == len(scored):
-        counts += " Every image is taken for another patient: if that is wrong, intervals are too narrow."
-    seen = scored.get("seen", pd.Series("", scored.index))
-    if text := seen_text(int((seen == "train").sum()), int((seen == "val").sum()), len(scored)):
-        counts += f" {text}"
-    if min(positives, negatives) < FEW:
-        counts += f" A class has fewer than {FEW} images: read the intervals, not the values."
-
+    seen = scored.get("seen", pd.Series(dtype=object)).value_counts()
+    counts = {"images": len(scored), "patients": groups.nunique(), "positives": int(labels.sum())}
+    counts |= {"refused": len(table) - len(scored), "classes": card["classes"], "few": FEW}
+    counts["seen"] = seen_text(seen.get("train", 0), seen.get("val", 0), len(scored))
     metrics, _ = evaluate(labels, probabilities, groups, card["thresholds"])
     ranking = pd.DataFrame([{"metric": name, **metrics[name]} for name in ("auroc", "auprc")])
     prevalences = PREVALENCES if prevalence is None else (prevalence,)
     points = operating_points(labels, probabilities, card["thresholds"], prevalences)
-    points = points.astype(dict.fromkeys(("tp", "fp", "tn", "fn"), int))
-    points = points.set_index("threshold_rule").astype(object).T.reset_index(names="")  # counts stay whole
-    text = "Chosen on the model's own validation images. Wilson intervals. "
-    text += "PPV and NPV at the prevalence given in percent."
-    sections: list[Section] = [
-        ("Images", counts, None),
-        ("Discrimination", "95 % intervals by bootstrap over patients.", ranking),
-        ("Decisions at the stored thresholds", text, points),
+    points = points.astype(dict.fromkeys(("tp", "fp", "tn", "fn"), int)).set_index("threshold_rule")
+    points = points.astype(object).T.reset_index(names="")  # object: counts stay whole numbers
+    sections = [
+        _section("Images", **counts),
+        _section("Discrimination", ranking),
+        _section("Decisions at the stored thresholds", points),
         _local_threshold(scored),
         _calibration(scored, prevalence),
     ]
+    tables = {f"By {column}": subgroup_table(scored, column, card["thresholds"]["youden"]) for column in by}
     if "triage" in card:
-        triage = triage_table(labels, probabilities, **card["triage"]).rename(columns={"pneumonia": positive})
-        sections.append(("Triage", "Rule out / refer / rule in, at two stored thresholds.", triage))
-    text = "At the threshold youden. Differences between groups that lie within the intervals are no finding."
-    for column in by:
-        subgroups = subgroup_table(scored, column, card["thresholds"]["youden"])
-        sections.append((f"By {column}", text, subgroups.rename(columns={"pneumonia": positive})))
-    return sections
+        tables = {"Triage": triage_table(labels, probabilities, **card["triage"])} | tables
+    names = {"pneumonia": card["classes"][1]}
+    return sections + [_section(title, table.rename(columns=names)) for title, table in tables.items()]
+
+
+def _section(title: str, table: pd.DataFrame | None = None, **values: Any) -> Section:
+    """Return a section with the text that ``evaluation.txt.j2`` has for its title, as one line."""
+    return title, " ".join(render("evaluation.txt.j2", title=title, **values).split()), table
 
 
 def _check_predictions(table: pd.DataFrame, card: Mapping[str, Any], columns: Iterable[str]) -> None:
-    """Raise ValueError if a column is missing, or the card's calibration gives other probabilities."""
+    """Raise ValueError if a column is missing, or the calibration of the card gives other probabilities."""
     if missing := {"path", "probability", "logit", *columns} - set(table):
         message = f"predictions need the columns that chestxray predict writes; missing: {sorted(missing)}"
         raise ValueError(f"{message}. Received: columns={list(table)}")
     rows = table.dropna(subset=["logit", "probability"])
-    expected = apply_platt(rows["logit"], card["calibration"]["slope"], card["calibration"]["intercept"])
+    expected = apply_platt(rows["logit"], **card["calibration"])
     wrong = rows[~((rows["probability"] - expected).abs() < 1e-4)]
     if len(wrong):
         raise ValueError(
@@ -99,45 +88,36 @@ def _check_predictions(table: pd.DataFrame, card: Mapping[str, Any], columns: It
 
 
 def _local_threshold(table: pd.DataFrame) -> Section:
-    """Decisions at a threshold chosen on some of these images."""
-    title = "Decisions at a threshold chosen here"
+    """Evaluate decisions at a threshold that is chosen on some of these images."""
     counts = [count for count in (25, 50, 100, 200) if 2 * count <= len(table)]
     scores = threshold_elsewhere(table["label"], table["probability"], table["group"], counts)
-    if scores.empty:
-        return title, "Not tried: that needs 50 images, and both classes among any 25 of them.", None
-    text = "Some of these images are drawn by patient, and the Youden threshold of them decides about the "
-    text += "others: mean and middle 95 % of up to 200 draws. This is the variation of the choice and no "
-    text += "confidence interval. The stored threshold is not changed."
-    return (title, text, scores.set_index("labelled").T.reset_index(names="from so many images"))
+    shown = None if scores.empty else scores.set_index("labelled").T.reset_index(names="labelled images")
+    return _section("Decisions at a threshold chosen here", shown, tried=not scores.empty)
 
 
 def _calibration(table: pd.DataFrame, prevalence: float | None) -> Section:
     labels, versions = table["label"], {"as stored": table["probability"].to_numpy()}
-    text = (
-        "Slope 1 and intercept 0 are right. A slope below 1 is over-confident, and with an intercept below "
-    )
-    text += "0 the probabilities are too high."
+    values = {"error": "", "shifted": None, "prevalence": prevalence, "observed": labels.mean()}
     try:
         refitted = versions["refitted here (cross-validated)"] = locally_calibrated(table)
     except ValueError as error:
-        text += f" Not refitted: {error}."
+        values["error"] = error
     else:
         if prevalence is not None:
             shifted = shift_prevalence(refitted, float(labels.mean()), prevalence)
-            text += f" At a prevalence of {100 * prevalence:.3g}% instead of {labels.mean():.0%} here, the "
-            text += f"mean refitted probability {refitted.mean():.2f} becomes {shifted.mean():.2f} (Bayes)."
+            values |= {"refitted": refitted.mean(), "shifted": shifted.mean()}
     rows = []
     for name, probabilities in versions.items():
         metrics = calibration_metrics(labels, probabilities, table["group"])
         rows += [{"calibration": name, "metric": metric, **entry} for metric, entry in metrics.items()]
-    return "Calibration", text, pd.DataFrame(rows)
+    return _section("Calibration", pd.DataFrame(rows), **values)
 
 
 def locally_calibrated(table: pd.DataFrame) -> np.ndarray:
-    """Refit Platt scaling on these images (``logit, label, group``), each scored by a fit on other patients.
+    """Refit Platt scaling by cross-validation: each image is scored by a fit on other patients.
 
-    Returns probabilities (N,). ValueError: A class has fewer than ten patient groups, or logits rank
-    backwards.
+    ``table`` has the columns ``logit, label, group``. Returns probabilities, (N,). Raises ValueError if a
+    class has fewer than ten patient groups, or the logits rank the images backwards.
     """
     if table.groupby("label")["group"].nunique().min() < 2 * _FOLDS:
         raise ValueError(f"too few patients (at least {2 * _FOLDS} of each class are needed)")
@@ -152,49 +132,34 @@ def locally_calibrated(table: pd.DataFrame) -> np.ndarray:
 
 
 def drift_report(table: pd.DataFrame, card: Mapping[str, Any]) -> list[Section]:
-    """Compare unlabelled predictions with the model's validation images; the card needs a ``reference``.
+    """Compare unlabelled predictions with the ``reference`` of the card, the validation images of the model.
 
-    ``table`` is from ``chestxray predict``: ``path``, ``status``, ``problem``, ``probability``, ``decision``,
-    the raw ``logit``, and the measures of each image.
+    ``table`` is from ``chestxray predict``, see :func:`chestxray.deployment.predict.predict_files`.
     """
     if "reference" not in card:
         raise ValueError(f"the model's card has no reference for drift. Received: model={card['name']!r}")
     measures = list(card["reference"]["quantiles"])
     _check_predictions(table, card, ("status", "problem", "decision", *measures))
-    read, classified = table[table["status"] != "unreadable"], table[table["status"] == "ok"]
+    readable, classified = table[table["status"] != "unreadable"], table[table["status"] == "ok"]
     if classified.empty:
         raise ValueError(f"no image was classified. Received: rows={len(table)}")
-    shares = []
-    for what, count, total in (
-        ("unreadable", len(table) - len(read), len(table)),
-        ("unlike the training images", int(read["problem"].fillna("").ne("").sum()), len(read)),
-        (
-            f"called {card['classes'][1]}",
-            int((classified["decision"] == card["classes"][1]).sum()),
-            len(classified),
-        ),
-    ):
-        interval = dict(zip(("share", "low", "high"), wilson_interval(count, total)))
-        shares.append({"what": what, "images": count, "of": total, **interval})
-
+    positive = card["classes"][1]
+    counts = {
+        "unreadable": (len(table) - len(readable), len(table)),
+        "unlike the training images": (int(readable["problem"].fillna("").ne("").sum()), len(readable)),
+        f"predicted {positive}": (int(classified["decision"].eq(positive).sum()), len(classified)),
+    }
+    rows = [(what, *count, *wilson_interval(*count)) for what, count in counts.items()]
+    shares = pd.DataFrame(rows, columns=["what", "images", "of", "share", "low", "high"])
     distance = (classified["probability"] - card["thresholds"]["youden"]).abs()
     nearest = distance.nsmallest(_TO_LABEL).index
     others = np.random.default_rng(0).permutation(classified.index.difference(nearest))[:_TO_LABEL]
     to_label = classified.loc[[*nearest, *others], ["path", "probability"]]
     to_label["why"] = np.repeat(["nearest to the threshold", "drawn at random"], [len(nearest), len(others)])
-    shares_text = "Wilson intervals. About 1 % of the validation images are unlike the training images."
-    drift_text = "Medians then and now, population stability index (what chance alone gives beside it), "
-    drift_text += "Kolmogorov-Smirnov distance. Drift is not yet loss of performance, and performance can be "
-    drift_text += "lost without drift: only labels tell."
-    label_text = "The images nearest to the threshold teach where the model is unsure. An honest estimate of "
-    label_text += "its performance needs a random sample: begin with the ones drawn here, and go on until "
-    label_text += "there are a hundred of each class."
-    measured = {name: read[name].dropna() for name in measures}  # some refused images are not measured
-    return [
-        ("Shares", shares_text, pd.DataFrame(shares)),
-        ("Drift", drift_text, drift_table(card["reference"], measured)),
-        ("What to label next", label_text, to_label),
-    ]
+    measured = {name: readable[name].dropna() for name in measures}  # some refused images are not measured
+    drift = drift_table(card["reference"], measured)
+    tables = {"Shares": shares, "Drift": drift, "What to label next": to_label}
+    return [_section(title, table) for title, table in tables.items()]
 
 
 def join_labels(
@@ -203,59 +168,59 @@ def join_labels(
     """Join a user's labels to predictions, by ``path``.
 
     Args:
-        predictions: Of columns that both tables have, these count, except label and group.
-        labels: ``path`` (as in the predictions, or an unambiguous end of it from a ``/`` on), ``label`` (0,
-            1, or one of the (negative, positive) ``classes``; empty where it is not known) and any other
-            columns; ``group`` is the patient.
+        predictions: From ``chestxray predict``. Their columns take precedence, except label and group.
+        labels: ``path`` (as in the predictions, or an unambiguous end of it after a ``/``); ``label`` (0, 1,
+            a class, or empty); ``group``, the patient (by default one per image); and any other columns.
+        classes: The negative and the positive one.
 
-    Returns the labelled predictions with ``label`` 0 or 1 and ``group`` (by default each image its own), and
-    the rows of ``labels`` without a prediction.
-
-    Raises ValueError: A column is missing, a label unknown, a path twice or ambiguous, or nothing matches.
+    Returns the labelled predictions, with ``label`` 0 or 1 and ``group``, and the labels without a
+    prediction. Raises ValueError if a column is missing, a label is unknown, a path is repeated or ambiguous,
+    or no path matches.
     """
     tables = {"predictions": (predictions, ("path",)), "labels": (labels, ("path", "label"))}
     for name, (table, columns) in tables.items():
         for column in columns:
             if column not in table:
                 raise ValueError(f"{name} need a column {column}. Received: columns={list(table)}")
-        if (twice := table["path"].duplicated()).any():
-            raise ValueError(f"{name} name a path twice. Received: path={table['path'][twice].iloc[0]!r}")
+        if (repeated := table["path"].duplicated()).any():
+            raise ValueError(f"{name} name a path twice. Received: path={table['path'][repeated].iloc[0]!r}")
     labels = labels[labels["label"].notna()]
     if labels.empty:
         raise ValueError(f"no label is given. Received: rows={len(predictions)}")
-    known = {"0": 0, "1": 1, classes[0]: 0, classes[1]: 1}
-    numbers = labels["label"].astype(str).str.replace(r"^([01])\.0$", r"\1", regex=True).map(known)
+    numbers_of = {"0": 0, "1": 1, classes[0]: 0, classes[1]: 1}
+    numbers = labels["label"].astype(str).str.replace(r"^([01])\.0$", r"\1", regex=True).map(numbers_of)
     if (unknown := numbers.isna()).any():
-        wrong = labels["label"][unknown].iloc[0]
-        raise ValueError(f"labels must be one of {sorted(known)}. Received: label={wrong!r}")
-
-    def plain(path: str) -> str:  # as Windows and macOS may have written it
-        return unicodedata.normalize("NFC", path.replace("\\", "/"))
-
+        label = labels["label"][unknown].iloc[0]
+        raise ValueError(f"labels must be one of {sorted(numbers_of)}. Received: label={label!r}")
     predictions = predictions.assign(path=predictions["path"].astype(str))
     paths, by_ending = set(predictions["path"]), defaultdict(list)
     for path in paths:
-        folders = plain(path).split("/")
+        folders = _plain(path).split("/")
         for start in range(len(folders)):
             by_ending["/".join(folders[start:])].append(path)
 
     def prediction_of(path: str) -> str | None:
-        matches = [path] if path in paths else by_ending.get(plain(path), [None])
+        matches = [path] if path in paths else by_ending.get(_plain(path), [None])
         if len(matches) > 1:
             raise ValueError(f"several predictions end like this: give whole paths. Received: path={path!r}")
         return matches[0]
 
-    placed = labels.assign(label=numbers.astype(int), path=labels["path"].astype(str).map(prediction_of))
-    matched = placed.dropna(subset="path")
+    joined = labels.assign(label=numbers.astype(int), path=labels["path"].astype(str).map(prediction_of))
+    matched = joined.dropna(subset="path")
     if matched.empty:
-        first = labels["path"].iloc[0]
-        raise ValueError(f"no path of the labels is among the predictions. Received: path={first!r}")
-    if (twice := matched["path"].duplicated()).any():
-        path = matched["path"][twice].iloc[0]
+        path = labels["path"].iloc[0]
+        raise ValueError(f"no path of the labels is among the predictions. Received: path={path!r}")
+    if (repeated := matched["path"].duplicated()).any():
+        path = matched["path"][repeated].iloc[0]
         raise ValueError(f"two labels match the same prediction. Received: path={path!r}")
+    absent = labels[joined["path"].isna()]
     predictions = predictions.drop(columns=["label", "group"], errors="ignore")
-    new = ["path", *matched.columns.difference(predictions.columns, sort=False)]
-    joined = predictions.merge(matched[new], on="path", validate="one_to_one")
+    added = ["path", *matched.columns.difference(predictions.columns, sort=False)]
+    joined = predictions.merge(matched[added], on="path", validate="one_to_one")
     patients = joined.get("group", pd.Series(index=joined.index, dtype=object))
     joined["group"] = patients.astype(str).where(patients.notna(), joined["path"])
-    return joined, labels[placed["path"].isna()]
+    return joined, absent
+
+
+def _plain(path: str) -> str:  # Windows and macOS may have written it differently
+    return unicodedata.normalize("NFC", path.replace("\\", "/"))

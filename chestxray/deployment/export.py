@@ -1,4 +1,4 @@
-"""Export of a saved classifier to one file that runs without TensorFlow, and its parity gate."""
+"""Export of saved classifiers to LiteRT and ONNX, and comparison of both models."""
 
 import hashlib
 import os
@@ -13,21 +13,25 @@ import pandas as pd
 import tensorflow as tf
 
 from chestxray.data.dataset import XrayData
-from chestxray.deployment.classifier import Classifier, feature_maps, load_classifier, write_card
-from chestxray.deployment.runtime import MODEL_FILES, Runtime
+from chestxray.deployment.classifier import (
+    MODEL_FILES,
+    Classifier,
+    Runtime,
+    feature_maps,
+    load_classifier,
+    write_card,
+)
 from chestxray.evaluation.thresholds import fit_decisions
 from chestxray.files import read_json, whole_folder
 
-LEAST_IMAGES = 200  # for the gate: all of validation and, if these are fewer, some of training
+LEAST_IMAGES = 200  # for the comparison: all validation images and, if these are fewer, training images
 MOST_LOGIT_DIFFERENCE = 1e-3  # of a float32 export
-# Share of changed refusals (a validation image often lies on the limit itself), and of changed decisions of a
-# float16 export; a float32 export may change no decision.
-MOST_CHANGED = 0.005
-_RESTING = tuple(
+MOST_CHANGED = 0.005  # proportion of refusals (some images are at the limits) and of float16 decisions
+_RANDOM_LAYERS = tuple(
     getattr(keras.layers, name)
     for name in dir(keras.layers)
     if (name.startswith("Random") and name != "RandomCrop") or name.endswith(("Dropout", "GaussianNoise"))
-)  # random layers that change nothing when a network predicts
+)  # that do not change the input in prediction
 
 
 def export_model(
@@ -38,23 +42,19 @@ def export_model(
     float16: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Write a saved classifier as a LiteRT or ONNX file with its card, and compare the two.
-
-    The file takes one grey image, (1, size, size, 1) in 0–255. See :func:`deployable` for its outputs.
-    Calibration and thresholds are fitted again on its own logits of the model's validation images.
+    """Write a saved classifier as a LiteRT or ONNX file with its card, and compare both models.
 
     Args:
         folder: Folder with ``model.keras``.
-        output: Folder of the exported classifier; an earlier one is replaced.
-        format: Key of :data:`chestxray.deployment.runtime.MODEL_FILES`.
-        data: The images that the model was trained on. For a model of phantoms any phantoms will do;
-            calibration and thresholds then stay.
+        output: Folder of the exported classifier; an earlier export is replaced.
+        format: ``litert`` or ``onnx``.
+        data: Data of the training: calibration and thresholds are fitted again to the new logits. For a model
+            of phantoms it may be other phantoms; then they stay.
         float16: Store weights in half precision: half the size, slightly different logits.
-        force: Keep an export that fails the gate; its card lists the faults.
+        force: Keep an export that fails :func:`gate`; its card lists the faults.
 
-    Returns the comparison, see :func:`compare`. Raises ValueError for an unknown format, other data or pixels
-    than the model's, an output folder that holds something else, or an export that failed the gate (nothing
-    is written).
+    Returns the result of :func:`compare`. Raises ValueError, and writes nothing, for an unknown format, other
+    data or pixels, an output folder that is not an export, or an export that fails :func:`gate`.
     """
     if format not in _CONVERTERS:
         raise ValueError(f"format must be one of {list(_CONVERTERS)}. Received: format={format!r}")
@@ -63,11 +63,10 @@ def export_model(
         raise ValueError(f"already exported. Received: folder={str(folder)!r}")
     card = Path(output) / "card.json"
     if os.path.lexists(output) and not (card.is_file() and "export" in read_json(card)):
-        message = "the output folder exists and is no exported model; it would be replaced"
-        raise ValueError(f"{message}. Received: output={str(output)!r}")
+        raise ValueError(f"the output exists and is no exported model. Received: output={str(output)!r}")
     trained_on = original.card["training_data"]
-    own_split = data.split_hash == trained_on["split_hash"]
-    if not own_split and not (data.synthetic and trained_on["name"] == data.name):
+    same_split = data.split_hash == trained_on["split_hash"]
+    if not same_split and not (data.synthetic and trained_on["name"] == data.name):
         message = f"the model was trained on another split (hash {trained_on['split_hash']})"
         raise ValueError(f"{message}. Received: data={data.name!r}, hash {data.split_hash}")
     if data.store.settings != original.image_settings:
@@ -78,10 +77,9 @@ def export_model(
     with whole_folder(output) as partial:
         path = partial / MODEL_FILES[format]
         _CONVERTERS[format](deployable(original), path, float16)
-        # The file itself computes the distance.
+        # The exported file computes the distances.
         check = replace(original.outlier_check, center=np.zeros(0), whitening=np.zeros((0, 0)))
-        runtime = Runtime(path, threads=os.cpu_count())
-        exported = Classifier(runtime, original.card, check, original.seen)
+        exported = Classifier(Runtime(path, threads=os.cpu_count()), original.card, check, original.seen)
         images, labels = data.store.images(compared), compared["label"].to_numpy()
         parity, logits = compare(original, exported, images, labels)
         faults = gate(parity, float16)
@@ -91,20 +89,20 @@ def export_model(
         content = path.read_bytes()
         export = {"format": format, "float16": float16, "bytes": len(content)}
         export |= {"sha256": hashlib.sha256(content).hexdigest(), "parity": parity, "faults": faults}
-        refitted = fit_decisions(logits[: len(val)], val["label"]) if own_split else {}
+        refitted = fit_decisions(logits[: len(val)], val["label"]) if same_split else {}
         write_card(partial, replace(exported, card=original.card | refitted | {"export": export}))
     return parity
 
 
 def deployable(classifier: Classifier) -> keras.Model:
-    """Return the network with everything that prediction needs as named outputs.
+    """Return the network with all outputs that prediction needs: ``logit`` (N, K), ``distance`` (N, 1).
 
-    They are ``logit`` (N, K), ``distance`` (N, 1) for the out-of-distribution check and, if the network ends
-    in pooling and one dense layer with one logit, ``map`` (N, h, w), the class activation map.
+    If it ends in pooling and one dense layer with one logit, it also has the output ``map`` (N, h, w), the
+    class activation map. Its mean is the logit without the bias.
     """
     model, check = classifier.model, classifier.outlier_check
     maps = feature_maps(model)
-    # The difference first: W·x and W·c are large and nearly equal, and float32 would lose what is left.
+    # x − c before W: W·x and W·c are large and nearly equal, so that their float32 difference is inexact.
     centred = keras.layers.Rescaling(1.0, list(-check.center), name="centred")
     whitened = keras.layers.Dense(len(check.whitening), use_bias=False, name="whitened")
     deviations = whitened(centred(keras.ops.mean(maps, axis=(1, 2))))
@@ -136,17 +134,16 @@ def _to_litert(model: keras.Model, path: Path, float16: bool) -> None:
 
 
 def _plain(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """Replace random layers, which rest, and Normalization, whose statistics are tensors; keep the others.
+    """Replace random layers by Identity, and Normalization, whose tensors tf2onnx makes inputs, by Rescaling.
 
-    tf2onnx makes inputs of such tensors. A copied model shares the layers that are returned as they are.
+    Other layers are returned unchanged, and the copied model shares them.
     """
-    if isinstance(layer, _RESTING):
+    if isinstance(layer, _RANDOM_LAYERS):
         return keras.layers.Identity(name=layer.name)
     if not isinstance(layer, keras.layers.Normalization):
         return layer
     if layer.invert or np.size(layer.mean) not in (1, layer.mean.shape[-1]):
-        message = "only a Normalization of the channels can be exported to ONNX"
-        raise ValueError(f"{message}. Received: layer={layer.name!r}")
+        raise ValueError(f"only a Normalization of channels can be exported. Received: layer={layer.name!r}")
     scale = 1 / np.maximum(np.sqrt(np.ravel(layer.variance)), keras.config.epsilon())
     return keras.layers.Rescaling(list(scale), list(-np.ravel(layer.mean) * scale), name=layer.name)
 
@@ -177,11 +174,11 @@ _CONVERTERS = {"litert": _to_litert, "onnx": _to_onnx}
 def compare(
     original: Classifier, exported: Classifier, images: np.ndarray, labels: np.ndarray
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Score the same images (N, H, W, 1), with labels (N,), by a classifier and its export.
+    """Compare a classifier and its export on images, (N, H, W, 1), with labels, (N,).
 
-    Gives ``images``; ``logit_difference``, the largest; the shares ``decisions_changed`` (at the original's
-    calibration and ``youden`` threshold) and ``refusals_changed``; ``brier`` and ``distinct_scores`` of
-    ``[original, exported]``. And the exported model's logits, (N,).
+    Returns ``images``, their number; ``logit_difference``, the largest; the proportions ``decisions_changed``
+    (calibration and ``youden`` threshold of the original) and ``refusals_changed``; ``brier`` and
+    ``distinct_scores`` of ``[original, exported]``; and, second, the logits of the export, (N,).
     """
     scores = [classifier.score(images) for classifier in (original, exported)]
     probabilities = [original.probabilities(score.logits) for score in scores]
@@ -199,24 +196,20 @@ def compare(
 
 
 def gate(parity: dict[str, Any], float16: bool) -> list[str]:
-    """Return the faults of an export, given its comparison; an empty list for a good one.
+    """Return the faults of an export, given the result of :func:`compare`; an empty list if there is none.
 
-    The AUROC is not used: it changes by hundredths while a tenth of all decisions change.
+    The AUROC is not used: it changes by hundredths when a tenth of all decisions change.
     """
-    faults = []
-    if parity["images"] < LEAST_IMAGES:
-        faults.append(f"only {parity['images']} images could be compared, {LEAST_IMAGES} are needed")
-    difference = parity["logit_difference"]
-    if not float16 and not difference <= MOST_LOGIT_DIFFERENCE:  # NaN is too much
-        allowed = f"at most {MOST_LOGIT_DIFFERENCE:g} is allowed"
-        faults.append(f"logits differ by up to {difference:.2g}, {allowed}")
-    for name, most in {"decisions": MOST_CHANGED if float16 else 0.0, "refusals": MOST_CHANGED}.items():
-        if (share := parity[f"{name}_changed"]) > most:
-            faults.append(f"{share:.1%} of the {name} change, at most {most:.1%} may")
-    before, after = parity["brier"]
-    if not after <= before + 0.002:
-        faults.append(f"the Brier score grows from {before:.4f} to {after:.4f}")
-    before, after = parity["distinct_scores"]
-    if after < 0.9 * before:
-        faults.append(f"only {after} different scores are left of {before}")
-    return faults
+    most_logits, most_decisions = (np.inf, MOST_CHANGED) if float16 else (MOST_LOGIT_DIFFERENCE, 0.0)
+    images, logits = parity["images"], parity["logit_difference"]
+    decisions, refusals = parity["decisions_changed"], parity["refusals_changed"]
+    (brier, new_brier), (scores, new_scores) = parity["brier"], parity["distinct_scores"]
+    checks = {  # a comparison with NaN is false: a fault
+        f"only {images} images could be compared, {LEAST_IMAGES} are needed": images >= LEAST_IMAGES,
+        f"logits differ by up to {logits:.2g}, more than {most_logits:g}": logits <= most_logits,
+        f"{decisions:.1%} of decisions change, more than {most_decisions:.1%}": decisions <= most_decisions,
+        f"{refusals:.1%} of refusals change, more than {MOST_CHANGED:.1%}": refusals <= MOST_CHANGED,
+        f"the Brier score increases from {brier:.4f} to {new_brier:.4f}": new_brier <= brier + 0.002,
+        f"only {new_scores} different scores remain of {scores}": new_scores >= 0.9 * scores,
+    }
+    return [fault for fault, passed in checks.items() if not passed]

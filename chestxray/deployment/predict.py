@@ -1,4 +1,4 @@
-"""Batch prediction: files or folders in, one row an image out."""
+"""Prediction of files and folders, in batches, with one row per image."""
 
 import csv
 import functools
@@ -24,7 +24,7 @@ from chestxray.files import files_below, spelled
 from chestxray.parallel import workers
 
 BATCH = 32
-MOST_BYTES = 200_000_000  # of a file that is read; an uncompressed image of 64 million pixels has 128 MB
+MOST_BYTES = 200_000_000  # of a file; an uncompressed image of 64 million pixels has 128 MB
 MEASURES = ("brightness", "contrast", "sharpness", "likeness", "distance")
 COLUMNS = ("path", "status", "probability", "decision", "problem", "outside", "seen", "logit", *MEASURES)
 
@@ -32,13 +32,12 @@ _LOADING = threading.Lock()
 
 
 def list_images(sources: Iterable[str | Path]) -> Iterator[Path]:
-    """List images one after the other; only the names of one folder or pattern are in memory.
+    """List images one by one; only the names of one folder or pattern are in memory.
 
-    ``sources`` are files; folders (every file below that is not hidden, in the order of their names);
-    patterns such as ``images/**/*.png``; CSV files with a column ``path``, relative to the CSV's folder. A
-    missing file, or a pattern without a match, is listed too, so that it is reported by name.
-
-    Raises ValueError: A CSV file is damaged or has no column ``path``.
+    ``sources`` are files; folders (all files below that are not hidden, by name); patterns such as
+    ``images/**/*.png``; CSV files with a column ``path``, relative to their folder. Missing files and
+    patterns without a match are listed, too, so that they are reported. Raises FileNotFoundError or
+    ValueError if a CSV file is missing, is damaged or has no column ``path``.
     """
     for source in map(Path, sources):
         if source.is_dir():
@@ -54,11 +53,11 @@ def list_images(sources: Iterable[str | Path]) -> Iterator[Path]:
 
 
 def _paths_of_table(source: Path) -> Iterator[Path]:
+    received = f"Received: path={str(source)!r}"
     if not source.is_file():
-        raise FileNotFoundError(f"no such table of images. Received: path={str(source)!r}")
+        raise FileNotFoundError(f"no such table of images. {received}")
     with open(source, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
-        received = f"Received: path={str(source)!r}"
         columns = reader.fieldnames
         if "path" not in (columns or ()):
             raise ValueError(f"a table of images needs a column path. {received}, {columns=}")
@@ -75,21 +74,21 @@ def predict_files(
     threshold_rule: str = "youden",
     accept_all: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Classify images, in batches; a file that cannot be read is reported and does not stop the rest.
+    """Classify images in batches. A file that cannot be read is reported, and the others are classified.
 
     Args:
         classifier: From :func:`chestxray.deployment.classifier.load_classifier`.
-        sources: See :func:`list_images`, or a single one.
+        sources: One source, or several; see :func:`list_images`.
         threshold_rule: Rule of the stored threshold that decides.
-        accept_all: Also classify images that do not look like the training images; ``problem`` still says so.
+        accept_all: Also classify images unlike the training images; ``problem`` still gives the reason.
 
-    Yields for each file :data:`COLUMNS`: ``path``; ``status`` (ok, refused or unreadable); ``probability``
-    (calibrated, 0–1) and ``decision`` (a class name), None unless ok; ``problem`` (empty, or the reason);
-    ``outside`` (tags of a DICOM file that lie outside the training population: age, view); ``seen`` (the
-    subset of the training data that holds the image: train, val, or empty); the raw ``logit`` and
-    :data:`MEASURES` (:meth:`chestxray.deployment.outliers.OutlierCheck.measure`), None without pixels.
+    Yields one row per file, with :data:`COLUMNS`. ``status`` is ok, refused or unreadable; ``problem`` is the
+    reason. ``probability`` (calibrated) and ``decision`` (a class name) are None unless ok. ``outside`` names
+    DICOM tags outside the training population: age, view. ``seen`` is the subset of the training data that
+    contains the image: train, val, or empty. The raw ``logit`` and :data:`MEASURES`, see
+    :meth:`chestxray.deployment.outliers.OutlierCheck.measure`, are None if the image was not decoded.
 
-    Raises ValueError: The rule has no threshold.
+    Raises ValueError if the rule has no threshold, and the errors of :func:`list_images`.
     """
     classifier.threshold(threshold_rule)
     paths = list_images([sources] if isinstance(sources, (str, Path)) else sources)
@@ -100,15 +99,15 @@ def predict_files(
 def predict_parallel(
     folder: Path, paths: Iterable[Path], threshold_rule: str, accept_all: bool, jobs: int, backend: str | None
 ) -> Iterator[dict[str, Any]]:
-    """Classify images with several processes, or several machines, in order; see :func:`predict_files`.
+    """Classify images in several processes or on several machines; yields the rows of :func:`predict_files`.
 
-    Every process loads the model of ``folder`` once. ``jobs`` is the number of processes; -1 takes one a
-    core. For ``backend`` see :func:`chestxray.parallel.workers`; an unknown one raises ValueError.
+    Each process loads the model of ``folder`` once. ``jobs`` is the number of processes; -1 starts one per
+    core. For ``backend`` and its errors see :func:`chestxray.parallel.workers`.
     """
     from joblib import Parallel, delayed
 
     card = hashlib.sha256((folder / "card.json").read_bytes()).hexdigest()
-    # Workers may have another working directory, and may outlive this call.
+    # Workers may have another working directory, and may exist longer than this call.
     task = delayed(functools.partial(_judge_in_worker, folder, card, Path.cwd()))
     with workers(backend):
         parallel = Parallel(jobs, return_as="generator", pre_dispatch="2 * n_jobs")
@@ -124,13 +123,13 @@ def _judge_in_worker(folder: Path, card: str, base: Path, *task: Any) -> list[di
 
 @functools.lru_cache(maxsize=1)
 def _loaded(folder: Path, card: str) -> Classifier:
-    """Return the model of a worker; it is loaded again when the hash of its card has changed."""
+    """Load the model of a worker; it is loaded again if ``card``, the hash of its card, has changed."""
     cv2.setNumThreads(1)
     return load_classifier(folder)
 
 
 def chunks(paths: Iterable[Path]) -> Iterator[list[Path]]:
-    """Cut a stream of paths into lists of :data:`BATCH`."""
+    """Yield lists of :data:`BATCH` paths."""
     paths = iter(paths)
     while chunk := list(itertools.islice(paths, BATCH)):
         yield chunk
@@ -143,17 +142,17 @@ def judge(
     accept_all: bool = False,
     base: Path = Path(),
 ) -> list[dict[str, Any]]:
-    """Classify one batch of files, relative to ``base``, or of pixels; see :func:`predict_files`."""
+    """Classify one batch of files, relative to ``base``, or of pixels; returns rows of `predict_files`."""
     threshold, check = classifier.threshold(threshold_rule), classifier.outlier_check
     settings = classifier.image_settings
     rows, decoded = [], []
     for source in images:
-        is_file = isinstance(source, Path)
-        row = dict.fromkeys(COLUMNS) | dict.fromkeys(("problem", "outside", "seen"), "")
-        row |= {"path": str(source) if is_file else "", "status": "ok"}
+        row = dict.fromkeys(COLUMNS) | dict.fromkeys(("path", "problem", "outside", "seen"), "")
+        row["status"] = "ok"
         rows.append(row)
         try:
-            if is_file:
+            if isinstance(source, Path):
+                row["path"] = str(source)
                 image = decode_file(base / source, classifier.card.get("population"), settings.size)
             else:
                 image = DicomImage(source, "", ())
@@ -187,9 +186,8 @@ def decode_file(
 ) -> DicomImage:
     """Read and decode one regular file of at most :data:`MOST_BYTES`.
 
-    For ``population``, from the card, see :func:`chestxray.data.dicom.decode_dicom`; for ``size`` see
-    :func:`chestxray.data.images.decode_image`. Raises OSError if the file cannot be opened, and ValueError if
-    it cannot be used.
+    ``population``, from the card: see :func:`chestxray.data.dicom.decode_dicom`; ``size``: see
+    :func:`chestxray.data.images.decode_image`. Raises OSError or ValueError if the file cannot be used.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):

@@ -1,8 +1,9 @@
-"""One call of ``chestxray predict``: resumable table, report and summary."""
+"""Resumable prediction with table, report and summary, as in ``chestxray predict``."""
 
 import collections
 import contextlib
 import csv
+import functools
 import hashlib
 import heapq
 import json
@@ -16,36 +17,31 @@ from typing import Any
 from filelock import Timeout
 from tqdm import tqdm
 
-from chestxray.deployment.classifier import load_classifier
+from chestxray.deployment.classifier import Runtime, load_classifier
 from chestxray.deployment.predict import BATCH, COLUMNS, chunks, judge, list_images, predict_parallel
 from chestxray.deployment.report import MOST_IMAGES, report_page, triage_group
-from chestxray.deployment.runtime import Runtime
 from chestxray.deployment.seen import seen_text
 from chestxray.files import locked, whole_file
 
 MOST_PROBLEMS = 200  # refused and unreadable files that the report lists
 FORMATS = (".csv", ".jsonl")
-FEW_FOR_CHECK = 100  # validation images, below which the out-of-distribution check is called uncertain
+FEW_FOR_CHECK = 100  # validation images; with fewer the summary calls the out-of-distribution check uncertain
 
 
 @dataclass
 class Session:
-    """Prediction of a stream of images; keeps what summary and report need, in bounded memory.
+    """Prediction of a stream of images, in bounded memory.
 
-    ``model`` is the folder of the model. For ``sources``, ``threshold_rule`` and ``accept_all`` see
-    :func:`chestxray.deployment.predict.predict_files`. ``jobs`` is the number of processes; None for one a
-    core with an exported model, and for this process with a Keras model, which uses all cores by itself.
-    Without a ``backend`` of joblib a few images are predicted in this process.
-
-    Raises FileNotFoundError, ValueError: The model cannot be loaded, or the rule has no threshold.
+    Raises the errors of :func:`chestxray.deployment.classifier.load_classifier`, and ValueError if the rule
+    has no threshold.
     """
 
-    model: str | Path
-    sources: Iterable[str | Path]
+    model: str | Path  # folder of the model
+    sources: Iterable[str | Path]  # this and the next two: see predict_files
     threshold_rule: str = "youden"
     accept_all: bool = False
-    jobs: int | None = None
-    backend: str | None = None
+    jobs: int | None = None  # processes; None: one per core, or 1 for a Keras model, which uses all cores
+    backend: str | None = None  # of joblib; without it, a few images are predicted in this process
 
     def __post_init__(self) -> None:
         self.model, self.sources = Path(self.model), list(map(Path, self.sources))
@@ -60,10 +56,10 @@ class Session:
     def rows(
         self, output: str | Path | None = None, report: str | Path | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Predict, and write a table (``.csv``, ``.jsonl``) and the page of a report at the end.
+        """Yield the rows of :func:`chestxray.deployment.predict.predict_files`, and write table and report.
 
-        Yields rows as :func:`chestxray.deployment.predict.predict_files` does. Raises ValueError for no
-        image, an unknown backend, or an output that is one of the sources or a folder.
+        The table ends in ``.csv`` or ``.jsonl``. Raises ValueError if there is no image, the backend is
+        unknown, or the output is a folder or one of the sources.
         """
         written = {os.path.abspath(path) for path in (output, report) if path}  # now or by an earlier call
         paths = (path for path in list_images(self.sources) if os.path.abspath(path) not in written)
@@ -71,40 +67,39 @@ class Session:
         if not first:
             raise ValueError(f"no image found. Received: sources={list(map(str, self.sources))}")
         if output and Path(output).resolve() in {source.resolve() for source in self.sources}:
-            message = "the table would replace what it is made from"
-            raise ValueError(f"{message}. Received: output={str(output)!r}")
-        paths, in_process = chain(first, paths), self.jobs == 1 or len(first) <= BATCH
-
-        def predict(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-            decision = self.threshold_rule, self.accept_all
-            if in_process and self.backend is None:
-                judged = (judge(self.classifier, batch, *decision) for batch in chunks(paths))
-                return chain.from_iterable(judged)
-            return predict_parallel(self.model.absolute(), paths, *decision, self.jobs, self.backend)
-
-        def write_report() -> None:
-            if report:
-                kept = chain.from_iterable(self._highest.values())
-                ranked = sorted(kept, key=lambda entry: entry[:2], reverse=True)
-                options = {"count": self.count, "threshold_rule": self.threshold_rule}
-                page = report_page(self.classifier, [row for *_, row in ranked], self._problems, **options)
-                with whole_file(report) as partial:
-                    partial.write_text(page, encoding="utf-8")
-
+            raise ValueError(f"the table would replace one of the sources. Received: output={str(output)!r}")
+        in_process = self.backend is None and (self.jobs == 1 or len(first) <= BATCH)
+        predict = functools.partial(self._predict, in_process)
+        finish = functools.partial(self._write_report, report)
         if output:
-            card = (self.model / "card.json").read_bytes()
-            identity = f"{hashlib.sha256(card).hexdigest()} {self.threshold_rule} {self.accept_all}"
-            rows = journaled(output, identity, paths, predict, finish=write_report)
+            card = hashlib.sha256((self.model / "card.json").read_bytes()).hexdigest()
+            identity = f"{card} {self.threshold_rule} {self.accept_all}"
+            rows = journaled(output, identity, chain(first, paths), predict, finish)
             rows = tqdm(rows, unit=" images", disable=None)
         else:
-            rows = predict(paths)
+            rows = predict(chain(first, paths))
         for row in rows:
             self._remember(row)
             yield row
         if not output:
-            write_report()
+            finish()
+
+    def _predict(self, in_process: bool, paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+        decision = self.threshold_rule, self.accept_all
+        if in_process:
+            return chain.from_iterable(judge(self.classifier, batch, *decision) for batch in chunks(paths))
+        return predict_parallel(self.model.absolute(), paths, *decision, self.jobs, self.backend)
+
+    def _write_report(self, path: str | Path | None) -> None:
+        if path:
+            kept = sorted(chain.from_iterable(self._highest.values()), key=lambda entry: entry[:2])
+            rows = [row for *_, row in reversed(kept)]
+            page = report_page(self.classifier, rows, self._problems, self.count, self.threshold_rule)
+            with whole_file(path) as partial:
+                partial.write_text(page, encoding="utf-8")
 
     def _remember(self, row: dict[str, Any]) -> None:
+        """Count the row, and keep it if the report shows it."""
         self.count["images"] += 1
         self.count[row["status"]] += 1
         self.count.update(f"outside {name}" for name in row["outside"].split())
@@ -120,19 +115,17 @@ class Session:
 
     def summary(self) -> str:
         """Return one line: numbers of images, the threshold, and the first limit of the model."""
-        parts = [f"{self.count['images']} images"]
-        parts += [f"{self.count[status]} {status}" for status in ("refused", "unreadable")]
-        for name in ("age", "view"):
-            if number := self.count[f"outside {name}"]:
-                parts.append(
-                    f"{number} with {'an age' if name == 'age' else 'a view'} outside the training population"
-                )
-        decided = f"decided at {self.threshold:.3f} ({self.threshold_rule})"
-        seen = seen_text(self.count["seen train"], self.count["seen val"], self.count["images"])
-        images = self.classifier.card["training_data"]["val"]
-        few = f"What is refused rests on only {images} validation images." if images < FEW_FOR_CHECK else ""
-        sentences = [f"{', '.join(parts)}; {decided}.", seen, few, self.classifier.card["limits"][0]]
-        return " ".join(filter(None, sentences))
+        count, card = self.count, self.classifier.card
+        parts = [f"{count[name]} {name}" for name in ("images", "refused", "unreadable")]
+        for name, what in (("age", "an age"), ("view", "a view")):
+            if number := count[f"outside {name}"]:
+                parts.append(f"{number} with {what} outside the training population")
+        sentences = [f"{', '.join(parts)}; decided at {self.threshold:.3f} ({self.threshold_rule})."]
+        if seen := seen_text(count["seen train"], count["seen val"], count["images"]):
+            sentences.append(seen)
+        if (images := card["training_data"]["val"]) < FEW_FOR_CHECK:
+            sentences.append(f"The limits for refusals are based on only {images} validation images.")
+        return " ".join([*sentences, card["limits"][0]])
 
 
 def journaled(
@@ -142,20 +135,15 @@ def journaled(
     predict: Callable[[Iterator[Path]], Iterable[dict[str, Any]]],
     finish: Callable[[], None],
 ) -> Iterator[dict[str, Any]]:
-    """Predict images into a table; continue what an interrupted call with the same output has begun.
+    """Predict images and write a table; continue after an interrupted call with the same output.
 
-    Rows are appended to a journal, ``.partial-<name>.jsonl`` beside the output. The next call keeps its first
-    rows as long as identity, path, size and time of change of each image agree. After the last row the output
-    is written whole and the journal is removed. All rows are given, also those of the journal.
+    Rows are appended to a journal, ``.partial-<name>.jsonl`` beside the output. The next call uses its rows
+    up to the first one whose identity, path, size or modification time has changed. After the last row the
+    output is written atomically, and the journal is removed. Yields all rows, also those of the journal.
 
-    Args:
-        output: ``.csv`` or ``.jsonl`` (JSON Lines).
-        identity: Text that names what the rows depend on: model, threshold rule, ….
-        paths: Paths of all images, in an order that stays the same.
-        predict: Turns paths into rows, in order.
-        finish: Called when the table is written, before the journal is removed.
-
-    Raises ValueError: Unknown format, a folder, or another process writes this table.
+    ``output`` ends in ``.csv`` or ``.jsonl``; ``identity`` changes with model and settings; ``paths`` have a
+    fixed order; ``predict`` yields a row per path; ``finish`` is called before the journal is removed. Raises
+    ValueError if the format is unknown, the output is a folder, or another process writes it.
     """
     output, paths = Path(output), iter(paths)
     received = f"Received: path={str(output)!r}"
@@ -184,12 +172,12 @@ def journaled(
                 yield row
             file.truncate(end)
 
-            def noted() -> Iterator[Path]:
+            def with_keys() -> Iterator[Path]:
                 for path in rest:
                     keys.append(_key(path, identity))  # before the image is read
                     yield path
 
-            for row in predict(noted()):
+            for row in predict(with_keys()):
                 file.write(json.dumps([keys.popleft(), row]).encode() + b"\n")
                 file.flush()
                 yield row
@@ -201,7 +189,7 @@ def journaled(
 
 
 def _key(path: Path, identity: str) -> list:
-    """Return what a row must agree with to be kept; without size and time of change if there is no file."""
+    """Return what must be unchanged for a row to be used again; without a file only identity and path."""
     key = [identity, str(path), os.path.abspath(path)]
     with contextlib.suppress(OSError):
         status = path.stat()
@@ -210,7 +198,7 @@ def _key(path: Path, identity: str) -> list:
 
 
 def _entry(line: bytes) -> list:
-    """Return key and row of a line of the journal; None twice for one that was cut short or is none."""
+    """Return key and row of a line of the journal; None for both if the line is incomplete."""
     try:
         entry = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:

@@ -230,7 +230,7 @@ def test_a_threshold_chosen_here_mends_a_shift_of_the_scores():
     rows = table.assign(label=labels, group=table.index)
     sections = report(rows, card_of(table))
     stored = section(sections, "Decisions at the stored thresholds")[2].set_index("")["youden"]
-    here = section(sections, "Decisions at a threshold chosen here")[2].set_index("from so many images")
+    here = section(sections, "Decisions at a threshold chosen here")[2].set_index("labelled images")
     assert list(here.columns) == [25, 50, 100, 200]
     youden = stored["sensitivity"] + stored["specificity"]
     assert here.loc["sensitivity", 200] + here.loc["specificity", 200] > youden + 0.2
@@ -329,11 +329,11 @@ def test_drift_shares_and_what_to_label(told):
     shares = section(sections, "Shares")[2].set_index("what")
     assert shares.loc["unlike the training images", ["images", "of"]].tolist() == [30, 294]
     assert shares.loc["unreadable", ["images", "of"]].tolist() == [6, 300]
-    assert shares.loc["called PNEUMONIA", "of"] == 264
-    assert shares.loc["called PNEUMONIA", "images"] == (later.loc[36:, "logit"] >= 0).sum()
+    assert shares.loc["predicted PNEUMONIA", "of"] == 264
+    assert shares.loc["predicted PNEUMONIA", "images"] == (later.loc[36:, "logit"] >= 0).sum()
     other = later.assign(decision=CLASSES[1])  # decided by another rule than youden
     assert (
-        section(drift_report(other, card), "Shares")[2].set_index("what").loc["called PNEUMONIA", "images"]
+        section(drift_report(other, card), "Shares")[2].set_index("what").loc["predicted PNEUMONIA", "images"]
         == 264
     )
     verdicts = section(sections, "Drift")[2].set_index("what")["verdict"]
@@ -368,7 +368,7 @@ def test_classes_that_are_called_by_digits(told, tmp_path):
         table.assign(decision=table["decision"].map(names)).to_csv(tmp_path / "p.csv", index=False)
         words = ["evaluate", str(tmp_path / "p.csv"), "--model", str(tmp_path / "model")]
         lines = CliRunner().invoke(main, words).output.splitlines()
-        said.append([line.split()[2:] for line in lines if f"called {classes[1]}" in line])
+        said.append([line.split()[2:] for line in lines if f"predicted {classes[1]}" in line])
     assert said[0] == said[1] and len(said[0]) == 1
 
 
@@ -414,8 +414,8 @@ def test_command_with_and_without_labels(told, tmp_path):
     arguments = ["evaluate", str(tmp_path / "p.csv"), "--model", str(tmp_path / "model")]
     result = CliRunner().invoke(main, [*arguments, "--html", str(tmp_path / "drift.html")])
     assert result.exit_code == 0, result.output
-    assert "Drift is not yet loss of performance" in result.output
-    assert "Drift is not yet loss" in (tmp_path / "drift.html").read_text(encoding="utf-8")
+    assert "Drift does not prove a loss of performance" in result.output
+    assert "Drift does not prove a loss" in (tmp_path / "drift.html").read_text(encoding="utf-8")
     result = CliRunner().invoke(
         main, [*arguments, "--labels", str(tmp_path / "labels.csv"), "--by", "site", "--prevalence", "0.1"]
     )

@@ -15,9 +15,8 @@ import pytest
 import chestxray
 from chestxray import load_classifier
 from chestxray.deployment import export
-from chestxray.deployment.classifier import with_features
+from chestxray.deployment.classifier import MODEL_FILES, Runtime, with_features
 from chestxray.deployment.export import export_model, gate
-from chestxray.deployment.runtime import MODEL_FILES, Runtime
 from chestxray.evaluation.calibration import calibrate
 from chestxray.files import read_json
 from chestxray.models.backbones import BACKBONES

@@ -67,8 +67,8 @@ def test_images_in_order_with_their_numbers(written, rows):
     entries = re.findall(r'<span class="p">([\d.]+)</span> (\w+), ([\w ]+)<', written)
     assert [entry[0] for entry in entries] == [f"{row['probability']:.3f}" for row in rows]
     assert [entry[1] for entry in entries] == [row["decision"] for row in rows]
-    assert [entry[2] for entry in entries] == ["suspicious"] * 2 + ["to be looked at"] * 2 + [
-        "unsuspicious"
+    assert [entry[2] for entry in entries] == ["suspicious"] * 2 + ["to be reviewed"] * 2 + [
+        "not suspicious"
     ] * 2
 
 
@@ -90,11 +90,11 @@ def test_an_image_whose_decision_contradicts_the_triage_is_to_be_looked_at(liter
             decisions,
             [
                 "suspicious",
-                "to be looked at",
+                "to be reviewed",
                 "suspicious",
-                "to be looked at",
-                "unsuspicious",
-                "unsuspicious",
+                "to be reviewed",
+                "not suspicious",
+                "not suspicious",
             ],
         )
     )

@@ -171,7 +171,7 @@ def test_mistakes_are_told_in_one_line(litert, images, tmp_path, words, reason):
 def test_a_list_is_not_replaced_by_its_predictions(litert, images):
     (images / "list.csv").write_text("path,age\n01.png,4\n")
     result = call("predict", litert, images / "list.csv", "--output", images / "list.csv")
-    assert result.exit_code == 2 and "would replace what it is made from" in result.output
+    assert result.exit_code == 2 and "would replace one of the sources" in result.output
     assert (images / "list.csv").read_text() == "path,age\n01.png,4\n"
     (images / "table.csv").mkdir()
     result = call("predict", litert, images / "list.csv", "--output", images / "table.csv")
