@@ -52,6 +52,7 @@ _CELL_TIMEOUT = 48 * 3600  # seconds
 
 _EXPLORE, _CNN, _TRANSFER = "01_explore_data", "02_custom_cnn", "03_transfer_learning"
 _DISTIL, _EXPLAIN, _COMPARE, _DEPLOY = "04_distillation", "05_explain", "06_compare", "07_deploy"
+_CLINICAL = "08_text_and_clinical_data"
 _TRAINED: list[tuple[str, str | None]] = [
     (_EXPLORE, None), (_CNN, "custom_cnn"),
     (_TRANSFER, "vgg16"), (_TRANSFER, "resnet50"), (_TRANSFER, "inceptionv3"),
@@ -61,6 +62,7 @@ PLANS: dict[str, list[tuple[str, str | None]]] = {
     "demo": [
         (_EXPLORE, None), (_CNN, None), (_TRANSFER, None), (_DISTIL, None),
         (_EXPLAIN, "explain_custom_cnn"), (_COMPARE, None), (_DEPLOY, "deploy_custom_cnn"),
+        (_CLINICAL, None),
     ],
     "standard": [*_TRAINED, (_DEPLOY, "deploy_custom_cnn")],
     "full": [
@@ -76,7 +78,7 @@ MODELS: dict[str, tuple[str, str]] = {
 }
 """Notebook and recipe of each model that ``chestxray train`` knows."""
 
-_WAVES = {"01": 0, "02": 1, "03": 1, "04": 2, "05": 3, "06": 4, "07": 4}
+_WAVES = {"01": 0, "02": 1, "03": 1, "04": 2, "05": 3, "06": 4, "07": 4, "08": 4}
 """By number of the notebook: a later wave reads what earlier ones wrote."""
 
 _RUN_WIDE = ("data_dir", "split", "output_dir", "results", "step_key")
@@ -262,6 +264,9 @@ def make_plan(
             for key in set(overrides) & set(defaults):
                 _check_type(key, overrides[key], ast.literal_eval(defaults[key]["default"]))
             known |= set(defaults)
+            if notebook == _CLINICAL and data_dir != "phantoms" and not given.get("table"):
+                print(f"{name} is left out: it needs a table with notes and measurements (-p table FILE)")
+                continue
             if given.get("outputs") == 3 and not has_subtypes:
                 print(f"{name} is left out: not every image is known to be {', '.join(SUBTYPES)}")
                 continue

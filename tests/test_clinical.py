@@ -99,6 +99,17 @@ def test_empty_notes_and_unknown_words_say_nothing():
     assert ratios[0] == 0 and ratios[:3] == pytest.approx(0) and ratios[3] > 0.1
 
 
+def test_notes_that_say_nothing_but_the_label_contribute_0(cohort):
+    labels, patients = cohort
+    notes = pd.DataFrame({"text": np.where(labels, "sick", "well"), "group": patients})
+    fold = patient_folds(labels, patients)
+    naive = make_pipeline(LabelWords(), CountVectorizer(token_pattern=r"\S+"), MultinomialNB())
+    assert not nested_ratios(Source(naive, notes, labels >= 0), labels, patients, fold).any()
+    broken = make_pipeline(LabelWords(), CountVectorizer(min_df=-1), MultinomialNB())
+    with pytest.raises(ValueError, match="min_df"):  # another mistake is not hidden
+        nested_ratios(Source(broken, notes, labels >= 0), labels, patients, fold)
+
+
 def planted(rng, patients=200, label_word=True):
     labels = np.arange(patients) % 2
     words = np.array([f"word{chr(97 + number)}" for number in range(26)])
@@ -131,8 +142,9 @@ def test_planted_label_words_are_found_and_removed_and_nothing_else(seed):
 def test_names_of_the_classes_are_label_words_even_where_rare():
     notes, labels = planted(np.random.default_rng(0), label_word=False)
     notes.loc[3, "text"] += " pneumonia"
-    finder = LabelWords(["no finding", "Pneumonias, bacterial"]).fit(notes, labels)
-    assert finder.found_.index.tolist() == ["pneumonia"]
+    notes.loc[4, "text"] += " sars-cov sarsaparilla"
+    finder = LabelWords(["no finding", "Pneumonias, bacterial", "SARS"]).fit(notes, labels)
+    assert finder.found_.index.tolist() == ["pneumonia", "sars-cov"]
 
 
 def test_many_notes_of_one_patient_are_one_witness():

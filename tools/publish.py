@@ -12,12 +12,12 @@ from chestxray.files import whole_file, whole_folder
 from chestxray.results import RESULT_SCHEMA, VARIANTS_SCHEMA, comparison_table, read_objects
 
 PHANTOM_FIGURES = (
-    "augmentation confusion_matrix heatmaps model_summary phantoms prediction preprocessing".split()
+    "augmentation clinical confusion_matrix heatmaps model_summary phantoms prediction preprocessing".split()
 )
 """Figures that README shows; the notebooks make them from phantoms."""
 
 _LARGEST_MODEL = 20_000_000  # bytes, unless it is the model of record
-_OTHERS = ("audit", "dataset", "comparison", "explanation", "deployment")
+_OTHERS = ("audit", "dataset", "comparison", "explanation", "deployment", "clinical")
 _PUBLIC_SCHEMAS = (RESULT_SCHEMA, VARIANTS_SCHEMA, *(f"chestxray.{name}/1" for name in _OTHERS))
 
 
