@@ -43,6 +43,7 @@ NOTEBOOKS = PACKAGE.parent / "notebooks"
 
 _EXPLORE, _CNN, _TRANSFER = "01_explore_data", "02_custom_cnn", "03_transfer_learning"
 _DISTIL, _EXPLAIN, _COMPARE, _DEPLOY = "04_distillation", "05_explain", "06_compare", "07_deploy"
+_CLINICAL = "08_text_and_clinical_data"
 Plan = list[tuple[str, str | None]]  # pairs of notebook and recipe
 _TRAINED: Plan = [
     (_EXPLORE, None), (_CNN, "custom_cnn"),
@@ -53,6 +54,7 @@ PLANS: dict[str, Plan] = {
     "demo": [
         (_EXPLORE, None), (_CNN, None), (_TRANSFER, None), (_DISTIL, None),
         (_EXPLAIN, "explain_custom_cnn"), (_COMPARE, None), (_DEPLOY, "deploy_custom_cnn"),
+        (_CLINICAL, None),
     ],
     "standard": [*_TRAINED, (_DEPLOY, "deploy_custom_cnn")],
     "full": [
@@ -68,7 +70,7 @@ MODELS: dict[str, tuple[str, str]] = {
 }
 """Notebook and recipe of each model that ``chestxray train`` knows."""
 
-_WAVES = {"01": 0, "02": 1, "03": 1, "04": 2, "05": 3, "06": 4, "07": 4}  # a wave reads earlier ones
+_WAVES = {"01": 0, "02": 1, "03": 1, "04": 2, "05": 3, "06": 4, "07": 4, "08": 4}  # reads earlier ones
 _RUN_WIDE = ("data_dir", "split", "output_dir", "results", "step_key")  # set by the run, not by -p
 _COMPARED = (records.RESULT_SCHEMA, "chestxray.audit/1", "chestxray.explanation/1")  # read by notebook 06
 
@@ -234,6 +236,9 @@ def make_plan(
             _check_type(key, overrides[key], ast.literal_eval(defaults[key]["default"]))
         values = {**run_wide, "split": split_rule, **overrides}
         given |= {key: value for key, value in values.items() if key in defaults}
+        if notebook == _CLINICAL and data_dir != "phantoms" and not given.get("table"):
+            print(f"{name} is left out: it needs a table with notes and measurements (-p table FILE)")
+            continue
         if given.get("outputs") == 3 and not has_subtypes:
             print(f"{name} is left out: not every image is known to be {', '.join(SUBTYPES)}")
             continue

@@ -13,6 +13,7 @@ ROOMS = [
     "files",
     "parallel",
     "evaluation",
+    "clinical",
     "plots",
     "phantoms",
     "data",

@@ -13,7 +13,9 @@ import papermill
 import pytest
 from header import set_header
 
+from chestxray.data.catalog import scan
 from chestxray.files import read_json, write_json
+from chestxray.phantoms import phantom_dataset
 from chestxray.run import NOTEBOOKS
 
 ALL = sorted(NOTEBOOKS.glob("*.ipynb"))
@@ -135,6 +137,45 @@ def test_04_compares_ways_none_of_which_has_a_teacher(tmp_path, tiny_folder):
     )
     found = read_json(tmp_path / "results" / "student_variants-patient-s0-t0.json")
     assert list(found["variants"]["test"]) == ["alone", "smooth"] and found["teachers"] == []
+
+
+@pytest.mark.slow
+def test_08_takes_a_table_of_ones_own_and_keeps_its_notes_to_itself(tmp_path):
+    folder = phantom_dataset(images=60, size=64) / "train"
+    catalog = scan(folder)
+    sick = catalog["label"] == 1
+    table = catalog[["path"]].assign(who=catalog["group"], outcome=sick.map({True: "sick", False: "well"}))
+    table["report"] = sick.map({True: "Seen today, is sick", False: "Seen today, lungs clear"})
+    table.loc[0, "report"] += " Zacharias"
+    table["degrees"] = [None if row % 3 == 0 else 37 + label for row, label in enumerate(sick)]
+    table.loc[len(table)] = [table["path"][0].replace("-0001", "-9"), "nobody", "unknown", "", None]
+    table.to_csv(tmp_path / "mine.csv", index=False)
+    notebook = papermill.execute_notebook(
+        str(NOTEBOOKS / "08_text_and_clinical_data.ipynb"),
+        None,
+        cwd=str(NOTEBOOKS),
+        progress_bar=False,
+        kernel_name="python3",
+        parameters={
+            "data_dir": str(folder),
+            "table": str(tmp_path / "mine.csv"),
+            "label_column": "outcome",
+            "positive": ["sick"],
+            "negative": ["well"],
+            "patient_column": "who",
+            "note_columns": ["report"],
+            "number_columns": ["degrees"],
+            "folds": 3,
+            "output_dir": str(tmp_path),
+            "name": "mine",
+        },
+    )
+    text = (tmp_path / "results" / "mine.json").read_text(encoding="utf-8")
+    found = json.loads(text)
+    assert found["images"] == len(catalog) and found["data"] == "train" and len(found["scores"]) == 7
+    assert "sick" in {row["word"] for row in found["label_words"]}
+    assert "zacharias" not in (text + json.dumps(notebook.cells)).lower()
+    assert [path.name for path in tmp_path.rglob("*") if path.suffix in (".keras", ".pkl", ".joblib")] == []
 
 
 @pytest.mark.slow

@@ -367,7 +367,14 @@ def test_every_recipe_fits_a_notebook_of_the_plan_it_names():
 
     known = {
         name: set(papermill.inspect_notebook(str(run.NOTEBOOKS / f"{name}.ipynb")))
-        for name in ("02_custom_cnn", "03_transfer_learning", "04_distillation", "05_explain", "07_deploy")
+        for name in (
+            "02_custom_cnn",
+            "03_transfer_learning",
+            "04_distillation",
+            "05_explain",
+            "07_deploy",
+            "08_text_and_clinical_data",
+        )
     }
     recipes = sorted((run.NOTEBOOKS / "recipes").glob("*.yaml"))
     assert {recipe for plan in run.PLANS.values() for _, recipe in plan if recipe} <= {
@@ -381,6 +388,8 @@ def test_every_recipe_fits_a_notebook_of_the_plan_it_names():
             if "backbone" in given
             else "04_distillation"
             if "student" in given
+            else "08_text_and_clinical_data"
+            if "note_columns" in given
             else "05_explain"
             if "model" in given
             else "07_deploy"
@@ -461,3 +470,15 @@ def test_the_command_line_offers_the_models_that_can_be_trained():
 def test_a_name_that_is_no_folder_is_refused(phantoms, tmp_path, name):
     with pytest.raises(ValueError, match="a name has letters"):
         run.train_model("compact_cnn", phantoms, name, tmp_path)
+
+
+def test_notes_and_measurements_of_own_data_need_a_table(phantoms, tmp_path, capsys):
+    def steps(data_dir, overrides):
+        plan = run.make_plan("demo", data_dir, ["patient"], tmp_path, overrides)
+        return [step.notebook.stem for step in plan]
+
+    notebook = "08_text_and_clinical_data"
+    assert steps("phantoms", {})[-1] == notebook and "left out" not in capsys.readouterr().out
+    assert notebook not in steps(phantoms, {})
+    assert "08_text_and_clinical_data-patient is left out: it needs a table" in capsys.readouterr().out
+    assert notebook in steps(phantoms, {"table": "mine.csv"})

@@ -12,10 +12,10 @@ from chestxray.files import whole_file, whole_folder
 from chestxray.results import RESULT_SCHEMA, VARIANTS_SCHEMA, comparison_table, read_objects
 
 # Figures that README shows; the notebooks make them from phantoms.
-PHANTOM_FIGURES = "augmentation confusion_matrix heatmaps model_summary phantoms prediction preprocessing"
+FIGURES = "augmentation clinical confusion_matrix heatmaps model_summary phantoms prediction preprocessing"
 
 _LARGEST_MODEL = 20_000_000  # bytes, unless it is the model of record
-_OTHERS = ("audit", "dataset", "comparison", "explanation", "deployment")
+_OTHERS = ("audit", "dataset", "comparison", "explanation", "deployment", "clinical")
 _PUBLIC_SCHEMAS = (RESULT_SCHEMA, VARIANTS_SCHEMA, *(f"chestxray.{name}/1" for name in _OTHERS))
 
 
@@ -36,7 +36,7 @@ def publish(run: Path, repository: Path) -> list[str]:
     if len(synthetic) > 1:
         raise ValueError(f"the run mixes real and synthetic data. Received: run={str(run)!r}")
     if synthetic == {True}:
-        figures = [run / "images" / f"{name}.png" for name in PHANTOM_FIGURES.split()]
+        figures = [run / "images" / f"{name}.png" for name in FIGURES.split()]
         copied = [_copy(path, repository / "images") for path in figures if path.is_file()]
         return [*copied, "left out the results: synthetic"]
     models = [content for content in public.values() if content["schema"] == RESULT_SCHEMA]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 
 from chestxray.files import cached_folder
 from chestxray.parallel import in_processes
@@ -108,3 +109,62 @@ def _plan(images: int, seed: int) -> Iterator[tuple[str, str, int, int]]:
                         name = f"NORMAL/{prefix}IM-{number:04d}-{image + 1:04d}"
                     yield f"{split}/{name}.jpeg", subtype, 1_000_000 * seed + patient, image
                 left, patient = left - count, patient + 1
+
+
+_VALUES = {"temperature": ((37.8, 38.5), 0.8, (0.1, 0.1)), "white_cells": ((10.5, 14.0), 4.0, (0.6, 0.3))}
+"""Means, standard deviation, and shares of missing values; pairs are without and with the disease."""
+_SIGNS = {
+    (0.45, 0.70): ("Cough. ", "Coughs at night. ", "Coughing. "),
+    (0.30, 0.60): ("Fever. ", "Fevers for days. ", "Febrile. "),
+    (0.25, 0.55): ("Crackles. ", "A crackle at the base. ", "Crackling. "),
+    (0.45, 0.20): ("Runny nose. ", "The nose runs. ", "Nose was running. "),
+    (0.50, 0.50): ("Vaccinations. ", "Vaccinated. ", "Has been vaccinated. "),
+}
+_NAMING = {(0.01, 0.40): ("This is pneumonia. ",), (0.01, 0.30): ("Amoxicillin was started. ",)}
+"""What notes say, by its probabilities: signs, and what only those write who know the disease."""
+
+
+def phantom_records(lesion: np.ndarray, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Draw a synthetic record for each phantom patient, and the most that each source can tell.
+
+    ``lesion``, bool (P,), does not settle the disease: 90 % of the patients with a lesion have it, and 20 %
+    of the others. Saturation depends on the lesion, age on nothing, all else on the disease. White cells are
+    missing more often without the disease; what else is missing is so at random.
+
+    Returns the records (``label``, 1 with the disease, ``age``, ``temperature``, ``white_cells``,
+    ``saturation``, ``note``) and exact log-likelihood ratios: ``image`` (the lesion), ``measurements``, these
+    ``beside the image`` (without saturation, which the lesion explains), ``missing values``, ``notes`` (their
+    signs) and ``notes with label words``.
+    """
+    from scipy.stats import norm
+
+    rng, lesion, disease = np.random.default_rng([seed, 17]), np.asarray(lesion, int), np.array([0.2, 0.9])
+    label = (rng.random(len(lesion)) < disease[lesion]).astype(int)
+    share = np.stack([1 - disease, disease]) * np.bincount(lesion, minlength=2)
+    share /= share.sum(axis=1, keepdims=True)  # with a lesion (column 1), of those with the disease (row 1)
+
+    def event(without: float, with_disease: float) -> tuple[np.ndarray, np.ndarray]:
+        happens = rng.random(len(label)) < np.where(label, with_disease, without)
+        return happens, np.log(np.where(happens, with_disease / without, (1 - with_disease) / (1 - without)))
+
+    table = pd.DataFrame({"label": label, "age": rng.uniform(1, 6, len(label)).round(1)})
+    missing, beside, signs, named = np.zeros((4, len(label)))
+    for name, (means, spread, shares) in _VALUES.items():
+        gone, told = event(*shares)
+        table[name] = np.where(gone, np.nan, rng.normal(np.take(means, label), spread))
+        low, high = (norm.logpdf(table[name], mean, spread) for mean in means)
+        missing, beside = missing + told, beside + told + np.nan_to_num(high - low)
+    table["saturation"] = np.where(event(0.15, 0.15)[0], np.nan, rng.normal(np.take((96, 92), lesion), 2))
+    low, high = np.log(norm.pdf(table[["saturation"]], (96, 92), 2) @ share.T).T
+    written = event(0.9, 0.9)[0]
+    note = np.where(written, "Child seen today. ", "").astype(object)
+    for shares, sayings in (_SIGNS | _NAMING).items():
+        said, told = event(*shares)
+        denied = ~said & (shares in _SIGNS) & (rng.random(len(label)) < 0.4)
+        unsaid = np.where(denied, f"No {sayings[0].lower()}", "")
+        note += np.where(said & written, rng.choice(sayings, len(label)), np.where(written, unsaid, ""))
+        signs, named = signs + told * written * (shares in _SIGNS), named + told * written
+    table["note"] = note
+    best = {"image": np.log(share[1] / share[0])[lesion], "measurements": beside + np.nan_to_num(high - low)}
+    best |= {"beside the image": beside, "missing values": missing}
+    return table, pd.DataFrame(best | {"notes": signs, "notes with label words": named})
