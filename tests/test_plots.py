@@ -297,18 +297,6 @@ def test_latency_has_a_row_for_each_runtime_and_a_dot_for_each_number_of_cores()
     assert axis.get_xscale() == "log"
 
 
-def test_spread_shows_every_known_value_and_the_mean():
-    figure = plots.spread({"share": {"map": np.array([0.2, np.nan, 0.4]), "chance": np.array([0.1])}})
-    dots = {
-        line.get_ydata()[0]: line.get_xdata().tolist()
-        for line in figure.axes[0].lines
-        if line.get_marker() == "o"
-    }
-    means = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "|"]
-    assert dots == {0: [0.2, 0.4], 1: [0.1]} and means == pytest.approx([0.3, 0.1])
-    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["map", "chance"]
-
-
 def test_long_names_are_not_cut_off():
     name = "a_rather_long_name_of_a_model-patient-s0-t0"
     costs = pd.DataFrame(
@@ -477,7 +465,6 @@ WRONG = {
     "point": (lambda: plots.roc_pr({"a": (LABELS, [0.1, 0.2])}, {"b": 0.5}), "curves=['a']"),
     "variant": (lambda: plots.variants({}), "scored=[]"),
     "costs": (lambda: plots.latency(pd.DataFrame({"model": ["a"]})), "columns=['model']"),
-    "spread": (lambda: plots.spread({}), "panels_shown=[]"),
     "metric": (lambda: plots.comparison(pd.DataFrame({"name": ["a"]}), []), "metrics=[]"),
 }
 

@@ -13,7 +13,7 @@ from chestxray.plots.data import (
     preprocessing_steps,
     sample_grid,
 )
-from chestxray.plots.heatmaps import cascade, heatmaps, perturbation, spread
+from chestxray.plots.heatmaps import cascade, heatmaps, perturbation
 from chestxray.plots.scores import (
     calibration,
     comparison,

@@ -9,7 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from chestxray.plots.style import COLOURS, Images, check, check_images, check_table, name_rows, panels, styled
+from chestxray.plots.style import (
+    COLOURS,
+    MODELS,
+    Images,
+    check,
+    check_images,
+    check_table,
+    name_rows,
+    panels,
+    styled,
+)
 from chestxray.schema import CLASSES, SPLITS
 
 
@@ -96,12 +106,12 @@ def framing(
         axes[0].add_patch(Rectangle(corner, *sides, fill=False, lw=1.6, label=label, **style))
     axes[0].set(xlim=(0, 1), ylim=(1, 0), aspect=1, xticks=(0, 1), yticks=(0, 1))
     axes[0].legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False, fontsize=8)
-    for name, values in (doses or {}).items():
-        axes[1].plot(np.linspace(0, 1, len(values)), values, "o-", ms=4, label=name)
+    for colour, (name, values) in zip(MODELS, (doses or {}).items()):
+        axes[1].plot(np.linspace(0, 1, len(values)), values, "o-", ms=4, color=colour, label=name)
     if doses:
-        axes[1].set(title="The same normal images, re-framed", xlabel="dose", ylim=(0, 1))
+        axes[1].set(title="The same normal images, re-framed", xlabel="dose of re-framing", ylim=(0, 1))
         axes[1].set_ylabel("specificity")
-        axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=8)
+        axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), frameon=False, fontsize=8)
     return figure
 
 
