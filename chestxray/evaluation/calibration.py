@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from chestxray.evaluation import metrics
+from chestxray.schema import check
 
 if TYPE_CHECKING:  # prediction needs no pandas
     import pandas as pd
@@ -56,8 +57,7 @@ def log_odds(logits: ArrayLike) -> NDArray:
 def _check_logits(logits: ArrayLike) -> NDArray:
     logits = np.asarray(logits, np.float64)
     invalid = logits[~np.isfinite(logits)]
-    if invalid.size:
-        raise ValueError(f"logits must be finite. Received: logits={invalid[:3].tolist()}")
+    check(not invalid.size, "logits must be finite", logits=invalid[:3].tolist())
     return logits
 
 
@@ -182,7 +182,7 @@ def shift_prevalence(probabilities: ArrayLike, prevalence: float, new: float) ->
     """
     from scipy.special import expit, logit
 
-    if not (0 < prevalence < 1 and 0 < new < 1):
-        raise ValueError(f"prevalences must be in (0, 1). Received: prevalence={prevalence}, new={new}")
+    inside = 0 < prevalence < 1 and 0 < new < 1
+    check(inside, "prevalences must be in (0, 1)", prevalence=float(prevalence), new=float(new))
     odds = logit(np.clip(np.asarray(probabilities, np.float64), _CLIP, 1 - _CLIP))
     return expit(odds + logit(new) - logit(prevalence))
