@@ -11,6 +11,8 @@ from joblib import cpu_count, parallel_config
 from joblib.externals.loky import ProcessPoolExecutor
 from tqdm import tqdm
 
+from chestxray.schema import check
+
 _SERIAL_ITEMS, _CHUNK_SIZE = 64, 16  # to start processes takes longer than the work on 64 items
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # because each core has a process
 
@@ -18,9 +20,8 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # because e
 def in_processes(work: Callable, items: Sequence, description: str) -> Iterator:
     """Yield ``work(chunk)`` for chunks of the items, in order, from processes that end with this call.
 
-    Up to 64 items are processed in this process, and all items if it may not start others. If this process is
-    killed, the others end within a minute (those of joblib's generators do not). ``work`` is a function of a
-    module, or a partial of one.
+    Few items are processed in this process, and all items if it may not start others. If this process is
+    killed, the others end within a minute (those of joblib's generators do not).
     """
     if len(items) <= _SERIAL_ITEMS or current_process().daemon:
         yield work(items)
@@ -48,9 +49,9 @@ def workers(backend: str | None) -> Iterator[None]:
 
             address = config.get("scheduler-address", None) or os.environ.get("DASK_SCHEDULER_ADDRESS")
             client = stack.enter_context(Client(address) if address else Client(threads_per_worker=1))
-            if any(threads > 1 for threads in client.nthreads().values()):
-                message = "Dask workers must have one thread each (dask worker --nthreads 1)"
-                raise ValueError(f"{message}. Received: scheduler={client.scheduler.address!r}")
+            single = all(threads == 1 for threads in client.nthreads().values())
+            message = "Dask workers must have one thread each (dask worker --nthreads 1)"
+            check(single, message, scheduler=client.scheduler.address)
         if backend is not None:
             try:
                 stack.enter_context(parallel_config(backend=backend))

@@ -1,4 +1,4 @@
-"""Names that several modules share: columns, splits, subtypes, classes."""
+"""Names that several modules share (columns, splits, subtypes, classes), and the check of an argument."""
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 SPLITS = ("train", "val", "test")
@@ -10,3 +10,10 @@ COLUMNS = (*_KEYS, "width", "height", "mode", "bytes", "sha256")
 PREDICTED = ("sharpness", "logit", "probability", *(f"logit_{name}" for name in SUBTYPES))
 
 SPLIT_HEADER = "# {"  # start of the first line of a split file, which says how the split was made
+
+
+def check(valid: object, message: str, **received: object) -> None:
+    """Raise ValueError with the message and the received values, unless ``valid``."""
+    if not valid:
+        values = ", ".join(f"{name}={value!r}" for name, value in received.items())
+        raise ValueError(f"{message}. Received: {values}")

@@ -6,28 +6,27 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import triu
+from sklearn.neighbors import radius_neighbors_graph
 
-from chestxray.audit.duplicates import find_copies
 from chestxray.audit.shortcuts import SIDE, framing_table, shortcut_table, test_set_shift
 from chestxray.data.catalog import find_data, scan, verify
 from chestxray.data.dataset import PixelStore, data_name
-from chestxray.data.images import ImageSettings
+from chestxray.data.images import MAX_DISTANCE, ImageSettings, perceptual_hashes
 from chestxray.data.splits import FRACTIONS, overlap
 from chestxray.schema import CLASSES
 
 AUDIT_SCHEMA = "chestxray.audit/1"
 FLAG_FROM = 0.6  # a red flag if the lower bound of the AUROC is above it
+MIN_CORRELATION = 0.98  # of the pixels of two copies, if their hashes are also close
 
 
 def audit_data(data_dir: str | Path, classes: tuple[str, str] | None = None) -> tuple[dict[str, Any], dict]:
     """Check a folder of X-rays for problems that make metrics too optimistic.
 
-    For the arguments and errors see :func:`chestxray.data.catalog.scan`.
-
-    Returns:
-        The findings as JSON types: ``counts``, ``problems``, ``groups``, ``overlap`` (of the published test
-        set), ``leak_by_image``, ``copies``, ``shortcuts``, ``framing``, ``shift``, ``baseline`` and ``flags``
-        (red flags, each with ``name`` and ``text``); and the mean image of each class, (224, 224), 0–255.
+    For the arguments and errors see :func:`chestxray.data.catalog.scan`. Returns the findings as JSON types,
+    of which ``flags`` are the red flags with ``name`` and ``text`` (:func:`describe` makes tables of them),
+    and the mean image of each class, (224, 224), 0–255.
     """
     root = find_data(data_dir)
     problems = verify(root, classes)
@@ -62,6 +61,40 @@ def audit_data(data_dir: str | Path, classes: tuple[str, str] | None = None) -> 
     labels = table["label"].to_numpy()
     means = {name: images[labels == label].mean(axis=0) for label, name in enumerate(findings["classes"])}
     return findings, means
+
+
+def find_copies(table: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
+    """List pairs of copies among the images (N, H, W) or (N, H, W, 1) of a catalog with ``split``.
+
+    One row per pair: ``first, second`` (paths), ``exact`` (byte-identical), ``distance`` (bits of 256 that
+    differ), ``correlation`` (of the pixels), and ``same_label``, ``same_split`` and ``same_group``.
+    """
+    hashes = np.unpackbits(perceptual_hashes(images), axis=1)
+    # The squared distance of two vectors of bits is the number of bits that differ.
+    close = radius_neighbors_graph(hashes.astype(np.float32), np.sqrt(MAX_DISTANCE + 0.5))
+    first, second = triu(close, 1).nonzero()
+    order = np.lexsort((second, first))
+    first, second = first[order], second[order]
+    left, right = (table.iloc[rows].reset_index(drop=True) for rows in (first, second))
+    pairs = pd.DataFrame(
+        {
+            "first": left["path"],
+            "second": right["path"],
+            "exact": left["sha256"] == right["sha256"],
+            "distance": (hashes[first] != hashes[second]).sum(axis=1),
+            "correlation": [_correlation(images[a], images[b]) for a, b in zip(first, second)],
+        }
+    )
+    for name in ("label", "split", "group"):
+        pairs[f"same_{name}"] = left[name] == right[name]
+    return pairs[pairs["exact"] | (pairs["correlation"] >= MIN_CORRELATION)].reset_index(drop=True)
+
+
+def _correlation(image: np.ndarray, other: np.ndarray) -> float:
+    """Return the correlation of two images to six digits; 1 if both are constant, 0 if only one is."""
+    pixels = np.stack([image.ravel(), other.ravel()]).astype(np.float64)
+    constant = pixels.std(axis=1) == 0
+    return float(constant.all()) if constant.any() else round(float(np.corrcoef(pixels)[0, 1]), 6)
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

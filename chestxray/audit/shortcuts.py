@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from chestxray.data.images import ImageSettings, fit
 from chestxray.data.lungs import lung_boxes
 from chestxray.evaluation.metrics import evaluate
+from chestxray.schema import check
 
 SIDE = 224  # width and height of the images of which features are computed
 FOLDS = 5
@@ -101,12 +102,9 @@ def _linear() -> Pipeline:
 
 
 def cross_validated(features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Predict each image, (N,), with a linear model that was trained on other patients.
-
-    Features are (N, F), labels 0 or 1, groups (N,). Raises ValueError if a class has less than FOLDS groups.
-    """
-    if (number := fewest_groups(labels, groups)) < FOLDS:
-        raise ValueError(f"each class must have at least {FOLDS} patient groups. Received: groups={number}")
+    """Predict each image, (N,), from features, (N, F), with a linear model of other patients."""
+    number = fewest_groups(labels, groups)
+    check(number >= FOLDS, f"each class must have at least {FOLDS} patient groups", groups=number)
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
     options = {"groups": groups, "cv": folds, "method": "predict_proba"}
     return cross_val_predict(_linear(), features.astype(np.float64), labels, **options)[:, 1]
@@ -121,11 +119,10 @@ def shortcut_table(table: pd.DataFrame, images: np.ndarray, root: Path) -> pd.Da
     """Evaluate linear models whose features contain little or no information on the lungs.
 
     ``table`` is a catalog with the pixels ``images``, ``uint8`` (N, 224, 224); paths start at ``root``.
-    Returns one row per model: ``sees`` (features), ``lungs`` (whether they have information on the lungs),
+    One row per model: ``sees`` (features), ``lungs`` (whether they have information on the lungs),
     ``features`` (their number); ``auroc, low, high``, cross-validated by patient group without the published
-    test set; ``test_auroc`` on this set, trained on all other images (NaN without this set); ``lungs_only``,
-    the AUROC if the lungs fill each image (NaN if the features are not pixels; the sharpness still depends on
-    the size of the box); ``roc``, sensitivities at 1 − specificity = 0, 0.02, …
+    test set; ``test_auroc`` on this set, trained on all other images; ``lungs_only``, AUROC if the lungs fill
+    each image (NaN if the features are not pixels); ``roc``, sensitivities at 1 − specificity = 0, 0.02, …
     """
     labels, groups = table["label"].to_numpy(), table["group_conservative"].to_numpy()
     test = (table["official_split"] == "test").to_numpy()
@@ -160,14 +157,13 @@ def shortcut_table(table: pd.DataFrame, images: np.ndarray, root: Path) -> pd.Da
 def _interval(labels: np.ndarray, groups: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     """Compute the AUROC with its 95 % bootstrap interval over patient groups."""
     interval = evaluate(labels, scores, groups, {}, draws=500)[0]["auroc"]
-    return {"auroc": roc_auc_score(labels, scores), "low": interval["low"], "high": interval["high"]}
+    return dict(zip(("auroc", "low", "high"), interval.values()))
 
 
 def test_set_shift(table: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
     """Test for each class whether the published test set is another population than the other images.
 
-    Returns one row for each ``label`` with FOLDS patient groups in both sets: ``auroc, low, high`` of
-    28 × 28 thumbnails, and ``framing``, the AUROC of the lung box alone.
+    One row per ``label``: ``auroc, low, high`` of 28 × 28 thumbnails; ``framing``, that of the lung box.
     """
     pixels, boxes = thumbnail(images, 28).reshape(len(images), -1), framing(images)
     rows = []
@@ -185,8 +181,8 @@ def test_set_shift(table: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
 def framing_table(table: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
     """Compute the mean lung box of each class and published subset, in fractions of width and height.
 
-    Returns one row per class and subset: ``official_split, label, images, left, top, right, bottom``,
-    ``aspect`` (width / height in the stretched image) and ``none``, the fraction without a plausible box.
+    One row per class and subset: ``official_split, label, images, left, top, right, bottom``, ``aspect``
+    (width / height in the stretched image) and ``none``, the fraction without a plausible box.
     """
     boxes = pd.DataFrame(lung_boxes(images), columns=["left", "top", "right", "bottom"], index=table.index)
     boxes["aspect"] = (boxes["right"] - boxes["left"]) / (boxes["bottom"] - boxes["top"])

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from chestxray.evaluation import metrics
+from chestxray.schema import check
 
 if TYPE_CHECKING:  # prediction needs no pandas
     import pandas as pd
@@ -17,14 +18,10 @@ def fit_platt(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
     """Fit ``p = sigmoid(slope * logit + intercept)`` on the validation split; return ``(slope, intercept)``.
 
     Maximum likelihood with the smoothed targets of Platt (1999): (P + 1)/(P + 2) for the P positive images
-    and 1/(Q + 2) for the Q negative ones. The fit stays finite when the classes are perfectly separated.
-    Departures: the loss of Lin, Lin and Weng (2007), which avoids overflow and cancellation, and standardised
-    logits, so that the fit does not depend on their scale. Raw logits, shape (N,), must be finite
-    (ValueError). A slope of 0 or less means that the ranking is reversed or random. For equal logits it is 1.
+    and 1/(Q + 2) for the Q negative ones, which keep the fit finite when the classes are perfectly separated.
+    Departure: Newton's method on standardised logits. Raw logits, shape (N,), must be finite (ValueError).
+    A slope of 0 or less means that the ranking is reversed or random. For equal logits it is 1.
     """
-    from scipy.optimize import minimize
-    from scipy.special import expit
-
     logits = _check_logits(logits)
     labels = metrics.check_labels(labels, both_classes=True, logits=logits)
     negatives, positives = np.bincount(labels)
@@ -34,20 +31,8 @@ def fit_platt(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
         return 1.0, float(np.log(mean / (1 - mean)) - logits[0])
     center, scale = logits.mean(), logits.std()
     inputs = np.stack([(logits - center) / scale, np.ones_like(logits)], axis=1)
-
-    def loss_and_gradient(parameters: NDArray) -> tuple[float, NDArray]:
-        scores = inputs @ parameters
-        gradient = inputs.T @ (expit(scores) - targets) / len(targets)
-        return np.mean(np.logaddexp(0, scores) - targets * scores), gradient
-
-    def curvature(parameters: NDArray) -> NDArray:
-        scores = inputs @ parameters
-        return (inputs.T * (expit(scores) * expit(-scores))) @ inputs / len(targets)
-
-    options = {"jac": True, "hess": curvature, "method": "trust-exact", "options": {"gtol": 1e-8}}
-    fit = minimize(loss_and_gradient, np.zeros(2), **options)
-    slope = fit.x[0] / scale
-    return float(slope), float(fit.x[1] - slope * center)
+    slope, intercept = _fit(inputs, 0.0, targets, np.ones((1, len(targets))))[0]
+    return float(slope / scale), float(intercept - slope / scale * center)
 
 
 def calibrate(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
@@ -72,15 +57,14 @@ def log_odds(logits: ArrayLike) -> NDArray:
 def _check_logits(logits: ArrayLike) -> NDArray:
     logits = np.asarray(logits, np.float64)
     invalid = logits[~np.isfinite(logits)]
-    if invalid.size:
-        raise ValueError(f"logits must be finite. Received: logits={invalid[:3].tolist()}")
+    check(not invalid.size, "logits must be finite", logits=invalid[:3].tolist())
     return logits
 
 
 def reliability_table(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> "pd.DataFrame":
     """Compare predicted and observed shares in bins of equally many images; ties can reduce the bins.
 
-    One row per bin: mean ``predicted``, ``observed`` with the 95 % Wilson bounds ``low, high``; ``images``.
+    One row per bin: mean ``predicted``; ``observed`` with Wilson bounds ``low, high``; ``images``.
     """
     import pandas as pd
 
@@ -144,8 +128,11 @@ def _slopes(odds: NDArray, labels: NDArray, weights: NDArray) -> NDArray:
 
 
 def _fit(inputs: NDArray, offset: ArrayLike, labels: NDArray, weights: NDArray) -> NDArray:
-    """Fit a logistic regression for each row of weights by Newton's method: (D, P), NaN if not converged."""
-    # All rows are fitted together, because a library needs seconds. No row may separate the classes.
+    """Fit a logistic regression for each row of weights by Newton's method: (D, P), NaN if not converged.
+
+    Labels are in [0, 1]. No row may separate the classes 0 and 1.
+    """
+    # All rows are fitted together, because a library needs seconds.
     from scipy.special import expit
 
     def losses(points: NDArray) -> NDArray:
@@ -195,7 +182,7 @@ def shift_prevalence(probabilities: ArrayLike, prevalence: float, new: float) ->
     """
     from scipy.special import expit, logit
 
-    if not (0 < prevalence < 1 and 0 < new < 1):
-        raise ValueError(f"prevalences must be in (0, 1). Received: prevalence={prevalence}, new={new}")
+    inside = 0 < prevalence < 1 and 0 < new < 1
+    check(inside, "prevalences must be in (0, 1)", prevalence=float(prevalence), new=float(new))
     odds = logit(np.clip(np.asarray(probabilities, np.float64), _CLIP, 1 - _CLIP))
     return expit(odds + logit(new) - logit(prevalence))

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from chestxray.evaluation import metrics
 from chestxray.evaluation.calibration import apply_platt, calibrate
 from chestxray.evaluation.thresholds import choose_thresholds
+from chestxray.schema import check
 
 VARIANT_METRICS = ("auroc", "sensitivity", "specificity", "brier")
 
@@ -84,8 +85,7 @@ def variant_difference(
     number of ``comparisons`` (Bonferroni).
     """
     seeds = len(first)
-    if seeds != len(second):
-        raise ValueError(f"variants must have the same seeds. Received: first={seeds}, second={len(second)}")
+    check(seeds == len(second), "variants must have the same seeds", first=seeds, second=len(second))
     labels = metrics.check_labels(labels, both_classes=True)
 
     def differences(weights: NDArray) -> dict[str, NDArray]:
@@ -110,8 +110,7 @@ def score_variants(
     has one row per image: ``split`` (val and ``subset``), ``label``, ``group``, and the raw logits of each
     model. ``variants`` lists the columns of logits of each variant, one per seed, in the same order of seeds.
     Returns ``{variant: {"seeds": {metric: [values]}, "mean": {…}, "sd": {…}, "difference": {…}}}`` for
-    :data:`VARIANT_METRICS`. sd is None for one seed. The baseline has no :func:`variant_difference`. The
-    intervals of the differences are adjusted for the number of variants that are compared with the baseline.
+    :data:`VARIANT_METRICS`. sd is None for one seed; the baseline has no :func:`variant_difference`.
     """
     val, rows = table[table["split"] == "val"], table[table["split"] == subset]
     labels, every_image = rows["label"].to_numpy(), np.ones((1, len(rows)))

@@ -35,9 +35,9 @@ def population_stability(reference: Sequence[float], values: ArrayLike) -> float
 
 
 def kolmogorov_smirnov(reference: Sequence[float], images: int, values: ArrayLike) -> tuple[float, float]:
-    """Kolmogorov-Smirnov distance of two distribution functions, and its p-value (large samples).
+    """Kolmogorov-Smirnov distance and its p-value (large samples); the reference has so many ``images``.
 
-    ``images`` counts the images of the reference, which is assumed to be uniform between its quantiles.
+    The reference is assumed to be uniform between its quantiles.
     """
     from scipy.stats import kstwobign
 

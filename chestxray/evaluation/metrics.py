@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from chestxray.schema import SUBTYPES
+from chestxray.schema import SUBTYPES, check
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,8 +28,7 @@ _CHUNK = 1_000_000  # bootstrap weights in memory at a time: 8 MB
 def confusion(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -> dict[str, int]:
     """Count images: ``{"tp", "fp", "tn", "fn"}``. The threshold must be in [0, 1]."""
     labels, probabilities = check_scores(labels, probabilities)
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must be in [0, 1]. Received: threshold={threshold}")
+    check(0 <= threshold <= 1, "threshold must be in [0, 1]", threshold=float(threshold))
     tn, fp, fn, tp = np.bincount(2 * labels + (probabilities >= threshold), minlength=4).tolist()
     return {"tp": tp, "fp": fp, "tn": tn, "fn": fn}
 
@@ -84,10 +83,9 @@ def evaluate(
 
 
 def bootstrap(metrics: Callable, labels: NDArray, groups: ArrayLike, draws: int = 2000) -> dict:
-    """Compute metrics on all images and on each draw of patients (:func:`bootstrap_weights`).
+    """Compute ``{name: (value, drawn)}`` on all images and on each draw of :func:`bootstrap_weights`.
 
-    ``metrics`` is a function from weights, shape (D, N), to ``{name: array of shape (..., D)}``. Returns
-    ``{name: (value, drawn)}`` of shapes (...) and (..., draws).
+    ``metrics`` is a function from weights, (D, N), to ``{name: array of shape (..., D)}``.
     """
     values = metrics(np.ones((1, len(labels))))
     blocks = [metrics(weights) for weights in bootstrap_weights(labels, groups, draws)]
@@ -100,9 +98,9 @@ def bootstrap(metrics: Callable, labels: NDArray, groups: ArrayLike, draws: int 
 def percentile_interval(value: float, drawn: NDArray, comparisons: int = 1) -> dict[str, float | None]:
     """Return ``value`` with ``low`` and ``high``, the 2.5 and 97.5 percentiles of its draws.
 
-    Percentile bootstrap of Efron and Tibshirani (1993). With several ``comparisons`` the interval is wider
-    (Bonferroni). Undefined draws (NaN) are skipped. If more than half are undefined, the bounds are None. An
-    undefined value is None.
+    Percentile bootstrap of Efron and Tibshirani (1993), wider with several ``comparisons`` (Bonferroni).
+    Undefined draws (NaN) are skipped. If more than half are undefined, the bounds are None. An undefined
+    value is None.
     """
     defined = drawn[~np.isnan(drawn)]
     tail = 2.5 / comparisons
@@ -114,17 +112,14 @@ def percentile_interval(value: float, drawn: NDArray, comparisons: int = 1) -> d
 def bootstrap_weights(labels: ArrayLike, groups: ArrayLike, draws: int = 2000) -> Iterator[NDArray]:
     """Draw patient groups with replacement, stratified by label, and yield how often each image was drawn.
 
-    Each block is float64 of shape (number of draws, N). A group is positive when any of its images is. Each
-    draw has as many positive and negative groups as the data. The draws depend only on labels and groups, so
-    that two models can be compared draw by draw. Errors are raised with the first block, also
-    for a missing group or ``draws`` below 1.
+    Each block is float64 of shape (number of draws, N). A group is positive when any of its images is. The
+    draws depend only on labels and groups, so that two models can be compared draw by draw.
     """
     groups = np.asarray(groups)
     labels = check_labels(labels, groups=groups)
-    if missing := [group for group in groups.tolist() if group is None or group != group]:
-        raise ValueError(f"every image must have a group. Received: groups={missing[:3]}")
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1. Received: draws={draws}")
+    missing = [group for group in groups.tolist() if group is None or group != group]
+    check(not missing, "every image must have a group", groups=missing[:3])
+    check(draws >= 1, "draws must be at least 1", draws=draws)
     number = np.unique(groups, return_inverse=True)[1]  # of the group of each image
     positive = np.bincount(number, labels) > 0
     pool = np.argsort(positive, kind="stable")  # group numbers, the negative stratum first
@@ -217,8 +212,8 @@ def check_labels(labels: ArrayLike, both_classes: bool = False, **arrays: NDArra
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.size == 0:
         raise ValueError(f"labels must have shape (N,), N > 0. Received: labels.shape={labels.shape}")
-    if invalid := labels[~np.isin(labels, (0, 1))].tolist():
-        raise ValueError(f"labels must be 0 or 1. Received: labels={invalid[:3]}")
+    invalid = labels[~np.isin(labels, (0, 1))].tolist()
+    check(not invalid, "labels must be 0 or 1", labels=invalid[:3])
     if both_classes and np.all(labels == labels[0]):
         raise ValueError(f"labels must contain both classes. Received: labels=all {labels[0]}")
     for name, array in arrays.items():
@@ -233,8 +228,8 @@ def check_scores(
     """Return labels as int64 and probabilities as float64, or raise ValueError."""
     probabilities = np.asarray(probabilities, np.float64)
     labels = check_labels(labels, both_classes, probabilities=probabilities)
-    if invalid := probabilities[~((probabilities >= 0) & (probabilities <= 1))].tolist():
-        raise ValueError(f"probabilities must be in [0, 1]. Received: probabilities={invalid[:3]}")
+    invalid = probabilities[~((probabilities >= 0) & (probabilities <= 1))].tolist()
+    check(not invalid, "probabilities must be in [0, 1]", probabilities=invalid[:3])
     return labels, probabilities
 
 
@@ -245,11 +240,10 @@ FEW = 30
 def subgroup_table(table: "pd.DataFrame", by: str, threshold: float, draws: int = 1000) -> "pd.DataFrame":
     """Compute metrics for each value of the column ``by``; ``threshold`` is the one of the rates.
 
-    ``table`` has one row per image: ``label``, ``probability``, ``group`` and the column. A column with more
-    than six distinct numbers is divided into tertiles. Missing values are a subgroup of their own.
-
-    One row per value: ``by, value, images, pneumonia``; ``auroc``, ``sensitivity`` and ``specificity`` with
-    ``_low`` and ``_high`` (bootstrap; Wilson for the rates; NaN for a missing class); ``note`` on few images.
+    ``table`` has one row per image: ``label``, ``probability``, ``group`` and the column. More than six
+    distinct numbers are divided into tertiles. Missing values are a subgroup of their own. Returns one row
+    per value: ``by, value, images, pneumonia``; ``auroc``, ``sensitivity`` and ``specificity`` with ``_low``
+    and ``_high`` (bootstrap; Wilson for the rates; NaN for a missing class); ``note`` on few images.
     """
     import pandas as pd
 
@@ -280,7 +274,7 @@ def interval_columns(name: str, numbers: Iterable[float]) -> dict[str, float]:
 
 
 def _subgroups(column: "pd.Series") -> "pd.Series":
-    """Return the subgroup of each row as text; more than six distinct numbers become tertiles."""
+    """Return the subgroup of each row as text."""
     import pandas as pd
 
     numbers = pd.to_numeric(column, errors="coerce")

@@ -78,8 +78,8 @@ def occlusion(score: Score, images: NDArray, window: int, step: int) -> NDArray:
 def perturbation_curves(score: Score, images: NDArray, maps: NDArray, insert: bool = False) -> NDArray:
     """Blur pixels in the order of a heatmap, or ``insert`` them (Petsiuk 2018, arXiv:1806.07421).
 
-    Departure: removed pixels are blurred (sigma: 1/12 of the side), not black. The highest values come first.
-    Returns (N, 17): the scores after 0, 1, …, 16 equal portions of pixels.
+    Departure: removed pixels are blurred, not black. Returns (N, 17): the scores after 0, 1, …, 16 equal
+    portions of pixels, the highest values first.
     """
     images, maps = np.asarray(images), np.asarray(maps, np.float64)
     blurred = np.stack([cv2.GaussianBlur(image, (0, 0), images.shape[1] / 12) for image in images])
@@ -173,12 +173,10 @@ def stress_table(
 ) -> pd.DataFrame:
     """Evaluate a trained model on changed images; ``score`` returns calibrated probabilities.
 
-    Images are preprocessed. For ``labels``, (N,), see `metrics.py`; both classes must be present. The
-    threshold was chosen on validation. ``masks`` are the lungs, which are blacked out; the default is
-    :func:`centre_box`. ``reframed`` are the same images with another collimation
-    (:meth:`chestxray.data.dataset.XrayData.reframed`).
-    One row per change, the first is ``none``: ``change``; ``auroc`` with ``low`` and ``high`` over patients;
-    ``sensitivity``, ``specificity``; ``changed``, the share of decisions that the change reverses.
+    ``masks`` are the lungs, which are blacked out; the default is :func:`centre_box`. ``reframed`` are the
+    same images with another collimation. One row per change, the first is ``none``: ``change``; ``auroc``
+    with ``low`` and ``high`` over patients; ``sensitivity``, ``specificity``; ``changed``, the share of
+    decisions that the change reverses.
     """
     images = np.asarray(images)
 

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from chestxray.evaluation import metrics
 from chestxray.evaluation.calibration import apply_platt, calibrate
+from chestxray.schema import check
 
 PREVALENCES = (0.10, 0.25, 0.50)
 
@@ -132,7 +133,7 @@ def choose_triage(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, floa
 def fit_decisions(logits: ArrayLike, labels: ArrayLike) -> dict[str, dict]:
     """Fit calibration and thresholds of a card on raw logits and labels, (N,), of the validation split.
 
-    The keys are calibration (slope, intercept), thresholds, threshold_reasons and triage.
+    The keys are ``calibration``, ``thresholds``, ``threshold_reasons`` and ``triage``.
     """
     slope, intercept = calibrate(logits, labels)
     probabilities = apply_platt(logits, slope, intercept)
@@ -150,9 +151,8 @@ def triage_table(
     normals ruled in; NaN for referred) and ``error`` with ``low`` and ``high``: wrong / images, Wilson.
     """
     labels, probabilities = metrics.check_scores(labels, probabilities)
-    if not 0 <= rule_out <= rule_in <= 1:
-        message = "thresholds must satisfy 0 <= rule_out <= rule_in <= 1"
-        raise ValueError(f"{message}. Received: rule_out={rule_out}, rule_in={rule_in}")
+    valid = 0 <= rule_out <= rule_in <= 1
+    check(valid, "thresholds must satisfy 0 <= rule_out <= rule_in <= 1", rule_out=rule_out, rule_in=rule_in)
     low, high = probabilities < rule_out, probabilities >= rule_in
     decisions = {"rule out": (low, 1), "refer": (~low & ~high, None), "rule in": (high, 0)}
     rows = []

@@ -16,10 +16,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from chestxray import audit
-from chestxray.audit import audit_data, describe, shortcuts
-from chestxray.audit.duplicates import find_copies, perceptual_hashes
+from chestxray.audit import audit_data, describe, find_copies, shortcuts
 from chestxray.cli import main
 from chestxray.data.catalog import scan
+from chestxray.data.images import perceptual_hashes
 from chestxray.phantoms import phantom_dataset
 
 
