@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
 from chestxray import plots
+from chestxray.evaluation.calibration import decision_curve, reliability_table
 
 
 @pytest.fixture(autouse=True)
@@ -431,9 +433,32 @@ def test_comparison_points_intervals_and_order():
     assert auroc.yaxis_inverted()
     assert [t.get_text() for t in auroc.texts] == ["0.900", "0.800"]
     np.testing.assert_allclose(auroc.collections[0].get_segments()[0], [[0.85, 0], [0.95, 0]])
-    np.testing.assert_array_equal(auroc.lines[0].get_xdata(), [0.9, 0.8, np.nan])
+    np.testing.assert_array_equal(auroc.collections[1].get_offsets()[:2], [[0.9, 0], [0.8, 1]])
+    assert auroc.collections[1].get_offsets().mask[2].any()  # the third has no value
     assert auroc.get_title("left") == "AUROC"
     assert brier.get_title("left") == "Brier (lower is better)"
+
+
+def test_comparison_has_the_colours_of_the_models_and_a_title():
+    table = pd.DataFrame({"name": ["custom_cnn-patient-s0-t0", "bacteria"], "auroc": [0.9, 0.8]})
+    figure = plots.comparison(table.assign(auroc_low=0.7, auroc_high=1.0), ["auroc"], title="split patient")
+    intervals, dots = figure.axes[0].collections
+    for marks in (intervals.get_colors(), dots.get_facecolors()):
+        assert [to_hex(colour) for colour in marks] == ["#009e73", "#000000"]
+    assert figure.get_suptitle() == "split patient"
+
+
+@pytest.mark.parametrize("synthetic", [False, True])
+def test_a_title_stands_before_the_note_on_synthetic_data(synthetic):
+    pair = np.array(LABELS * 4), np.linspace(0.1, 0.9, 8)
+    bins, decisions = {"a": reliability_table(*pair)}, {"a": decision_curve(*pair)}
+    counts = [{"tp": 1, "fp": 1, "tn": 1, "fn": 1}]
+    for figure in (
+        plots.roc_pr({"a": pair}, synthetic=synthetic, title="split patient"),
+        plots.calibration(bins, decisions, synthetic, title="split patient"),
+        plots.confusion_matrices(counts, ["a"], synthetic, title="split patient"),
+    ):
+        assert figure.get_suptitle() == "split patient" + " (synthetic data)" * synthetic
 
 
 SMALL, LABELS = np.full((4, 4), 7, np.uint8), [0, 1]

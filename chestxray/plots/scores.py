@@ -14,13 +14,16 @@ from chestxray.plots.style import COLOURS, GUIDE, MODELS, check, check_table, na
 from chestxray.schema import CLASSES
 
 _LINES = [{"color": colour, "ls": dashes} for dashes in ("-", "--", "-.") for colour in MODELS]
-_MODELS = ("vgg16", "custom_cnn", "compact_student", "resnet50", "inceptionv3")
+_MODELS = (
+    *("vgg16", "custom_cnn", "compact_student", "resnet50", "inceptionv3"),
+    *("vgg16_three", "compact_cnn", "student", "resnet50_scratch", "inceptionv3_scratch", "vgg16_random"),
+)
 
 
 def _line(name: str, number: int) -> dict[str, str]:
     """Style of a model's line: the models of the recipes have the same colour in each figure."""
     model = name.split("-")[0]
-    return _LINES[_MODELS.index(model) if model in _MODELS else (5 + number) % 15]
+    return _LINES[_MODELS.index(model) if model in _MODELS else (11 + number) % 15]
 
 
 @styled
@@ -66,6 +69,7 @@ def confusion_matrices(
     titles: Sequence[str],
     synthetic: bool = False,
     classes: Sequence[str] = CLASSES,
+    title: str = "",
 ) -> Figure:
     """Draw confusion matrices: counts ``{"tp", "fp", "tn", "fn"}``, or rows of counts for more classes.
 
@@ -76,17 +80,17 @@ def confusion_matrices(
     check(valid, "each matrix must have tp, fp, tn, fn and a title", titles=titles, confusions=confusions)
     style = {"vmin": 0, "vmax": 100, "cmap": sns.light_palette("#4C5B73", as_cmap=True), "cbar": False}
     style |= {"fmt": "", "square": True, "linewidths": 1.5, "xticklabels": classes}
-    figure, axes = panels(len(confusions), columns=4, size=(2.75, 2.75), synthetic=synthetic)
-    for axis, counts, title in zip(axes, confusions, titles, strict=True):
+    figure, axes = panels(len(confusions), columns=4, size=(2.75, 2.75), title=title, synthetic=synthetic)
+    for axis, counts, name in zip(axes, confusions, titles, strict=True):
         if isinstance(counts, Mapping):
             counts = [[counts["tn"], counts["fp"]], [counts["fn"], counts["tp"]]]
         counts = np.array(counts)
         total = counts.sum(axis=1, keepdims=True)
         percent = 100 * counts / np.maximum(total, 1)
         cells = np.vectorize("{:,}\n{:.1f} %".format)(counts, percent)
-        rows = [f"{name}\nn = {n:,}" for name, n in zip(classes, total.flat)]
+        rows = [f"{label}\nn = {n:,}" for label, n in zip(classes, total.flat)]
         sns.heatmap(percent, annot=cells, yticklabels=rows, ax=axis, **style)
-        axis.set(title=title, xlabel="decision", ylabel="reference standard")
+        axis.set(title=name, xlabel="decision", ylabel="reference standard")
         axis.tick_params(length=0)
     return figure
 
@@ -98,6 +102,7 @@ def roc_pr(
     synthetic: bool = False,
     band: Sequence[np.ndarray] | None = None,
     baseline: Mapping | None = None,
+    title: str = "",
 ) -> Figure:
     """Draw ROC and precision-recall curves; if every AUROC is at least 0.98, also an enlarged corner.
 
@@ -113,7 +118,7 @@ def roc_pr(
     crowded = all(skm.roc_auc_score(*pair) >= 0.98 for pair in curves.values())
     lines = len(curves) + 2 * bool(baseline) + bool(band) + len(points) + 1  # of the legend
     below = 0.5 + 0.19 * lines if crowded else 0
-    figure, (roc, pr) = panels(2, columns=2, size=(4.3, 4.2 + below), synthetic=synthetic)
+    figure, (roc, pr) = panels(2, columns=2, size=(4.3, 4.2 + below), title=title, synthetic=synthetic)
     _draw_roc_pr(roc, pr, **content)
     roc.set(title="ROC", xlabel="1 − specificity", ylabel="sensitivity")
     pr.set(title="Precision–recall", xlabel="recall (sensitivity)", ylabel="precision")
@@ -140,7 +145,7 @@ def _draw_roc_pr(
         label = f"baseline with hardly any lung, {baseline['auroc']:.3f}\n({baseline['sees']})"
         roc.plot(grid, baseline["roc"], color=COLOURS["grey"], lw=2.5, alpha=0.6, label=label)
     if band:
-        roc.fill_between(*band, color=MODELS[0], alpha=0.15, lw=0, label="95 % interval of the first")
+        roc.fill_between(*band, color=_line(next(iter(curves)), 0)["color"], alpha=0.15, lw=0, label="95 % interval of the first")
     for prevalence in sorted({f"{y.mean():.3f}" for y, _ in curves.values()}):
         pr.axhline(float(prevalence), label=f"prevalence, {prevalence}", **GUIDE)
     for number, (name, (y, p)) in enumerate(curves.items()):
@@ -166,13 +171,17 @@ def _check_scores(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.nda
 
 @styled
 def calibration(
-    tables: Mapping[str, pd.DataFrame], decisions: Mapping[str, pd.DataFrame], synthetic: bool = False
+    tables: Mapping[str, pd.DataFrame],
+    decisions: Mapping[str, pd.DataFrame],
+    synthetic: bool = False,
+    title: str = "",
 ) -> Figure:
     """Draw the tables of `reliability_table` and of `decision_curve`, both by name of the model."""
     valid = len(tables) and set(tables) == set(decisions)
     check(valid, "each model must have both tables", tables=list(tables), decisions=list(decisions))
     below = 0.2 * -(-(3 + len(tables)) // 3)  # height of the legend with three entries per row
-    figure, (reliability, benefit) = panels(2, columns=2, size=(4.3, 4.2 + below), synthetic=synthetic)
+    size = 4.3, 4.2 + below
+    figure, (reliability, benefit) = panels(2, columns=2, size=size, title=title, synthetic=synthetic)
     reliability.plot([0, 1], [0, 1], label="predicted = observed", **GUIDE)
     first = next(iter(decisions.values()))
     benefit.plot(first["threshold"], first["all"], label="treat all", color=COLOURS["grey"])
@@ -183,8 +192,8 @@ def calibration(
         reliability.vlines(predicted, table["low"], table["high"], color=style["color"], lw=1, alpha=0.6)
         benefit.plot(decisions[name]["threshold"], decisions[name]["model"], **style)
     top = max(float(table["model"].max()) for table in decisions.values())
-    title = "Calibration, bins with equal numbers of images"
-    reliability.set(title=title, xlabel="predicted probability", ylabel="fraction with pneumonia")
+    reliability.set(title="Calibration, bins with equal numbers of images")
+    reliability.set(xlabel="predicted probability", ylabel="fraction with pneumonia")
     reliability.set(aspect="equal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     benefit.set(title="Decision curve", xlabel="threshold probability", ylabel="net benefit")
     benefit.set(xlim=(0, 1), ylim=(-0.25 * top, 1.05 * top))
@@ -223,16 +232,23 @@ def score_distribution(
 
 
 @styled
-def comparison(table: pd.DataFrame, metrics: Sequence[str], synthetic: bool = False) -> Figure:
-    """Draw ``<metric>`` with ``<metric>_low`` and ``<metric>_high`` (may be NaN) by ``name``, in panels."""
+def comparison(
+    table: pd.DataFrame, metrics: Sequence[str], synthetic: bool = False, title: str = ""
+) -> Figure:
+    """Draw ``<metric>`` with ``<metric>_low`` and ``<metric>_high`` (may be NaN) by ``name``, in panels.
+
+    Models of the recipes have their colour; all other rows are black.
+    """
     check(len(metrics), "there must be at least one metric", metrics=metrics)
     check_table(table, "name", *(m + end for m in metrics for end in ("", "_low", "_high")))
     rows, width = np.arange(len(table)), 2.5 + 1.5 / len(metrics)
-    figure, axes = _metric_panels(metrics, table["name"], width, synthetic=synthetic)
+    figure, axes = _metric_panels(metrics, table["name"], width, title=title, synthetic=synthetic)
+    known = [name.split("-")[0] in _MODELS for name in table["name"]]
+    colours = [_line(name, 0)["color"] if model else "black" for name, model in zip(table["name"], known)]
     for axis, metric in zip(axes, metrics, strict=True):
         value, low, high = table[[metric, f"{metric}_low", f"{metric}_high"]].to_numpy(float).T
-        axis.hlines(rows, low, high, color="black")
-        axis.plot(value, rows, "o", color="black")
+        axis.hlines(rows, low, high, color=colours)
+        axis.scatter(value, rows, color=colours)
         for row in np.flatnonzero(np.isfinite(value)):
             axis.text(value[row], row - 0.17, f"{value[row]:.3f}", ha="center", fontsize=8)
         axis.grid(axis="x", color="#E4E4E4")
