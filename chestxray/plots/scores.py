@@ -250,7 +250,7 @@ def comparison(
         axis.hlines(rows, low, high, color=colours)
         axis.scatter(value, rows, color=colours)
         for row in np.flatnonzero(np.isfinite(value)):
-            axis.text(value[row], row - 0.17, f"{value[row]:.3f}", ha="center", fontsize=8)
+            axis.text(value[row], row - 0.17, f"{value[row]:z.3f}", ha="center", fontsize=8)
         axis.grid(axis="x", color="#E4E4E4")
     axes[0].set_ylim(top=-0.7)
     return figure
