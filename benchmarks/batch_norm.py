@@ -15,7 +15,7 @@ import numpy as np
 
 import chestxray as cx
 from chestxray.files import project_path, write_json
-from chestxray.models.batch_norm import fused_batch_norm
+from chestxray.models.training import fused_batch_norm
 from chestxray.results import versions
 
 NETWORKS = {"compact_cnn": 128, "custom_cnn": 128}

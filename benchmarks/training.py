@@ -29,7 +29,7 @@ import chestxray as cx
 from chestxray.data.catalog import scan
 from chestxray.data.dataset import PixelStore
 from chestxray.files import project_path, write_json
-from chestxray.models.batch_norm import fused_batch_norm
+from chestxray.models.training import fused_batch_norm
 from chestxray.results import versions
 
 NETWORKS = {"custom_cnn": 224, "compact_cnn": 128, "student_cnn": 64}

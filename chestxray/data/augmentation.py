@@ -1,7 +1,7 @@
 """Augmentation: random views of an image by small geometric and grey-value changes.
 
-All geometric changes are composed into one affine map and applied with one interpolation. The parameters of a
-view depend only on the image's path, the number of the view and the seed, so that every view is reproducible.
+Geometric changes are one affine map with one interpolation. The parameters of a view depend only on the
+image's path, the number of the view and the seed.
 """
 
 import hashlib
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from chestxray.schema import check
 
 if TYPE_CHECKING:
     import keras
@@ -26,8 +28,7 @@ class Augmentation:
         brightness, contrast: Fractions of the grey value, and of its distance from the image's mean.
         flip: Mirror a view with probability 1/2. Off by default: the heart lies on the left.
         stretch: Natural logarithm of the factors by which height and width change independently.
-        edges: Fraction of the side by which each edge of the image moves in or out, as with another
-            collimation. The view shows what is inside the edges, at full size.
+        edges: Fraction of the side by which each edge moves in or out, as with another collimation.
     """
 
     rotation: float = 7.0
@@ -44,8 +45,7 @@ class Augmentation:
         for name in ("rotation", "shift", "shear", "zoom", "brightness", "contrast", "stretch", "edges"):
             limit = {"rotation": 180, "shear": 80, "edges": 0.4}.get(name, 0.9)
             value = getattr(self, name)
-            if not 0 <= value <= limit:
-                raise ValueError(f"{name} must lie in 0–{limit}. Received: {name}={value!r}")
+            check(0 <= value <= limit, f"{name} must lie in 0–{limit}", **{name: value})
 
     def draw(self, paths: Sequence[str], size: int, view: int, seed: int) -> np.ndarray:
         """Draw the parameters of one view (usually the epoch) of N images of ``size`` × ``size`` pixels.
@@ -53,12 +53,11 @@ class Augmentation:
         Returns ``float32`` (N, 10): :func:`affine_coefficients`, brightness and contrast factors.
         """
         uniform = np.stack([_uniform(path, view, seed) for path in paths])
-        angle, shift_x, shift_y, shear, zoom, brightness, contrast, flip = uniform.T[:8]
-        max_shift = self.shift * size
+        angle, _, _, shear, zoom, brightness, contrast, flip = uniform.T[:8]
+        shift, zoom = uniform[:, 1:3] * (self.shift * size), 1 + zoom * self.zoom
         angle, shear = angle * np.deg2rad(self.rotation), shear * np.deg2rad(self.shear)
-        shift_x, shift_y, zoom = shift_x * max_shift, shift_y * max_shift, 1 + zoom * self.zoom
         mirror = np.where(self.flip & (flip > 0), -1.0, 1.0)
-        transforms = affine_coefficients(size, angle, shift_x, shift_y, shear, zoom, mirror)
+        transforms = affine_coefficients(size, angle, shift, shear, zoom, mirror)
         edges = self.edges * size * uniform[:, 8:12]  # shifts of left, top, right, bottom
         scale = (1 + (edges[:, 2:] - edges[:, :2]) / size) * np.exp(self.stretch * uniform[:, 12:14])
         centre = (edges[:, :2] + edges[:, 2:] + size - 1) / 2  # of pixel centres, counted from 0
@@ -77,25 +76,19 @@ def _uniform(path: str, view: int, seed: int) -> np.ndarray:
 
 
 def affine_coefficients(
-    size: int,
-    angle: np.ndarray,
-    shift_x: np.ndarray,
-    shift_y: np.ndarray,
-    shear: np.ndarray,
-    zoom: np.ndarray,
-    mirror: np.ndarray,
+    size: int, angle: np.ndarray, shift: np.ndarray, shear: np.ndarray, zoom: np.ndarray, mirror: np.ndarray
 ) -> np.ndarray:
     """Compose mirroring, zoom, shear and rotation about the centre, then a shift, of N square images.
 
-    ``size`` and shifts (to the right, down) are in pixels, angle (counter-clockwise as seen) and shear in
-    radians. A zoom above 1 enlarges. The mirror is −1 or 1. All but ``size`` have shape (N,). Returns (N, 8):
+    ``size`` and shift (N, 2) (to the right, down) are in pixels, angle (counter-clockwise as seen) and shear
+    in radians, (N,). A zoom above 1 enlarges. The mirror is −1 or 1. Returns (N, 8):
     ``a0 a1 a2 b0 b1 b2 0 0`` with input x = a0·x + a1·y + a2, input y = b0·x + b1·y + b2 for output (x, y).
     """
     cos, sin, tan = np.cos(angle), np.sin(angle), np.tan(shear)
     a0, a1 = mirror * cos / zoom, mirror * (tan * cos - sin) / zoom
     b0, b1 = sin / zoom, (tan * sin + cos) / zoom
     centre = (size - 1) / 2
-    x, y = centre + shift_x, centre + shift_y
+    x, y = centre + shift.T
     a2, b2 = centre - a0 * x - a1 * y, centre - b0 * x - b1 * y
     zero = np.zeros_like(a0)
     return np.stack([a0, a1, a2, b0, b1, b2, zero, zero], axis=1)

@@ -29,10 +29,7 @@ def is_dicom(data: bytes) -> bool:
 
 
 def check_image(data: bytes) -> tuple[int, int, str]:
-    """Read ``(width, height, mode)`` and check a file as far as possible without decoding it.
-
-    Raises ValueError with one line: see :func:`read_header` and :func:`check_size`, or a truncated file.
-    """
+    """Read ``(width, height, mode)`` and check a file as far as possible without decoding it (ValueError)."""
     if _pillow_format(data):
         return read_with_pillow(data)[:3]
     width, height, mode = read_header(data)
@@ -46,9 +43,7 @@ def read_header(data: bytes) -> tuple[int, int, str]:
     """Read ``(width, height, mode)`` from the header of an image file, before EXIF orientation.
 
     Mode is ``L``, ``LA``, ``P``, ``RGB``, ``RGBA`` or ``CMYK``, with ``;16`` added for 16-bit files; for BMP,
-    TIFF and WebP it is Pillow's mode.
-
-    Raises ValueError if the file is empty, has no supported format, or is truncated within the header.
+    TIFF and WebP it is Pillow's mode. An unusable header raises ValueError.
     """
     if not data:
         raise ValueError("empty file")

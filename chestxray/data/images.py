@@ -1,8 +1,4 @@
-"""Preprocessing: from an image file to grey ``uint8`` pixels.
-
-Training, prediction and audit use the same function, :func:`fit`. DICOM files are only for prediction:
-convert them before training.
-"""
+"""Preprocessing: from an image file to grey ``uint8`` pixels; :func:`fit` serves training and prediction."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +8,7 @@ import numpy as np
 
 from chestxray.data import formats
 from chestxray.data.lungs import crop_window, lung_window
+from chestxray.schema import check
 
 PIXELS_VERSION = 3  # part of the key of stored pixels; increase it if `preprocess` gives other pixels
 MAX_DISTANCE = 32  # largest number of different bits, of 256, between the hashes of two copies of an image
@@ -27,9 +24,8 @@ class ImageSettings:
         size: Side of the square output in pixels.
         resize: ``"stretch"`` ignores the aspect ratio; ``"letterbox"`` keeps it and repeats the edge;
             ``"lung_box"`` stretches the lung box with a small margin.
-        clahe: Apply contrast-limited adaptive histogram equalisation after resizing.
-        clahe_clip_limit: Limit of the bins of a tile's histogram, as a multiple of the mean bin.
-        clahe_tiles: Number of tiles along each side.
+        clahe: Apply contrast-limited adaptive histogram equalisation after resizing, with ``clahe_tiles``
+            along each side and ``clahe_clip_limit``, a multiple of the mean bin of a tile's histogram.
     """
 
     size: int = 224
@@ -40,21 +36,19 @@ class ImageSettings:
 
     def __post_init__(self) -> None:
         limit, tiles = self.clahe_clip_limit, self.clahe_tiles
-        if not (isinstance(self.size, int) and self.size >= formats.MIN_SIDE):
-            raise ValueError(f"size must be an integer >= {formats.MIN_SIDE}. Received: size={self.size!r}")
-        if self.resize not in RESIZE_RULES:
-            raise ValueError(f"resize must be one of {RESIZE_RULES}. Received: resize={self.resize!r}")
-        if not (isinstance(limit, (int, float)) and 0 < limit < float("inf")):
-            raise ValueError(f"clahe_clip_limit must be above 0. Received: clahe_clip_limit={limit!r}")
-        if not (isinstance(tiles, int) and 1 <= tiles <= self.size):
-            raise ValueError(f"clahe_tiles must be an integer in 1–size. Received: clahe_tiles={tiles!r}")
+        valid = isinstance(self.size, int) and self.size >= formats.MIN_SIDE
+        check(valid, f"size must be an integer >= {formats.MIN_SIDE}", size=self.size)
+        check(self.resize in RESIZE_RULES, f"resize must be one of {RESIZE_RULES}", resize=self.resize)
+        valid = isinstance(limit, (int, float)) and 0 < limit < float("inf")
+        check(valid, "clahe_clip_limit must be above 0", clahe_clip_limit=limit)
+        valid = isinstance(tiles, int) and 1 <= tiles <= self.size
+        check(valid, "clahe_tiles must be an integer in 1–size", clahe_tiles=tiles)
 
 
 def preprocess(path: str | Path, settings: ImageSettings) -> np.ndarray:
     """Read, resize and optionally equalise one file: the pixels that a model gets, ``uint8`` (size, size).
 
-    :func:`decode_image` says which files can be read. Raises FileNotFoundError if there is no such file, and
-    ValueError with path and reason if it cannot be used.
+    Raises FileNotFoundError if there is no such file, and ValueError with the reason if it cannot be used.
     """
     path = Path(path)
     if not path.is_file():
@@ -69,12 +63,9 @@ def decode_image(data: bytes, size: int | None = None) -> np.ndarray:
     """Decode the content of a JPEG, PNG, BMP, TIFF, WebP or DICOM file to grey pixels, ``uint8`` (H, W).
 
     EXIF orientation is applied, colour is converted to luma and an alpha channel is dropped. Values with more
-    than 8 bits are scaled from the range of their 0.5th to 99.5th percentile, as in DICOM files without a
-    window. Raises ValueError with one line; see :func:`chestxray.data.formats.check_image` and, for DICOM,
-    :func:`chestxray.data.dicom.decode_dicom`.
-
-    ``size`` is the side to which the image will be resized. A JPEG file is then decoded at 1/2 or 1/4 of its
-    size if its sides remain at least 2 · ``size`` and 256 pixels. This takes half the time.
+    than 8 bits are scaled from the range of their 0.5th to 99.5th percentile. ``size`` is the side to which
+    the image will be resized: a JPEG file is then decoded at 1/2 or 1/4 of its size, in half the time, if its
+    sides remain at least 2 · ``size`` and 256 pixels. A file that is not usable raises ValueError.
     """
     if formats.is_dicom(data):
         from chestxray.data.dicom import decode_dicom  # only DICOM files need pydicom
@@ -103,7 +94,7 @@ def fit(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
     if settings.resize == "lung_box":
         image = crop_window(image, lung_window(image))
     image = resize(image, settings)
-    if settings.clahe:
+    if settings.clahe:  # after resizing, so that the result does not depend on the resolution of the source
         image = apply_clahe(image, settings.clahe_clip_limit, settings.clahe_tiles)
     return image
 
@@ -117,10 +108,7 @@ def model_window(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
 
 
 def resize(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
-    """Resize an image, ``uint8`` (H, W), to the square of the settings, with antialiasing.
-
-    An axis that shrinks is averaged over areas. An axis that grows is interpolated cubically.
-    """
+    """Resize an image, ``uint8`` (H, W), to the square of the settings: area means, or cubic if it grows."""
     (height, width), size = image.shape, settings.size
     columns, rows = size, size
     if settings.resize == "letterbox":
@@ -133,11 +121,7 @@ def resize(image: np.ndarray, settings: ImageSettings) -> np.ndarray:
 
 
 def apply_clahe(image: np.ndarray, clip_limit: float = 2.0, tiles: int = 8) -> np.ndarray:
-    """Equalise the histogram of an image, ``uint8`` (H, W), locally (CLAHE); see :class:`ImageSettings`.
-
-    It is applied after resizing, so that the result does not depend on the resolution of the source. Many
-    published pipelines apply it before; then a tile covers another area of the body in every image.
-    """
+    """Equalise the histogram of an image, ``uint8`` (H, W), locally (CLAHE); see :class:`ImageSettings`."""
     return cv2.createCLAHE(clip_limit, (tiles, tiles)).apply(image)
 
 
@@ -156,22 +140,19 @@ def perceptual_hashes(images: np.ndarray) -> np.ndarray:
 def as_batch(images: np.ndarray) -> np.ndarray:
     """Check that an array holds grey pixels in 0–255 and give it the shape (N, H, W, 1).
 
-    The array is ``uint8`` or float, of shape (H, W), (N, H, W) or (N, H, W, 1); its values stay the same.
-    Raises ValueError for another shape, values outside 0–255, or a float image whose maximum is at most 1
-    (it was probably divided by 255).
+    The shape is (H, W), (N, H, W) or (N, H, W, 1). Raises ValueError for another shape, values outside 0–255,
+    or a float image whose maximum is at most 1 (it was probably divided by 255).
     """
     images = np.asarray(images)
     if images.ndim == 2:
         images = images[np.newaxis]
     if images.ndim == 3:
         images = images[..., np.newaxis]
-    if images.ndim != 4 or images.shape[-1] != 1:
-        raise ValueError(f"images must be grey, of shape (N, H, W, 1). Received: shape={images.shape}")
+    grey = images.ndim == 4 and images.shape[-1] == 1
+    check(grey, "images must be grey, of shape (N, H, W, 1)", shape=images.shape)
     if images.dtype != np.uint8 and images.size:
         low, high = float(images.min()), float(images.max())
-        if not (0 <= low and high <= 255):
-            raise ValueError(f"pixels must lie in 0–255. Received: range=({low}, {high})")
-        if 0 < high <= 1:
-            message = "pixels must lie in 0–255, not divided by 255 (the model scales them itself)"
-            raise ValueError(f"{message}. Received: range=({low}, {high})")
+        check(0 <= low and high <= 255, "pixels must lie in 0–255", range=(low, high))
+        message = "pixels must lie in 0–255, not divided by 255 (the model scales them itself)"
+        check(not 0 < high <= 1, message, range=(low, high))
     return images

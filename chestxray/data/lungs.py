@@ -27,8 +27,8 @@ _networks = threading.local()  # OpenCV's networks are not thread-safe
 def lung_box(image: NDArray) -> NDArray | None:
     """Estimate the lung box of grey pixels, ``uint8`` (H, W), as ``float64`` (4,).
 
-    Returns None if the estimate is implausible. All weights and activations are whole numbers below 2²⁴, in
-    units of a power of two. Their sums are exact in float32, so that every machine computes the same box.
+    Returns None if it is implausible. All sums are of whole numbers below 2²⁴, in units of a power of two,
+    and exact in float32, so that every machine computes the same box.
     """
     if not hasattr(_networks, "network"):
         _networks.network = cv2.dnn.readNetFromONNX(np.frombuffer(MODEL.read_bytes(), np.uint8))
@@ -60,8 +60,7 @@ def mask_boxes(masks: NDArray) -> NDArray:
 def crop_window(image: NDArray, window: NDArray) -> NDArray:
     """Cut a window, ``(left, top, right, bottom)`` in fractions, out of an image (H, W) of any type.
 
-    Edges are rounded to whole pixels. Outside the image the edge is repeated. The window must contain at
-    least one pixel of the image.
+    Outside the image the edge is repeated. The window must contain at least one pixel of the image.
     """
     sides = np.tile(image.shape[::-1], 2)
     left, top, right, bottom = (int(edge) for edge in np.rint(np.asarray(window) * sides))
@@ -72,10 +71,7 @@ def crop_window(image: NDArray, window: NDArray) -> NDArray:
 
 
 def lung_window(image: NDArray) -> NDArray:
-    """Compute the window of ``resize="lung_box"`` for an image, ``uint8`` (H, W): lung box with a margin.
-
-    The window ends at the image's edges. Without a plausible lung box it is the whole image.
-    """
+    """Compute the window of ``resize="lung_box"``: lung box with a margin; without a box, the whole image."""
     box = lung_box(image)
     if box is None:
         return np.array(WHOLE)
@@ -85,9 +81,7 @@ def lung_window(image: NDArray) -> NDArray:
 def window_between(box: NDArray, target: NDArray, zoom_only: bool = False) -> NDArray:
     """Compute the window of an image with the lung box ``box`` in which the lungs get the box ``target``.
 
-    Re-framing: :func:`crop_window` with this window shows the image as another collimation would.
-    ``zoom_only`` keeps the window inside the image, so that no edge is repeated; the lung box is then as near
-    to ``target`` as possible.
+    ``zoom_only`` keeps the window inside the image; the lung box is then as near to ``target`` as possible.
     """
     box, target = np.asarray(box, float), np.asarray(target, float)
     size = (box[2:] - box[:2]) / (target[2:] - target[:2])

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from chestxray.data.lungs import WHOLE, crop_window
+from chestxray.schema import check
 
 
 def read_masks(
@@ -18,13 +19,10 @@ def read_masks(
 ) -> tuple[NDArray, NDArray]:
     """Read the masks of images, matched by path, or by file name if only one image and one mask have it.
 
-    Args:
-        source: Folder of PNG files, white in the lungs (or lesions), with the images' paths or names and any
-            suffix; or an ``.npz`` file with ``names`` (N,) and ``masks`` (N, H, W), above 0 in the lungs, or
-            ``packed`` (N, ⌈H·W/8⌉) from :func:`numpy.packbits` and ``shape`` (H, W).
-        table: Images, ``path``.
-        size: Side of the masks in pixels. They are resized as images with ``resize="stretch"``.
-        windows: Window of each image, (N, 4); see :func:`chestxray.data.lungs.lung_window`.
+    ``source`` is a folder of PNG files, white in the lungs (or lesions), with the images' paths or names and
+    any suffix; or an ``.npz`` file with ``names`` (N,) and ``masks`` (N, H, W), above 0 in the lungs, or
+    ``packed`` (N, ⌈H·W/8⌉) from :func:`numpy.packbits` and ``shape`` (H, W). The masks are cut to the
+    ``windows`` of the images, (N, 4) (:func:`chestxray.data.lungs.lung_window`), and stretched to ``size``.
 
     Returns masks ``bool`` (M, size, size), and for each row of the table if it has a mask, ``bool`` (N,).
     Raises FileNotFoundError if there is no source, and ValueError if a file cannot be used or no mask fits.
@@ -42,8 +40,7 @@ def read_masks(
     stems = images.map(basename).drop_duplicates(keep=False).reindex(images.index)
     rows = _rows(masks, images).fillna(_rows(masks.map(basename), stems))
     known = rows.notna().to_numpy()
-    if not known.any():
-        raise ValueError(f"no mask has the name of an image. Received: source={str(source)!r}")
+    check(known.any(), "no mask has the name of an image", source=str(source))
     windows = np.asarray([WHOLE] * len(table) if windows is None else windows)[known]
     masks = (crop_window(np.float32(read(int(row)) > 0), window) for row, window in zip(rows[known], windows))
     shares = [cv2.resize(mask, (size, size), interpolation=cv2.INTER_AREA) for mask in masks]
@@ -58,8 +55,7 @@ def _rows(masks: pd.Series, images: pd.Series) -> pd.Series:
 
 def _read_png(files: list[Path], row: int) -> NDArray:
     mask = cv2.imread(str(files[row]), cv2.IMREAD_GRAYSCALE)
-    if mask is None:
-        raise ValueError(f"cannot read the mask. Received: path={str(files[row])!r}")
+    check(mask is not None, "cannot read the mask", path=str(files[row]))
     return mask > 127
 
 

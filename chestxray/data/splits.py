@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from chestxray.files import whole_file
-from chestxray.schema import SPLITS
+from chestxray.schema import SPLITS, check
 
 RULES = ("official", "image", "patient", "given")
 FRACTIONS = {"train": 0.70, "val": 0.15, "test": 0.15}  # of the rules image and patient
@@ -28,13 +28,11 @@ _OFFICIAL_FRACTIONS = {"train": 0.88, "val": 0.12}
 def make_split(catalog: pd.DataFrame, split_rule: str = "patient", seed: int = 0) -> pd.DataFrame:
     """Return a copy of a catalog with the column ``split``: train, val or test, drawn with ``seed``.
 
-    Raises ValueError for an unknown rule, a ``seed`` that is no whole number from 0 on, a missing published
-    test set, and as :func:`check_split`.
+    Raises ValueError for an unknown rule, a missing published test set, and as :func:`check_split`.
     """
-    if split_rule not in RULES:
-        raise ValueError(f"split_rule must be one of {RULES}. Received: split_rule={split_rule!r}")
-    if not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"seed must be a whole number, at least 0. Received: seed={seed!r}")
+    check(split_rule in RULES, f"split_rule must be one of {RULES}", split_rule=split_rule)
+    whole = isinstance(seed, (int, np.integer)) and seed >= 0
+    check(whole, "seed must be a whole number, at least 0", seed=seed)
     table, rng = catalog.copy(), np.random.default_rng(seed)
     if split_rule == "image":
         table["split"] = _split_images(table["label"].to_numpy(), rng)
@@ -44,8 +42,7 @@ def make_split(catalog: pd.DataFrame, split_rule: str = "patient", seed: int = 0
         table["split"] = table["official_split"]
     else:
         rest = table["official_split"] != "test"
-        if rest.all():
-            raise ValueError("the folder must have a published test set. Received: split_rule='official'")
+        check(not rest.all(), "the folder must have a published test set", split_rule=split_rule)
         table["split"] = "test"
         table.loc[rest, "split"] = _split_groups(table[rest], _OFFICIAL_FRACTIONS, rng)
     check_split(table, split_rule)
@@ -79,16 +76,15 @@ def _split_groups(table: pd.DataFrame, fractions: dict[str, float], rng: np.rand
 def check_split(table: pd.DataFrame, split_rule: str) -> None:
     """Raise ValueError if a subset is not train, val or test, lacks a class, or shares a patient group.
 
-    The rule ``image`` may share groups. For ``official`` the strict key is checked between test and the rest,
-    and the conservative key within the rest. For all other rules the conservative key is checked.
+    The rule ``image`` may share groups. The others are checked by the conservative key, but ``official`` by
+    the strict key between test and the rest.
     """
     if unknown := [name for name in table["split"].unique() if name not in SPLITS]:
         raise ValueError(f"a subset must be one of {SPLITS}. Received: split={unknown[0]!r}")
     for subset in SPLITS:
         labels = set(table.loc[table["split"] == subset, "label"])
-        if labels != {0, 1}:
-            message = f"{subset} must hold images of both classes, but has only labels {sorted(labels)}"
-            raise ValueError(f"{message}. Received: split_rule={split_rule!r}")
+        message = f"{subset} must hold images of both classes, but has only labels {sorted(labels)}"
+        check(labels == {0, 1}, message, split_rule=split_rule)
     if split_rule == "image":
         return
     in_test, official = table["split"] == "test", split_rule == "official"
@@ -109,8 +105,8 @@ def _crossing(table: pd.DataFrame, key: str) -> list[str]:
 def overlap(table: pd.DataFrame) -> pd.DataFrame:
     """Count the patient groups that the test set of a catalog shares with training and validation.
 
-    Returns one row for each group ``key``: ``groups`` (all), ``groups_crossing`` (in test and elsewhere), and
-    the test images of these groups, ``test_images_affected``, with their share ``test_share_affected`` (0–1).
+    One row per group ``key``: ``groups``, ``groups_crossing``, and the test images of these groups,
+    ``test_images_affected``, with their share ``test_share_affected``.
     """
     rows, in_test = [], table["split"] == "test"
     for key in ("group", "group_conservative"):

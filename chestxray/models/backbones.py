@@ -8,6 +8,7 @@ import keras
 from keras import applications
 
 from chestxray.files import find_weights
+from chestxray.schema import check
 
 
 def _three_channels(grey: keras.KerasTensor) -> keras.KerasTensor:
@@ -26,7 +27,6 @@ _torch = partial(_normalise, mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224
 
 
 def _minus_one_to_one(grey: keras.KerasTensor) -> keras.KerasTensor:
-    """Three channels, scaled from 0–255 to [−1, 1]."""
     scale = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="scale", dtype="float32")
     return scale(_three_channels(grey))
 
@@ -78,8 +78,7 @@ BACKBONES = {
 
 def get_backbone(name: str) -> Backbone:
     """Return a backbone by name; an unknown name raises ValueError."""
-    if name not in BACKBONES:
-        raise ValueError(f"backbone must be one of {sorted(BACKBONES)}. Received: backbone={name!r}")
+    check(name in BACKBONES, f"backbone must be one of {sorted(BACKBONES)}", backbone=name)
     return BACKBONES[name]
 
 

@@ -1,8 +1,7 @@
 """Checkpoints of a training: an interrupted training continues to the same final weights.
 
-After each epoch, the whole state is written to one file: the variables of the model (with the seeds of its
-dropout layers), the optimizer, EarlyStopping, ReduceLROnPlateau and the history. Order and augmentation of an
-epoch depend only on its number, so that the continued training is equal bit for bit.
+After each epoch, the state of model, optimizer, callbacks and history is written to one file. Order and
+augmentation of an epoch depend only on its number, so that the continued training is equal bit for bit.
 """
 
 import contextlib
@@ -24,8 +23,8 @@ _CALLBACK_STATE = ("wait", "best", "best_epoch", "stopped_epoch", "cooldown_coun
 def fingerprint(model: keras.Model, description: dict[str, Any]) -> str:
     """Hash the network, its initial weights and the ``description`` of a training.
 
-    The description has settings, data and split as plain JSON types. Names of layers are ignored, because
-    Keras numbers them differently in each instance. Only the ``trainable`` attribute of weights counts.
+    The description has plain JSON types. Names of layers, which Keras numbers, and ``trainable`` of layers
+    (that of the weights counts) are ignored.
     """
     operations, ignored = zip(model.operations, wiring(model), strict=True), {"name": "", "trainable": None}
     layers = [[type(layer).__name__, layer.get_config() | ignored, sources] for layer, sources in operations]
@@ -78,9 +77,8 @@ def starting_again(model: keras.Model, wanted: bool) -> Iterator[None]:
 class Checkpoint(keras.callbacks.Callback):
     """Last callback of a training: writes the state after each epoch and restores it.
 
-    ``history`` has one dictionary per epoch with the metrics and ``epoch``; ``epochs_done`` is the number of
-    epochs and ``seconds`` their duration, over all calls. ``stopped`` is true after early stopping, and
-    ``finished`` at the end of the training.
+    ``history`` has one dictionary per epoch with the metrics and ``epoch``; ``seconds`` is their duration in
+    all calls. ``stopped`` is true after early stopping, and ``finished`` at the end of the training.
     """
 
     def __init__(self, path: Path | None, identity: str, watched: list[keras.callbacks.Callback]):

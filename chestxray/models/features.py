@@ -1,8 +1,4 @@
-"""Activations of the frozen layers of a network, computed once and stored.
-
-Frozen layers have the same activations for the same image in each epoch. They are computed once and stored
-on disk. The other layers are trained on them. These layers are shared with the whole network.
-"""
+"""Activations of the frozen layers of a network, computed once and stored, to train the other layers."""
 
 import contextlib
 import hashlib
@@ -35,8 +31,8 @@ _ONEDNN_BF16 = "auto_mixed_precision_onednn_bfloat16"
 def find_cut(model: keras.Model) -> keras.layers.Layer | None:
     """Find the last frozen layer of a model that is a single cut point: all paths go through it.
 
-    Frozen means that it and all layers before it have the same output in each step, unlike Dropout. Returns
-    None if these layers have no weights other than those of the preprocessing.
+    It and all layers before it have the same output in each step, unlike Dropout. Returns None if no layer
+    with weights but the preprocessing is frozen.
     """
     layers, sources = model.operations, wiring(model)
     usable = [not isinstance(x, keras.Model) and isinstance(x.output, keras.KerasTensor) for x in layers]
@@ -62,18 +58,15 @@ def _differs_in_training(layer: keras.layers.Layer) -> bool:
 def frozen_graph(model: keras.Model, bf16: bool = False) -> Callable[[tf.Tensor], list[tf.Tensor]]:
     """Convert a model to a fast function from images to a list of its outputs.
 
-    On a CPU, oneDNN converts a float32 copy of the model to bfloat16, with fewer conversions than the policy
-    of Keras. With batch normalisation the weights become constants, so that convolution, normalisation and
-    activation are fused. Without it, constants are slower (VGG16: 48 instead of 79 images/s).
-
-    The input is (N, H, W, 1) in 0–255. The model is not changed. With ``bf16``, a float32 model is also
-    computed in bfloat16 on a CPU.
+    The input is (N, H, W, 1) in 0–255. With ``bf16``, a float32 model is also computed in bfloat16 on a CPU:
+    oneDNN converts a float32 copy of the model, with fewer conversions than the policy of Keras.
     """
     bf16 = bf16 or any(layer.compute_dtype == "bfloat16" for layer in model.layers)
     rewrite = bf16 and not tf.config.list_physical_devices("GPU")
     copy = as_float32(model) if rewrite else model
     traced = tf.function(lambda images: keras.tree.flatten(copy(images, training=False)))
     graph = traced.get_concrete_function(tf.TensorSpec(model.input.shape, tf.float32))
+    # Constants fuse convolution and normalisation; without it they are slower (VGG16: 48, not 79 images/s).
     if any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers):
         graph = convert_variables_to_constants_v2(graph)
 
@@ -92,10 +85,9 @@ def frozen_graph(model: keras.Model, bf16: bool = False) -> Callable[[tf.Tensor]
 class Features:
     """Stored activations of all training and validation images.
 
-    A view is computed when it is first needed. An entry on disk is one view of all images of one subset: a
-    ``float16`` memory map. Its key is a hash of the frozen layers and weights, the pixels, the paths and the
-    view. ``rest`` is the model from the first cut to the logit; it shares its layers with the whole model.
-    ``bytes`` is the size of all views on disk, ``entries`` are their folders, which may not exist yet.
+    An entry on disk is one view of all images of one subset, computed when it is first needed: a ``float16``
+    memory map. ``rest`` is the model from the first cut to the logit; it shares its layers with the whole
+    model. ``bytes`` is the size of all views on disk, ``entries`` are their folders, which may not exist yet.
     """
 
     def __init__(
@@ -106,10 +98,7 @@ class Features:
         augmentation: Augmentation | None,
         views: int,
     ):
-        """Plan the activations of a flat model at the layers ``cuts``; nothing is computed yet.
-
-        This phase of training starts from the output of the first of ``cuts``, later phases from the others.
-        """
+        """Plan the activations at the layers ``cuts``: that of this phase of training, then later ones."""
         self.data, self.cuts, self.augmentation = data, list(cuts), augmentation
         self.views = views if augmentation else 1
         self.rest = keras.Model(cuts[0].output, model.output, name=model.name)
@@ -173,10 +162,7 @@ class Features:
     def dataset(
         self, subset: str, batch_size: int = 32, shuffle: bool = False, epoch: Callable[[], int] = lambda: 0
     ) -> tf.data.Dataset:
-        """Pipeline of ``(activations, labels)``; see :meth:`chestxray.data.dataset.PixelStore.dataset`.
-
-        ``epoch`` returns the number of the current epoch, whose view must be prepared.
-        """
+        """Pipeline of ``(activations, labels)``; ``epoch`` returns the epoch, whose view is prepared."""
         labels = self.data.targets(subset, self.rest.output.shape[-1])
         tensor = self.cuts[0].output
 
@@ -228,9 +214,8 @@ def plan_features(
     """Decide whether a phase is trained on stored activations, and print their size.
 
     ``cuts`` are results of :func:`find_cut`: first that of this phase, then those of later phases. Only later
-    ones before the first are stored, because the layers after it still change. ``views`` is the number of
-    stored views of each training image; with 0, each epoch has new views. ``disk_gb`` is the maximum size of
-    the cache, in 10⁹ bytes. Returns None if no layer is frozen, ``views`` is 0 with augmentation, or the disk
+    ones before the first are stored, because the layers after it still change. ``views`` and ``disk_gb``: see
+    :class:`TrainSettings`. Returns None if no layer is frozen, ``views`` is 0 with augmentation, or the disk
     is too small.
     """
     if cuts[0] is None or (augmentation and not views):

@@ -1,12 +1,13 @@
 """Settings of one training phase, its optimizer and its learning rates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import keras
 import tensorflow as tf
 
 from chestxray.data.augmentation import Augmentation
+from chestxray.schema import check
 
 OPTIMIZERS = {
     "adam": keras.optimizers.Adam,
@@ -30,7 +31,7 @@ class TrainSettings:
         stop_patience: Epochs without a better validation loss after which training stops. The best weights
             are restored in any case. None: all epochs are trained, and the model has the last weights.
         rates: Factors on the learning rate, ``{name of a layer: factor}``. A factor applies to its layer and
-            all following layers up to the next named one; before the first it is 1. See :func:`stage_rates`.
+            all following layers up to the next named one; before the first it is 1 (Howard and Ruder 2018).
         class_weights: Whether all classes have the same total weight in the training loss.
         label_smoothing: Twice the shift of the labels 0 and 1 towards 0.5 (Szegedy 2016); for one logit.
         augmentation: Random augmentation of the training images, or None.
@@ -72,25 +73,13 @@ class TrainSettings:
             ("views", self.views >= 0, "not be negative"),
             ("disk_gb", self.disk_gb >= 0, "not be negative"),
         ):
-            if not valid:
-                raise ValueError(f"{name} must {text}. Received: {name}={getattr(self, name)!r}")
-
-
-def stage_rates(stages: Sequence[str], factor: float) -> dict[str, float]:
-    """Return smaller factors on the learning rate for earlier stages (Howard and Ruder 2018, with 1/2.6).
-
-    ``stages`` are their first layers, from input to output. The head has 1, the last stage ``factor``, the
-    stage before it ``factor`` squared, and so on.
-    """
-    count = len(stages)
-    return {stage: factor ** (count - number) for number, stage in enumerate(stages)} | {"pool": 1.0}
+            check(valid, f"{name} must {text}", **{name: getattr(self, name)})
 
 
 def make_optimizer(model: keras.Model, settings: TrainSettings, steps_per_epoch: int) -> keras.Optimizer:
-    """Create the optimizer of a phase for the whole network, frozen layers included.
+    """Create the optimizer of a phase for the whole network; an unknown layer in ``rates`` raises ValueError.
 
-    In bfloat16 it skips steps whose gradient is not finite, which occur on AMX processors (oneDNN issue
-    5717). ``steps_per_epoch`` is the number of batches. An unknown layer in ``rates`` raises ValueError.
+    In bfloat16 it skips steps whose gradient is not finite (on AMX processors, oneDNN issue 5717).
     """
     rate = settings.learning_rate
     if settings.decay == "cosine":

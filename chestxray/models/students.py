@@ -11,6 +11,7 @@ from chestxray.models.builders import CNNS
 from chestxray.models.settings import TrainSettings
 from chestxray.models.teachers import Distillation, Teacher
 from chestxray.models.training import Training, train
+from chestxray.schema import check
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Candidate:
     """Settings of one training variant of a student; a value out of range raises ValueError.
 
     Attributes:
-        variant: Name, for example ``alone`` or ``distilled``.
+        variant: Its name.
         outputs: Number of logits of the student: 1, or 3 (normal, bacteria, virus).
         alpha: Weight of the labels in the loss, in [0, 1]; with 1 there is no teacher.
         temperature: Temperature of the distillation, above 0; 1 without a teacher.
@@ -44,9 +45,7 @@ class Candidate:
             ("label_smoothing", plain or not self.label_smoothing, "must be 0 without one logit and alpha 1"),
             ("learning_rate", self.learning_rate is None or self.learning_rate > 0, "must be above 0"),
         ):
-            if not valid:
-                received = f"variant={self.variant!r}, {name}={getattr(self, name)!r}"
-                raise ValueError(f"{name} {text}. Received: {received}")
+            check(valid, f"{name} {text}", variant=self.variant, **{name: getattr(self, name)})
 
     @property
     def text(self) -> str:
@@ -62,8 +61,8 @@ def read_candidates(given: Mapping[str, list[dict]]) -> list[Candidate]:
     Lists of different lengths, equal candidates and unknown or invalid settings raise ValueError.
     """
     counts = {variant: len(settings) for variant, settings in given.items()}
-    if len(set(counts.values())) != 1 or not all(counts.values()):
-        raise ValueError(f"variants must have equally many candidates. Received: candidates={counts}")
+    equal = len(set(counts.values())) == 1 and all(counts.values())
+    check(equal, "variants must have equally many candidates", candidates=counts)
     pairs = [(variant, settings) for variant, group in given.items() for settings in group]
     known = {field.name for field in fields(Candidate)} - {"variant"}
     if unknown := sorted({name for _, settings in pairs for name in settings} - known):
@@ -87,16 +86,13 @@ def train_student(
     """Build and train one student with an ``architecture`` of :data:`chestxray.models.builders.CNNS`.
 
     The candidate replaces learning rate and label smoothing of the ``settings``. ``seed`` determines initial
-    weights and dropout, ``data.train_seed`` order and views of the images. The keys of ``teachers`` are
-    numbers of logits. A missing teacher and an unknown architecture raise ValueError.
+    weights and dropout. The keys of ``teachers`` are numbers of logits; a missing one raises ValueError.
     """
-    if architecture not in CNNS:
-        raise ValueError(f"architecture must be one of {sorted(CNNS)}. Received: {architecture=}")
+    check(architecture in CNNS, f"architecture must be one of {sorted(CNNS)}", architecture=architecture)
     outputs, distillation = candidate.outputs, None
     if candidate.alpha < 1:
-        if outputs not in teachers:
-            received = f"variant={candidate.variant!r}, teachers={sorted(teachers)}"
-            raise ValueError(f"teachers must have one with {outputs} logits. Received: {received}")
+        received = {"variant": candidate.variant, "teachers": sorted(teachers)}
+        check(outputs in teachers, f"teachers must have one with {outputs} logits", **received)
         distillation = Distillation(teachers[outputs], candidate.alpha, candidate.temperature)
     keras.utils.set_random_seed(seed)
     student = CNNS[architecture](data.store.settings.size, dropout, outputs=outputs)

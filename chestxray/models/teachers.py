@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,23 +13,15 @@ import tensorflow as tf
 
 from chestxray.data.augmentation import Augmentation
 from chestxray.data.dataset import XrayData, pass_batches, pass_order
-from chestxray.data.images import ImageSettings
 from chestxray.evaluation.calibration import log_odds
 from chestxray.files import cache_dir, whole_file
 from chestxray.models.checkpoint import fingerprint
 from chestxray.models.features import frozen_graph
 from chestxray.models.settings import TrainSettings
+from chestxray.schema import check
 
 TEACHERS_VERSION = 1  # part of the key of cached logits: increase it when views or their computation change
 _BATCH = 32
-
-
-class SavedClassifier(Protocol):
-    """Attributes of a classifier that a teacher needs; the card has its name and its split."""
-
-    model: keras.Model
-    card: dict[str, Any]
-    image_settings: ImageSettings
 
 
 class Teacher:
@@ -38,46 +30,39 @@ class Teacher:
     The logits of one view of all images of a subset are one file on disk, computed once for all students.
     """
 
-    def __init__(self, members: Sequence[tuple[SavedClassifier, XrayData]], bf16: bool = False):
-        """Create the teacher from ``members``: classifiers, each with the data in its own image settings.
+    def __init__(self, members: Sequence[tuple[Any, XrayData]], bf16: bool = False):
+        """Create the teacher from ``members``: pairs of a Classifier and the data in its image settings.
 
-        Another split or other image settings raise ValueError, an exported model raises TypeError. With
-        ``bf16`` the error of the logits is about 1 %.
+        Another split or other settings raise ValueError. With ``bf16`` logits have an error of about 1 %.
         """
-        if not members:
-            raise ValueError("members must contain at least one classifier. Received: members=[]")
+        check(members, "members must contain at least one classifier", members=members)
         for classifier, data in members:
-            split, settings = classifier.card["training_data"]["split_hash"], classifier.image_settings
-            received = f"Received: teacher={classifier.card['name']!r}"
+            name, settings = classifier.card["name"], classifier.image_settings
             if not isinstance(classifier.model, keras.Model):
-                raise TypeError(f"a teacher must be a Keras model, not an exported one. {received}")
-            if split != data.split_hash:  # it may be trained on validation or test images of this split
-                message = "a teacher must be trained on the same split"
-                raise ValueError(f"{message} ({data.split_hash}). {received}, split={split!r}")
-            if settings != data.store.settings:
-                message = f"the data must have the image settings of the teacher ({settings})"
-                raise ValueError(f"{message}. {received}, data with {data.store.settings}")
+                message = "a teacher must be a Keras model, not an exported one"
+                raise TypeError(f"{message}. Received: teacher={name!r}")
+            # Otherwise it may be trained on validation or test images of this split.
+            split = classifier.card["training_data"]["split_hash"]
+            message = f"a teacher must be trained on the same split ({data.split_hash})"
+            check(split == data.split_hash, message, teacher=name, split=split)
+            message = f"the data must have the image settings of the teacher ({settings})"
+            check(settings == data.store.settings, message, teacher=name, data=data.store.settings)
         self.members, self.bf16 = list(members), bf16
         self.names = [classifier.card["name"] for classifier, _ in members]
         self.outputs = min(classifier.model.output_shape[-1] for classifier, _ in members)
         computed = {"version": TEACHERS_VERSION, "bf16": bf16, "keras": keras.__version__}
         computed |= {"tensorflow": tf.__version__, "devices": len(tf.config.list_physical_devices())}
-        self._identities = [fingerprint(classifier.model, computed) for classifier, _ in members]
+        # Everything that determines the logits except the view.
+        self.identity = [[fingerprint(member.model, computed), data.store.key] for member, data in members]
         self._graphs: dict[int, Callable] = {}
         self._logits: dict[tuple, dict[str, np.ndarray]] = {}
-
-    @property
-    def identity(self) -> list[list[str]]:
-        """Everything that determines the logits except the view."""
-        return [[identity, data.store.key] for identity, (_, data) in zip(self._identities, self.members)]
 
     def logits(
         self, subset: str, paths: Sequence[str], augmentation: Augmentation | None = None, view: int = 0
     ) -> np.ndarray:
         """Return the logits of images of a subset, ``float32`` (len(paths), outputs).
 
-        They are computed for the whole subset if they are not stored. ``view`` is the number of the view of
-        ``augmentation``; None means images without augmentation. An unknown path raises ValueError.
+        They are computed for the whole subset if they are not stored. An unknown path raises ValueError.
         """
         key = subset, augmentation, view if augmentation else None
         if key not in self._logits:
@@ -146,12 +131,11 @@ class Distillation:
         """
         student = f"{data.split_hash}, {data.train_seed}"
         for _, teacher_data in self.teacher.members:
-            if (teacher := f"{teacher_data.split_hash}, {teacher_data.train_seed}") != student:
-                message = "teacher and student must have the same split and seed"
-                raise ValueError(f"{message}. Received: teacher={teacher}, student={student}")
-        if outputs > self.teacher.outputs:
-            message = "the teacher of a three-class student must have three classes"
-            raise ValueError(f"{message}. Received: teacher={self.teacher.names}")
+            teacher = f"{teacher_data.split_hash}, {teacher_data.train_seed}"
+            message = "teacher and student must have the same split and seed"
+            check(teacher == student, message, teacher=teacher, student=student)
+        message = "the teacher of a three-class student must have three classes"
+        check(outputs <= self.teacher.outputs, message, teacher=self.teacher.names)
         augmentation = settings.augmentation if subset == "train" else None
         view = epoch % settings.views if settings.views else epoch
         logits = self.teacher.logits(subset, list(data.subset(subset)["path"]), augmentation, view)

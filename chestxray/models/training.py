@@ -1,11 +1,12 @@
 """Training of one phase, phases of transfer learning, and choice of the precision."""
 
+import contextlib
 import difflib
 import hashlib
 import math
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ import pandas as pd
 import tensorflow as tf
 
 from chestxray.data.dataset import XrayData
-from chestxray.models.batch_norm import fused_batch_norm
 from chestxray.models.checkpoint import Checkpoint, fingerprint, functional, starting_again
 from chestxray.models.distillation import Distiller
 from chestxray.models.features import Features, find_cut, plan_features
@@ -338,3 +338,48 @@ def cpu_has_bf16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+@contextlib.contextmanager
+def fused_batch_norm(model: keras.Model) -> Iterator[None]:
+    """Train the batch normalisation of a flat model with TensorFlow's fused kernel.
+
+    The kernel needs fewer passes over the memory than Keras 3 (``benchmarks/batch_norm.py``). Outputs,
+    gradients and moving statistics are equal up to rounding. Frozen layers and prediction do not use it.
+    """
+    replaced = [layer for layer in model.layers if _can_be_fused(layer)]
+    for layer in replaced:
+        layer.call = _fused_call(layer, layer.call)
+    try:
+        yield
+    finally:
+        for layer in replaced:
+            del layer.call
+
+
+def _can_be_fused(layer: keras.layers.Layer) -> bool:
+    if type(layer) is not keras.layers.BatchNormalization or layer.input_spec.ndim != 4:
+        return False
+    renorm = getattr(layer, "renorm", False)  # since Keras 3.12
+    return layer.axis in (-1, 3) and not layer.synchronized and not renorm
+
+
+def _fused_call(
+    layer: keras.layers.BatchNormalization, original: Callable[..., tf.Tensor]
+) -> Callable[..., tf.Tensor]:
+    def call(inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> tf.Tensor:
+        if not (training and layer.trainable):
+            return original(inputs, training=training, mask=mask)
+        shape = layer.moving_mean.shape
+        tensors = {"x": inputs, "mean": layer.moving_mean, "variance": layer.moving_variance}
+        tensors["scale"] = layer.gamma if layer.scale else tf.ones(shape)
+        tensors["offset"] = layer.beta if layer.center else tf.zeros(shape)
+        options = {"epsilon": layer.epsilon, "is_training": True}
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(**tensors, **options)
+        count = tf.cast(tf.size(inputs) // inputs.shape[-1], variance.dtype)
+        variance *= (count - 1) / count  # the kernel divides by n - 1, Keras by n
+        for moving, batch_value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
+            moving.assign(moving * layer.momentum + batch_value * (1 - layer.momentum))
+        return outputs
+
+    return call

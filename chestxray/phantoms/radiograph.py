@@ -60,7 +60,7 @@ class Rays:
         return np.stack([x + z * self.pose.oblique, y + z * self.pose.lordosis, z], axis=-1)
 
     def interval(self, solid: Solid) -> tuple[NDArray, NDArray]:
-        """Return the z values at which each ray enters and leaves the solid."""
+        """Return the z values at which each ray enters and leaves the solid, (size, size) each."""
         half = replace(solid, centre=self.turned(solid.centre)).half_chord(self.x, self.y)
         return solid.centre[2] - half, solid.centre[2] + half
 
@@ -110,9 +110,9 @@ def render_phantom(
 ) -> tuple[NDArray, NDArray]:
     """Render a radiograph and the mask of its lesion.
 
-    The anatomy depends on ``patient_seed``, all else on both seeds (at least 0). Images of two subtypes
-    (normal, bacteria, virus) with the same seeds differ only in the lesion. ``size`` is 32 to 2048 pixels.
-    Returns the image, ``uint8`` (size, size), bone bright and air dark, and the mask, ``bool`` (size, size).
+    The anatomy depends on ``patient_seed``, all else on both seeds. Images of two subtypes (normal, bacteria,
+    virus) with the same seeds differ only in the lesion. Returns the image, ``uint8`` (size, size), bone
+    bright, and the mask, ``bool`` (size, size).
     """
     streams = [np.random.default_rng([patient_seed, 1 + image_seed, stream]) for stream in range(3)]
     pose_rng, lesion_rng, exposure_rng = streams
@@ -228,8 +228,8 @@ def _smoothstep(low: float, high: float, value: NDArray) -> NDArray:
 def expose(path: NDArray, rays: Rays, rng: Generator) -> NDArray:
     """Convert line integrals (size, size) into an image, ``uint8`` of the same shape.
 
-    The detector: Beer-Lambert law, scatter, blur, Gaussian noise with a Poisson variance, equal for equal
-    seeds. The processing: logarithm, unsharp mask, window, gamma, shutters of the collimator.
+    The detector: Beer-Lambert law, scatter, blur, Gaussian noise with a Poisson variance. The processing:
+    logarithm, unsharp mask, window, gamma, shutters of the collimator.
     """
     heel = 1 + rng.normal(0, 0.06) * (rays.x / FIELD) + rng.normal(0, 0.1) * (rays.y / FIELD)
     primary = np.exp(-path) * heel

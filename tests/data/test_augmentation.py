@@ -24,7 +24,9 @@ def layer():
 def parameters(gain=1.0, contrast=1.0, size=SIZE, **change):
     """One view's parameters, for three images."""
     names = {"angle": 0.0, "shift_x": 0.0, "shift_y": 0.0, "shear": 0.0, "zoom": 1.0, "mirror": 1.0} | change
-    transforms = affine_coefficients(size, **{name: np.full(3, value) for name, value in names.items()})
+    values = {name: np.full(3, value) for name, value in names.items()}
+    shift = np.stack([values.pop("shift_x"), values.pop("shift_y")], axis=1)
+    transforms = affine_coefficients(size, shift=shift, **values)
     return np.column_stack([transforms, np.full(3, gain), np.full(3, contrast)]).astype(np.float32)
 
 

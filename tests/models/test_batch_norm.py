@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from chestxray.models.batch_norm import fused_batch_norm
+from chestxray.models.training import fused_batch_norm
 
 
 def build(**options):

@@ -11,7 +11,7 @@ from tiny import STILL
 from chestxray.data.augmentation import Augmentation
 from chestxray.models.builders import build_student_cnn
 from chestxray.models.features import find_cut
-from chestxray.models.settings import OPTIMIZERS, TrainSettings, make_optimizer, stage_rates
+from chestxray.models.settings import OPTIMIZERS, TrainSettings, make_optimizer
 from chestxray.models.training import train
 
 # Settings
@@ -198,11 +198,6 @@ def test_rates_may_name_a_frozen_layer(data, named):
 def test_unknown_layer_in_rates_is_refused():
     with pytest.raises(ValueError, match="must name layers.*'image',.*Received: rates='dens1'"):
         make_optimizer(tiny.network(), TrainSettings(rates={"conv": 0.5, "dens1": 0.7}), 1)
-
-
-def test_stage_rates_by_hand():
-    assert stage_rates(("a", "b", "c"), 0.5) == {"a": 0.125, "b": 0.25, "c": 0.5, "pool": 1.0}
-    assert stage_rates(["only"], 0.25) == {"only": 0.25, "pool": 1.0}
 
 
 # Cosine

@@ -252,7 +252,7 @@ def test_a_teacher_of_another_split_is_refused(data):
 
 def test_a_teacher_of_other_pixels_or_an_exported_one_is_refused(data, tiny_folder):
     one = classifier(data)
-    with pytest.raises(ValueError, match="image settings.*teacher='teacher1', data with.*clahe=True"):
+    with pytest.raises(ValueError, match="image settings.*teacher='teacher1', data=.*clahe=True"):
         Teacher([(one, equalised(data, tiny_folder))])
     with pytest.raises(TypeError, match="not an exported one. Received: teacher='teacher1'"):
         Teacher([(dataclasses.replace(one, model=object()), data)])

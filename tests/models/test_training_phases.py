@@ -12,7 +12,7 @@ from chestxray.data.augmentation import Augmentation
 from chestxray.files import cache_dir
 from chestxray.models import training as phases
 from chestxray.models.builders import build_custom_cnn, build_student_cnn, build_transfer_model
-from chestxray.models.settings import TrainSettings, stage_rates
+from chestxray.models.settings import TrainSettings
 from chestxray.models.training import (
     fine_tune,
     set_trainable_from,
@@ -256,7 +256,8 @@ def test_no_checkpoint_is_written_without_a_path(data64, tmp_path, monkeypatch):
 def test_gradual_with_smaller_rates_for_early_stages(data64):
     # Howard and Ruder combine both. While a stage is frozen, its factor has nothing to do.
     model = network()
-    settings = dataclasses.replace(SETTINGS, rates=stage_rates(STAGES, 0.5))
+    rates = dict(zip(STAGES, (0.125, 0.25, 0.5))) | {"pool": 1.0}
+    settings = dataclasses.replace(SETTINGS, rates=rates)
     before = tiny.by_layer(model)
     assert len(unfreeze_gradually(model, data64, settings, STAGES)) == 3
     assert tiny.changed(before, tiny.by_layer(model)) == learners(model, STAGES[0])
@@ -311,7 +312,7 @@ def test_real_backbones_fine_tune_with_frozen_statistics(backbone, size, stage, 
     between = tiny.by_layer(model)
     head = {"dense1", "logit"}
     assert tiny.changed(start, between) == head
-    fine_tune(model, data, dataclasses.replace(settings, rates=stage_rates([stage], 0.5)), stage)
+    fine_tune(model, data, dataclasses.replace(settings, rates={stage: 0.5, "pool": 1.0}), stage)
     changed = tiny.changed(between, tiny.by_layer(model))
     assert changed - head
     assert {type(model.get_layer(name)) for name in changed - head} == {keras.layers.Conv2D}
