@@ -114,18 +114,26 @@ def test_flat_nested_sequential_reloaded_and_mixed_precision_say_the_same(compac
         np.testing.assert_allclose(largest, height, rtol=1e-3, err_msg=name)
 
 
-def test_probabilities_are_refused():
-    inner = two_channels([2.0, 1.0])
-    sure = two_channels([2.0, 1.0], activation="sigmoid")
+def test_a_probability_is_explained_by_its_logit():
+    """At a logit of 200 the gradient of the probability is exactly zero."""
+    wanted = gradcam(two_channels([2.0, 1.0], bias=200.0), X)
+    inner = two_channels([2.0, 1.0], bias=200.0)
+    sure = two_channels([2.0, 1.0], bias=200.0, activation="sigmoid")
     for model in (
         sure,
         keras.Model(inner.input, layers.Activation("sigmoid")(inner.output)),
-        keras.Model(inner.input, keras.ops.sigmoid(inner.output)),
-        keras.Model(sure.input, layers.Reshape((1,))(sure.output)),
-        keras.Model(sure.input, layers.Rescaling(100.0)(sure.output)),
+        keras.Model(sure.input, layers.Activation("linear", dtype="float32")(sure.output)),
     ):
-        with pytest.raises(ValueError, match="must end in raw logits. Received: activation='sigmoid'"):
-            gradcam(model, X)
+        assert model.predict(X, verbose=0) == 1
+        found = gradcam(model, X)
+        np.testing.assert_allclose(found[0], wanted[0], atol=1e-6)
+        assert found[1] == pytest.approx(wanted[1])
+
+
+def test_a_sigmoid_that_is_no_layer_is_an_error():
+    inner = two_channels([2.0, 1.0])
+    with pytest.raises(ValueError, match="must end in a layer.*Received: operation='sigmoid"):
+        gradcam(keras.Model(inner.input, keras.ops.sigmoid(inner.output)), X)
 
 
 def test_an_early_layer_with_a_backbones_name_is_not_the_default():
@@ -148,6 +156,8 @@ def test_three_logits_are_explained_by_their_log_odds():
     found, wanted = gradcam(model, X), gradcam(two_channels([2.0, 1.0]), X)
     np.testing.assert_allclose(found[0], wanted[0], atol=1e-6)
     np.testing.assert_allclose(found[1], wanted[1], rtol=1e-5)
+    one = gradcam(model, X, target=1)[1]  # the logit of bacteria alone: 2.5 − 1.25
+    assert one == pytest.approx([4 * 1.25 / 9])
 
 
 @pytest.mark.slow
@@ -159,15 +169,13 @@ def test_every_backbone_has_its_layer():
 
 @pytest.mark.slow
 def test_a_model_of_keras_applications_and_a_layer_beside_a_shortcut():
-    model = keras.applications.ResNet50(
-        weights=None, input_shape=(64, 64, 3), classes=3, classifier_activation=None
-    )
+    model = keras.applications.ResNet50(weights=None, input_shape=(64, 64, 3), classes=7)
     images = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
-    maps, largest = gradcam(model, images, "conv4_block5_1_conv")  # a skip goes round it
+    maps, largest = gradcam(model, images, "conv4_block5_1_conv", target=4)  # a skip goes round it
     assert maps.shape == (2, 4, 4) and np.isfinite(largest).all()
     inner = keras.Model(model.input, [model.get_layer("conv4_block5_1_conv").output, model.output])
     before = inner.predict(images, verbose=0)[1]
-    assert gradcam(model, images)[0].shape == (2, 2, 2)
+    assert gradcam(model, images, target=4)[0].shape == (2, 2, 2)
     np.testing.assert_array_equal(inner.predict(images, verbose=0)[1], before)
 
 
@@ -206,12 +214,11 @@ def test_enlarging_keeps_place_and_range():
         ({"method": "cam"}, "Received: method='cam'"),
         ({"target": "virus"}, "Received: target='virus'"),
         ({"target": 1}, "Received: target=1"),
-        ({"model": keras.Sequential([keras.Input((3, 3, 1)), layers.Flatten()])}, "Received: outputs=9"),
     ],
 )
 def test_mistakes_are_named(given, message):
     with pytest.raises(ValueError, match=message):
-        gradcam(**{"model": two_channels([1.0, 0.0]), "images": X} | given)
+        gradcam(two_channels([1.0, 0.0]), X, **given)
 
 
 def test_no_picture_is_a_mistake():
@@ -249,6 +256,9 @@ def test_layers_before_the_randomised_ones_normalise_as_before():
     np.testing.assert_allclose(keras.Model(copy.input, copy.layers[1].output)(X), (X - 4) / 0.5)
 
 
+# Layers called twice, and layers after the sigmoid
+
+
 def test_a_layer_that_is_called_twice_is_named():
     inputs = keras.Input((3, 3, 1))
     model = two_channels([2.0, 1.0])
@@ -256,3 +266,33 @@ def test_a_layer_that_is_called_twice_is_named():
     ensemble = keras.Model(inputs, layers.Average()([model(inputs), model(mirrored)]))
     with pytest.raises(ValueError, match="called 2 times.*Received: layer='maps'"):
         gradcam(ensemble, X)
+
+
+SURE = np.full((1, 3, 3, 1), 200.0, np.float32)  # a logit of 200: the sigmoid is exactly 1
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1)])
+@pytest.mark.parametrize("end", ["activation", "layer"])
+def test_a_layer_that_keeps_the_values_may_follow_the_sigmoid(end, shape):
+    plain = two_channels([2.0, 1.0])
+    model = two_channels([2.0, 1.0], **({"activation": "sigmoid"} if end == "activation" else {}))
+    x = layers.Activation("sigmoid")(model.output) if end == "layer" else model.output
+    x = layers.Dropout(0.5)(layers.Flatten()(layers.Reshape(shape)(x)))
+    for images in (X, SURE):
+        for found, expected in zip(
+            gradcam(keras.Model(model.input, x), images), gradcam(plain, images), strict=True
+        ):
+            np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert gradcam(plain, SURE)[1] > 0
+
+
+def test_what_seems_to_give_probabilities_after_the_sigmoid_is_refused():
+    model = two_channels([2.0, 1.0], activation="sigmoid")
+    own = keras.Model(model.input, layers.Lambda(lambda p: 0.9 * p, name="own")(model.output))
+    scaled = keras.Model(model.input, layers.Rescaling(100.0, name="own")(model.output))
+    for each in (own, scaled):
+        with pytest.raises(ValueError, match="seems to return probabilities.*Received: last layer='own'"):
+            gradcam(each, SURE)
+    linear = two_channels([2.0, 1.0])
+    doubled = keras.Model(linear.input, layers.Lambda(lambda z: 2 * z)(linear.output))
+    assert gradcam(doubled, X)[1] == pytest.approx(2 * gradcam(linear, X)[1])
