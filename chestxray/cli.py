@@ -149,6 +149,7 @@ _parameters = click.option(
     metavar="NAME VALUE",
     help="Set a parameter in every notebook that has it.",
 )
+_runtime = _path_option("--runtime", help="Folder dist of the npm package onnxruntime-web. [default: link it]")
 _html = _path_option("--html", "page", help="Write the report as a page, too.")
 _backend = click.option("--backend", metavar="NAME", help="joblib backend: loky, dask, …")
 
@@ -429,7 +430,7 @@ def predict(
 
 @command
 @click.argument("model", type=_PATH)
-@click.option("--format", "format_", type=click.Choice(["litert", "onnx"]), required=True)
+@click.option("--format", "format_", type=click.Choice(["litert", "onnx", "web"]), required=True)
 @click.option("--float16", is_flag=True, help="Weights in half precision: half the size.")
 @click.option(
     "--data-dir",
@@ -438,12 +439,20 @@ def predict(
 )
 @_path_option("--output", help="[default: beside MODEL, <MODEL>-<format>]")
 @click.option("--force", is_flag=True, help="Keep an export that fails the comparison.")
+@_runtime
 def export(
-    model: Path, format_: str, float16: bool, data_dir: str | None, output: Path | None, force: bool
+    model: Path,
+    format_: str,
+    float16: bool,
+    data_dir: str | None,
+    output: Path | None,
+    force: bool,
+    runtime: Path | None,
 ) -> None:
-    """Write a saved MODEL as a file that runs without TensorFlow.
+    """Write a saved MODEL as a file that runs without TensorFlow, or as a page that runs in the browser.
 
-    Both score the validation images; an export that decides otherwise is removed.
+    Both score the validation images (a page without --data-dir: phantoms); an export that decides otherwise
+    is removed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from chestxray.data.dataset import load_data
@@ -453,18 +462,50 @@ def export(
 
     with without_native_messages():
         from chestxray.deployment.export import export_model
+        from chestxray.deployment.web import export_page
 
-    card = read_card(model)
-    training, image = card["training_data"], ImageSettings(**card["image"])
-    split = training["split_rule"], training["split_seed"]
-    data = load_data(data_dir, *split, image, classes=tuple(card["classes"]))
+    card, data = read_card(model), None
+    if data_dir or format_ != "web":
+        training, image = card["training_data"], ImageSettings(**card["image"])
+        split = training["split_rule"], training["split_seed"]
+        data = load_data(data_dir, *split, image, classes=tuple(card["classes"]))
     output = output or model.with_name(f"{model.name}-{format_}{'-float16' if float16 else ''}")
-    parity = export_model(model, output, format_, data=data, float16=float16, force=force)
+    options = {"data": data, "float16": float16, "force": force}
+    if format_ == "web":
+        parity = export_page(model, output, runtime=runtime, **options)
+    else:
+        parity = export_model(model, output, format_, **options)
     click.echo(
         f"wrote {output}: on {parity['images']} images logits differ by up to "
         f"{parity['logit_difference']:.2g}, {parity['decisions_changed']:.2%} of the decisions and "
         f"{parity['refusals_changed']:.2%} of the refusals change"
     )
+
+
+@command
+@click.argument("model", type=_PATH, required=False)
+@_runtime
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="[default: any that is free]")
+@click.option("--no-open", is_flag=True, help="Do not open a browser.")
+def demo(model: Path | None, runtime: Path | None, port: int, no_open: bool) -> None:
+    """Classify images in the browser, on this machine: serve the page of MODEL and open it.
+
+    MODEL is a saved model, or a page from `chestxray export --format web`. [default: the best compact one]
+    """
+    import webbrowser
+
+    from chestxray.deployment.web import demo_folder, page_server, recommended_model
+
+    if model is None:
+        model, reason = recommended_model()
+        click.echo(f"{model.name}: {reason}")
+    folder = model if (model / "index.html").is_file() else demo_folder(model, runtime)
+    server = page_server(folder, port)
+    address = f"http://127.0.0.1:{server.server_port}/"
+    click.echo(f"{address} (Ctrl-C ends it)")
+    if not no_open:
+        webbrowser.open(address)
+    server.serve_forever()
 
 
 @command

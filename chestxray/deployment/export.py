@@ -15,6 +15,7 @@ import tensorflow as tf
 from chestxray.data.dataset import XrayData
 from chestxray.deployment.classifier import Classifier, feature_maps, load_classifier, write_card
 from chestxray.deployment.runtime import MODEL_FILES, Runtime
+from chestxray.deployment.web import page_network
 from chestxray.evaluation.thresholds import fit_decisions
 from chestxray.files import read_json, whole_folder
 
@@ -67,7 +68,7 @@ def export_model(
         raise ValueError(f"{message}. Received: output={str(output)!r}")
     trained_on = original.card["training_data"]
     own_split = data.split_hash == trained_on["split_hash"]
-    if not own_split and not (data.synthetic and trained_on["name"] == data.name):
+    if not own_split and not (data.synthetic and (trained_on["name"] == data.name or format == "web")):
         message = f"the model was trained on another split (hash {trained_on['split_hash']})"
         raise ValueError(f"{message}. Received: data={data.name!r}, hash {data.split_hash}")
     if data.store.settings != original.image_settings:
@@ -77,7 +78,8 @@ def export_model(
     compared = pd.concat([val, data.subset("train")])[: max(LEAST_IMAGES, len(val))]
     with whole_folder(output) as partial:
         path = partial / MODEL_FILES[format]
-        _CONVERTERS[format](deployable(original), path, float16)
+        network = page_network(original) if format == "web" else deployable(original)
+        _CONVERTERS[format](network, path, float16)
         # The file itself computes the distance.
         check = replace(original.outlier_check, center=np.zeros(0), whitening=np.zeros((0, 0)))
         runtime = Runtime(path, threads=os.cpu_count())
@@ -171,7 +173,7 @@ def _to_onnx(model: keras.Model, path: Path, float16: bool) -> None:
     onnx.save(proto, path)
 
 
-_CONVERTERS = {"litert": _to_litert, "onnx": _to_onnx}
+_CONVERTERS = {"litert": _to_litert, "onnx": _to_onnx, "web": _to_onnx}
 
 
 def compare(

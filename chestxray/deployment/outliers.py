@@ -13,7 +13,7 @@ SIDE = 32  # of the mean training image, in pixels
 FLAT_BELOW = 5.0  # standard deviation of grey values
 ACCEPTED = 0.9967  # share of the validation images that each of three checks accepts: 99 % together
 
-_TURNS = {
+TURNS = {
     "inverted (bright and dark exchanged)": lambda images: -images,
     "upside down": lambda images: np.rot90(images, 2, (1, 2)),
     "turned by 90° clockwise": lambda images: np.rot90(images, 1, (1, 2)),
@@ -60,7 +60,7 @@ class OutlierCheck:
         """Return the reason why each image is refused; empty if it is accepted. Arguments as in `measure`."""
         small = _standardised(images)
         likeness, turned = self._correlate(small), self._correlate_turned(small)
-        best, names = turned.max(axis=0), np.array(list(_TURNS))[turned.argmax(axis=0)]
+        best, names = turned.max(axis=0), np.array(list(TURNS))[turned.argmax(axis=0)]
         reasons = []
         for number, image in enumerate(images):
             reason = ""
@@ -81,7 +81,7 @@ class OutlierCheck:
         return (small * self.mean_image).mean(axis=(1, 2))
 
     def _correlate_turned(self, small: NDArray) -> NDArray:  # (turns, N)
-        return np.stack([self._correlate(turn(small)) for turn in _TURNS.values()])
+        return np.stack([self._correlate(turn(small)) for turn in TURNS.values()])
 
     def save(self, path: Path) -> None:
         """Write everything to one ``.npz`` file."""

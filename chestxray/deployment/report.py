@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Section = tuple[str, str, pd.DataFrame | None]  # title, text and table
 
 MOST_IMAGES = 66  # of each group
-_GROUPS = {"rule_in": "suspicious", "refer": "to be looked at", "rule_out": "unsuspicious"}
+GROUPS = {"rule_in": "suspicious", "refer": "to be looked at", "rule_out": "unsuspicious"}
 _SIDE = 224
 
 
@@ -49,7 +49,7 @@ def report_page(
         subset="test" if subset == "test" else "validation",
         rates=card["metrics"][subset][threshold_rule],
         images=_images(classifier, rows),
-        groups=_GROUPS,
+        groups=GROUPS,
         problems=[{**row, "path": printable(row["path"])} for row in problems],
     )
 
