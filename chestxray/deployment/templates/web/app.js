@@ -1,6 +1,6 @@
 // Classifies chest X-rays in the browser. Nothing is uploaded: after loading, the page forbids itself every
-// request. Steps, limits and messages are those of chestxray/data and chestxray/deployment/predict.py, and the
-// tests compare the numbers. Parts: reading files, PNG, DICOM, resizing, network, decision, page.
+// request. Steps, limits and messages are those of chestxray/data and chestxray/deployment/predict.py; the
+// tests compare the numbers. The parts: reading files, JPEG, PNG, DICOM, resizing, network, decision, page.
 import * as ort from "ort";
 
 const settings = JSON.parse(document.getElementById("settings").textContent);
@@ -22,7 +22,8 @@ const number = (value) => value.toLocaleString("en-US");
 
 /** Decode a file to {width, height, pixels (grey, 0-255), problem, outside}; an error says what is wrong. */
 async function decode(file) {
-  if (file.size > MAX_BYTES) throw new Error(`too large (${number(Math.round(file.size / 1e6))} MB, at most 200)`);
+  const megabytes = number(Math.round(file.size / 1e6));
+  if (file.size > MAX_BYTES) throw new Error(`too large (${megabytes} MB, at most ${MAX_BYTES / 1e6})`);
   const buffer = await file.arrayBuffer().catch(() => { throw new Error("cannot be opened (a folder?)"); });
   const bytes = new Uint8Array(buffer);
   if (!bytes.length) throw new Error("empty file");
@@ -35,23 +36,24 @@ async function decode(file) {
   Object.assign(unread, { "\0\0\0\x0cjP": "JPEG 2000", "\xff\x4f\xff\x51": "JPEG 2000" });
   const name = Object.keys(unread).find((start) => begins(bytes, start));
   if (!name && !begins(bytes, "ftyp", 4)) throw new Error("not an image (JPEG, PNG, BMP, WebP or DICOM)");
-  throw new Error(`a format that is not supported (${name ? unread[name] : "HEIC or AVIF"}); convert it to PNG`);
+  const format = unread[name] || "HEIC or AVIF";
+  throw new Error(`a format that is not supported (${format}); convert it to PNG`);
 }
 
 function checkSize(width, height) {
-  const size = `${width} × ${height} pixels`;
-  if (width * height > MAX_PIXELS) throw new Error(`too large (${size}, at most ${number(MAX_PIXELS)} in all)`);
+  const size = `${width} × ${height} pixels`, most = number(MAX_PIXELS);
+  if (width * height > MAX_PIXELS) throw new Error(`too large (${size}, at most ${most} in all)`);
   if (Math.min(width, height) < MIN_SIDE) throw new Error(`too small (${size}, at least ${MIN_SIDE} a side)`);
 }
 
-/** Decode with the browser's decoder. `grey` says that the file has one channel. */
+/** Decode with the browser's decoder, in parts of whole blocks. `grey` says that the file has one channel. */
 async function decodeInBrowser(bytes, type, grey = false) {
   const options = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
   const bitmap = await createImageBitmap(new Blob([bytes], { type }), options)
     .catch(() => { throw new Error("cannot be decoded (damaged image data)"); });
   const { width, height } = bitmap;
   checkSize(width, height);
-  const rows = Math.min(height, Math.max(8, 8 * Math.floor(2 ** 19 / width))); // a part at a time, whole blocks
+  const rows = Math.min(height, Math.max(8, 8 * Math.floor(2 ** 19 / width)));
   const context = new OffscreenCanvas(width, rows).getContext("2d", { willReadFrequently: true });
   const pixels = new Uint8Array(width * height);
   const colour = { sum: 0, blocks: 0 };
@@ -89,131 +91,134 @@ function toLuma(data, stride, width, height, target, colour, half = 16384) {
   }
 }
 
+// -------------------------------------------------------------------------------------------------- JPEG
+
+/** Yield the segments of a JPEG file: marker, and where its content begins and ends. */
+function* jpegSegments(bytes) {
+  const view = viewOf(bytes);
+  for (let at = 2; (at = bytes.indexOf(0xff, at)) >= 0;) { // like libjpeg, skip bytes between segments
+    const marker = view.getUint8(at + 1);
+    const isEmpty = marker < 2 || (marker >= 0xd0 && marker <= 0xd9); // it has no length
+    const end = at + 2 + (isEmpty || marker === 0xff ? 0 : view.getUint16(at + 2));
+    if (marker === 0xd9 || !(isEmpty || marker === 0xff)) yield [marker, at + 4, end];
+    at = marker === 0xff ? at + 1 : end; // 255 may be repeated before a marker
+  }
+}
+
+const isFrame = (marker) => marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker);
+
 /** Read size, depth and number of channels of a JPEG file, and whether its first scan is complete. */
 function jpegHeader(bytes) {
   const view = viewOf(bytes);
-  let at = 2, header = null;
+  let header = null, scan = 0, end = bytes.length - 2;
   try {
-    while ((at = bytes.indexOf(0xff, at)) >= 0) { // like libjpeg, skip bytes between segments
-      const marker = view.getUint8(at + 1);
-      if (marker === 0xff || marker < 2 || (marker >= 0xd0 && marker <= 0xd9)) { // fill byte, or no length
-        at += marker === 0xff ? 1 : 2;
-        continue;
+    for (const [marker, start] of jpegSegments(bytes)) {
+      if (isFrame(marker) && !header) {
+        header = { depth: bytes[start], height: view.getUint16(start + 1), width: view.getUint16(start + 3) };
+        header.channels = view.getUint8(start + 5);
       }
-      const isFrame = (marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker)) || marker === 0xf7;
-      if (isFrame && !header) {
-        header = { depth: bytes[at + 4], height: view.getUint16(at + 5), width: view.getUint16(at + 7) };
-        header.channels = view.getUint8(at + 9);
-      }
-      if (marker === 0xda) break;
-      at += 2 + view.getUint16(at + 2);
+      if (marker === 0xda) scan = start;
+      if (scan) break;
     }
-  } catch { header = null; }
+  } catch { header = null; } // it reads behind the end
   if (!header || ![1, 3, 4].includes(header.channels)) throw new Error("truncated or damaged header");
-  let end = bytes.length - 2;
-  while (end > at && !(bytes[end] === 0xff && bytes[end + 1] === 0xd9)) end--;
-  return { ...header, whole: at >= 0 && end > at };
+  while (end > scan && !(bytes[end] === 0xff && bytes[end + 1] === 0xd9)) end--;
+  if (!scan || end <= scan) throw new Error("truncated (the end of the image is missing)");
+  return header;
 }
 
 /** Decode a JPEG file, at 1/2 or 1/4 of its size if its sides remain at least twice those that are needed. */
 async function decodeJpeg(bytes, size = Infinity) {
-  const header = jpegHeader(bytes), shorter = Math.min(header.width, header.height), grey = header.channels === 1;
-  checkSize(header.width, header.height);
-  if (!header.whole) throw new Error("truncated (the end of the image is missing)");
-  const factor = [4, 2].find((scale) => Math.floor(shorter / scale) >= Math.max(2 * size, 256));
-  const reduced = factor && decodeReduced(bytes, factor);
-  if (reduced && grey) return image(reduced.width, reduced.height, reduced.pixels);
-  const decoded = await decodeInBrowser(bytes, "image/jpeg", grey);
-  return factor ? { ...decoded, ...(reduced || blockMeans(decoded, factor)) } : decoded;
+  const { width, height, channels } = jpegHeader(bytes);
+  checkSize(width, height);
+  const least = Math.max(2 * size, 256);
+  const factor = [4, 2].find((scale) => Math.floor(Math.min(width, height) / scale) >= least);
+  let reduced = null;
+  try {
+    if (factor) reduced = decodeReduced(bytes, factor);
+  } catch {} // damaged, or of an unusual kind: the browser may do better
+  if (reduced && channels === 1) return image(reduced.width, reduced.height, reduced.pixels);
+  return { ...(await decodeInBrowser(bytes, "image/jpeg", channels === 1)), ...reduced };
 }
 
-/** Shrink an image to the means of blocks: nearly what `decodeReduced` gives. */
-function blockMeans({ width, height, pixels }, factor) {
-  const columns = Math.ceil(width / factor), rows = Math.ceil(height / factor);
-  const means = new Uint8Array(columns * rows), sums = new Uint32Array(columns);
-  for (let row = 0; row < rows; row++) {
-    sums.fill(0);
-    for (let i = 0; i < factor; i++) {
-      const start = Math.min(height - 1, row * factor + i) * width; // the edge is repeated
-      for (let x = 0; x < columns * factor; x++) sums[(x / factor) | 0] += pixels[start + Math.min(x, width - 1)];
-    }
-    for (let x = 0; x < columns; x++) means[row * columns + x] = rint(sums[x] / factor ** 2);
-  }
-  return { width: columns, height: rows, pixels: means };
-}
-
-const ZIGZAG = Uint8Array.of(0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6, 7,
-  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61,
-  54, 47, 55, 62, 63);
+const ZIGZAG = Uint8Array.of(
+  0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6, 7,
+  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46,
+  53, 60, 61, 54, 47, 55, 62, 63,
+);
 
 /**
- * Decode the luma of a JPEG file at 1/2 or 1/4 of its size, bit for bit as libjpeg does in Python. Browsers cannot:
- * means of their pixels differ by 1 here and there, which moves the lung box and changes probabilities by up to 0.2.
- * Returns null for a file of an unusual kind, which the browser must decode.
+ * Decode the luma of a JPEG file at 1/2 or 1/4 of its size, bit for bit as libjpeg does it in Python.
+ *
+ * Browsers decode whole images only. Means of their pixels differ here and there by 1 from the result, which
+ * moves the lung box and changes probabilities by up to 0.2. Returns null, or throws, if only the browser can
+ * decode the file.
  */
 function decodeReduced(bytes, factor) {
   const view = viewOf(bytes), scales = [], tables = [];
-  let at = 2, frame = null, interval = 0, orientation = 1;
-  while ((at = bytes.indexOf(0xff, at)) >= 0) {
-    const marker = bytes[at + 1];
-    if (marker === 0xd9 && frame) break;
-    if (marker === 0xff || marker < 2 || (marker >= 0xd0 && marker <= 0xd9)) {
-      at += marker === 0xff ? 1 : 2;
-      continue;
+  let frame = null, interval = 0, orientation = 1;
+  for (const [marker, start, end] of jpegSegments(bytes)) {
+    let at = start;
+    if (marker === 0xd9) break;
+    if (marker === 0xe1) orientation = exifOrientation(bytes.subarray(start, end)) || orientation;
+    if (isFrame(marker)) {
+      if (marker > 0xc2) return null; // lossless, or arithmetic coding
+      frame = jpegFrame(bytes, start, marker === 0xc2);
     }
-    const end = at + 2 + view.getUint16(at + 2);
-    let place = at + 4;
-    if (marker === 0xe1) orientation = exifOrientation(bytes.subarray(place, end)) || orientation;
-    if (marker >= 0xc0 && marker <= 0xc2 && !(frame = jpegFrame(bytes, view, place, marker === 0xc2))) return null;
-    if (marker >= 0xc3 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker)) return null; // lossless, arithmetic
-    while (marker === 0xdb && place < end) { // quantisation
-      const wide = bytes[place] >> 4, scale = scales[bytes[place] & 15] = new Int32Array(64);
-      for (let i = 0; i < 64; i++) scale[ZIGZAG[i]] = wide ? view.getUint16(place + 1 + 2 * i) : bytes[place + 1 + i];
-      place += 1 + 64 * (1 + wide);
+    while (marker === 0xdb && at < end) { // quantisation
+      const wide = bytes[at] >> 4, scale = scales[bytes[at] & 15] = new Int32Array(64);
+      for (let i = 0; i < 64; i++) {
+        scale[ZIGZAG[i]] = wide ? view.getUint16(at + 1 + 2 * i) : bytes[at + 1 + i];
+      }
+      at += 1 + 64 * (1 + wide);
     }
-    while (marker === 0xc4 && place < end) { // Huffman codes: length and symbol by the next 16 bits
-      const table = tables[bytes[place]] = new Uint16Array(65536);
-      let symbol = place + 17, code = 0;
+    while (marker === 0xc4 && at < end) { // Huffman codes: length and symbol by the next 16 bits
+      const table = tables[bytes[at]] = new Uint16Array(65536);
+      let symbol = at + 17, code = 0;
       for (let length = 1; length <= 16; length++) {
-        for (let i = 0; i < bytes[place + length]; i++, symbol++) {
+        for (let i = 0; i < bytes[at + length]; i++, symbol++) {
           table.fill((length << 8) | bytes[symbol], code, code += 1 << (16 - length));
         }
       }
-      place = symbol;
+      at = symbol;
     }
-    if (marker === 0xdd) interval = view.getUint16(place);
-    at = marker === 0xda ? decodeScan(bytes, place, end, frame, tables, interval) : end;
+    if (marker === 0xdd) interval = view.getUint16(start);
+    if (marker === 0xda) decodeScan(bytes, start, end, frame, tables, interval);
   }
-  const scale = frame && scales[frame.luma.scale];
-  return scale ? turn(inverseTransform(frame, scale, factor), orientation) : null;
+  return turn(inverseTransform(frame, scales[frame.luma.scale], factor), orientation);
 }
 
 /** Read the header of a frame, and make room for the coefficients of its luma, 64 a block. */
-function jpegFrame(bytes, view, place, progressive) {
-  const channels = Array.from({ length: bytes[place + 5] }, (_, i) => {
-    const [id, sides, scale] = bytes.subarray(place + 6 + 3 * i);
+function jpegFrame(bytes, start, progressive) {
+  const view = viewOf(bytes), height = view.getUint16(start + 1), width = view.getUint16(start + 3);
+  const channels = Array.from({ length: bytes[start + 5] }, (_, i) => {
+    const [id, sides, scale] = bytes.subarray(start + 6 + 3 * i);
     return { id, across: sides >> 4, down: sides & 15, scale, last: 0 };
   });
-  const [luma] = channels, width = view.getUint16(place + 3), height = view.getUint16(place + 1);
-  if (bytes[place] !== 8 || channels.some(({ across, down }) => across > luma.across || down > luma.down)) return null;
+  const [luma] = channels;
+  const isFiner = ({ across, down }) => across > luma.across || down > luma.down;
+  if (bytes[start] !== 8 || channels.some(isFiner)) throw new Error("an unusual kind of JPEG");
   if (channels.length === 1) luma.across = luma.down = 1;
   const unitsAcross = Math.ceil(width / (8 * luma.across)), unitsDown = Math.ceil(height / (8 * luma.down));
-  const stride = unitsAcross * luma.across, coefficients = new Int16Array(64 * stride * unitsDown * luma.down);
+  const stride = unitsAcross * luma.across; // blocks in a line
+  const coefficients = new Int16Array(64 * stride * unitsDown * luma.down);
   return { progressive, channels, luma, width, height, unitsAcross, unitsDown, stride, coefficients };
 }
 
-/** Decode a scan into the coefficients of the luma, and return where it ends. */
-function decodeScan(bytes, place, start, frame, tables, interval) {
+/** Decode the scan whose header lies between two places into the coefficients of the luma. */
+function decodeScan(bytes, start, headerEnd, frame, tables, interval) {
   const { luma, coefficients } = frame, unused = new Int16Array(64);
-  const channels = Array.from({ length: bytes[place] }, (_, i) => {
-    const channel = frame.channels.find(({ id }) => id === bytes[place + 1 + 2 * i]), codes = bytes[place + 2 + 2 * i];
+  const channels = Array.from({ length: bytes[start] }, (_, i) => {
+    const [name, codes] = bytes.subarray(start + 1 + 2 * i);
+    const channel = frame.channels.find(({ id }) => id === name);
     return Object.assign(channel, { dc: tables[codes >> 4], ac: tables[16 + (codes & 15)] });
   });
-  if (!channels.includes(luma)) return start; // the search for the next marker skips its data
-  const spectrum = bytes.subarray(place + 1 + 2 * channels.length);
+  if (!channels.includes(luma)) return;
+  const spectrum = bytes.subarray(start + 1 + 2 * channels.length);
   const [first, last, precision] = frame.progressive ? spectrum : [0, 63, 0];
-  const refines = precision >> 4 > 0, unit = 1 << (precision & 15); // the first, or a further bit of the numbers
-  let end = start, data = null, at = 0, run = 0; // `at` counts bits; `run`: blocks without further values
+  const refines = precision >> 4 > 0; // it has one bit more of numbers that earlier scans began
+  const unit = 1 << (precision & 15);
+  let end = headerEnd, data = null, at = 0, run = 0; // `at` counts bits; `run`: blocks without further values
 
   function readBlock(channel, target, offset) {
     if (first === 0 && refines) target[offset] |= readBit() * unit;
@@ -280,8 +285,7 @@ function decodeScan(bytes, place, start, frame, tables, interval) {
   const units = across * (single ? Math.ceil(frame.height / 8) : frame.unitsDown);
   for (let number = 0; number < units; number++) {
     if (number === 0 || (interval && number % interval === 0)) {
-      if (number) end = bytes.indexOf(0xff, end) + 2; // behind the marker of a restart
-      [data, end] = unstuffed(bytes, end);
+      [data, end] = unstuffed(bytes, number ? end + 2 : end); // behind the marker of a restart
       at = run = 0;
       for (const channel of channels) channel.last = 0;
     }
@@ -289,13 +293,13 @@ function decodeScan(bytes, place, start, frame, tables, interval) {
     if (single) readBlock(luma, coefficients, 64 * (y * frame.stride + x));
     else for (const channel of channels) {
       for (let part = 0; part < channel.across * channel.down; part++) {
-        const column = x * luma.across + (part % luma.across), row = y * luma.down + Math.floor(part / luma.across);
+        const column = x * luma.across + (part % luma.across);
+        const row = y * luma.down + Math.floor(part / luma.across);
         if (channel === luma) readBlock(luma, coefficients, 64 * (row * frame.stride + column));
         else readBlock(channel, unused.fill(0), 0);
       }
     }
   }
-  return end;
 }
 
 /** Return the 16 bits that begin at a bit. */
@@ -308,7 +312,7 @@ function signed(word, length) {
   return value >> (length - 1) ? value : value - (1 << length) + 1;
 }
 
-/** Copy coded data up to the next marker, without the zeros behind bytes of 255. Return them and their end. */
+/** Copy coded data up to the next marker, without the zeros behind bytes of 255; return copy and end. */
 function unstuffed(bytes, start) {
   let end = start, length = 0;
   while ((end = bytes.indexOf(0xff, end)) >= 0 && bytes[end + 1] === 0) end += 2;
@@ -322,7 +326,8 @@ function unstuffed(bytes, start) {
 }
 
 function inverseTransform({ width, height, stride, coefficients }, scale, factor) {
-  const columns = Math.ceil(width / factor), rows = Math.ceil(height / factor), pixels = new Uint8Array(columns * rows);
+  const columns = Math.ceil(width / factor), rows = Math.ceil(height / factor);
+  const pixels = new Uint8Array(columns * rows);
   const block = new Int32Array(64), result = new Int32Array(16), side = 8 / factor;
   const inverse = factor === 2 ? inverse4 : inverse2;
   for (let top = 0, line = 0; top < rows; top += side, line++) {
@@ -429,9 +434,11 @@ async function decodePng(bytes) {
   const kept = channels < 3 && type !== 3 ? 1 : 3; // without alpha
   const samples = new (depth === 16 ? Uint16Array : Uint8Array)(width * height * kept);
   const pixelBits = depth * channels, step = Math.max(1, pixelBits >> 3);
-  const adam7 = [[0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2, 4], [1, 0, 2, 2], [0, 1, 1, 2]];
+  const interlaced = [ // left, top and steps of each pass
+    [0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2, 4], [1, 0, 2, 2], [0, 1, 1, 2],
+  ];
   let start = 0;
-  for (const [left, top, dx, dy] of bytes[28] ? adam7 : [[0, 0, 1, 1]]) {
+  for (const [left, top, dx, dy] of bytes[28] ? interlaced : [[0, 0, 1, 1]]) {
     const columns = Math.ceil((width - left) / dx), rows = Math.ceil((height - top) / dy);
     const length = Math.ceil((columns * pixelBits) / 8);
     let above = new Uint8Array(length);
@@ -483,8 +490,16 @@ function toGrey(values) {
   const counts = new Uint32Array(65536), table = new Uint8Array(65536);
   for (const value of values) counts[value]++;
   const [low, high] = robustRange(counts);
-  for (let value = 0; value < 65536; value++) table[value] = grey8((value - low) / Math.max(high - low, 1e-12));
-  return Uint8Array.from(values, (value) => table[value]);
+  const range = Math.max(high - low, 1e-12);
+  for (let value = 0; value < 65536; value++) table[value] = grey8((value - low) / range);
+  return translate(values, table, 0);
+}
+
+/** Look up every value in a table that begins with the entry of `lowest`. */
+function translate(values, table, lowest) {
+  const result = new Uint8Array(values.length);
+  for (let i = 0; i < values.length; i++) result[i] = table[values[i] - lowest];
+  return result;
 }
 
 const grey8 = (share) => rint(255 * clip(share, 0, 1));
@@ -496,8 +511,8 @@ function robustRange(counts) {
   for (const count of counts) sums.push(total += count);
   const ranked = (rank) => sums.findIndex((sum) => sum > rank);
   const [low, high] = [0.5, 99.5].map((percent) => {
-    const rank = (percent / 100) * (total - 1), below = ranked(Math.floor(rank)), above = ranked(Math.ceil(rank));
-    const share = rank - Math.floor(rank);
+    const rank = (percent / 100) * (total - 1), share = rank - Math.floor(rank);
+    const below = ranked(Math.floor(rank)), above = ranked(Math.ceil(rank));
     return share < 0.5 ? below + (above - below) * share : above - (above - below) * (1 - share);
   });
   return low < high ? [low, high] : [ranked(0), ranked(total - 1)];
@@ -514,7 +529,7 @@ const TAGS = {
   modalityTable: 0x00283000, voiTable: 0x00283010, descriptor: 0x00283002, entries: 0x00283006,
   pixels: 0x7fe00010,
 };
-const READABLE = ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"];
+const READABLE = ["", ".1", ".4.50", ".4.51"].map((end) => `1.2.840.10008.1.2${end}`); // plain, or JPEG
 const UNREADABLE = {
   "1.2.840.10008.1.2.2": "big-endian", "1.2.840.10008.1.2.1.99": "deflated", "1.2.840.10008.1.2.5": "RLE",
   "1.2.840.10008.1.2.4.57": "lossless JPEG", "1.2.840.10008.1.2.4.70": "lossless JPEG",
@@ -538,7 +553,8 @@ function isDicom(bytes) {
 
 /**
  * Read the elements of a little-endian data set into {tag: bytes, or a list}, and return where it ends.
- * Without `explicit` the first element behind the meta header shows whether it names types; some files say it wrongly.
+ * `explicit` says that elements name their types; else the first one behind the meta header shows it, because
+ * some files say it wrongly.
  */
 function readElements(bytes, at, end, elements, explicit = null) {
   const view = viewOf(bytes);
@@ -582,18 +598,15 @@ function readElements(bytes, at, end, elements, explicit = null) {
   return at;
 }
 
-/** Return the first value of a text in upper case; empty if it is absent. */
-function textOf(elements, name) {
+/** Return the values of a text. */
+function textsOf(elements, name) {
   const value = elements[TAGS[name]];
-  return value instanceof Uint8Array ? latin(value.subarray(0, 1024)).split("\\")[0].replace(/\0/g, "").trim().toUpperCase() : "";
+  return value instanceof Uint8Array ? latin(value.subarray(0, 1024)).replace(/\0/g, "").split("\\") : [];
 }
 
-/** Return the values of a text of decimal numbers, NaN for what is none. */
-function decimalsOf(elements, name) {
-  const value = elements[TAGS[name]];
-  if (!(value instanceof Uint8Array)) return [];
-  return latin(value.subarray(0, 1024)).replace(/\0/g, "").split("\\").map((part) => (part.trim() ? Number(part) : NaN));
-}
+const textOf = (elements, name) => (textsOf(elements, name)[0] ?? "").trim().toUpperCase();
+const toNumber = (text) => (text.trim() ? Number(text) : NaN);
+const decimalsOf = (elements, name) => textsOf(elements, name).map(toNumber);
 
 function decimalOf(elements, name, otherwise = 0) {
   const [value] = decimalsOf(elements, name);
@@ -612,24 +625,24 @@ async function decodeDicom(bytes) {
   try {
     readElements(bytes, start, bytes.length, elements);
   } catch { throw new Error("damaged, or without a tag that describes the pixels"); }
-  const modality = textOf(elements, "modality"), data = elements[TAGS.pixels];
-  if (!data) {
-    if (WITHOUT_PIXELS.includes(modality)) throw new NotAFrontalImage(`modality ${modality}, without an image`);
-    if (!(textOf(elements, "syntax") in UNREADABLE)) throw new Error("truncated, or without pixel data");
+  const modality = textOf(elements, "modality"), syntax = textOf(elements, "syntax");
+  const data = elements[TAGS.pixels];
+  if (!data && WITHOUT_PIXELS.includes(modality)) {
+    throw new NotAFrontalImage(`modality ${modality}, without an image`);
   }
+  if (!data && !(syntax in UNREADABLE)) throw new Error("truncated, or without pixel data");
   const frames = decimalOf(elements, "frames", 1);
   if (frames > 1) throw new NotAFrontalImage(`${frames} frames, not one image`);
-  const syntax = textOf(elements, "syntax");
-  if (syntax && !READABLE.includes(syntax)) {
-    const name = UNREADABLE[syntax] || "unknown";
-    throw new Error(`stored in a way that this page cannot read (${name}); convert it to PNG`);
-  }
+  const unread = (name) =>
+    new Error(`stored in a way that this page cannot read (${name}); convert it to PNG`);
+  if (syntax && !READABLE.includes(syntax)) throw unread(UNREADABLE[syntax] || "unknown");
   const [rows, columns, bits] = ["rows", "columns", "allocated"].map((name) => wordOf(elements, name));
   if (!(rows && columns && bits)) throw new Error("damaged (Rows, Columns or BitsAllocated is missing)");
   checkSize(columns, rows);
   const samples = wordOf(elements, "samples") || 1, interpretation = textOf(elements, "interpretation");
   if (bits !== 8 && bits !== 16) throw new NotAFrontalImage("not one image of at most 16 bits");
-  if (![1, 3].includes(samples) || interpretation === "PALETTE COLOR" || (samples === 3 && interpretation.startsWith("YBR") && !Array.isArray(data))) {
+  const isMixed = interpretation.startsWith("YBR") && !Array.isArray(data); // brightness and two colours
+  if (![1, 3].includes(samples) || interpretation === "PALETTE COLOR" || (samples === 3 && isMixed)) {
     throw new Error("a kind of colour image that this page cannot read");
   }
   let stored, decoded;
@@ -638,7 +651,7 @@ async function decodeDicom(bytes) {
     if (header.width !== columns || header.height !== rows) {
       throw new Error("damaged (the compressed image has another size than the header says)");
     }
-    if (header.depth !== 8) throw new Error("stored in a way that this page cannot read (JPEG of 12 bits); convert it to PNG");
+    if (header.depth !== 8) throw unread("JPEG of 12 bits");
     decoded = await decodeJpeg(encoded);
     stored = decoded.pixels;
   } else {
@@ -649,12 +662,14 @@ async function decodeDicom(bytes) {
   }
   if (samples === 3) {
     if (!decoded) decoded = fromChannels(stored, columns, rows, wordOf(elements, "planar") === 1);
-  } else decoded = { ...image(columns, rows, showStored(elements, stored, bits)) };
-  return { ...decoded, problem: decoded.problem || notFrontal(elements), outside: outsidePopulation(elements) };
+  } else decoded = image(columns, rows, showStored(elements, stored, bits));
+  const problem = decoded.problem || notFrontal(elements);
+  return { ...decoded, problem, outside: outsidePopulation(elements) };
 }
 
 function fromChannels(stored, width, height, planar) {
-  const area = width * height, values = toGrey(stored), grey = new Uint8Array(area), colour = { sum: 0, blocks: 0 };
+  const area = width * height, grey = new Uint8Array(area), colour = { sum: 0, blocks: 0 };
+  const values = toGrey(stored);
   const mixed = planar ? values.map((_, i) => values[(i % 3) * area + Math.floor(i / 3)]) : values;
   toLuma(mixed, 3, width, height, grey, colour);
   return image(width, height, grey, colour);
@@ -674,27 +689,34 @@ function showStored(elements, stored, bits) {
     if (value < lowest) lowest = value;
     if (value > highest) highest = value;
   }
-  let values = Float64Array.from({ length: highest - lowest + 1 }, (_, i) => lowest + i); // each is mapped once
+  // Each value is mapped once.
+  let values = Float64Array.from({ length: highest - lowest + 1 }, (_, i) => lowest + i);
   const modalityTable = tableOf(elements, "modalityTable"), voiTable = tableOf(elements, "voiTable");
   const slope = decimalOf(elements, "slope", 1) || 1, intercept = decimalOf(elements, "intercept");
   values = modalityTable ? lookUp(modalityTable, values) : values.map((value) => value * slope + intercept);
   let shares;
   if (voiTable) {
-    const sorted = voiTable.entries.toSorted((a, b) => a - b), rank = 0.995 * (sorted.length - 1);
-    const below = sorted[Math.floor(rank)], limit = 1.5 * (below + (sorted[Math.ceil(rank)] - below) * (rank % 1));
-    const white = sorted[sorted.length - 1], most = white <= limit || !limit ? white : limit / 1.5;
+    const sorted = voiTable.entries.toSorted(), white = sorted[sorted.length - 1]; // a typed array: by value
+    const usual = between(sorted, 0.995 * (sorted.length - 1)); // an entry far above it is none
+    const most = white <= 1.5 * usual || !usual ? white : usual;
     shares = lookUp(voiTable, values).map((value) => value / most);
   } else shares = applyWindow(elements, values) || applyRange(elements, stored, lowest, values);
-  if (textOf(elements, "interpretation") === "MONOCHROME1") shares = shares.map((share) => 1 - clip(share, 0, 1));
-  const grey = Uint8Array.from(shares, grey8);
-  return Uint8Array.from(stored, (value) => grey[value - lowest]);
+  const isInverted = textOf(elements, "interpretation") === "MONOCHROME1";
+  if (isInverted) shares = shares.map((share) => 1 - clip(share, 0, 1));
+  return translate(stored, shares.map(grey8), lowest);
+}
+
+/** Return the value at a place between two entries. */
+function between(values, place) {
+  const below = values[Math.floor(place)];
+  return below + (values[Math.ceil(place)] - below) * (place % 1);
 }
 
 /** Return the first possible lookup table of a sequence: the first mapped value and the entries. */
 function tableOf(elements, name) {
   for (const item of Array.isArray(elements[TAGS[name]]) ? elements[TAGS[name]] : []) {
     const descriptor = item[TAGS.descriptor], data = item[TAGS.entries];
-    if (!(descriptor instanceof Uint8Array) || descriptor.length < 6 || !(data instanceof Uint8Array)) continue;
+    if (!(descriptor?.length >= 6 && data instanceof Uint8Array)) continue;
     const count = wordOf(item, "descriptor") || 65536, first = viewOf(descriptor).getUint16(2, true);
     const packed = data.length === count || data.length === count + 1; // one byte for each entry
     const wide = () => new Uint16Array(data.slice(0, data.length & ~1).buffer);
@@ -719,7 +741,8 @@ function applyWindow(elements, values) {
     const width = widths[i];
     if (!Number.isFinite(centre) || !Number.isFinite(width) || width <= 0 || (width < 1 && linear)) continue;
     const shares = values.map((value) => {
-      if (voiFunction === "SIGMOID") return 1 / (1 + Math.exp(clip((-4 * (value - centre)) / width, -60, 60)));
+      const sigmoid = () => 1 / (1 + Math.exp(clip((-4 * (value - centre)) / width, -60, 60)));
+      if (voiFunction === "SIGMOID") return sigmoid();
       if (linear) return clip((value - centre + 0.5) / Math.max(width - 1, 1e-9) + 0.5, 0, 1);
       return clip((value - centre) / width + 0.5, 0, 1);
     });
@@ -740,10 +763,7 @@ function applyRange(elements, stored, lowest, values) {
     const inside = all.map((count, i) => (i + lowest < low || i + lowest > high ? count : 0));
     if (inside.some((count) => count)) counts = inside;
   }
-  const [low, high] = robustRange(counts).map((place) => {
-    const below = values[Math.floor(place)];
-    return below + (values[Math.ceil(place)] - below) * (place % 1);
-  });
+  const [low, high] = robustRange(counts).map((place) => between(values, place));
   return values.map((value) => (value - Math.min(low, high)) / Math.max(Math.abs(high - low), 1e-9));
 }
 
@@ -754,8 +774,8 @@ function notFrontal(elements) {
     const name = OTHER_MODALITIES.includes(modality) ? modality : "unknown";
     return `modality ${name}, not one of ${MODALITIES.join(", ")}`;
   }
-  const lateral = LATERAL.includes(textOf(elements, "view")) || "AP".includes(textOf(elements, "orientation")[0] || "-");
-  return lateral ? "a lateral view" : "";
+  const isLateral = LATERAL.includes(textOf(elements, "view"));
+  return isLateral || /^[AP]/.test(textOf(elements, "orientation")) ? "a lateral view" : "";
 }
 
 /** Name the properties that are known to lie outside the training population: age, view. */
@@ -805,9 +825,10 @@ function shrink({ width, height, pixels }, columns, rows) {
     for (let k = 0, start = down.source[i] * width; k < across.target.length; k++) {
       line[across.target[k]] += Math.fround(pixels[start + across.source[k]] * across.weight[k]);
     }
-    for (let column = 0; column < columns; column++) sums[column] += Math.fround(line[column] * down.weight[i]);
-    if (down.target[i] === down.target[i + 1]) continue;
-    for (let column = 0; column < columns; column++) target[down.target[i] * columns + column] = rint(sums[column]);
+    const share = down.weight[i], row = down.target[i];
+    for (let column = 0; column < columns; column++) sums[column] += Math.fround(line[column] * share);
+    if (row === down.target[i + 1]) continue;
+    for (let column = 0; column < columns; column++) target[row * columns + column] = rint(sums[column]);
     sums.fill(0);
   }
   return { width: columns, height: rows, pixels: target };
@@ -824,26 +845,23 @@ function areas(from, to) {
     for (let place = first; place < last; place++) add(place, 1);
     if (end - last > 1e-3) add(last, Math.min(end - last, 1, length));
   }
-  return { target: Int32Array.from(target), source: Int32Array.from(source), weight: Float32Array.from(weight) };
+  return { target: new Int32Array(target), source: new Int32Array(source), weight: new Float32Array(weight) };
 }
 
 /** Enlarge with cubic interpolation, as OpenCV's INTER_CUBIC does, with its weights of 11 bits. */
 function enlarge({ width, height, pixels }, columns, rows) {
   if (columns === width && rows === height) return { width, height, pixels };
   const across = cubicWeights(width, columns), down = cubicWeights(height, rows);
-  const lines = new Int32Array(columns * height), target = new Uint8ClampedArray(columns * rows);
-  for (let y = 0, to = 0; y < height; y++) {
-    for (const { first, weights } of across) {
-      lines[to++] = weights.reduce((sum, weight, i) => sum + weight * pixels[y * width + clip(first + i, 0, width - 1)], 0);
-    }
-  }
-  for (let y = 0, to = 0; y < rows; y++) {
-    const { first, weights } = down[y];
-    for (let x = 0; x < columns; x++) {
-      const sum = weights.reduce((sum, weight, i) => sum + weight * lines[clip(first + i, 0, height - 1) * columns + x], 0);
-      target[to++] = rint(sum / 2 ** 22);
-    }
-  }
+  const weighted = ({ first, weights }, most, value) =>
+    weights.reduce((sum, weight, i) => sum + weight * value(clip(first + i, 0, most)), 0);
+  const lines = Int32Array.from({ length: columns * height }, (_, i) => {
+    const start = Math.floor(i / columns) * width;
+    return weighted(across[i % columns], width - 1, (x) => pixels[start + x]);
+  });
+  const target = Uint8ClampedArray.from({ length: columns * rows }, (_, i) => {
+    const column = i % columns, weights = down[Math.floor(i / columns)];
+    return rint(weighted(weights, height - 1, (y) => lines[y * columns + column]) / 2 ** 22);
+  });
   return { width: columns, height: rows, pixels: new Uint8Array(target.buffer) };
 }
 
@@ -958,8 +976,9 @@ async function classify(file) {
     row.preview = preview(decoded);
     if (row.problem) row.status = "refused";
   } catch (error) {
+    const isNamed = error instanceof NotAFrontalImage || error.constructor === Error;
     row.status = error instanceof NotAFrontalImage ? "refused" : "unreadable";
-    row.problem = error.message;
+    row.problem = isNamed ? error.message : "damaged"; // a damaged file can fail in any way
   }
   return row;
 }
@@ -988,8 +1007,8 @@ function csv(rows, rule) {
   const lines = [["path", "status", "probability", "decision", "problem", "outside", "logit", ...names]];
   for (const row of rows) {
     const { decision } = decide(row, rule), probability = row.status === "ok" ? row.probability : "";
-    const measures = names.map((name) => row.measures?.[name] ?? "");
-    lines.push([row.path, row.status, probability, decision, row.problem, row.outside, row.logit ?? "", ...measures]);
+    const line = [row.path, row.status, probability, decision, row.problem, row.outside, row.logit ?? ""];
+    lines.push([...line, ...names.map((name) => row.measures?.[name] ?? "")]);
   }
   const quoted = (value) => (/[",\r\n]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : value);
   return lines.map((line) => line.map(quoted).join(",") + "\r\n").join("");
@@ -998,11 +1017,12 @@ function csv(rows, rule) {
 // ------------------------------------------------------------------------------------------------- page
 
 const byId = (id) => document.getElementById(id);
-const [body, rule, opacity, viewer] = ["rows", "rule", "opacity", "viewer"].map(byId);
+const [body, rule, viewer] = ["rows", "rule", "viewer"].map(byId);
 const INFERNO = [[0, 0, 4], [22, 11, 57], [66, 10, 104], [106, 23, 110], [147, 38, 103], [188, 55, 84],
   [221, 81, 58], [243, 120, 25], [252, 165, 10], [246, 215, 70], [252, 255, 164]];
+const STATUSES = ["ok", "refused", "unreadable"];
 const rows = [], waiting = [];
-let shown = null, running = false;
+let shown = null, running = true, removals = 0; // it runs from the end of loading
 
 function element(name, properties = {}, ...children) {
   const node = Object.assign(document.createElement(name), properties);
@@ -1012,8 +1032,8 @@ function element(name, properties = {}, ...children) {
 
 function grayCanvas({ width, height, pixels }) {
   const canvas = element("canvas", { width, height }), context = canvas.getContext("2d");
-  const colours = context.createImageData(width, height);
-  pixels.forEach((value, i) => colours.data.set([value, value, value, 255], 4 * i));
+  const colours = context.createImageData(width, height), words = new Uint32Array(colours.data.buffer);
+  for (let i = 0; i < pixels.length; i++) words[i] = 0xff000000 | (pixels[i] * 0x010101); // opaque
   context.putImageData(colours, 0, 0);
   return canvas;
 }
@@ -1021,10 +1041,11 @@ function grayCanvas({ width, height, pixels }) {
 /** Image with its map, one canvas over the other; the browser enlarges the map smoothly. */
 function framed(row, decoded) {
   const frame = element("span", { className: "frame" }, grayCanvas(decoded));
-  if (row.map) {
+  if (row.map && row.status === "ok") {
     const [left, top, right, bottom] = row.window.map((edge) => `${100 * edge}%`);
     const canvas = element("canvas", { className: "map", width: row.map.columns, height: row.map.rows });
-    Object.assign(canvas.style, { left, top, width: `calc(${right} - ${left})`, height: `calc(${bottom} - ${top})` });
+    const sides = { width: `calc(${right} - ${left})`, height: `calc(${bottom} - ${top})` };
+    Object.assign(canvas.style, { left, top, ...sides });
     frame.append(canvas);
     paintMap(row, canvas);
   }
@@ -1033,10 +1054,12 @@ function framed(row, decoded) {
 
 /** Colour a map on one scale for all images of the table; it is transparent where it is 0. */
 function paintMap(row, canvas) {
-  const strongest = Math.max(1e-9, ...rows.map((other) => (other.status === "ok" ? other.peak : 0)), row.peak);
+  const peaks = rows.map((other) => (other.status === "ok" ? other.peak : 0));
+  const strongest = Math.max(1e-9, row.peak, ...peaks);
   const context = canvas.getContext("2d"), colours = context.createImageData(canvas.width, canvas.height);
   row.map.values.forEach((value, i) => {
-    const place = (value / strongest) * (INFERNO.length - 1), from = Math.min(INFERNO.length - 2, Math.floor(place));
+    const place = (value / strongest) * (INFERNO.length - 1);
+    const from = Math.min(INFERNO.length - 2, Math.floor(place));
     const mixed = INFERNO[from].map((low, c) => low + (INFERNO[from + 1][c] - low) * (place - from));
     colours.data.set([...mixed, 255 * Math.sqrt(value / strongest)], 4 * i);
   });
@@ -1046,8 +1069,9 @@ function paintMap(row, canvas) {
 /** Make the line of an image in the table. */
 function makeLine(row) {
   row.peak = row.map ? Math.max(...row.map.values) : 0;
-  row.result = element("td");
-  row.line = element("tr", {}, element("td"), element("th", { scope: "row", textContent: row.path }), row.result);
+  row.result = element("td", { role: "cell" }); // roles, because narrow pages lay tables out in another way
+  const name = element("th", { scope: "row", role: "rowheader", textContent: row.path });
+  row.line = element("tr", { role: "row" }, element("td", { role: "cell" }), name, row.result);
   if (row.preview) {
     const button = element("button", { type: "button", className: "open", ariaLabel: `Enlarge ${row.path}` });
     button.append(framed(row, row.preview));
@@ -1064,26 +1088,30 @@ function describe(row, place) {
     bar.ariaLabel = `probability ${row.probability.toFixed(3)}, threshold ${threshold.toFixed(3)}`;
     bar.style.setProperty("--probability", row.probability);
     bar.style.setProperty("--threshold", threshold);
-    place.replaceChildren(element("strong", { textContent: row.probability.toFixed(3) }), ` ${decision}, ${settings.groups[group]}`, bar);
+    const probability = element("strong", { textContent: row.probability.toFixed(3) });
+    place.replaceChildren(probability, ` ${decision}, ${settings.groups[group]}`, bar);
     place.dataset.decision = decision === settings.classes[1] ? "positive" : "negative";
   } else {
     place.replaceChildren(element("strong", { textContent: row.status }), ` ${row.problem}`);
     place.dataset.decision = row.status;
   }
-  if (row.outside) place.append(element("span", { className: "hint", textContent: `Outside the training population: ${row.outside}.` }));
+  const outside = `Outside the training population: ${row.outside.replace(" ", ", ")}.`;
+  if (row.outside) place.append(element("span", { className: "hint", textContent: outside }));
 }
 
 /** Sort and write the table: most suspicious first, then refused and unreadable images. */
 function render() {
-  const order = ["ok", "refused", "unreadable"];
-  const rank = (row) => [order.indexOf(row.status), -(row.probability ?? 0)];
-  rows.sort((a, b) => rank(a)[0] - rank(b)[0] || (a.status === "ok" ? rank(a)[1] - rank(b)[1] : 0));
+  const rank = (row) => (row.status === "ok" ? -row.probability : STATUSES.indexOf(row.status));
+  rows.sort((a, b) => rank(a) - rank(b));
   for (const row of rows) {
     describe(row, row.result);
     const map = row.line.querySelector(".map");
     if (map) paintMap(row, map);
   }
-  body.replaceChildren(...rows.map((row) => row.line));
+  for (const [i, { line }] of rows.entries()) { // a line that stays where it is keeps the focus
+    if (body.children[i] !== line) body.insertBefore(line, body.children[i]);
+  }
+  while (body.children.length > rows.length) body.lastChild.remove();
   byId("results").hidden = !rows.length;
   if (shown) describe(shown, byId("viewer-text"));
 }
@@ -1096,23 +1124,39 @@ function say(text, isError = false) {
 /** Classify files one after the other; more may be added meanwhile. */
 async function add(files) {
   waiting.push(...files);
-  if (running) return;
+  if (running || !waiting.length) return;
   running = true;
   let done = 0, rendered = 0;
   while (waiting.length) {
-    const row = await classify(waiting.shift());
+    const before = removals, row = await classify(waiting.shift());
+    if (before !== removals) continue;
     makeLine(row);
     rows.push(row);
-    say(`${++done} of ${done + waiting.length} images done`);
+    done++;
     if (performance.now() - rendered > 500 || !waiting.length) {
       render();
+      say(`${done} of ${done + waiting.length} images done`);
       rendered = performance.now();
       await new Promise((resume) => setTimeout(resume)); // let the browser paint
     }
   }
   running = false;
-  const count = (status) => rows.filter((row) => row.status === status).length;
-  say(`${rows.length} images: ${count("ok")} classified, ${count("refused")} refused, ${count("unreadable")} unreadable.`);
+  summarise();
+}
+
+function summarise() {
+  const count = (name) => rows.filter(({ status }) => status === name).length;
+  const [ok, refused, unreadable] = STATUSES.map(count);
+  const text = `${rows.length} images: ${ok} classified, ${refused} refused, ${unreadable} unreadable.`;
+  say(rows.length ? text : "Ready.");
+}
+
+function removeAll() {
+  rows.length = waiting.length = 0;
+  removals++;
+  byId("files").value = "";
+  render();
+  summarise();
 }
 
 /** Show an image in full resolution; its file is read again. */
@@ -1142,21 +1186,26 @@ function download() {
   setTimeout(() => URL.revokeObjectURL(url), 60000);
 }
 
-function listen(samples) {
-  byId("files").addEventListener("change", (event) => { add(event.target.files); });
-  byId("samples").addEventListener("click", () => add(samples));
+function listen() {
+  byId("files").addEventListener("change", (event) => add(event.target.files));
   byId("download").addEventListener("click", download);
-  byId("clear").addEventListener("click", () => { rows.length = waiting.length = 0; render(); say("Ready."); });
+  byId("clear").addEventListener("click", removeAll);
   rule.addEventListener("change", render);
-  for (const slider of document.querySelectorAll(".opacity")) slider.addEventListener("input", () => setOpacity(slider.value));
-  for (const [id, step] of [["previous", -1], ["next", 1]]) byId(id).addEventListener("click", () => enlargeNext(step));
+  for (const slider of document.querySelectorAll(".opacity")) {
+    slider.addEventListener("input", () => setOpacity(slider.value));
+  }
+  byId("previous").addEventListener("click", () => enlargeNext(-1));
+  byId("next").addEventListener("click", () => enlargeNext(1));
   byId("close").addEventListener("click", () => viewer.close());
   viewer.addEventListener("close", () => { shown = null; });
   viewer.addEventListener("keydown", (event) => {
-    if (event.target.type !== "range" && event.key === "ArrowLeft") enlargeNext(-1);
-    if (event.target.type !== "range" && event.key === "ArrowRight") enlargeNext(1);
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (step && event.target.type !== "range") enlargeNext(step);
   });
-  document.addEventListener("dragover", (event) => { event.preventDefault(); byId("drop").classList.add("over"); });
+  document.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    byId("drop").classList.add("over");
+  });
   document.addEventListener("dragleave", () => byId("drop").classList.remove("over"));
   document.addEventListener("drop", (event) => {
     event.preventDefault();
@@ -1167,19 +1216,22 @@ function listen(samples) {
 
 /** From here on the browser refuses every request of this page, whatever the script would do. */
 function forbidRequests() {
-  const policy = element("meta", { httpEquiv: "Content-Security-Policy", content: "default-src 'none'; style-src 'self'" });
-  document.head.append(policy);
+  const content = "default-src 'none'; style-src 'self'";
+  document.head.append(element("meta", { httpEquiv: "Content-Security-Policy", content }));
 }
 
+listen();
 try {
   await start();
   const samples = await Promise.all(settings.samples.map(async (name) => new File([await load(name)], name)));
+  byId("samples").addEventListener("click", () => add(samples));
   forbidRequests();
-  listen(samples);
   for (const control of document.querySelectorAll("[disabled]")) control.disabled = false;
   say("Ready.");
+  running = false;
+  add([]); // files that were dropped meanwhile
 } catch (error) {
   say(`This page cannot be used: ${error.message}.`, true);
 }
 
-export { classify, crop, decide, decode, enlarge, fit, rows, settings, shrink };
+export { classify, decode, enlarge, rows, shrink }; // for the tests
