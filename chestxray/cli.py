@@ -149,7 +149,7 @@ _parameters = click.option(
     metavar="NAME VALUE",
     help="Set a parameter in every notebook that has it.",
 )
-_runtime = _path_option("--runtime", help="Folder dist of the npm package onnxruntime-web. [default: link it]")
+_runtime = _path_option("--runtime", help="Folder dist of npm's onnxruntime-web. [default: linked]")
 _html = _path_option("--html", "page", help="Write the report as a page, too.")
 _backend = click.option("--backend", metavar="NAME", help="joblib backend: loky, dask, …")
 
@@ -492,6 +492,7 @@ def demo(model: Path | None, runtime: Path | None, port: int, no_open: bool) -> 
 
     MODEL is a saved model, or a page from `chestxray export --format web`. [default: the best compact one]
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import webbrowser
 
     from chestxray.deployment.web import demo_folder, page_server, recommended_model

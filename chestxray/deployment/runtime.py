@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from chestxray.parallel import native_messages_to
 
-MODEL_FILES = {"litert": "model.tflite", "onnx": "model.onnx", "web": "model.onnx"}  # names of exported files, by format
+# Names of exported files, by format.
+MODEL_FILES = {"litert": "model.tflite", "onnx": "model.onnx", "web": "model.onnx"}
 
 
 class Runtime:

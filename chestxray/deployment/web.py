@@ -1,4 +1,4 @@
-"""Page of a saved classifier that works in the browser: static files for any host, and a server for a demo."""
+"""Page of a saved classifier that works in the browser: static files, and a server for a demo."""
 
 import base64
 import functools
@@ -82,8 +82,8 @@ def export_page(
     Args:
         folder, output, data, options: See :func:`chestxray.deployment.export.export_model`. Without ``data``
             the two networks are compared on phantoms; calibration and thresholds stay.
-        runtime: Folder ``dist`` of the npm package :data:`RUNTIME`, to copy its two files. Without it they are
-            linked, with their hashes, and the page needs the internet while it loads.
+        runtime: Folder ``dist`` of the npm package :data:`RUNTIME`, to copy its two files. Without it they
+            are linked, with their hashes, and the page needs the internet while it loads.
 
     Returns the comparison. Raises ValueError for another version of the runtime, and as `export_model` does.
     """
@@ -115,7 +115,9 @@ def _write_page(folder: Path, classifier: Classifier, runtime: Path | None) -> N
         encoded = cv2.imencode(".jpeg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
         (folder / name).write_bytes(encoded)
     loaded = [folder / name for name in samples] + sorted(folder.glob("*.onnx"))
-    files = {path.name: {"url": path.name, "integrity": _hash("sha384", path.read_bytes())} for path in loaded}
+    files = {
+        path.name: {"url": path.name, "integrity": _hash("sha384", path.read_bytes())} for path in loaded
+    }
     base = "./" if runtime else _RUNTIME_URL
     files[_MACHINE] = {"url": base + _MACHINE, "integrity": _RUNTIME_FILES[_MACHINE]}
     loader = base + _LOADER

@@ -12,11 +12,11 @@ import tempfile
 import time
 
 PATH = shutil.which("chromium") or shutil.which("chromium-browser")
-_KEYS = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowLeft": 37, "ArrowRight": 39, "Space": 32}
+_KEYS = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowLeft": 37, "ArrowRight": 39, "ArrowDown": 40, "Space": 32}
 
 
 class Browser:
-    """One tab. ``requests`` has the addresses that the page asked for, ``errors`` what its console reported."""
+    """One tab: ``requests`` has the addresses that it asked for, ``errors`` what its console reported."""
 
     def __init__(self, command=(PATH,)):
         self.requests, self.errors, self._answers, self._numbers = [], [], {}, itertools.count(1)
@@ -26,7 +26,9 @@ class Browser:
         options += [f"--user-data-dir={self._folder}", "about:blank"]
         script = f'exec "$@" 3<&{read} 4>&{write}'  # the protocol's fixed descriptors
         self._process = subprocess.Popen(
-            ["bash", "-c", script, "bash", *command, *options], pass_fds=(read, write), stderr=subprocess.DEVNULL
+            ["bash", "-c", script, "bash", *command, *options],
+            pass_fds=(read, write),
+            stderr=subprocess.DEVNULL,
         )
         os.close(read)
         os.close(write)
@@ -85,7 +87,7 @@ class Browser:
         self.call("Page.navigate", url=url)
 
     def evaluate(self, expression, seconds=120):
-        """Return the value of a JavaScript expression, after its promise; an exception raises RuntimeError."""
+        """Return the value of a JavaScript expression or promise; an exception raises RuntimeError."""
         options = {"awaitPromise": True, "returnByValue": True, "userGesture": True}
         result = self.call("Runtime.evaluate", seconds, expression=expression, **options)
         if "exceptionDetails" in result:
@@ -108,12 +110,12 @@ class Browser:
         """Click into the middle of an element with the mouse."""
         query = f"document.querySelector({json.dumps(selector)})"
         self.evaluate(f"{query}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
-        x, y = self.evaluate(
-            f"(() => {{ const r = {query}.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2] }})()"
+        left, top, width, height = self.evaluate(
+            f"(box => [box.x, box.y, box.width, box.height])({query}.getBoundingClientRect())"
         )
         for kind in ("mousePressed", "mouseReleased"):
-            options = {"button": "left", "clickCount": 1}
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **options)
+            middle = {"x": left + width / 2, "y": top + height / 2}
+            self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **middle)
 
     def press(self, key):
         """Press a key on what has the focus."""

@@ -20,8 +20,11 @@ const number = (value) => value.toLocaleString("en-US");
 
 // ---------------------------------------------------------------------------------------- reading files
 
-/** Decode a file to {width, height, pixels (grey, 0-255), problem, outside}; an error says what is wrong. */
-async function decode(file) {
+/**
+ * Decode a file to {width, height, pixels (grey, 0-255), problem, outside}; an error says what is wrong.
+ * `size` is the side to which the image will be resized: a large JPEG file is then decoded at a part of its size.
+ */
+async function decode(file, size = settings.image.size) {
   const megabytes = number(Math.round(file.size / 1e6));
   if (file.size > MAX_BYTES) throw new Error(`too large (${megabytes} MB, at most ${MAX_BYTES / 1e6})`);
   const buffer = await file.arrayBuffer().catch(() => { throw new Error("cannot be opened (a folder?)"); });
@@ -29,7 +32,7 @@ async function decode(file) {
   if (!bytes.length) throw new Error("empty file");
   if (isDicom(bytes)) return decodeDicom(bytes);
   if (begins(bytes, "\x89PNG\r\n\x1a\n")) return decodePng(bytes);
-  if (begins(bytes, "\xff\xd8")) return decodeJpeg(bytes, settings.image.size);
+  if (begins(bytes, "\xff\xd8")) return decodeJpeg(bytes, size);
   if (begins(bytes, "BM")) return decodeInBrowser(bytes, "image/bmp");
   if (begins(bytes, "RIFF") && begins(bytes, "WEBP", 8)) return decodeInBrowser(bytes, "image/webp");
   const unread = { "GIF8": "GIF", "%PDF": "PDF", "\x1f\x8b": "gzip", "II*\0": "TIFF", "MM\0*": "TIFF" };
@@ -1166,7 +1169,7 @@ async function enlargeRow(row) {
   describe(row, byId("viewer-text"));
   byId("viewer-image").replaceChildren(framed(row, row.preview));
   if (!viewer.open) viewer.showModal();
-  const decoded = await decode(row.file).catch(() => null); // a file may have been removed meanwhile
+  const decoded = await decode(row.file, Infinity).catch(() => null); // it may have been removed
   if (decoded && shown === row) byId("viewer-image").replaceChildren(framed(row, decoded));
 }
 
@@ -1228,6 +1231,7 @@ try {
   forbidRequests();
   for (const control of document.querySelectorAll("[disabled]")) control.disabled = false;
   say("Ready.");
+  performance.mark("ready");
   running = false;
   add([]); // files that were dropped meanwhile
 } catch (error) {
