@@ -6,7 +6,8 @@ Measured are the seconds until the page is ready (from the address to enabled bu
 browser, from a server on the same machine) and the milliseconds of an image from its file to score and map,
 for phantoms of 224 px and for originals (by default phantoms enlarged to 1,300 px). The network runs at its
 own size and, with the same weights, at 224 px. Each number is the median of the rounds and the least one:
-another program that needs the core only makes a round slower. Writes results/benchmarks/web.json.
+another program that needs the core only makes a round slower. The answers are compared with those of Python.
+Writes results/benchmarks/web.json.
 """
 
 import argparse
@@ -25,7 +26,9 @@ import numpy as np
 from predict import files_of, make_files
 
 from chestxray import load_classifier
+from chestxray.data.images import fit
 from chestxray.deployment.classifier import write_card
+from chestxray.deployment.predict import decode_file, judge
 from chestxray.deployment.web import RUNTIME, export_page, page_server
 from chestxray.files import project_path, write_json
 from chestxray.results import versions
@@ -48,6 +51,10 @@ MEASURE = """(async () => {{
 }})()"""
 
 
+ANSWERS = """import('./app.js').then(page => page.rows.map(
+  ({path, status, probability, map}) => ({path, status, probability, map: [...map.values]})))"""
+
+
 def at_size(model: Path, size: int, folder: Path) -> Path:
     """Write a copy of a compact model whose network has another input; only its speed is of use."""
     original = load_classifier(model)
@@ -57,6 +64,28 @@ def at_size(model: Path, size: int, folder: Path) -> Path:
     card = original.card | {"image": original.card["image"] | {"size": size}}
     write_card(folder, replace(original, model=network, card=card))
     return folder
+
+
+def parity(page: Path, rows: list[dict], paths: list[str]) -> dict[str, float]:
+    """Compare the answers of a page with those of the same network in Python."""
+    classifier, found = load_classifier(page), {row["path"]: row for row in rows}
+    differences, changed, correlations = [], 0, []
+    for path in paths:
+        [row], page_row = judge(classifier, [Path(path)], "youden", accept_all=True), found[Path(path).name]
+        differences.append(abs(row["probability"] - page_row["probability"]))
+        [answer] = judge(classifier, [Path(path)], "youden")
+        positive = page_row["probability"] >= classifier.threshold("youden")
+        same = answer["status"] == page_row["status"] and (
+            row["decision"] == classifier.card["classes"][positive]
+        )
+        changed += not same
+        settings = classifier.image_settings
+        pixels = fit(decode_file(Path(path), size=settings.size).pixels, settings)
+        expected = classifier.score(pixels, with_maps=True).maps.ravel()
+        if np.ptp(expected) > 0:
+            correlations.append(np.corrcoef(expected, page_row["map"])[0, 1])
+    compared = {"images": len(paths), "most_probability_difference": max(differences)}
+    return compared | {"answers_changed": changed, "least_map_correlation": float(min(correlations))}
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -110,8 +139,10 @@ def main() -> None:
                 browser.wait("document.getElementById('status').textContent.includes('classified')", 600)
                 shown = 1e3 * (time.perf_counter() - start) / len(paths)
                 rounds = np.array(browser.evaluate(MEASURE.format(rounds=given.rounds), 600))
+                answers = browser.evaluate(ANSWERS)
                 times = {"median": float(np.median(rounds)), "least": float(rounds.min(axis=1).mean())}
                 row[name] = {"milliseconds": times, "milliseconds_with_table": shown}
+                row[name]["parity"] = parity(page, answers, paths)
                 browser.click("#clear")
             browser.close()
             server.shutdown()

@@ -500,6 +500,7 @@ def demo(model: Path | None, runtime: Path | None, port: int, no_open: bool) -> 
     if model is None:
         model, reason = recommended_model()
         click.echo(f"{model.name}: {reason}")
+    click.echo(f"page of {model} (when it is new: a minute)")
     folder = model if (model / "index.html").is_file() else demo_folder(model, runtime)
     server = page_server(folder, port)
     address = f"http://127.0.0.1:{server.server_port}/"

@@ -47,7 +47,8 @@ def export_model(
     Args:
         folder: Folder with ``model.keras``.
         output: Folder of the exported classifier; an earlier one is replaced.
-        format: Key of :data:`chestxray.deployment.runtime.MODEL_FILES`.
+        format: Key of :data:`chestxray.deployment.runtime.MODEL_FILES`; for ``web`` see
+            :func:`chestxray.deployment.web.export_page`.
         data: The images that the model was trained on. For a model of phantoms any phantoms will do;
             calibration and thresholds then stay.
         float16: Store weights in half precision: half the size, slightly different logits.

@@ -1,7 +1,9 @@
 """The page of a classifier: its files, and in headless Chromium what a person sees, clicks and gets."""
 
 import base64
+import functools
 import hashlib
+import http.server
 import io
 import json
 import re
@@ -695,6 +697,48 @@ def test_files_are_dropped_200_at_once(addresses, browser, tmp_path):
     browser.wait(DONE, 120)
     assert browser.text("#status").startswith("200 images: 200 classified")
     assert browser.evaluate("document.querySelectorAll('#rows tr').length") == 200
+
+
+class Elsewhere(http.server.SimpleHTTPRequestHandler):
+    """Another host, which lets pages of any origin load its files."""
+
+    def end_headers(self):
+        self.send_header("Access-Control-Allow-Origin", "*")
+        super().end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.slow
+def test_a_linked_runtime_is_loaded_if_it_is_the_pinned_one(runtime, pages, browser, tmp_path, monkeypatch):
+    shutil.copytree(runtime, tmp_path / "dist")
+    elsewhere = functools.partial(Elsewhere, directory=tmp_path / "dist")
+    servers = [
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), elsewhere),
+        web.page_server(tmp_path / "page"),
+    ]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(web, "_RUNTIME_URL", f"http://127.0.0.1:{servers[0].server_port}/")
+    shutil.copytree(pages[MODELS[0]], tmp_path / "page", ignore=shutil.ignore_patterns("ort*"))
+    web._write_page(tmp_path / "page", load_classifier(tmp_path / "page"), None)
+    address = f"http://127.0.0.1:{servers[1].server_port}/"
+    ready(browser, address)
+    assert sum(request.startswith(web._RUNTIME_URL) for request in browser.requests) == 2
+    for name, named in (
+        ("ort-wasm-simd-threaded.wasm",) * 2,
+        ("ort.wasm.bundle.min.mjs", "ONNX Runtime Web"),
+    ):
+        with open(tmp_path / "dist" / name, "ab") as file:
+            file.write(b" ")
+        browser.call("Network.clearBrowserCache")
+        browser.open(address)
+        browser.wait("document.querySelector('#status.error')")
+        assert f"This page cannot be used: {named} is missing, or is not the file" in browser.text("#status")
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 // Classifies chest X-rays in the browser. Nothing is uploaded: after loading, the page forbids itself every
 // request. Steps, limits and messages are those of chestxray/data and chestxray/deployment/predict.py; the
 // tests compare the numbers. The parts: reading files, JPEG, PNG, DICOM, resizing, network, decision, page.
-import * as ort from "ort";
 
 const settings = JSON.parse(document.getElementById("settings").textContent);
 const MAX_BYTES = 200e6, MAX_PIXELS = 64e6, MIN_SIDE = 16, COLOUR_ABOVE = 8, FLAT_BELOW = 5;
@@ -894,12 +893,14 @@ function fit(decoded, window) {
 
 // ---------------------------------------------------------------------------------------------- network
 
-let network, lungNetwork;
+let ort, network, lungNetwork;
+
+const missing = (name) => new Error(`${name} is missing, or is not the file that this page was made with`);
 
 async function load(name) {
   const { url, integrity } = settings.files[name];
   const response = await fetch(url, { integrity }).catch(() => null);
-  if (!response?.ok) throw new Error(`${name} is missing, or is not the file that this page was made with`);
+  if (!response?.ok) throw missing(name);
   return response.arrayBuffer();
 }
 
@@ -911,6 +912,7 @@ async function openNetwork(name) {
 
 /** Load runtime and networks, and compare the result of a drawn image with that of the card. */
 async function start() {
+  ort = await import("ort").catch(() => { throw missing("ONNX Runtime Web"); });
   ort.env.wasm.numThreads = 1; // static hosts do not send the headers that threads need
   ort.env.wasm.wasmBinary = await load("ort-wasm-simd-threaded.wasm");
   network = await openNetwork("model.onnx");
