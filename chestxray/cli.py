@@ -126,6 +126,7 @@ _classes = click.option(
 _parameters = click.option(
     "-p", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a notebook parameter."
 )
+_runtime = _path_option("--runtime", help="Folder dist of npm's onnxruntime-web. [default: linked]")
 _html = _path_option("--html", "page", help="Also write the report as an HTML page.")
 _backend = click.option("--backend", metavar="NAME", help="joblib backend: loky, dask, …")
 
@@ -370,19 +371,27 @@ def predict(
 
 @command
 @click.argument("model", type=_PATH)
-@click.option("--format", "format_", type=click.Choice(["litert", "onnx"]), required=True)
+@click.option("--format", "format_", type=click.Choice(["litert", "onnx", "web"]), required=True)
 @click.option("--float16", is_flag=True, help="Store the weights in half precision, which halves the file.")
 @click.option(
     "--data-dir", help="Training data of MODEL. [default: CHESTXRAY_DATA, or Kaggle's input folder]"
 )
 @_path_option("--output", help="Folder of the exported model. [default: MODEL-FORMAT]")
 @click.option("--force", is_flag=True, help="Keep an exported model that fails the comparison.")
+@_runtime
 def export(
-    model: Path, format_: str, float16: bool, data_dir: str | None, output: Path | None, force: bool
+    model: Path,
+    format_: str,
+    float16: bool,
+    data_dir: str | None,
+    output: Path | None,
+    force: bool,
+    runtime: Path | None,
 ) -> None:
-    """Export a saved MODEL to a file that runs without TensorFlow.
+    """Export a saved MODEL to a file that runs without TensorFlow, or to a page for the browser.
 
-    Both models score the validation images. An exported model whose decisions differ is removed.
+    Both models score the validation images (a page without --data-dir: phantoms). An exported model whose
+    decisions differ is removed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from chestxray.data.dataset import load_data
@@ -392,17 +401,51 @@ def export(
 
     with without_native_messages():
         from chestxray.deployment.export import export_model
+        from chestxray.deployment.web import export_page
 
-    card = read_card(model)
-    split = card["training_data"]["split_rule"], card["training_data"]["split_seed"]
-    data = load_data(data_dir, *split, ImageSettings(**card["image"]), tuple(card["classes"]))
+    card, data = read_card(model), None
+    if data_dir or format_ != "web":
+        split = card["training_data"]["split_rule"], card["training_data"]["split_seed"]
+        data = load_data(data_dir, *split, ImageSettings(**card["image"]), tuple(card["classes"]))
     output = output or model.with_name(f"{model.name}-{format_}{'-float16' if float16 else ''}")
-    parity = export_model(model, output, format_, data=data, float16=float16, force=force)
+    options = {"data": data, "float16": float16, "force": force}
+    if format_ == "web":
+        parity = export_page(model, output, runtime=runtime, **options)
+    else:
+        parity = export_model(model, output, format_, **options)
     click.echo(
         f"wrote {output}: on {parity['images']} images logits differ by up to "
         f"{parity['logit_difference']:.2g}, {parity['decisions_changed']:.2%} of the decisions and "
         f"{parity['refusals_changed']:.2%} of the refusals change"
     )
+
+
+@command
+@click.argument("model", type=_PATH, required=False)
+@_runtime
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="[default: any that is free]")
+@click.option("--no-open", is_flag=True, help="Do not open a browser.")
+def demo(model: Path | None, runtime: Path | None, port: int, no_open: bool) -> None:
+    """Classify images in the browser, on this machine: serve the page of MODEL and open it.
+
+    MODEL is a saved model, or a page from `chestxray export --format web`. [default: the best compact one]
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import webbrowser
+
+    from chestxray.deployment.web import demo_folder, page_server, recommended_model
+
+    if model is None:
+        model, reason = recommended_model()
+        click.echo(f"{model.name}: {reason}")
+    click.echo(f"page of {model} (when it is new: a minute)")
+    folder = model if (model / "index.html").is_file() else demo_folder(model, runtime)
+    server = page_server(folder, port)
+    address = f"http://127.0.0.1:{server.server_port}/"
+    click.echo(f"{address} (Ctrl-C ends it)")
+    if not no_open:
+        webbrowser.open(address)
+    server.serve_forever()
 
 
 @command

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-CACHES = ("features", "files", "medmnist", "phantoms", "pixels", "teachers")  # can be computed again
+CACHES = ("features", "files", "medmnist", "phantoms", "pixels", "teachers", "web")  # can be computed again
 _NO_LOCKS = (OSError, NotImplementedError)  # raised if the file system has no locks
 
 

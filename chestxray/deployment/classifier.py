@@ -50,7 +50,8 @@ SYNTHETIC_LIMITS = (LIMITS[0], "Trained on synthetic images: for tests of the so
 POPULATIONS = {"kermany": {"ages": [1, 6], "views": ["AP"]}}
 """Populations by name: range of ages in years, without the second, and views as named in DICOM files."""
 
-MODEL_FILES = {"litert": "model.tflite", "onnx": "model.onnx"}  # names of exported files, by format
+# Names of exported files, by format.
+MODEL_FILES = {"litert": "model.tflite", "onnx": "model.onnx", "web": "model.onnx"}
 _LOGIT_TOLERANCE = 0.01  # of the self-test
 _MOST_FULL_PRECISION = 5_000_000  # parameters; larger networks are stored in half precision
 

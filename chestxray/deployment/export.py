@@ -21,6 +21,7 @@ from chestxray.deployment.classifier import (
     load_classifier,
     write_card,
 )
+from chestxray.deployment.web import page_network
 from chestxray.evaluation.thresholds import fit_decisions
 from chestxray.files import read_json, whole_folder
 
@@ -47,7 +48,7 @@ def export_model(
     Args:
         folder: Folder with ``model.keras``.
         output: Folder of the exported classifier; an earlier export is replaced.
-        format: ``litert`` or ``onnx``.
+        format: ``litert``, ``onnx``, or ``web`` (:func:`chestxray.deployment.web.export_page`).
         data: Data of the training: calibration and thresholds are fitted again to the new logits. For a model
             of phantoms it may be other phantoms; then they stay.
         float16: Store weights in half precision: half the size, slightly different logits.
@@ -66,7 +67,7 @@ def export_model(
         raise ValueError(f"the output exists and is no exported model. Received: output={str(output)!r}")
     trained_on = original.card["training_data"]
     same_split = data.split_hash == trained_on["split_hash"]
-    if not same_split and not (data.synthetic and trained_on["name"] == data.name):
+    if not same_split and not (data.synthetic and (trained_on["name"] == data.name or format == "web")):
         message = f"the model was trained on another split (hash {trained_on['split_hash']})"
         raise ValueError(f"{message}. Received: data={data.name!r}, hash {data.split_hash}")
     if data.store.settings != original.image_settings:
@@ -76,7 +77,8 @@ def export_model(
     compared = pd.concat([val, data.subset("train")])[: max(LEAST_IMAGES, len(val))]
     with whole_folder(output) as partial:
         path = partial / MODEL_FILES[format]
-        _CONVERTERS[format](deployable(original), path, float16)
+        network = page_network(original) if format == "web" else deployable(original)
+        _CONVERTERS[format](network, path, float16)
         # The exported file computes the distances.
         check = replace(original.outlier_check, center=np.zeros(0), whitening=np.zeros((0, 0)))
         exported = Classifier(Runtime(path, threads=os.cpu_count()), original.card, check, original.seen)
@@ -168,7 +170,7 @@ def _to_onnx(model: keras.Model, path: Path, float16: bool) -> None:
     onnx.save(proto, path)
 
 
-_CONVERTERS = {"litert": _to_litert, "onnx": _to_onnx}
+_CONVERTERS = {"litert": _to_litert, "onnx": _to_onnx, "web": _to_onnx}
 
 
 def compare(

@@ -14,7 +14,7 @@ SIDE = 32  # of the mean training image, in pixels
 FLAT_BELOW = 5.0  # standard deviation of grey values
 ACCEPTED = 0.9967  # proportion of validation images that each of the three limits accepts: together 99 %
 
-_TURNS = {
+TURNS = {
     "": lambda images: images,
     "inverted (bright and dark exchanged)": lambda images: -images,
     "upside down": lambda images: np.rot90(images, 2, (1, 2)),
@@ -50,7 +50,7 @@ class OutlierCheck:
     def reasons(self, images: NDArray, distances: NDArray) -> list[str]:
         """Return why each image is refused; empty if it is accepted. Arguments as in :meth:`measure`."""
         likeness, *turned = self._correlations(images)
-        names = np.array(list(_TURNS)[1:])[np.argmax(turned, axis=0)]
+        names = np.array(list(TURNS)[1:])[np.argmax(turned, axis=0)]
         columns = images, likeness, np.max(turned, axis=0), names, distances
         return [self._reason(*values) for values in zip(*columns)]
 
@@ -69,7 +69,7 @@ class OutlierCheck:
     def _correlations(self, images: NDArray) -> NDArray:
         """Return the correlations with the mean image after each of the turns, (turns, N)."""
         small = _standardised(images)
-        return np.stack([(turn(small) * self.mean_image).mean(axis=(1, 2)) for turn in _TURNS.values()])
+        return np.stack([(turn(small) * self.mean_image).mean(axis=(1, 2)) for turn in TURNS.values()])
 
     def save(self, path: Path) -> None:
         """Write the check to an ``.npz`` file."""
