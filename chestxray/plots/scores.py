@@ -145,7 +145,13 @@ def _draw_roc_pr(
         label = f"baseline with hardly any lung, {baseline['auroc']:.3f}\n({baseline['sees']})"
         roc.plot(grid, baseline["roc"], color=COLOURS["grey"], lw=2.5, alpha=0.6, label=label)
     if band:
-        roc.fill_between(*band, color=_line(next(iter(curves)), 0)["color"], alpha=0.15, lw=0, label="95 % interval of the first")
+        roc.fill_between(
+            *band,
+            color=_line(next(iter(curves)), 0)["color"],
+            alpha=0.15,
+            lw=0,
+            label="95 % interval of the first",
+        )
     for prevalence in sorted({f"{y.mean():.3f}" for y, _ in curves.values()}):
         pr.axhline(float(prevalence), label=f"prevalence, {prevalence}", **GUIDE)
     for number, (name, (y, p)) in enumerate(curves.items()):
