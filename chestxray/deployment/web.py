@@ -110,8 +110,8 @@ def _write_page(folder: Path, classifier: Classifier, runtime: Path | None) -> N
         shutil.copy(source, folder)
     samples = [f"synthetic-{number}-{subtype}.jpeg" for number, subtype in enumerate(_SAMPLES, 1)]
     for number, (name, subtype) in enumerate(zip(samples, _SAMPLES), 1):
-        pixels = np.rot90(render_phantom(subtype, 512, 4000 + number)[0], number == len(samples))
-        encoded = cv2.imencode(".jpeg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+        pixels = np.rot90(render_phantom(subtype, 384, 4000 + number)[0], number == len(samples))
+        encoded = cv2.imencode(".jpeg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 80])[1]
         (folder / name).write_bytes(encoded)
     loaded = [folder / name for name in samples] + sorted(folder.glob("*.onnx"))
     files = {

@@ -250,6 +250,13 @@ def maps_agree(classifier, files, rows):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
+def test_pages_are_small_without_the_runtime(name, pages):
+    sizes = {path.name: path.stat().st_size for path in pages[name].iterdir()}
+    assert sum(size for name, size in sizes.items() if name not in web._RUNTIME_FILES) < 1.5e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
 def test_60_phantoms_get_the_answers_of_python(name, pages, addresses, browser):
     files, classifier = sorted(phantom_dataset(60).rglob("*.jpeg")), load_classifier(pages[name])
     ready(browser, addresses[name])
@@ -624,7 +631,7 @@ def test_the_keyboard_reaches_everything(addresses, browser):
     browser.press("Enter")
     browser.wait("document.getElementById('viewer').open")
     name = browser.text("#viewer-name")
-    browser.wait("document.querySelector('#viewer canvas').width === 512")  # read again, in full resolution
+    browser.wait("document.querySelector('#viewer canvas').width === 384")  # read again, in full resolution
     browser.press("ArrowRight")
     assert browser.text("#viewer-name") != name
     browser.press("ArrowLeft")
