@@ -147,6 +147,19 @@ def test_names_of_the_classes_are_label_words_even_where_rare():
     assert finder.found_.index.tolist() == ["pneumonia", "sars-cov"]
 
 
+def test_a_word_that_chance_or_four_patients_explain_is_no_label_word():
+    notes, labels = planted(np.random.default_rng(0), label_word=False)
+    notes.loc[np.flatnonzero(labels)[:6], "text"] += " chance"  # 6 : 0, but 27 words were tested
+    assert LabelWords().fit(notes, labels).found_.empty
+    notes.loc[np.flatnonzero(labels)[:16], "text"] += " chance"
+    assert LabelWords().fit(notes, labels).found_.index.tolist() == ["chance"]
+    few = (np.arange(200) >= 190).astype(int)
+    for patients, found in (4, []), (5, ["rare"]):  # both significant, because one class is small
+        told = notes.assign(text=notes["text"].str.replace(" chance", ""))
+        told.loc[np.flatnonzero(few)[:patients], "text"] += " rare"
+        assert LabelWords().fit(told, few).found_.index.tolist() == found
+
+
 def test_many_notes_of_one_patient_are_one_witness():
     notes, labels = planted(np.random.default_rng(0), label_word=False)
     one = pd.DataFrame({"text": ["tattoo"] * 50, "group": 1})
