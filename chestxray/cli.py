@@ -1,4 +1,4 @@
-"""Commands of ``chestxray``. Each imports what it needs, so that help and prediction start fast."""
+"""Command line. Each command imports the modules that it needs, so that help and prediction start fast."""
 
 import contextlib
 import errno
@@ -13,45 +13,23 @@ from typing import Any
 
 import click
 
-from chestxray.files import CACHES, cache_dir, printable
-
-_EXTRAS = {
-    "train": "keras matplotlib nbconvert nbformat pandas papermill scipy seaborn sklearn statsmodels "
-    "tensorflow yaml",
-    "lite": "ai_edge_litert cv2 onnxruntime",
-    "dicom": "pydicom",
-    "dask": "dask distributed",
-    "export": "onnx tf2onnx",
-}
-"""The modules that each extra of the package brings."""
+from chestxray.files import CACHES, cache_dir, printable, project_path, read_table, write_json, write_text
 
 _DISK = (errno.EACCES, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
-"""Errors of the disk that are neither a mistake of the user nor one of the program."""
-
-
-class UserError(click.ClickException):
-    """A user's mistake: one line, exit code 2."""
-
-    exit_code = 2
 
 
 def _one_line(error: Exception) -> str | None:
-    """Line for an error that the user can mend; None for an error of the program."""
-    if isinstance(error, ModuleNotFoundError):
-        module = (error.name or "").split(".")[0]
-        extra = next((extra for extra, brought in _EXTRAS.items() if module in brought.split()), None)
-        return f"{error.name} is missing: pip install -e '.[{extra}]'" if extra else None
-    if isinstance(error, OSError) and error.errno in _DISK:
+    """Message for an error that the user can correct; None for an error of the program."""
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("chestxray"):
+        return f"{error.name} is not installed: pip install -e '.[train,export,dask]'"
+    if isinstance(error, OSError) and error.errno in _DISK:  # no mistake, but no error of the program either
         return str(error)
-    users = isinstance(error, (ValueError, FileNotFoundError, TypeError)) and "Received: " in str(error)
-    return " ".join(str(error).split()) if users else None
+    mistake = isinstance(error, (ValueError, FileNotFoundError, TypeError)) and "Received: " in str(error)
+    return " ".join(str(error).split()) if mistake else None
 
 
 def command(function: Callable[..., Any]) -> click.Command:
-    """Make a command that reports a user's mistake in one line, with exit code 2.
-
-    With ``--debug`` or ``CHESTXRAY_DEBUG=1`` every error shows its traceback.
-    """
+    """Make a command that reports a user's mistake in one line, or with ``--debug`` as a traceback."""
 
     @functools.wraps(function)
     def wrapped(debug: bool, **options: Any) -> Any:
@@ -64,7 +42,8 @@ def command(function: Callable[..., Any]) -> click.Command:
             line = _one_line(error)
             if line is None or debug or os.environ.get("CHESTXRAY_DEBUG"):
                 raise
-            raise UserError(line) from error
+            click.echo(f"Error: {line}", err=True)
+            sys.exit(2)
 
     option = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     return main.command()(option(wrapped))
@@ -78,11 +57,11 @@ def _not_zero(_: click.Context, __: click.Parameter, value: int | None) -> int |
 
 @contextlib.contextmanager
 def resumable() -> Iterator[None]:
-    """On Ctrl-C, say that the same command continues where this block was interrupted."""
+    """On Ctrl-C, say that the same command continues, and exit."""
     try:
         yield
     except KeyboardInterrupt:
-        click.echo("interrupted; the same command goes on from here", err=True)
+        click.echo("interrupted; the same command continues from this point", err=True)
         sys.exit(130)
 
 
@@ -96,9 +75,8 @@ def parse_value(text: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ValueError(f"not a value in YAML. Received: value={text!r}") from None
-    if isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", value):
-        return float(value)
-    return value
+    is_number = isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value)
+    return float(value) if is_number else value
 
 
 def check_ending(path: Path | None, *endings: str) -> None:
@@ -108,7 +86,7 @@ def check_ending(path: Path | None, *endings: str) -> None:
 
 
 def show(sections: list[tuple]) -> None:
-    """Print sections of title, text and table; of long tables the first 20 rows."""
+    """Print sections of title, text and table; of a long table the first 20 rows."""
     from chestxray.deployment.report import number_text, with_intervals
 
     for title, text, table in sections:
@@ -131,63 +109,54 @@ def main() -> None:
 
 
 _MODELS = ("compact_cnn", "custom_cnn", "vgg16", "resnet50", "inceptionv3")
-_SPLITS = ("official", "image", "patient", "given")
+_SPLITS = click.Choice(["official", "image", "patient", "given"])
+_PROPORTION = click.FloatRange(0, 1, min_open=True, max_open=True)
 _PATH = click.Path(path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _path_option = functools.partial(click.option, type=_PATH)
+_split = click.option(
+    "--split", type=_SPLITS, help="Split rule; given keeps train, val, test. [default: patient]"
+)
 _classes = click.option(
-    "--classes",
-    nargs=2,
-    metavar="NEGATIVE POSITIVE",
-    help="Names of the class folders. [default: NORMAL PNEUMONIA]",
+    "--classes", nargs=2, metavar="NEGATIVE POSITIVE", help="Class folders. [default: NORMAL PNEUMONIA]"
 )
 _parameters = click.option(
-    "-p",
-    "parameters",
-    nargs=2,
-    multiple=True,
-    metavar="NAME VALUE",
-    help="Set a parameter in every notebook that has it.",
+    "-p", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a notebook parameter."
 )
-_html = _path_option("--html", "page", help="Write the report as a page, too.")
+_html = _path_option("--html", "page", help="Also write the report as an HTML page.")
 _backend = click.option("--backend", metavar="NAME", help="joblib backend: loky, dask, …")
 
 
+def _overrides(options: dict[str, Any]) -> dict[str, Any]:
+    """Remove the parameters of notebooks from the options of a command and return them."""
+    classes, parameters = options.pop("classes"), options.pop("p")
+    given = {name: options.pop(name, None) for name in ("image_size", "weights")}
+    given |= {"classes": list(classes) if classes else None}
+    given = {name: value for name, value in given.items() if value is not None}
+    return given | {name: parse_value(value) for name, value in parameters}  # -p takes precedence
+
+
 @command
-@click.option(
-    "--data-dir",
-    help='Folder of X-rays, "kaggle" to download, or "phantoms" (synthetic). '
-    "[default: CHESTXRAY_DATA, Kaggle's input folder, or phantoms]",
-)
-@click.option(
-    "--split",
-    type=click.Choice(_SPLITS),
-    help="Split rule; given keeps the folders train, val and test. [default: patient; the first "
-    "three for full]",
-)
-@_path_option("--output-dir", help="[default: runs/<preset>]")
-@click.option(
-    "--preset",
-    type=click.Choice(["demo", "standard", "full"]),
-    help="[default: demo on phantoms, standard on your data]",
-)
-@click.option("--only", metavar="STEP", help="Run only steps whose name begins with this, e.g. 03.")
+@click.option("--data-dir", help='Folder of X-rays, "kaggle" (download) or "phantoms" (synthetic images).')
+@_split
+@_path_option("--output-dir", help="Folder of the run. [default: runs/PRESET]")
+@click.option("--preset", type=click.Choice(["demo", "standard", "full"]), help="Notebooks to run.")
+@click.option("--only", metavar="STEP", help="Run only the steps whose name begins with STEP, e.g. 03.")
 @_classes
 @_parameters
-@click.option("--dry-run", is_flag=True, help="Only print what would run.")
+@click.option("--dry-run", is_flag=True, help="Print the steps without running them.")
 @click.option("--force", is_flag=True, help="Run finished steps again.")
-@click.option("--jobs", type=int, default=1, callback=_not_zero, help="Steps at a time. [default: 1]")
+@click.option("--jobs", type=int, default=1, callback=_not_zero, help="Steps run in parallel. [default: 1]")
 @_backend
+@resumable()
 def run(
-    data_dir: str | None,
-    split: str | None,
-    output_dir: Path | None,
-    preset: str | None,
-    classes: tuple[str, str] | None,
-    parameters: tuple[tuple[str, str], ...],
-    **options: Any,
+    data_dir: str | None, split: str | None, output_dir: Path | None, preset: str | None, **options: Any
 ) -> None:
-    """Train and compare models by running all notebooks in order."""
+    """Train and compare models by running all notebooks in order.
+
+    Default data: the folder CHESTXRAY_DATA, Kaggle's input folder, or phantoms. Default preset: demo for
+    phantoms, otherwise standard. The preset full runs the split rules official, image and patient.
+    """
     from chestxray.data.catalog import find_data
     from chestxray.run import run_plan
 
@@ -199,82 +168,68 @@ def run(
                 raise
             data_dir = "phantoms"
     preset = preset or ("demo" if data_dir == "phantoms" else "standard")
+    output_dir = output_dir or Path("runs") / preset
     click.echo(f"preset {preset} on {'synthetic phantoms' if data_dir == 'phantoms' else data_dir}")
-    overrides = {name: parse_value(value) for name, value in parameters}
-    if classes:
-        overrides["classes"] = list(classes)
-    split_rules, output_dir = [split] if split else None, output_dir or Path("runs") / preset
-    with resumable():
-        failed = run_plan(preset, data_dir, split_rules, output_dir, overrides, **options)
-    sys.exit(failed)
+    overrides, split_rules = _overrides(options), [split] if split else None
+    sys.exit(run_plan(preset, data_dir, split_rules, output_dir, overrides, **options))
 
 
 @command
 @click.argument("data_dir")
 @click.option("--model", type=click.Choice(_MODELS), default="compact_cnn", show_default=True)
-@click.option("--epochs", type=click.IntRange(1), help="[default: those of the recipe]")
-@click.option("--size", type=click.IntRange(32), help="Side of the input in pixels. [default: the recipe's]")
+@click.option("--epochs", type=click.IntRange(1), help="Number of epochs. [default: the recipe's]")
+@click.option(
+    "--size", "image_size", type=click.IntRange(32), help="Image size in pixels. [default: the recipe's]"
+)
 @click.option("--name", help="Name of the result and of its folder, runs/NAME. [default: the model's]")
-@click.option("--weights", help='ImageNet weights: a file, "imagenet" to download, or "" for random ones.')
-@click.option("--split", type=click.Choice(_SPLITS), default="patient", show_default=True)
+@click.option("--weights", help='Initial weights: a file, "imagenet" (download) or "" (random).')
+@_split
 @_classes
 @_parameters
-@click.option("--force", is_flag=True, help="Replace a result of that name that has other settings.")
-def train(
-    data_dir: str,
-    model: str,
-    epochs: int | None,
-    size: int | None,
-    name: str | None,
-    weights: str | None,
-    split: str,
-    classes: tuple[str, str] | None,
-    parameters: tuple[tuple[str, str], ...],
-    force: bool,
-) -> None:
+@click.option("--force", is_flag=True, help="Replace a result with the same name and other settings.")
+@resumable()
+def train(data_dir: str, model: str, name: str | None, split: str | None, **options: Any) -> None:
     """Train one model on DATA_DIR: a folder of X-rays, "kaggle" or "phantoms".
 
-    Writes model, results and a page into runs/NAME, by running the notebook of the model.
+    Runs the notebook of the model, and writes the model, its results and an HTML page to runs/NAME.
     """
     from chestxray.run import train_model
 
-    given = {"image_size": size, "weights": weights, "classes": list(classes) if classes else None}
-    overrides = {key: value for key, value in given.items() if value is not None}
-    overrides |= {key: parse_value(value) for key, value in parameters}
-    with resumable():
-        name = name or model
-        output_dir = Path("runs") / name
-        sys.exit(train_model(model, data_dir, name, output_dir, split, epochs, overrides, force))
+    name = name or model
+    folder, split, overrides = Path("runs") / name, split or "patient", _overrides(options)
+    sys.exit(train_model(model, data_dir, name, folder, split, overrides=overrides, **options))
 
 
 @command
 @click.argument("folders", nargs=-1, type=_PATH)
 def models(folders: tuple[Path, ...]) -> None:
-    """List saved models with their scores: those of the repository and of runs, or below FOLDERS."""
-    from chestxray.deployment.card import read_card
-    from chestxray.files import project_path
+    """List saved models with their scores.
 
-    places = folders or (project_path("saved_models"), Path("runs"))
-    for path in sorted(card for place in places for card in Path(place).rglob("card.json")):
+    They are searched in FOLDERS, by default in saved_models of the repository and in runs.
+    """
+    from chestxray.deployment.card import read_card
+
+    folders = folders or (project_path("saved_models"), Path("runs"))
+    for path in sorted(card.parent for folder in folders for card in folder.rglob("card.json")):
         try:
-            card = read_card(path.parent)
+            card = read_card(path)
         except ValueError as error:
-            click.echo(f"{path.parent}: {error}", err=True)
+            click.echo(f"{path}: {error}", err=True)
             continue
-        size, data, image = _bytes_of(path.parent), card["training_data"], card["image"]
-        use = (
-            "prediction without TensorFlow" if "export" in card else "prediction, heatmaps, further training"
+        data, image = card["training_data"], card["image"]
+        purpose = "prediction without TensorFlow" if "export" in card else "prediction, heatmaps, training"
+        if data["name"] == "synthetic":
+            purpose = "tests of the software, because it was trained on synthetic images"
+        click.echo(
+            f"{path}\n    {data['name']}, split {data['split_rule']}; {image['size']} px, "
+            f"{image['resize']}; {_bytes_of(path) / 1e6:.1f} MB; for {purpose}"
         )
-        use = "a check of the mechanics: it knows no patients" if data["name"] == "synthetic" else use
         scores = []
         for subset, values in card["metrics"].items():
-            scores += [f"{subset} {values['auroc']['value']:.3f}"]
-            if "auroc_reframed" in values:
-                scores += [f"{subset} re-framed {values['auroc_reframed']['value']:.3f}"]
-        click.echo(
-            f"{path.parent}\n    {data['name']}, split {data['split_rule']}; {image['size']} px, ", nl=False
-        )
-        click.echo(f"{image['resize']}; {size / 1e6:.1f} MB; for {use}\n    AUROC: {', '.join(scores)}")
+            for metric, addition in (("auroc", ""), ("auroc_reframed", " re-framed")):
+                if metric in values:
+                    scores.append(f"{subset}{addition} {values[metric]['value']:.3f}")
+        click.echo(f"    AUROC: {', '.join(scores)}")
 
 
 def _bytes_of(folder: Path) -> int:
@@ -285,9 +240,9 @@ def _bytes_of(folder: Path) -> int:
 @click.argument("data_dir")
 @_classes
 @_html
-@_path_option("--json", "json_path", help="Write the findings, too.")
-@click.option("--strict", is_flag=True, help="Exit with 1 when there is a red flag.")
-@_path_option("--model", help="Folder of a model: say which images it was trained on.")
+@_path_option("--json", "json_path", help="Also write the findings as JSON.")
+@click.option("--strict", is_flag=True, help="Exit with code 1 if there is a red flag.")
+@_path_option("--model", help="Folder of a model. Report which images it was trained on.")
 def audit(
     data_dir: str,
     classes: tuple[str, str] | None,
@@ -296,12 +251,11 @@ def audit(
     json_path: Path | None,
     strict: bool,
 ) -> None:
-    """Check DATA_DIR for leaks, copies and shortcuts, before any model.
+    """Check DATA_DIR for leaks, copies and shortcuts before training.
 
     DATA_DIR is a folder of X-rays, "kaggle" or "phantoms".
     """
     from chestxray.audit import audit_data, describe
-    from chestxray.files import write_json
 
     check_ending(page, ".html", ".htm")
     check_ending(json_path, ".json")
@@ -318,44 +272,30 @@ def audit(
     if page:
         from chestxray.deployment.report import audit_page
 
-        _write_page(page, audit_page(sections, means))
+        write_text(page, audit_page(sections, means))
+        click.echo(f"\nwrote {page}")
     sys.exit(1 if strict and findings["flags"] else 0)
-
-
-def _write_page(path: Path, page: str) -> None:
-    from chestxray.files import whole_file
-
-    with whole_file(path) as partial:
-        partial.write_text(page, encoding="utf-8")
-    click.echo(f"\nwrote {path}")
 
 
 @command
 @click.argument("predictions", type=_FILE)
-@_path_option("--model", required=True, help="Folder of the model that made them, with its card.")
-@click.option(
-    "--labels", type=_FILE, help="CSV: path, label (0, 1 or a class), and more, as group (the patient), age."
-)
-@click.option("--by", default="", metavar="COLUMN,…", help="Columns of the labels to score apart.")
-@click.option(
-    "--prevalence",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Share of pneumonia where the model is to be used.",
-)
+@_path_option("--model", required=True, help="Folder of the model that made the predictions.")
+@click.option("--labels", type=_FILE, help="CSV file: path, label, and others such as group (patient), age.")
+@click.option("--by", default="", metavar="COLUMN,…", help="Columns of the labels that define subgroups.")
+@click.option("--prevalence", type=_PROPORTION, help="Proportion of pneumonia where the model will be used.")
 @_html
 def evaluate(
     predictions: Path, model: Path, labels: Path | None, by: str, prevalence: float | None, page: Path | None
 ) -> None:
-    """Evaluate PREDICTIONS of `chestxray predict --output` on your own images.
+    """Evaluate PREDICTIONS, a table of `chestxray predict --output`.
 
-    With labels: discrimination, decisions, calibration and subgroups. Without: whether images and scores have
-    changed since the model was made.
+    With labels (0, 1 or class names): discrimination, decisions, calibration and subgroups. Without labels:
+    whether images and scores differ from those of the model's validation images.
     """
     import pandas as pd
 
     from chestxray.deployment.card import read_card
     from chestxray.deployment.evaluate import drift_report, join_labels, report
-    from chestxray.files import read_table
 
     check_ending(page, ".html", ".htm")
     card, texts = read_card(model), ("path", "label", "group", "decision", "problem")
@@ -382,22 +322,19 @@ def evaluate(
         from chestxray.deployment.report import evaluation_figures, sections_page
 
         figures = [] if labels is None else evaluation_figures(table, card)
-        _write_page(page, sections_page(f"{card['name']} on {predictions.name}", sections, figures))
+        write_text(page, sections_page(f"{card['name']} on {predictions.name}", sections, figures))
+        click.echo(f"\nwrote {page}")
     click.echo(f"\n{card['limits'][0]}")
 
 
 @command
 @click.argument("model", type=_PATH)
 @click.argument("sources", nargs=-1, required=True, type=_PATH)
-@click.option("--threshold-rule", default="youden", show_default=True, help="Which stored threshold decides.")
-@_path_option("--output", metavar="FILE", help="Write a table (.csv, .jsonl); the same command continues it.")
-@_path_option(
-    "--report", "report_path", metavar="FILE", help="Write a page: the most suspicious images with heatmaps."
-)
-@click.option("--accept-all", is_flag=True, help="Classify also what does not look like the training images.")
-@click.option(
-    "--jobs", type=int, callback=_not_zero, help="Processes. [default: one a core if exported, else 1]"
-)
+@click.option("--threshold-rule", default="youden", show_default=True, help="Stored threshold that decides.")
+@_path_option("--output", metavar="FILE", help="Write a table (.csv or .jsonl), or continue it.")
+@_path_option("--report", "report_path", metavar="FILE", help="Write an HTML page with heatmaps.")
+@click.option("--accept-all", is_flag=True, help="Also classify images that would be refused.")
+@click.option("--jobs", type=int, callback=_not_zero, help="Processes. [default: cores if exported, else 1]")
 @_backend
 def predict(
     model: Path, sources: tuple[Path, ...], output: Path | None, report_path: Path | None, **options: Any
@@ -405,7 +342,8 @@ def predict(
     """Classify images with a saved or exported MODEL.
 
     SOURCES are files (JPEG, PNG, BMP, TIFF, WebP, DICOM), folders, patterns, and CSV files with a column
-    path. Images unlike those of training are refused. Exit code 1 when an image could not be read.
+    path. Images that do not look like the validation images are refused. The exit code is 1 if an image
+    could not be read.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from chestxray.deployment.session import Session
@@ -417,8 +355,8 @@ def predict(
     with resumable() if output else contextlib.nullcontext():
         for row in session.rows(output, report_path):
             if not output:
-                decided = row["status"] == "ok"
-                answer = f"{row['probability']:.3f}  {row['decision']}" if decided else row["status"]
+                is_classified = row["status"] == "ok"
+                answer = f"{row['probability']:.3f}  {row['decision']}" if is_classified else row["status"]
                 problem = f" ({row['problem']})" if row["problem"] else ""
                 click.echo(f"{printable(row['path'])}  {answer}{problem}")
     for path in filter(None, (output, report_path)):
@@ -430,20 +368,18 @@ def predict(
 @command
 @click.argument("model", type=_PATH)
 @click.option("--format", "format_", type=click.Choice(["litert", "onnx"]), required=True)
-@click.option("--float16", is_flag=True, help="Weights in half precision: half the size.")
+@click.option("--float16", is_flag=True, help="Store the weights in half precision, which halves the file.")
 @click.option(
-    "--data-dir",
-    help="The images it was trained on, for the comparison. "
-    "[default: CHESTXRAY_DATA, or Kaggle's input folder]",
+    "--data-dir", help="Training data of MODEL. [default: CHESTXRAY_DATA, or Kaggle's input folder]"
 )
-@_path_option("--output", help="[default: beside MODEL, <MODEL>-<format>]")
-@click.option("--force", is_flag=True, help="Keep an export that fails the comparison.")
+@_path_option("--output", help="Folder of the exported model. [default: MODEL-FORMAT]")
+@click.option("--force", is_flag=True, help="Keep an exported model that fails the comparison.")
 def export(
     model: Path, format_: str, float16: bool, data_dir: str | None, output: Path | None, force: bool
 ) -> None:
-    """Write a saved MODEL as a file that runs without TensorFlow.
+    """Export a saved MODEL to a file that runs without TensorFlow.
 
-    Both score the validation images; an export that decides otherwise is removed.
+    Both models score the validation images. An exported model whose decisions differ is removed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from chestxray.data.dataset import load_data
@@ -455,9 +391,8 @@ def export(
         from chestxray.deployment.export import export_model
 
     card = read_card(model)
-    training, image = card["training_data"], ImageSettings(**card["image"])
-    split = training["split_rule"], training["split_seed"]
-    data = load_data(data_dir, *split, image, classes=tuple(card["classes"]))
+    split = card["training_data"]["split_rule"], card["training_data"]["split_seed"]
+    data = load_data(data_dir, *split, ImageSettings(**card["image"]), tuple(card["classes"]))
     output = output or model.with_name(f"{model.name}-{format_}{'-float16' if float16 else ''}")
     parity = export_model(model, output, format_, data=data, float16=float16, force=force)
     click.echo(
@@ -468,10 +403,10 @@ def export(
 
 
 @command
-@click.option("--only", type=click.Choice(CACHES), help="Just this one.")
-@click.option("--clear", is_flag=True, help="Remove what is shown; nothing may be using it.")
+@click.option("--only", type=click.Choice(CACHES), help="Only this kind of cache.")
+@click.option("--clear", is_flag=True, help="Remove these caches, which no other process may be using.")
 def cache(only: str | None, clear: bool) -> None:
-    """Show the caches and their sizes; every entry can be made again."""
+    """Show the caches and their sizes; their contents can be computed again."""
     for folder in map(cache_dir, [only] if only else CACHES):
         click.echo(f"{folder}  {_bytes_of(folder) / 1e6:.1f} MB")
         if clear:

@@ -1,7 +1,6 @@
 """Atomic writing of files and folders, the cache, and reading of tables and JSON.
 
-A file is written under a temporary name in the same folder and then renamed. A reader sees the old file or
-the new one, never a part of one.
+A file is written under a temporary name and then renamed. A reader sees the old file or the new one, whole.
 """
 
 import contextlib
@@ -26,10 +25,7 @@ _NO_LOCKS = (OSError, NotImplementedError)  # raised if the file system has no l
 
 
 def cache_dir(kind: str) -> Path:
-    """Return the folder of one kind of cache (see :data:`CACHES`), and create it.
-
-    It is ``$CHESTXRAY_CACHE/<kind>``, by default ``~/.cache/chestxray/<kind>``. Raises ValueError if unknown.
-    """
+    """Return, and create, the folder of one of :data:`CACHES`, in CHESTXRAY_CACHE or ~/.cache/chestxray."""
     if kind not in CACHES:
         raise ValueError(f"kind must be one of {CACHES}. Received: kind={kind!r}")
     root = os.environ.get("CHESTXRAY_CACHE") or Path.home() / ".cache" / "chestxray"
@@ -39,11 +35,7 @@ def cache_dir(kind: str) -> Path:
 
 
 def cached_folder(kind: str, name: str, make: Callable[[Path], None]) -> Path:
-    """Return a folder of one kind of cache. If it does not exist, ``make`` fills an empty folder.
-
-    ``name`` identifies the content. Other processes that need an entry of the same kind wait, so that no
-    entry is made twice at the same time. If the file system has no locks, they do not wait.
-    """
+    """Return the folder ``name`` of one kind of cache; if it is new, ``make`` fills it, and others wait."""
     cache = cache_dir(kind)
     folder = cache / name
     if not folder.is_dir():
@@ -80,10 +72,7 @@ def printable(path: str | Path) -> str:
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path that becomes ``path`` when the block succeeds.
-
-    It has the same suffix, because writers may choose the format by it. After an error ``path`` is unchanged.
-    """
+    """Yield a temporary path, with the suffix of ``path``, that becomes ``path`` when the block succeeds."""
     with _partial(Path(path)) as partial:
         yield partial
         os.replace(partial, path)
@@ -93,8 +82,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 def whole_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path`` when the block succeeds.
 
-    An existing ``path`` is first renamed to ``.former-<name>`` and removed last. If the process is killed
-    between the two renames, the next call restores it.
+    An existing ``path`` is renamed to ``.former-<name>`` and removed last; the next call restores it if the
+    process is killed between the two renames.
     """
     path = Path(path)
     former = path.with_name(f".former-{path.name}")
@@ -134,30 +123,27 @@ def _partial(path: Path) -> Iterator[Path]:
 
 
 def remove_debris(folder: Path, name: str | None = None) -> None:
-    """Remove temporary paths that killed processes left in a folder, by default for any final name.
-
-    A writer holds a lock on its temporary path. If the lock is free, the writer no longer exists.
-    """
+    """Remove temporary paths that no process has locked any more, by default for any final name."""
     pattern = re.compile(r"\.partial-[0-9a-f]{8}-" + (".*" if name is None else re.escape(name)))
     for path in folder.glob(".partial-*"):
         partial = path.with_name(path.name.removesuffix(".lock"))
         if pattern.fullmatch(partial.name):
-            with contextlib.suppress(Timeout, *_NO_LOCKS), locked(partial, wait=False, without=False):
+            with contextlib.suppress(Timeout, *_NO_LOCKS), locked(partial, wait=False, required=True):
                 _remove(partial)
 
 
 @contextlib.contextmanager
-def locked(path: Path, wait: bool, without: bool = True) -> Iterator[None]:
+def locked(path: Path, wait: bool, required: bool = False) -> Iterator[None]:
     """Hold the lock of a path, in a file beside it that is removed at the end.
 
-    If another process holds it: wait, or raise filelock.Timeout. ``without``: continue if the file system
-    has no locks.
+    If another process holds it: wait, or raise filelock.Timeout. A file system without locks is an error only
+    if the lock is ``required``.
     """
     lock = FileLock(path.with_name(f".{path.name.removeprefix('.')}.lock"), fallback_to_soft=False)
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except _NO_LOCKS as error:
-        if isinstance(error, Timeout) or not without:
+        if isinstance(error, Timeout) or required:
             raise
     try:
         yield
@@ -192,17 +178,21 @@ def files_below(folder: Path, visited: set[str] | None = None) -> Iterator[Path]
 
 
 def spelled(folder: Path, name: str) -> str:
-    """A file name of a table as the folder has it: with ``/`` for a backslash, in either Unicode form."""
+    """Spell a file name of a table as the folder does: with ``/`` for a backslash, in either Unicode form."""
     slashes = name.replace("\\", "/")
     forms = name, slashes, *(unicodedata.normalize(form, slashes) for form in ("NFC", "NFD"))
     return next((spelling for spelling in forms if os.path.lexists(folder / spelling)), name)
 
 
-def write_json(path: str | Path, content: Any) -> None:
-    """Write ``content`` as indented JSON, atomically. Raises ValueError for NaN and infinity."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8, atomically."""
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write ``content`` as indented JSON, atomically. Raises ValueError for NaN and infinity."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
@@ -216,9 +206,8 @@ def read_json(path: str | Path) -> Any:
 def read_table(path: str | Path, texts: Collection[str], **options: Any) -> "pd.DataFrame":
     """Read a CSV file and keep names as they are written; ``options`` are those of :func:`pandas.read_csv`.
 
-    pandas would read 007 as 7 and NA as missing. ``texts`` are columns of text, if the file has them. Another
-    column has numbers only if no value starts with a zero before a digit. In a column of text only an empty
-    cell is missing.
+    pandas would read 007 as 7 and NA as missing. A column of text is one of ``texts``, not numeric, or has a
+    value that starts with a zero before a digit; in it only an empty cell is missing.
     """
     import pandas as pd  # here: prediction with an exported model needs no pandas
     from pandas.api.types import is_numeric_dtype
@@ -247,8 +236,8 @@ def project_path(path: str | Path) -> Path:
 def find_weights(weights: str | None, backbone: str) -> tuple[str | None, str]:
     """Find the pretrained weights of a backbone of the registry.
 
-    ``weights`` is a weights file; a folder with ``<backbone>_notop*.h5``; ``"imagenet"`` for such a file in
-    the folder ``CHESTXRAY_WEIGHTS`` if it has one, or else for Keras' download; or None for random weights.
+    ``weights`` is a weights file; a folder with ``<backbone>*notop*.h5``; ``"imagenet"`` for such a file in
+    the folder ``CHESTXRAY_WEIGHTS`` or else for Keras' download; or None for random weights.
 
     Returns ``weights`` for ``keras.applications``, and ``imagenet``, ``random`` or the file's name. Raises
     FileNotFoundError if there are no such weights.

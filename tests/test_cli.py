@@ -1,6 +1,7 @@
 """The command line: starts without TensorFlow, one line and exit code 2 for a user's mistake."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from chestxray.cli import main, parse_value
+from chestxray.files import project_path, read_json
 
 
 def test_help_and_the_package_itself_need_neither_tensorflow_nor_pandas():
@@ -68,6 +70,8 @@ def test_debug_shows_the_traceback_of_a_mistake(monkeypatch):
         ("3", 3),
         ("1e-4", 1e-4),
         ("0.5", 0.5),
+        (".5e3", 500.0),
+        ("1.2.3e5", "1.2.3e5"),
         ("true", True),
         ("[64, 32]", [64, 32]),
         ("null", None),
@@ -100,6 +104,17 @@ def test_cache_shows_and_clears(monkeypatch, tmp_path):
     assert "1.5 MB" in CliRunner().invoke(main, ["cache", "--clear"]).output
     assert not (tmp_path / "phantoms").exists()
     assert (tmp_path / "of_somebody_else" / "a").is_file()
+
+
+def test_saved_models_are_listed_with_purpose_and_scores(tmp_path):
+    shutil.copytree(project_path("saved_models/phantom_cnn"), tmp_path / "phantom_cnn")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "card.json").write_text("{")
+    output = CliRunner().invoke(main, ["models", str(tmp_path)]).output
+    assert f"{tmp_path / 'damaged'}: not a JSON file" in output
+    assert "for tests of the software, because it was trained on synthetic images" in output
+    auroc = read_json(tmp_path / "phantom_cnn" / "card.json")["metrics"]["test"]["auroc"]["value"]
+    assert f"test {auroc:.3f}" in output
 
 
 def test_a_mistyped_data_variable_is_an_error_and_not_phantoms(monkeypatch):

@@ -73,7 +73,7 @@ def test_a_broken_off_run_ends_with_the_predictions_of_an_undisturbed_one(tmp_pa
         killed.send_signal(how)
         _, said = killed.communicate(timeout=60)
         assert killed.returncode == 130
-        assert said == "interrupted; the same command goes on from here\n"
+        assert said == "interrupted; the same command continues from this point\n"
     results = tmp_path / "killed" / "results"
     assert not list(results.glob("*.json"))
 

@@ -85,7 +85,7 @@ def test_broken_off_in_the_report_nothing_is_predicted_again(litert, images, tmp
     monkeypatch.setattr(session_module, "report_page", broken_off)
     result = call(*given)
     assert result.exit_code == 130 and result.output.endswith(
-        "interrupted; the same command goes on from here\n"
+        "interrupted; the same command continues from this point\n"
     )
     monkeypatch.setattr(session_module, "report_page", page)
     monkeypatch.setattr(session_module, "judge", broken_off)
