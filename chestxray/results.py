@@ -1,15 +1,14 @@
 """Results of a run: one JSON and one predictions CSV per model, and the log of test evaluations.
 
-``results/<name>.json`` is written last. Where it exists, predictions, saved model and card are complete. Here
-``output_dir`` is the folder of the run, and ``step_key`` the key of the step that is done by a result.
+``results/<name>.json`` is written last: if it exists, predictions, saved model and card are complete. Here
+``output_dir`` is the folder of the run, and ``step_key`` the key of the step that the result completes.
 """
 
 import contextlib
-import csv
 import datetime
 import glob
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +22,7 @@ from chestxray.deployment.outliers import image_statistics
 from chestxray.evaluation.calibration import apply_platt, calibration_metrics, log_odds
 from chestxray.evaluation.metrics import evaluate
 from chestxray.evaluation.thresholds import fit_decisions
-from chestxray.files import project_path, read_json, read_table, whole_file, whole_folder, write_json
+from chestxray.files import project_path, read_json, read_table, whole_folder, write_json, write_text
 from chestxray.schema import COLUMNS, SPLITS, SUBTYPES
 
 if TYPE_CHECKING:
@@ -31,18 +30,15 @@ if TYPE_CHECKING:
 
     from chestxray.data.dataset import XrayData
 
+Result = dict[str, Any]  # content of a JSON file, contract 6
 RESULT_SCHEMA = "chestxray.result/2"
 VARIANTS_SCHEMA = "chestxray.variants/1"
 _MOST_TRAIN = 1000  # training images that are scored, also for the out-of-distribution check
-_LOG_COLUMNS = ("time", "name", "split_hash", "images", "configuration")
 _DESCRIPTION = ("name", "data", "split_rule", "split_hash", "record", "weights", "parameter_count")
 
 
 def result_name(model: str, split_rule: str, split_seed: int, train_seed: int | None = None) -> str:
-    """Name of a result and its files: ``<model>-<split_rule>-s<split seed>-t<training seed>``.
-
-    Without a training seed it names what is not one model, such as a comparison.
-    """
+    """Name of a result: ``<model>-<split_rule>-s<split seed>``, and ``-t<training seed>`` for one model."""
     name = f"{model}-{split_rule}-s{split_seed}"
     return name if train_seed is None else f"{name}-t{train_seed}"
 
@@ -56,11 +52,7 @@ def parse_result_name(name: str) -> tuple[str, str, int, int]:
 def find_classifier(
     name: str, output_dir: str | Path, split_rule: str, split_seed: int, train_seed: int = 0
 ) -> Path:
-    """Return the folder of a saved classifier.
-
-    ``name`` is a model of this run, without split rule and seeds (see :func:`result_name`), or a path with a
-    slash. A relative path starts at the checkout.
-    """
+    """Folder of a saved classifier: of a model of this run, or of a path with a slash (`project_path`)."""
     if "/" in name:
         return project_path(name)
     return Path(output_dir) / "saved_models" / result_name(name, split_rule, split_seed, train_seed)
@@ -69,8 +61,8 @@ def find_classifier(
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that can change a number."""
     packages = ("tensorflow", "keras", "numpy", "opencv-python", "scikit-learn")
-    own = {"chestxray": __version__, "python": platform.python_version()}
-    return own | {name: version(name) for name in packages}
+    first = {"chestxray": __version__, "python": platform.python_version()}
+    return first | {name: version(name) for name in packages}
 
 
 def write_result(output_dir: str | Path, content: Mapping[str, Any], step_key: str | None = None) -> Path:
@@ -81,23 +73,22 @@ def write_result(output_dir: str | Path, content: Mapping[str, Any], step_key: s
     return path
 
 
-def read_objects(folder: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def read_objects(folder: str | Path) -> Iterator[tuple[Path, Result]]:
     """Read the JSON files of a folder that hold an object, with their paths, by name."""
     contents = ((path, read_json(path)) for path in sorted(Path(folder).glob("[!.]*.json")))
     return ((path, content) for path, content in contents if isinstance(content, dict))
 
 
-def read_results(folder: str | Path) -> list[dict[str, Any]]:
-    """Read the results of all models in a folder, ordered by split rule and validation, the best first.
+def read_results(folder: str | Path) -> list[Result]:
+    """Read the results of all models in a folder, by split rule, the best on validation first.
 
-    The worse AUROC of plain and re-framed images counts; models without re-framed ones come last. Raises
-    FileNotFoundError if there is no result.
+    The lower AUROC of plain and re-framed images counts. Raises FileNotFoundError if there is no result.
     """
     results = [content for _, content in read_objects(folder) if content.get("schema") == RESULT_SCHEMA]
     if not results:
         raise FileNotFoundError(f"no result of a model here. Received: folder={str(folder)!r}")
 
-    def order(result: dict[str, Any]) -> tuple:
+    def order(result: Result) -> tuple:
         val = result["metrics"]["val"]
         known = [val[name]["value"] for name in ("auroc", "auroc_reframed") if name in val]
         return result["split_rule"], -len(known), -min(known), result["name"]
@@ -112,13 +103,12 @@ def read_predictions(folder: str | Path, name: str) -> pd.DataFrame:
 
 
 def comparison_table(
-    results: list[dict[str, Any]], subset: str = "test", threshold_rule: str = "youden"
+    results: list[Result], subset: str = "test", threshold_rule: str = "youden"
 ) -> pd.DataFrame:
-    """Put the metrics of several models side by side, one row a model.
+    """Put the metrics of several models side by side, one row per model that has ``subset``.
 
-    Models without ``subset`` (train, val or test) are left out. Columns: name and its parts (model,
-    split_seed, train_seed), data, split_rule, split_hash, record, weights, parameter_count, and for each
-    metric its value, ``_low`` and ``_high``. Some metrics need a threshold: that of ``threshold_rule``.
+    Columns: name and its parts (model, split_seed, train_seed), data, split_rule, split_hash, record,
+    weights, parameter_count, and for each metric (at ``threshold_rule``) its value, ``_low`` and ``_high``.
     """
     rows = []
     for result in results:
@@ -139,9 +129,7 @@ def comparison_table(
 def seed_table(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation (n − 1) over the seeds of the same model and split rule.
 
-    ``table`` is from :func:`comparison_table`, and its order is kept. Another seed means another training and
-    another split. Under ``official`` the test images stay the same. Columns: model, split_rule, seeds, and
-    for each metric its mean and ``_sd`` (NaN for one seed).
+    From a :func:`comparison_table`: model, split_rule, seeds, and for each metric its mean and ``_sd``.
     """
     metrics = [column for column in table if f"{column}_low" in table]
     table = table.astype(dict.fromkeys(metrics, float))  # None where a metric does not exist
@@ -164,39 +152,36 @@ def record_model(
     final: bool = True,
     population: str = "",
     step_key: str | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """Save a trained model, evaluate the reloaded file, write its result (contract 6) and return it.
 
-    Calibration and thresholds come from the validation images alone. Test is evaluated once, and this is
-    logged before in ``results/test_log.csv``. A model that ranks the validation images backwards is not
-    calibrated, because calibration would reverse its scores. The ranking is also measured on re-framed
-    images, and all metrics also on 1,000 random training images. At the end,
-    ``<output_dir>/checkpoints/<name>*.npz`` are removed.
+    Calibration and thresholds come from the validation images alone. A model that ranks them backwards is not
+    calibrated, because this would reverse its scores. Test is evaluated once, after a line in
+    ``results/test_log.csv``. AUROC is also measured on re-framed images, and all metrics on 1,000 random
+    training images. At the end, ``<output_dir>/checkpoints/<name>*.npz`` are removed.
 
     Args:
         model: Trained; see :func:`chestxray.deployment.classifier.save_model`.
         data: What it was trained on.
         name: Name of the model, for example ``vgg16``; split rule and seeds are added.
-        parameters: What the card shall say of architecture and training.
+        parameters: Architecture and training, for the card.
         weights: Initial weights: ``imagenet``, ``random``, or a file's name.
         training: From :func:`chestxray.models.training.summarise`.
-        score_test: False leaves test alone, for choosing on validation.
-        record: The configuration was fixed on validation: the one of its split and purpose.
-        final: False for a model that a step records before its own result; the checkpoints stay.
-        population: Key of :data:`chestxray.deployment.classifier.POPULATIONS`, or empty where nothing is
-            known of the patients. The card claims no more than this.
+        score_test: False evaluates on validation only.
+        record: True for the one model per split and purpose that was fixed on validation.
+        final: False if the step writes another result later; the checkpoints stay.
+        population: Key of :data:`chestxray.deployment.classifier.POPULATIONS`; empty if it is not known.
 
-    Raises ValueError: The model does not give one or three raw logits, or its last feature maps lie inside a
-    nested model. Nothing was removed or evaluated then.
+    Raises ValueError, before anything is removed or evaluated: the model does not give one or three raw
+    logits, its last feature maps lie inside a nested model, or the population is unknown.
     """
     from chestxray.deployment import classifier as deployed
     from chestxray.deployment.card import CARD_SCHEMA
     from chestxray.models.builders import check_logits
 
     check_logits(model)
-    if model.output_shape[-1] not in (1, 3):
-        message = "a model must give one logit (pneumonia) or three (normal, bacteria, virus)"
-        raise ValueError(f"{message}. Received: outputs={model.output_shape[-1]}")
+    if (outputs := model.output_shape[-1]) not in (1, 3):
+        raise ValueError(f"a model must give one logit or three. Received: outputs={outputs}")
     deployed.feature_maps(model)  # raises where there are none
     if population and population not in deployed.POPULATIONS:
         known = sorted(deployed.POPULATIONS)
@@ -247,16 +232,15 @@ def record_model(
         split = {"split_rule": data.split_rule, "split_hash": data.split_hash}
         seeds = {"split_seed": data.split_seed, "train_seed": data.train_seed}
         counts = {subset: int((data.table["split"] == subset).sum()) for subset in SPLITS}
-        known = {"population": deployed.POPULATIONS[population]} if population else {}
-        card = {"schema": CARD_SCHEMA, **shared, **known, "limits": list(limits), "reference": reference}
+        patients = {"population": deployed.POPULATIONS[population]} if population else {}
+        card = {"schema": CARD_SCHEMA, **shared, **patients, "limits": list(limits), "reference": reference}
         card["training_data"] = {"name": data.name, **split, **seeds, **counts}
         seen = deployed.SeenImages.of({subset: data.images(subset) for subset in ("train", "val")})
         deployed.write_card(folder, deployed.Classifier(reloaded, card, outliers, seen))
-    with whole_file(output_dir / "results" / f"{full_name}.predictions.csv") as partial:
-        predictions.to_csv(partial, index=False)
+    write_text(output_dir / "results" / f"{full_name}.predictions.csv", predictions.to_csv(index=False))
     result = {"schema": RESULT_SCHEMA, **shared, "record": record, "data": data.name, **split}
     result |= {"training": training, "parameter_count": int(model.count_params()), "confusion": confusion}
-    if model.output_shape[-1] > 1:
+    if outputs > 1:
         by_subset = predictions.groupby("split", sort=False)
         result["subtype_confusion"] = {subset: _subtype_counts(rows) for subset, rows in by_subset}
     write_result(output_dir, result, step_key)
@@ -266,7 +250,7 @@ def record_model(
 
 
 def _reframed_ranking(model: "keras.Model", data: "XrayData", subset: str) -> dict[str, Any]:
-    """AUROC when lungs come as close as possible to a box of the other class (``XrayData.reframed``)."""
+    """AUROC on re-framed images, see :meth:`chestxray.data.dataset.XrayData.reframed`."""
     try:
         images = data.reframed(subset)
     except (OSError, ValueError) as error:  # the files may be gone: training needs only the stored pixels
@@ -279,10 +263,10 @@ def _reframed_ranking(model: "keras.Model", data: "XrayData", subset: str) -> di
 
 
 def _remove_former(path: Path, parameters: Mapping[str, Any]) -> None:
-    """Remove a result that is no longer true from here on; say so if its parameters were others."""
+    """Remove a result that is about to be replaced; print which of its parameters differ."""
     former = parameters
     with contextlib.suppress(OSError, ValueError, AttributeError):  # no file, or a damaged one
-        former = dict(read_json(path).get("parameters", {}))
+        former = read_json(path).get("parameters", {})
     old, new = (pd.json_normalize(dict(each)).to_dict("list") for each in (former, parameters))
     changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
     if changed:
@@ -291,12 +275,11 @@ def _remove_former(path: Path, parameters: Mapping[str, Any]) -> None:
 
 
 def _baseline(output_dir: Path, data: "XrayData") -> dict[str, Any] | None:
-    """Best AUROC without lungs in the run's audit of the same images; None without an audit."""
+    """Best AUROC without the lungs, from the audit of the same images in this run; None without an audit."""
     path = output_dir / "results" / "audit.json"
     audit = read_json(path) if path.is_file() else {}
-    if (audit.get("data"), audit.get("images")) != (data.name, len(data.table)):
-        return None
-    return {"sees": audit["baseline"]["sees"], "auroc": audit["baseline"]["auroc"]}
+    same_images = (audit.get("data"), audit.get("images")) == (data.name, len(data.table))
+    return {key: audit["baseline"][key] for key in ("sees", "auroc")} if same_images else None
 
 
 def _remove_checkpoints(output_dir: Path, full_name: str) -> None:
@@ -321,10 +304,7 @@ def _predict(model: "keras.Model", data: "XrayData", subset: str) -> pd.DataFram
 
 
 def subtype_confusion(model: "keras.Model", data: "XrayData", subset: str) -> list[list[int]]:
-    """Count images by subtype (rows) and the likeliest class (columns) of a model with three logits.
-
-    Both are in the order normal, bacteria, virus.
-    """
+    """Count images by subtype (rows) and most probable class (columns): normal, bacteria, virus."""
     return _subtype_counts(_predict(model, data, subset))
 
 
@@ -334,13 +314,8 @@ def _subtype_counts(rows: pd.DataFrame) -> list[list[int]]:
     return counts.reindex(index=SUBTYPES, columns=SUBTYPES, fill_value=0).to_numpy().tolist()
 
 
-def predict_variants(
-    models: "dict[str, keras.Model]", data: "XrayData", subsets: Sequence[str]
-) -> pd.DataFrame:
-    """Score the images of some subsets with several models.
-
-    Columns: path, group, subtype, label, split, and the raw log-odds of each model under its name.
-    """
+def predict_variants(models: "dict[str, keras.Model]", data: "XrayData", subsets: list[str]) -> pd.DataFrame:
+    """Score subsets with several models: path, group, subtype, label, split, raw log-odds of each model."""
     tables = []
     for subset in subsets:
         images = data.subset(subset)[["path", "group", "subtype", "label", "split"]].reset_index(drop=True)
@@ -358,13 +333,12 @@ def record_variants(
     scored: dict[str, Any],
     content: dict[str, Any],
     step_key: str | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """Write the result of an experiment: variants of training one model, with several seeds each.
 
-    ``name`` is that of the experiment; split rule and seeds are added. ``data`` are what the models were
-    trained on. ``table``, from :func:`predict_variants`, is written beside the result. ``scored`` is from
-    :func:`chestxray.evaluation.comparison.score_variants`, for each subset. ``content`` is what else belongs
-    into the result: parameters, teachers, costs. The checkpoints of the experiment are removed.
+    ``name`` gets split rule and seeds. ``table`` is from :func:`predict_variants`, ``scored`` from
+    :func:`chestxray.evaluation.comparison.score_variants` for each subset. ``content`` has the other keys:
+    parameters, teachers, costs. The checkpoints of the experiment are removed.
     """
     output_dir = Path(output_dir)
     full_name = result_name(name, data.split_rule, data.split_seed, data.train_seed)
@@ -372,23 +346,19 @@ def record_variants(
     result = {"schema": VARIANTS_SCHEMA, "name": full_name, "record": False, "data": data.name}
     result |= {"split_rule": data.split_rule, "split_hash": data.split_hash, **content}
     result |= {"variants": scored, "versions": versions()}
-    with whole_file(output_dir / "results" / f"{full_name}.predictions.csv") as partial:
-        table.to_csv(partial, index=False, float_format="%.6g")
+    text = table.to_csv(index=False, float_format="%.6g")
+    write_text(output_dir / "results" / f"{full_name}.predictions.csv", text)
     write_result(output_dir, result, step_key)
     _remove_checkpoints(output_dir, full_name)
     return result
 
 
-def log_test_evaluation(
-    output_dir: str | Path, name: str, data: "XrayData", parameters: dict[str, Any]
-) -> None:
+def log_test_evaluation(output_dir: str | Path, name: str, data: "XrayData", parameters: dict) -> None:
     """Append one line to ``results/test_log.csv``: when, which model, which configuration."""
     path = Path(output_dir) / "results" / "test_log.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     configuration = ";".join(f"{key}={value}" for key, value in sorted(parameters.items()))
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if file.tell() == 0:
-            writer.writerow(_LOG_COLUMNS)
-        writer.writerow([now, name, data.split_hash, len(data.subset("test")), configuration])
+    row = {"time": now, "name": name, "split_hash": data.split_hash, "images": len(data.subset("test"))}
+    table = pd.DataFrame([row | {"configuration": configuration}])
+    table.to_csv(path, mode="a", header=not path.exists(), index=False, lineterminator="\r\n")
