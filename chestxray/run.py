@@ -1,13 +1,14 @@
 """The plan of a run, and its execution with papermill.
 
 A step is one notebook with one recipe. It is done when a result in the run's folder carries its key. Finished
-steps are skipped, changed ones run again, and interrupted ones continue from their checkpoint.
+steps are skipped, changed steps run again, and interrupted steps continue from their checkpoint.
 """
 
 import ast
 import contextlib
 import difflib
 import hashlib
+import io
 import itertools
 import json
 import logging
@@ -28,36 +29,27 @@ import yaml
 from joblib import Parallel, delayed
 
 import chestxray
+from chestxray import results as records
 from chestxray.data.catalog import find_data, scan
 from chestxray.data.splits import make_split, split_hash
 from chestxray.deployment.card import render
-from chestxray.deployment.report import with_html
-from chestxray.files import find_weights, read_json, whole_file
+from chestxray.deployment.report import with_html, with_intervals
+from chestxray.files import find_weights, read_json, write_text
 from chestxray.parallel import native_messages_to, workers
-from chestxray.results import (
-    RESULT_SCHEMA,
-    comparison_table,
-    find_classifier,
-    read_objects,
-    read_predictions,
-    read_results,
-    result_name,
-)
 from chestxray.schema import SUBTYPES
 
 PACKAGE = Path(__file__).resolve().parent
 NOTEBOOKS = PACKAGE.parent / "notebooks"
-_SOURCE_URL = "https://github.com/OWNER/chestxray"  # CONTRIBUTING.md says how to set the owner
-_CELL_TIMEOUT = 48 * 3600  # seconds
 
 _EXPLORE, _CNN, _TRANSFER = "01_explore_data", "02_custom_cnn", "03_transfer_learning"
 _DISTIL, _EXPLAIN, _COMPARE, _DEPLOY = "04_distillation", "05_explain", "06_compare", "07_deploy"
-_TRAINED: list[tuple[str, str | None]] = [
+Plan = list[tuple[str, str | None]]  # pairs of notebook and recipe
+_TRAINED: Plan = [
     (_EXPLORE, None), (_CNN, "custom_cnn"),
     (_TRANSFER, "vgg16"), (_TRANSFER, "resnet50"), (_TRANSFER, "inceptionv3"),
     (_EXPLAIN, "explain_custom_cnn"), (_EXPLAIN, "explain_vgg16"), (_COMPARE, None),
 ]  # fmt: skip
-PLANS: dict[str, list[tuple[str, str | None]]] = {
+PLANS: dict[str, Plan] = {
     "demo": [
         (_EXPLORE, None), (_CNN, None), (_TRANSFER, None), (_DISTIL, None),
         (_EXPLAIN, "explain_custom_cnn"), (_COMPARE, None), (_DEPLOY, "deploy_custom_cnn"),
@@ -68,7 +60,7 @@ PLANS: dict[str, list[tuple[str, str | None]]] = {
         (_EXPLAIN, "explain_compact_student"), (_DEPLOY, "deploy_student"),
     ],
 }  # fmt: skip
-"""Pairs of notebook and recipe. ``full`` runs them for every split rule."""
+"""The presets. ``full`` runs for every split rule."""
 
 MODELS: dict[str, tuple[str, str]] = {
     name: (_CNN if name.endswith("_cnn") else _TRANSFER, name)
@@ -76,22 +68,14 @@ MODELS: dict[str, tuple[str, str]] = {
 }
 """Notebook and recipe of each model that ``chestxray train`` knows."""
 
-_WAVES = {"01": 0, "02": 1, "03": 1, "04": 2, "05": 3, "06": 4, "07": 4}
-"""By number of the notebook: a later wave reads what earlier ones wrote."""
-
-_RUN_WIDE = ("data_dir", "split", "output_dir", "results", "step_key")
-"""Parameters that are set by the run, not by ``-p``."""
-
-_COMPARED = (RESULT_SCHEMA, "chestxray.audit/1", "chestxray.explanation/1")
-"""Schemas of the files that notebook 06 reads."""
+_WAVES = {"01": 0, "02": 1, "03": 1, "04": 2, "05": 3, "06": 4, "07": 4}  # a wave reads earlier ones
+_RUN_WIDE = ("data_dir", "split", "output_dir", "results", "step_key")  # set by the run, not by -p
+_COMPARED = (records.RESULT_SCHEMA, "chestxray.audit/1", "chestxray.explanation/1")  # read by notebook 06
 
 
 @dataclass(frozen=True)
 class Step:
-    """One notebook, and the parameters that papermill injects into it, without ``step_key``.
-
-    ``name`` is that of the executed notebook. ``data_key`` identifies the data and their split.
-    """
+    """One notebook and its parameters, without ``step_key``. ``data_key`` identifies data and split."""
 
     name: str
     notebook: Path
@@ -118,7 +102,7 @@ class Step:
         if "results" in given:
             parts["results"] = [
                 f"{path.name} {_digest_of(path)}"
-                for path, content in read_objects(given["results"])
+                for path, content in records.read_objects(given["results"])
                 if content.get("schema") in _COMPARED
                 and content.get("split_rule", given["split"]) == given["split"]
             ]
@@ -130,22 +114,18 @@ def _models_of(given: Mapping[str, Any]) -> list[tuple[str, Path]]:
     names = [given.get("model"), given.get("other")]
     for role in ("models", "teachers", "teachers_three"):
         names += given.get(role, [])
+    place = given.get("output_dir", ""), given.get("split", "")
     seeds = given.get("split_seed", 0), given.get("train_seed", 0)
-    used = (name for name in names if name)
-    return [(name, find_classifier(name, given["output_dir"], given["split"], *seeds)) for name in used]
+    return [(name, records.find_classifier(name, *place, *seeds)) for name in names if name]
 
 
 def code_key(notebook: Path) -> str:
-    """Identify the code that a notebook runs.
-
-    It is made of the syntax trees of its cells and of every module of the package that they import, directly
-    or not, without comments and docstrings.
-    """
+    """Hash the syntax trees, without docstrings, of a notebook's cells and the package modules they need."""
     cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
     source = re.sub(r"^([ \t]*)[%!](?=\w|%).*$", r"\1pass", "\n".join(cells), flags=re.MULTILINE)  # magics
     try:
         trees = {"": ast.parse(source)}
-    except SyntaxError:  # the notebook fails with it, by name
+    except SyntaxError:  # the notebook will raise it
         return _digest(source)
     waiting = _imported_modules(trees[""])
     while waiting:
@@ -212,76 +192,67 @@ def _weights_key(weights: str, backbone: str) -> str:
 
 
 def make_plan(
-    preset: str | list[tuple[str, str | None]],
+    preset: str | Plan,
     data_dir: str,
     split_rules: list[str],
     output_dir: Path,
     overrides: dict[str, Any],
     only: str | None = None,
 ) -> list[Step]:
-    """Turn a preset into steps in the order in which they can run, and check all that can be checked before.
+    """Turn a preset into steps in the order in which they can run, and check all arguments.
 
-    Args:
-        preset: ``demo``, ``standard`` or ``full``, or a list of pairs of notebook and recipe.
-        data_dir: See :func:`chestxray.data.catalog.find_data`.
-        split_rules: The plan is run for each.
-        output_dir: Folder of the run.
-        overrides: Parameters for every notebook that has them.
-        only: Keep the steps whose name begins with this.
-
-    Raises ValueError for an unknown preset, no step left, a parameter that no notebook has or of another
-    type, or data that cannot be split, and FileNotFoundError without data or a checkout.
+    For the arguments see :func:`run_plan`. Raises ValueError for an unknown preset, no step left, an unknown
+    parameter, a wrong type, or data that cannot be split; FileNotFoundError without data or notebooks.
     """
     if isinstance(preset, str) and preset not in PLANS:
         raise ValueError(f"preset must be one of {list(PLANS)}. Received: preset={preset!r}")
     if not NOTEBOOKS.is_dir():
-        message = f"the notebooks are not part of the installed package; clone {_SOURCE_URL} and run it there"
+        message = "the notebooks are not installed; clone https://github.com/OWNER/chestxray and run it there"
         raise FileNotFoundError(f"{message}. Received: notebooks={str(NOTEBOOKS)!r}")
     if reserved := sorted(set(overrides) & set(_RUN_WIDE)):
-        message = "data, split and folders are set by the options of the run"
-        raise ValueError(f"{message}. Received: parameter={reserved[0]!r}")
+        raise ValueError(f"this is set by options of the run. Received: parameter={reserved[0]!r}")
     root = find_data(data_dir)
     catalog = scan(root, tuple(overrides["classes"]) if overrides.get("classes") else None)
-    content = _digest("".join(catalog["sha256"]))
+    content, split_seed = _digest("".join(catalog["sha256"])), overrides.get("split_seed", 0)
+    hashes = {rule: split_hash(make_split(catalog, rule, split_seed)) for rule in split_rules}
     has_subtypes = catalog["subtype"].isin(SUBTYPES).all()
+    run_wide = {"output_dir": str(output_dir), "results": str(output_dir / "results")}
+    run_wide |= {"data_dir": "phantoms" if data_dir == "phantoms" else str(root)}
     steps, known = [], {"classes"}
-    for split_rule in split_rules:
-        data_key = f"{split_hash(make_split(catalog, split_rule, overrides.get('split_seed', 0)))} {content}"
-        run_wide = {"output_dir": str(output_dir), "results": str(output_dir / "results")}
-        run_wide |= {"data_dir": "phantoms" if data_dir == "phantoms" else str(root), "split": split_rule}
-        for notebook, recipe in PLANS[preset] if isinstance(preset, str) else preset:
-            name = "-".join(filter(None, (notebook, recipe, split_rule)))
-            if only and not name.startswith(only):
-                continue
-            source = NOTEBOOKS / f"{notebook}.ipynb"
-            defaults = papermill.inspect_notebook(str(source))
-            given = _read_recipe(recipe, split_rule) if recipe else {}
-            if unknown := sorted(set(given) - set(defaults)):
-                raise ValueError(f"{notebook} has no parameter {unknown}. Received: recipe={recipe!r}")
-            given |= {key: value for key, value in {**run_wide, **overrides}.items() if key in defaults}
-            for key in set(overrides) & set(defaults):
-                _check_type(key, overrides[key], ast.literal_eval(defaults[key]["default"]))
-            known |= set(defaults)
-            if given.get("outputs") == 3 and not has_subtypes:
-                print(f"{name} is left out: not every image is known to be {', '.join(SUBTYPES)}")
-                continue
-            if "weights" in given:
-                given.setdefault("backbone", ast.literal_eval(defaults["backbone"]["default"]))
-                if given["weights"] and Path(given["weights"]).exists():
-                    given["weights"] = str(Path(given["weights"]).resolve())  # kernels run elsewhere
-            steps.append(Step(name, source, given, data_key))
+    pairs = PLANS[preset] if isinstance(preset, str) else preset
+    for split_rule, (notebook, recipe) in itertools.product(split_rules, pairs):
+        name = "-".join(filter(None, (notebook, recipe, split_rule)))
+        if only and not name.startswith(only):
+            continue
+        source = NOTEBOOKS / f"{notebook}.ipynb"
+        defaults = papermill.inspect_notebook(str(source))
+        known |= set(defaults)
+        given = _read_recipe(recipe, split_rule) if recipe else {}
+        if unknown := sorted(set(given) - set(defaults)):
+            raise ValueError(f"{notebook} has no parameter {unknown}. Received: recipe={recipe!r}")
+        for key in set(overrides) & set(defaults):
+            _check_type(key, overrides[key], ast.literal_eval(defaults[key]["default"]))
+        values = {**run_wide, "split": split_rule, **overrides}
+        given |= {key: value for key, value in values.items() if key in defaults}
+        if given.get("outputs") == 3 and not has_subtypes:
+            print(f"{name} is left out: not every image is known to be {', '.join(SUBTYPES)}")
+            continue
+        if "weights" in given:
+            given.setdefault("backbone", ast.literal_eval(defaults["backbone"]["default"]))
+            if given["weights"] and Path(given["weights"]).exists():
+                given["weights"] = str(Path(given["weights"]).resolve())  # kernels run elsewhere
+        steps.append(Step(name, source, given, f"{hashes[split_rule]} {content}"))
     if not steps:
-        raise ValueError(f"no step of the plan begins like this. Received: only={only!r}")
-    made = {step.parameters.get("name") for step in steps}
+        raise ValueError(f"no step has a name that begins like this. Received: only={only!r}")
+    names = [step.parameters.get("name") for step in steps]
     for step in steps if only else ():
         for name, folder in _models_of(step.parameters):
-            if name not in made and not folder.is_dir():
+            if name not in names and not folder.is_dir():
                 message = f"{step.notebook.stem} needs the model {name}; run its step first"
                 raise ValueError(f"{message}. Received: only={only!r}")
-    same_name = [step for step in steps if step.parameters.get("name") == overrides.get("name", "")]
-    if "name" in overrides and len(same_name) > 1:
-        message = f"{len(same_name)} steps would write the same result; choose one by --only"
-        raise ValueError(f"{message}. Received: name={overrides['name']!r}")
+    if "name" in overrides and names.count(overrides["name"]) > 1:
+        name = overrides["name"]
+        raise ValueError(f"several steps would write this result; use --only. Received: name={name!r}")
     if unknown := sorted(set(overrides) - known):
         names = sorted(known - set(_RUN_WIDE))
         near = difflib.get_close_matches(unknown[0], names, 1)
@@ -312,14 +283,9 @@ def train_model(
 ) -> int:
     """Train one model by running its notebook; see :func:`run_plan`.
 
-    Args:
-        model: Key of :data:`MODELS`.
-        name: Name of the result.
-        epochs: All epochs; with a frozen backbone a quarter of them trains the head. None: the recipe's.
-        overrides: Further parameters of the notebook.
-        force: Replace a result of that name that was made with other settings.
-
-    Raises ValueError for a name with other signs, or if the folder has such a result without ``force``.
+    ``model`` is a key of :data:`MODELS`, ``name`` the name of the result. ``epochs`` counts all phases, of
+    which the head gets a quarter; None means the recipe's. ``force`` replaces a result with other settings.
+    Raises ValueError for such a result without ``force``, and for a name that cannot be a folder's.
     """
     if not re.fullmatch(r"\w[\w.-]*", name):  # it is also the name of a folder
         raise ValueError(f"a name has letters, digits, _, - and . only. Received: name={name!r}")
@@ -328,14 +294,15 @@ def train_model(
     if epochs and "fine" not in recipe:
         given["epochs"] = epochs
     elif epochs:
-        phases = {"head": max(1, epochs // 4), "fine": epochs - max(1, epochs // 4)}
-        given |= {phase: recipe[phase] | {"epochs": count} for phase, count in phases.items() if count}
-        if phases["fine"] < 2:
-            given["fine"] = recipe["fine"] | {"epochs": 1, "warmup_epochs": 0} if phases["fine"] else None
+        head = max(1, epochs // 4)
+        given["head"] = recipe["head"] | {"epochs": head}
+        given["fine"] = recipe["fine"] | {"epochs": epochs - head} if epochs > head else None
+        if epochs - head == 1:
+            given["fine"]["warmup_epochs"] = 0
     output_dir = Path(output_dir).resolve()
     (step,) = make_plan(plan, data_dir, [split_rule], output_dir, given)
     seeds = given.get("split_seed", 0), given.get("train_seed", 0)
-    result = output_dir / "results" / f"{result_name(name, split_rule, *seeds)}.json"
+    result = output_dir / "results" / f"{records.result_name(name, split_rule, *seeds)}.json"
     if result.is_file() and not force and read_json(result).get("step_key") != step.key():
         message = f"{result.name} was made with other settings, data or code; use another name, or --force"
         raise ValueError(f"{message}. Received: name={name!r}")
@@ -350,13 +317,14 @@ def _read_recipe(name: str, split_rule: str) -> dict[str, Any]:
 
 def results_of(key: str, output_dir: Path) -> list[Path]:
     """Results of a run that carry a step key; the step is done if there is one."""
-    return [path for path, content in read_objects(output_dir / "results") if content.get("step_key") == key]
+    contents = records.read_objects(output_dir / "results")
+    return [path for path, content in contents if content.get("step_key") == key]
 
 
-class _Progress:
-    """Passes epochs, with the time left, and what is computed or stored on to the terminal.
+class _Progress(io.TextIOBase):
+    """Output of a notebook: prints its epochs, with the time left, and its long computations.
 
-    And Ctrl-C to the run, also one that an event loop swallowed.
+    It also raises Ctrl-C in the run if an event loop suppressed it.
     """
 
     interrupted = False
@@ -385,43 +353,51 @@ class _Progress:
             raise KeyboardInterrupt
         for line in text.splitlines():
             if epoch := re.match(r"epoch +(\d+)/(\d+)", line):
-                (former, ended), self._last = self._last, (int(epoch[1]), time.monotonic())
-                left = (int(epoch[2]) - int(epoch[1])) * (self._last[1] - ended)
-                if left and int(epoch[1]) == former + 1 > 1:
+                number, count = map(int, epoch.groups())
+                (former, ended), self._last = self._last, (number, time.monotonic())
+                left = (count - number) * (self._last[1] - ended)
+                if left and number == former + 1 > 1:
                     line += f"  {left / 60:.0f} min left" if left > 90 else f"  {left:.0f} s left"
-            if epoch or re.match(
-                r"computing |stored activations|.*(continued after epoch|is replaced$)", line
-            ):
-                print(f"    {line}", flush=True)
-
-    def flush(self) -> None:
-        """Nothing is buffered."""
+            elif not re.match(r"computing |stored activations|.*(continued after epoch|is replaced$)", line):
+                continue
+            print(f"    {line}", flush=True)
 
 
-def run_step(step: Step, output_dir: Path) -> None:
-    """Execute one notebook into ``results/notebooks``, with native messages in a log beside it.
-
-    Raises papermill.PapermillExecutionError if a cell raised, RuntimeError if the notebook wrote no result.
-    """
+def _run_step(step: Step, title: str, output_dir: Path, dry_run: bool, force: bool) -> str | None:
+    """Execute a notebook into ``results/notebooks`` unless its step is done; return the name if it failed."""
+    key = step.key()
+    done = results_of(key, output_dir)
+    if done and not force:
+        print(f"{title}: done earlier")
+        return None
+    print(f"{title}{': would run' if dry_run else ' …'}", flush=True)
+    if dry_run:
+        return None
+    for path in done:
+        path.unlink()  # it is written again
     logging.getLogger("papermill").setLevel(logging.ERROR)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it reports kernels that Ctrl-C ended
     target = output_dir / "results" / "notebooks" / f"{step.name}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
-    key = step.key()
-    for path in results_of(key, output_dir):
-        path.unlink()  # it is written again
-    lines = _Progress()
-    with native_messages_to(target.with_suffix(".log")), lines.watch():
-        kernel = {"kernel_name": "python3", "cwd": str(NOTEBOOKS), "extra_arguments": ["--log-level=40"]}
-        shown = {"stdout_file": lines, "progress_bar": False, "execution_timeout": _CELL_TIMEOUT}
-        parameters = step.parameters | {"step_key": key}
-        papermill.execute_notebook(str(step.notebook), str(target), parameters, **kernel, **shown)
-    if not results_of(key, output_dir):
-        raise RuntimeError("the notebook ended without writing its result")
+    lines, paths = _Progress(), (str(step.notebook), str(target))
+    kernel = {"kernel_name": "python3", "cwd": str(NOTEBOOKS), "extra_arguments": ["--log-level=40"]}
+    output = {"stdout_file": lines, "progress_bar": False, "execution_timeout": 48 * 3600}
+    try:
+        with native_messages_to(target.with_suffix(".log")), lines.watch():
+            papermill.execute_notebook(*paths, step.parameters | {"step_key": key}, **kernel, **output)
+        if not results_of(key, output_dir):
+            raise RuntimeError("the notebook ended without writing its result")
+        return None
+    except papermill.PapermillExecutionError as error:
+        reason = f" in cell [{error.exec_count}]: {error.ename}: {error.evalue}"
+    except RuntimeError as error:  # also if the kernel died
+        reason = f": {error}"
+    print(f"    FAILED{reason}", flush=True)
+    return step.name
 
 
 def run_plan(
-    preset: str | list[tuple[str, str | None]] = "demo",
+    preset: str | Plan = "demo",
     data_dir: str = "phantoms",
     split_rules: list[str] | None = None,
     output_dir: str | Path = "runs/demo",
@@ -432,33 +408,37 @@ def run_plan(
     jobs: int = 1,
     backend: str | None = None,
 ) -> int:
-    """Run all steps of a plan, and return 0, or 1 when a step failed. The steps after a failed one still run.
-
-    Steps of one wave can run at the same time, also on several machines that share the data and the run's
-    folder and have a cache each. For the other arguments and the errors see :func:`make_plan`.
+    """Run all steps of a plan. Return 0, or 1 if a step failed; the steps after a failed one still run.
 
     Args:
-        split_rules: By default ``patient``, and all for ``full``.
-        dry_run: Only print what would run.
+        preset: ``demo``, ``standard`` or ``full``, or a list of pairs of notebook and recipe.
+        data_dir: See :func:`chestxray.data.catalog.find_data`.
+        split_rules: The plan runs for each of them. By default ``patient``, and all for ``full``.
+        output_dir: Folder of the run.
+        overrides: Parameters for every notebook that has them.
+        only: Keep the steps whose name begins with this.
+        dry_run: Only print the steps.
         force: Run finished steps again.
-        jobs: Steps at a time; -1 takes one a worker.
-        backend: See :func:`chestxray.parallel.workers`. It must use processes, because each step needs its
-            own.
+        jobs: Number of steps of one wave that run at the same time; -1 for one per worker.
+        backend: See :func:`chestxray.parallel.workers`. It must use processes; several machines share the
+            data and the run's folder, but not the cache.
+
+    Raises as :func:`make_plan` does.
     """
-    output_dir = Path(output_dir).resolve()
+    output_dir, overrides = Path(output_dir).resolve(), overrides or {}
     for name in ("CHESTXRAY_CACHE", "CHESTXRAY_WEIGHTS"):
         if os.environ.get(name):
             os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())  # kernels run elsewhere
     split_rules = split_rules or (["official", "image", "patient"] if preset == "full" else ["patient"])
-    steps = make_plan(preset, data_dir, split_rules, output_dir, overrides or {}, only)
-    for name in overrides or {}:
-        takers = sorted({step.notebook.stem for step in steps if name in step.parameters})
-        print(f"{name} is set in {', '.join(takers) or 'no notebook'}")
+    steps = make_plan(preset, data_dir, split_rules, output_dir, overrides, only)
+    for name in overrides:
+        notebooks = sorted({step.notebook.stem for step in steps if name in step.parameters})
+        print(f"{name} is set in {', '.join(notebooks) or 'no notebook'}")
     titles = {step.name: f"[{number}/{len(steps)}] {step.name}" for number, step in enumerate(steps, 1)}
     failures: list[str] = []
     with workers(backend):
         for _, wave in itertools.groupby(steps, lambda step: step.wave):
-            tasks = [delayed(_attempt)(step, titles[step.name], output_dir, dry_run, force) for step in wave]
+            tasks = [delayed(_run_step)(step, titles[step.name], output_dir, dry_run, force) for step in wave]
             failures += filter(None, Parallel(jobs)(tasks))
     if not dry_run:
         _print_summary(output_dir)
@@ -467,88 +447,64 @@ def run_plan(
     return 1 if failures else 0
 
 
-def _attempt(step: Step, title: str, output_dir: Path, dry_run: bool, force: bool) -> str | None:
-    """Run a step unless it is done; print what went wrong, and return the name of a step that failed."""
-    if not force and results_of(step.key(), output_dir):
-        print(f"{title}: done earlier")
-        return None
-    print(f"{title}{': would run' if dry_run else ' …'}", flush=True)
-    if dry_run:
-        return None
-    try:
-        run_step(step, output_dir)
-        return None
-    except papermill.PapermillExecutionError as error:
-        failure = f"cell [{error.exec_count}]: {error.ename}: {error.evalue}"
-    except RuntimeError as error:
-        failure = str(error)
-    print(f"    FAILED in {failure}", flush=True)
-    return step.name
-
-
 def _print_summary(output_dir: Path) -> None:
+    """Print the scores on test, or on validation if no model was evaluated on test, and write the page."""
     try:
-        results = read_results(output_dir / "results")
+        results = records.read_results(output_dir / "results")
     except FileNotFoundError:
         print("no model on record yet")
         return
-    table = _summary(results)
-    if len(table):
-        data = ", ".join(sorted({result["data"] for result in results}))
-        print(f"\nTest images ({data} data), threshold by Youden on validation, 95 % intervals:")
-        print(table.to_string(index=False))
-        hashes = {(r["split_rule"], r["name"].split("-")[-2], r["split_hash"]) for r in results}
-        if len(hashes) > len({names[:2] for names in hashes}):
-            print("Not all were scored on the same images: some are left from another state of the data.")
-    print(f"\nopen this page: {write_page(output_dir, results, table)}")
+    on_test = any("test" in result["metrics"] for result in results)
+    table = _summary(results, "test" if on_test else "val")
+    data = ", ".join(sorted({result["data"] for result in results}))
+    title = f"{'Test' if on_test else 'Validation'} images ({data} data)"
+    text = "Threshold by Youden on validation, 95 % intervals over patients."
+    text += "" if on_test else " No model was evaluated on test."
+    print(f"\n{title}\n{text}\n{table.to_string(index=False)}")
+    hashes = {(r["split_rule"], r["name"].split("-")[-2], r["split_hash"]) for r in results}
+    if len(hashes) > len({names[:2] for names in hashes}):
+        print("Not all models were scored on the same images: some are from another state of the data.")
+    print(f"\nopen this page: {write_page(output_dir, results, (title, text, table))}")
 
 
-def _summary(results: list[dict[str, Any]]) -> pd.DataFrame:
-    """Scores of models on test as text, with numbers of images and intervals."""
-    table = comparison_table(results)
-    if table.empty:
-        return table
-    texts = table[["name"]].copy()
-    for result in results:
-        if "backbone" in result["parameters"] and result["weights"] == "random":
-            mechanics = f"{result['name']} (random weights: a check of the mechanics)"
-            texts["name"] = texts["name"].replace(result["name"], mechanics)
-    counts = {
-        r["name"]: sum(r["confusion"]["test"]["half"].values()) for r in results if "test" in r["metrics"]
-    }
-    texts["images"] = table["name"].map(counts)
-    for metric in ("auroc", "accuracy", "sensitivity", "specificity", "f1"):
-        columns = table[[metric, f"{metric}_low", f"{metric}_high"]].astype(float)
-        texts[metric] = ["{:.2f} ({:.2f}–{:.2f})".format(*values) for values in columns.to_numpy()]
-    return texts
+def _summary(results: list[records.Result], subset: str) -> pd.DataFrame:
+    """Scores of the models on a subset as text, with numbers of images and intervals."""
+    results = [result for result in results if subset in result["metrics"]]
+    names = [_display_name(result) for result in results]
+    counts = [sum(result["confusion"][subset]["half"].values()) for result in results]
+    metrics = ("auroc", "accuracy", "sensitivity", "specificity", "f1")
+    columns = [metric + ending for metric in metrics for ending in ("", "_low", "_high")]
+    scores = records.comparison_table(results, subset)[columns]
+    return with_intervals(pd.DataFrame({"name": names, "images": counts}).join(scores))
 
 
-def write_page(output_dir: Path, results: list[dict[str, Any]], table: pd.DataFrame) -> Path:
-    """Write ``index.html`` of a run: scores, worst mistakes, figures, executed notebooks as pages."""
+def _display_name(result: records.Result) -> str:
+    if "backbone" not in result["parameters"] or result["weights"] != "random":
+        return result["name"]
+    remark = "; it tests the software and is no result" if result["data"] == "synthetic" else ""
+    return f"{result['name']} (random weights{remark})"
+
+
+def write_page(output_dir: Path, results: list[records.Result], scores: tuple) -> Path:
+    """Write ``index.html`` of a run: ``scores`` (title, text, table), worst errors, figures, notebooks."""
     from nbconvert import HTMLExporter
 
     notebooks = sorted((output_dir / "results" / "notebooks").glob("*.ipynb"))
     for notebook in notebooks:
-        with whole_file(notebook.with_suffix(".html")) as partial:
-            partial.write_text(HTMLExporter().from_filename(str(notebook))[0], encoding="utf-8")
-    text = "Threshold by Youden on validation; 95 % intervals over patients."
-    sections = [("Models on test", text if len(table) else "No model was evaluated on test.", table)]
+        write_text(notebook.with_suffix(".html"), HTMLExporter().from_filename(str(notebook))[0])
+    sections = [scores]
     for _, group in itertools.groupby(results, lambda result: result["split_rule"]):
         best = next(group)  # ordered by validation
-        rows = read_predictions(output_dir / "results", best["name"])
+        rows = records.read_predictions(output_dir / "results", best["name"])
         rows = rows[rows["split"] == rows["split"].iloc[-1]].sort_values("probability", kind="stable")
-        positive, sick = rows["probability"] >= best["thresholds"]["youden"], rows["label"] == 1
-        negative_name, positive_name = best["classes"]
-        worst = {f"{positive_name}, not found": rows[~positive & sick].head(5)}
-        worst[f"{negative_name}, false alarm"] = rows[positive & ~sick].tail(5)[::-1]
-        listed = pd.concat([mistakes.assign(mistake=kind) for kind, mistakes in worst.items()])
-        title = f"Worst mistakes of {best['name']}, the best one on validation"
-        sections.append((title, "", listed[["mistake", "path", "probability"]]))
-    page = output_dir / "index.html"
+        is_called = rows["probability"] >= best["thresholds"]["youden"]
+        missed = rows[~is_called & (rows["label"] == 1)].head(5).assign(error="false negative")
+        alarms = rows[is_called & (rows["label"] == 0)].tail(5)[::-1].assign(error="false positive")
+        title = f"Worst errors of {best['name']}, the best one on validation"
+        sections.append((title, "", pd.concat([missed, alarms])[["error", "path", "probability"]]))
     figures = [(path.stem, f"images/{path.name}") for path in sorted((output_dir / "images").glob("*.png"))]
     links = {path.stem: path.with_suffix(".html").relative_to(output_dir).as_posix() for path in notebooks}
-    title = "Chest X-rays: training run"
-    with whole_file(page) as partial:
-        text = render("run.html.j2", title=title, sections=with_html(sections), figures=figures, links=links)
-        partial.write_text(text, encoding="utf-8")
+    values = {"sections": with_html(sections), "figures": figures, "links": links}
+    page = output_dir / "index.html"
+    write_text(page, render("run.html.j2", title="Chest X-rays: training run", **values))
     return page

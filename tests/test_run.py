@@ -1,4 +1,4 @@
-"""The whole plan, played on somebody's own folder: other class names, no patients, broken files."""
+"""The whole plan on a user's folder: other class names, no patients, broken files."""
 
 import os
 import signal
@@ -68,6 +68,7 @@ def test_all_notebooks_on_a_plain_folder_with_broken_files(tmp_path, plain_folde
     model = read_json(results / "custom_cnn-patient-s0-t0.json")
     assert model["classes"] == ["healthy", "sick"] and model["data"] == "mine"
     assert set(model["metrics"]) == {"val", "train"} and not (results / "test_log.csv").exists()
+    assert "Validation images (mine data)" in done.stdout and "Test images" not in done.stdout
     assert {model["name"] for model in read_json(results / "comparison-patient.json")["models"]} == {
         f"{name}-patient-s0-t0" for name in ("custom_cnn", "vgg16", "student", "student_teacher1")
     }
@@ -78,8 +79,8 @@ def test_all_notebooks_on_a_plain_folder_with_broken_files(tmp_path, plain_folde
 
 
 @pytest.mark.slow
-def test_two_dask_workers_play_a_plan_and_one_is_killed(tmp_path, monkeypatch):
-    """Both split rules at once; the step of the killed worker goes on from its checkpoint."""
+def test_two_dask_workers_run_a_plan_and_one_is_killed(tmp_path, monkeypatch):
+    """Both split rules at once; the step of the killed worker continues from its checkpoint."""
     write_phantoms(tmp_path / "made", 120, 64, 0)
     data, settings = str(tmp_path / "made" / "chest_xray"), {"image_size": 64, "epochs": 6}
     assert run_plan("demo", data, ["image", "patient"], tmp_path / "alone", settings, "02") == 0

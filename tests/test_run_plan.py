@@ -1,4 +1,4 @@
-"""The plan of a run, played on tiny notebooks made here."""
+"""The plan of a run, with tiny notebooks made here."""
 
 import functools
 import re
@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from chestxray import TrainSettings, cli, run
+from chestxray import TrainSettings, cli, results, run
 from chestxray.files import read_json, write_json
 from chestxray.phantoms import write_phantoms
 
@@ -81,16 +81,16 @@ def test_a_failing_step_is_named_and_the_others_go_on(house, phantoms, capsys):
 
 
 def test_finished_steps_are_skipped_and_changed_ones_run_again(house, phantoms):
-    play = functools.partial(run.run_plan, "demo", phantoms, output_dir=house / "out")
-    assert play(overrides={"level": 2}) == 0
-    assert play(overrides={"level": 2}) == 0
+    run_again = functools.partial(run.run_plan, "demo", phantoms, output_dir=house / "out")
+    assert run_again(overrides={"level": 2}) == 0
+    assert run_again(overrides={"level": 2}) == 0
     assert log(house) == ["first", "second", "third"]
     write_notebook(house / "notebooks", "01_first", WRITE.format(name="changed"))
-    assert play(overrides={"level": 2}) == 0
+    assert run_again(overrides={"level": 2}) == 0
     assert log(house) == ["first", "second", "third", "changed"]
-    assert play(overrides={"level": 2}, split_rules=["image"], only="03") == 0
+    assert run_again(overrides={"level": 2}, split_rules=["image"], only="03") == 0
     assert log(house)[4:] == ["third"]
-    assert play(overrides={"level": 2}, only="02", force=True) == 0
+    assert run_again(overrides={"level": 2}, only="02", force=True) == 0
     assert log(house)[5:] == ["second"]
 
 
@@ -222,7 +222,7 @@ def test_the_key_of_a_comparison_depends_on_what_it_reads(house, tmp_path):
     assert len(set(keys)) == 5
     write_json(folder / "comparison-all.json", {"schema": "chestxray.comparison/1"})  # its own result
     write_json(folder / "deploy_x.json", {"schema": "chestxray.deployment/1"})
-    write_json(folder / "other.json", {"schema": run.RESULT_SCHEMA, "split_rule": "image"})
+    write_json(folder / "other.json", {"schema": results.RESULT_SCHEMA, "split_rule": "image"})
     assert step.key() == keys[-1]
 
 
@@ -241,13 +241,13 @@ def test_models_of_another_state_of_the_data_are_told(tmp_path, capsys):
     assert "another state" not in capsys.readouterr().out  # of two seeds, two splits are expected
     put_on_record(results, "older-patient-s0-t0", split_hash="0")
     run._print_summary(tmp_path)
-    assert "some are left from another state of the data" in capsys.readouterr().out
+    assert "some are from another state of the data" in capsys.readouterr().out
 
 
-def test_a_run_ends_with_a_page_of_scores_mistakes_figures_and_notebooks(tmp_path, capsys):
-    put_on_record(
-        tmp_path / "results", "net-patient-s0-t0", parameters={"backbone": "VGG16"}, weights="random"
-    )
+def test_a_run_ends_with_a_page_of_scores_errors_figures_and_notebooks(tmp_path, capsys):
+    changes = {"parameters": {"backbone": "VGG16"}, "weights": "random", "data": "synthetic"}
+    put_on_record(tmp_path / "results", "net-patient-s0-t0", **changes)
+    put_on_record(tmp_path / "results", "real-patient-s0-t0", **changes | {"data": "chest_xray"})
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "curve.png").write_bytes(b"")
     (tmp_path / "results" / "notebooks").mkdir()
@@ -257,10 +257,12 @@ def test_a_run_ends_with_a_page_of_scores_mistakes_figures_and_notebooks(tmp_pat
     rows = pd.read_csv(tmp_path / "results" / "net-patient-s0-t0.predictions.csv").query("split == 'test'")
     assert str(tmp_path / "index.html") in out
     for text in (out, page):
-        assert "net-patient-s0-t0 (random weights: a check of the mechanics)" in text
+        assert "Test images (chest_xray, synthetic data)" in text
+        assert "net-patient-s0-t0 (random weights; it tests the software and is no result)" in text
+        assert "real-patient-s0-t0 (random weights)" in text
         assert re.search(r"0\.99 \(0\.9\d–(0\.9\d|1\.00)\)", text) and str(len(rows)) in text
     missed = rows[rows["label"] == 1].sort_values("probability").iloc[0]["path"]
-    assert missed in page and page.index("PNEUMONIA, not found") < page.index("NORMAL, false alarm")
+    assert missed in page and page.index("false negative") < page.index("false positive")
     for link in ("images/curve.png", "results/notebooks/02_done.html"):
         assert f'"{link}"' in page and (tmp_path / link).is_file()
 
@@ -436,14 +438,18 @@ def test_one_step_alone_says_which_model_it_needs(house, phantoms, monkeypatch):
         run.run_plan("demo", phantoms, output_dir=house / "out", only="07")
 
 
-def test_a_run_that_left_test_alone_has_a_page_too(tmp_path, capsys):
+def test_without_test_scores_a_run_ends_with_those_on_validation(tmp_path, capsys):
     older = read_json(RESULTS / "squashed" / "custom_cnn-patient-s0-t0.json")
-    validation = {"metrics": {"val": older["metrics"]["val"]}}
-    put_on_record(tmp_path / "results", "net-patient-s0-t0", **validation)
+    metrics, confusion = {"val": older["metrics"]["val"]}, {"val": older["confusion"]["val"]}
+    put_on_record(tmp_path / "results", "net-patient-s0-t0", metrics=metrics, confusion=confusion)
     run._print_summary(tmp_path)
-    page = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert "No model was evaluated on test." in page and "Worst mistakes of net-patient-s0-t0" in page
-    assert "Test images" not in capsys.readouterr().out
+    out, page = capsys.readouterr().out, (tmp_path / "index.html").read_text(encoding="utf-8")
+    score = "{value:.2f} ({low:.2f}–{high:.2f})".format(**metrics["val"]["auroc"])
+    images = sum(confusion["val"]["half"].values())
+    for text in (out, page):
+        assert "Validation images (" in text and "No model was evaluated on test." in text
+        assert score in text and str(images) in text and "Test images" not in text
+    assert "Worst errors of net-patient-s0-t0" in page
 
 
 def test_the_command_line_offers_the_models_that_can_be_trained():

@@ -1,4 +1,4 @@
-"""What reaches the terminal, and comes from it, while a notebook plays."""
+"""What the terminal shows while a notebook runs, and Ctrl-C."""
 
 import contextlib
 import os
