@@ -1,12 +1,12 @@
 """Catalog: a pandas table of images, made from a folder or from a table of the user.
 
-The columns are those of contract 1 in ``CONTRIBUTING.md``, then the user's. Both group keys are merged over
-byte-identical files. For the Kaggle data they are *file-name groups*, not verified patients: the strict key
-(for intervals) is ``person12_bacteria``; the conservative key (for splits) is ``person12``, because both
-subtypes may number the same children.
+The columns are those of contract 1 in ``CONTRIBUTING.md``, then the user's. The patient groups of the Kaggle
+data are read from file names and not verified: ``person12_bacteria`` (strict, for intervals) and ``person12``
+(conservative, for splits), because both subtypes may number the same children.
 """
 
 import hashlib
+import json
 import os
 import re
 import warnings
@@ -20,16 +20,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from chestxray.data.formats import check_image
 from chestxray.data.images import PIXELS_VERSION
-from chestxray.files import (
-    cache_dir,
-    cached_folder,
-    files_below,
-    printable,
-    read_json,
-    read_table,
-    spelled,
-    write_json,
-)
+from chestxray.files import cache_dir, cached_folder, files_below, printable, read_table, spelled, write_json
 from chestxray.schema import CLASSES, COLUMNS, SPLIT_HEADER, SPLITS, SUBTYPES
 
 _FACTS = ["bytes", "mtime", "sha256", "width", "height", "mode", "problem"]
@@ -58,8 +49,7 @@ def find_data(data_dir: str | Path | None = None) -> Path:
 
     ``data_dir`` is a folder (nested copies of the Kaggle archive are searched), ``"phantoms"`` for the
     synthetic images, ``"kaggle"`` to download with kagglehub, or a PneumoniaMNIST file
-    (``pneumoniamnist_224.npz``), whose images are written to the cache as PNG files. None or ``""`` means the
-    folder in the environment variable ``CHESTXRAY_DATA`` or, on Kaggle, the attached data set.
+    (``pneumoniamnist_224.npz``). None or ``""`` means the folder ``CHESTXRAY_DATA`` or Kaggle's input folder.
 
     Raises FileNotFoundError if there is no data folder, and ValueError if kagglehub is not installed.
     """
@@ -91,10 +81,7 @@ def find_data(data_dir: str | Path | None = None) -> Path:
 
 
 def _unpack(file: Path) -> Path:
-    """Write the images of a PneumoniaMNIST file to the cache as ``<subset>/<class>/<subset>_<number>.png``.
-
-    Training images that are also in val or test, and val images that are also in test, are left out.
-    """
+    """Write a PneumoniaMNIST file to the cache as PNG files, each image once: in test, val or train."""
     received = f"Received: data_dir={str(file)!r}"
 
     def write(folder: Path) -> None:
@@ -127,20 +114,14 @@ def _unpack(file: Path) -> Path:
 def scan(data_dir: str | Path | None = None, classes: tuple[str, str] | None = None) -> pd.DataFrame:
     """List the images of a folder (see :func:`find_data`) as a catalog.
 
-    The folder has the Kaggle layout, the Mendeley v3 layout (documented patient ids, no val folder) or two
-    class folders. ``classes`` are the names of the (negative, positive) class folders, by default NORMAL and
-    PNEUMONIA in upper or lower case. Files that cannot be used are left out with a warning; :func:`verify`
-    lists all of them. An image without a known patient group forms a group alone, with a warning.
+    The folder has the layout of Kaggle, Mendeley v3 (documented patients, no val folder) or two class
+    folders, ``classes``, by default NORMAL and PNEUMONIA in upper or lower case. A warning names files that
+    cannot be used (:func:`verify` lists all), another says how many images have no known patient group.
 
-    Raises FileNotFoundError if there is no such folder, and ValueError if a class has no folder or no
-    readable image.
+    Raises FileNotFoundError if there is no such folder, and ValueError for a class without readable images.
     """
     root = find_data(data_dir)
-    catalog, problems = _inspect(root, _list_files(root, classes))
-    for label, name in enumerate(classes or CLASSES):
-        if not (catalog["label"] == label).any():
-            message = f"class {name} must have a readable image ({len(problems)} unreadable files)"
-            raise ValueError(f"{message}. Received: data_dir={str(root)!r}")
+    catalog, _ = _inspect(root, _list_files(root, classes), classes or CLASSES)
     return group_by_names(catalog)
 
 
@@ -150,8 +131,8 @@ def group_by_names(files: pd.DataFrame) -> pd.DataFrame:
     names = pd.DataFrame(parsed, columns=["subtype", "group", "group_conservative"], index=files.index)
     wrong = (names["subtype"] != "") & ((names["subtype"] != SUBTYPES[0]) != files["label"])
     if wrong.any():
-        message = f"{wrong.sum()} file names contradict the class of their folder and give no subtype: "
-        warnings.warn(f"{message}{printable(files['path'][wrong].iloc[0])}, …", stacklevel=3)
+        message = f"{wrong.sum()} file names contradict the class of their folder and give no subtype"
+        warnings.warn(f"{message}: {printable(files['path'][wrong].iloc[0])}, …", stacklevel=3)
         names.loc[wrong, "subtype"] = ""
     return _complete(files.join(names))
 
@@ -172,14 +153,12 @@ def from_table(
             :func:`chestxray.data.splits.write_split` for the split rule ``given``.
         image_root: Folder to which the paths are relative.
         path, label: Columns with the paths, and with 0 and 1 or the names in ``classes``.
-        group: Column with the patient; without it there is a warning. The column ``group_conservative`` may
-            have a coarser key.
+        group: Column with the patient; ``group_conservative`` may have a coarser key.
         split: Column with train, val or test, for the split rules ``given`` and ``official``; may be missing.
         classes: Names of the (negative, positive) class.
 
-    Raises FileNotFoundError if the table or the folder does not exist, and ValueError if a column is missing,
-    a label or split is unknown, a subtype contradicts the label, a path is missing or listed twice, or a
-    class is empty.
+    Raises FileNotFoundError without table or folder, and ValueError for a missing column, an unknown label or
+    split, a subtype that contradicts the label, a path that is missing or listed twice, or an empty class.
     """
     root = Path(image_root)
     for name, source in (("csv", Path(csv)), ("image_root", root)):
@@ -207,10 +186,7 @@ def from_table(
     conservative = table.get("group_conservative", groups).fillna(groups)
     keys = {"official_split": splits, "group": groups, "group_conservative": conservative}
     others = [name for name in table if name not in (path, label, group, split, *COLUMNS)]
-    catalog, problems = _inspect(root, pd.DataFrame(values | keys).join(table[others]))
-    if catalog["label"].nunique() < 2:
-        message = f"both classes must have readable images ({len(problems)} unreadable files)"
-        raise ValueError(f"{message}. Received: csv={str(csv)!r}")
+    catalog, _ = _inspect(root, pd.DataFrame(values | keys).join(table[others]), classes)
     catalog = _complete(catalog)
     catalog.attrs["classes"] = tuple(classes)
     return catalog
@@ -227,12 +203,12 @@ def _require(valid: pd.Series, message: str, values: dict[str, pd.Series]) -> No
 def verify(data_dir: str | Path | None = None, classes: tuple[str, str] | None = None) -> pd.DataFrame:
     """List all problems of the files in a folder; for the arguments see :func:`scan`.
 
-    The columns are ``path``, ``problem`` (a reason of :func:`chestxray.data.formats.check_image`, or
-    unreadable, file name is not UTF-8, unknown name, name contradicts class, byte-identical, byte-identical
-    with other label), ``detail``, and ``kept``: False if :func:`scan` leaves the file out.
+    Columns: ``path``, ``problem`` (a reason of :func:`chestxray.data.formats.check_image`, or unreadable,
+    file name is not UTF-8, unknown name, name contradicts class, byte-identical, byte-identical with other
+    label), ``detail``, and ``kept``: False if :func:`scan` leaves the file out.
     """
     root = find_data(data_dir)
-    catalog, problems = _inspect(root, _list_files(root, classes), quiet=True)
+    catalog, problems = _inspect(root, _list_files(root, classes))
     rows = [(path, reason.split(" (")[0], reason, False) for path, reason in problems.items()]
     for path, label in zip(catalog["path"], catalog["label"]):
         parsed = parse_name(Path(path).stem)
@@ -257,8 +233,8 @@ def _split_folders(folder: Path) -> list[Path]:
 def _list_files(root: Path, classes: tuple[str, str] | None) -> pd.DataFrame:
     """List every file below the class folders, with its label and official split."""
     names = tuple(classes or CLASSES)
-    any_case = names == CLASSES
-    label_of = {name.lower() if any_case else name: label for label, name in enumerate(names)}
+    spell = str.lower if names == CLASSES else str
+    label_of = {spell(name): label for label, name in enumerate(names)}
     rows, subsets = [], _split_folders(root)
     for folder in _folders(root) if subsets else ():
         if folder not in subsets and folder.name != "chest_xray":
@@ -266,7 +242,7 @@ def _list_files(root: Path, classes: tuple[str, str] | None) -> pd.DataFrame:
     for parent in subsets or [root]:
         split = "" if parent == root else parent.name.lower()
         folders = _folders(parent)
-        labels = [label_of.get(folder.name.lower() if any_case else folder.name) for folder in folders]
+        labels = [label_of.get(spell(folder.name)) for folder in folders]
         if not {0, 1} <= set(labels):
             others = [folder.name for folder in folders] or "no folder"
             message = f"{parent} must contain the class folders {' and '.join(names)}, but contains {others}"
@@ -284,12 +260,15 @@ def _folders(parent: Path) -> list[Path]:
     return sorted(path for path in folders if not path.name.startswith((".", "__MACOSX")))
 
 
-def _inspect(root: Path, listing: pd.DataFrame, quiet: bool = False) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Return usable files with hash and header, and problems of the others; cached by path, size, time."""
+def _inspect(root: Path, listing: pd.DataFrame, classes: tuple = ()) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Return usable files with hash and header, and problems of the others; cached by path, size and time.
+
+    With ``classes``, warn of problems, and raise ValueError for a class without usable files.
+    """
     key = f"{PIXELS_VERSION} {root.resolve()}"
     cache = cache_dir("files") / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     try:
-        cached = read_json(cache)
+        cached = json.loads(cache.read_bytes())
     except (OSError, ValueError):
         cached = {}
 
@@ -317,10 +296,14 @@ def _inspect(root: Path, listing: pd.DataFrame, quiet: bool = False) -> tuple[pd
     files = listing.join(pd.DataFrame(entries, columns=_FACTS, index=listing.index))
     usable = files["problem"] == ""
     problems = dict(zip(map(printable, files["path"][~usable]), files["problem"][~usable]))
-    if problems and not quiet:
+    if problems and classes:
         examples = "; ".join(f"{path}: {reason}" for path, reason in list(problems.items())[:5])
         more = "; …" if len(problems) > 5 else ""
         warnings.warn(f"{len(problems)} of {len(files)} files left out: {examples}{more}", stacklevel=3)
+    for label, name in enumerate(classes):
+        if not (files["label"][usable] == label).any():
+            message = f"class {name} must have a readable image ({len(problems)} unreadable files)"
+            raise ValueError(f"{message}. Received: folder={str(root)!r}")
     catalog = files[usable].drop(columns=["mtime", "problem"])
     return catalog.sort_values("path", ignore_index=True), problems
 
@@ -330,9 +313,8 @@ def _complete(catalog: pd.DataFrame) -> pd.DataFrame:
     catalog["group"] = catalog["group"].where(catalog["group"] != "", catalog["group_conservative"])
     unknown = catalog["group"] == ""
     if unknown.any():
-        message = f"no patient group is known for {unknown.sum()} of {len(catalog)} images: each becomes its "
-        message += "own group, and images of the same patient may be in more than one subset"
-        warnings.warn(message, stacklevel=3)
+        message = f"no patient group is known for {unknown.sum()} of {len(catalog)} images"
+        warnings.warn(f"{message}; images of one patient may be in several subsets", stacklevel=3)
     for key in ("group", "group_conservative"):
         groups = catalog[key].where(~unknown, "image:" + catalog["path"])
         catalog[key] = merge_groups(groups, catalog["sha256"])

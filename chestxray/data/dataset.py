@@ -1,4 +1,4 @@
-"""Data set of an experiment: catalog, split and stored pixels, as tf.data pipelines."""
+"""Data set of an experiment: catalog, split, stored pixels, and tf.data pipelines."""
 
 import hashlib
 import itertools
@@ -41,11 +41,9 @@ def pass_batches(
 
     ``begin`` is called when a pass begins. It returns arrays of ``count`` rows, in the order of the pass,
     with the types and shapes of ``signature``. A batch has ``batch_size`` rows; the last one may be smaller.
-
-    It does not use ``tf.data.Dataset.from_generator``: with Python 3.11 or newer this makes the C library
-    return all freed memory. The new allocations in each training step take as long as the computation of a
-    small network (``benchmarks/training.py``). Autotuning is off: the end of a pass could wait half a minute.
     """
+    # tf.data.Dataset.from_generator makes the C library return all freed memory (Python 3.11 or newer), which
+    # takes as long as a training step of a small network: benchmarks/training.py.
     import tensorflow as tf
 
     def typed() -> list[NDArray]:
@@ -59,7 +57,7 @@ def pass_batches(
 
     dataset = tf.data.Dataset.range(1).flat_map(rows)
     options = tf.data.Options()
-    options.autotune.enabled = False
+    options.autotune.enabled = False  # the end of a pass could wait half a minute
     cardinality = tf.data.experimental.assert_cardinality(-(-count // batch_size))
     return dataset.apply(cardinality).with_options(options)
 
@@ -67,9 +65,8 @@ def pass_batches(
 class PixelStore:
     """Preprocessed pixels of all images of a catalog, in the cache.
 
-    ``pixels`` is a read-only ``uint8`` memory map of shape (N, size, size), one row per content (sha256).
-    ``failed`` has the reason for each content that could not be decoded. ``settings`` are those of the
-    preprocessing. ``key`` is a hash of the contents and the settings.
+    ``pixels`` is a read-only ``uint8`` memory map (N, size, size), a row per content (sha256). ``failed`` has
+    the reason for each content that could not be decoded. ``key`` is a hash of contents and settings.
     """
 
     def __init__(self, folder: Path):
@@ -82,11 +79,10 @@ class PixelStore:
 
     @classmethod
     def build(cls, catalog: pd.DataFrame, root: Path, settings: ImageSettings) -> "PixelStore":
-        """Open the store of a catalog; if it does not exist, decode the images first.
+        """Open the store of a catalog (``sha256``, and ``path`` relative to ``root``), or create it.
 
-        The catalog needs ``sha256``, and ``path`` relative to the data folder ``root``. Images that are in
-        other stores are copied. Other stores without other images are removed. Raises OSError if a file no
-        longer exists or cannot be read; then nothing is stored.
+        Images that are in other stores are copied, and stores that have only these images are removed. Raises
+        OSError if a file no longer exists or cannot be read; then nothing is stored.
         """
         first = catalog.drop_duplicates("sha256").sort_values("sha256")
         contents, paths = list(first["sha256"]), [str(root / path) for path in first["path"]]
@@ -111,8 +107,7 @@ class PixelStore:
                 if set(other._contents) <= set(contents):
                     superseded.append(stored)
             items = [(row, paths[row]) for row in missing.values()]
-            decode = partial(_decode, target, settings)
-            for failures in in_processes(decode, items, "reading images"):
+            for failures in in_processes(partial(_decode, target, settings), items, "reading images"):
                 failed |= {contents[row]: reason for row, reason in failures.items()}
             index = {"settings": asdict(settings), "contents": contents, "failed": failed}
             write_json(folder / "index.json", index | {"versions": versions})
@@ -132,10 +127,7 @@ class PixelStore:
         return catalog[~failed].reset_index(drop=True)
 
     def images(self, table: pd.DataFrame) -> NDArray:
-        """Return the pixels of rows of the catalog (``path, sha256``), ``uint8`` (len(table), size, size, 1).
-
-        Raises ValueError if an image is not in the store.
-        """
+        """Return the pixels of rows of the catalog, ``uint8`` (N, size, size, 1). ValueError: not stored."""
         return self.pixels[self._rows(table)][..., np.newaxis]
 
     def _rows(self, table: pd.DataFrame) -> NDArray:
@@ -157,12 +149,10 @@ class PixelStore:
     ) -> "tf.data.Dataset":
         """Make a tf.data pipeline over rows of the catalog (``path``, ``label``, ``sha256``).
 
-        Its batches are ``(images, labels)``: ``float32`` (B, size, size, 1) in 0–255 and ``float32`` (B,).
-
-        ``shuffle`` changes the order in each pass (of row numbers, without a buffer of images). ``augment``
-        gives random views, for training only. Both depend on ``seed`` and the number of the pass. ``epoch``
-        returns this number when a pass begins; by default passes are counted. ``views`` is the number of
-        different views, which the passes use in turn; 0 means new views in each pass.
+        Batches are ``(images, labels)``: ``float32`` (B, size, size, 1) in 0–255 and ``float32`` (B,).
+        ``shuffle`` changes the order in each pass. ``augment`` gives random views, for training only. Both
+        depend on ``seed`` and the number of the pass, which ``epoch`` returns when a pass begins; by default
+        passes are counted. The passes use ``views`` different views in turn; 0 means new views in each pass.
         """
         import tensorflow as tf
 
@@ -191,7 +181,7 @@ class PixelStore:
 
 
 def create_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
-    """Create and map a ``.npy`` file. A full disk raises OSError here instead of a crash while writing."""
+    """Create and map a ``.npy`` file. A full disk raises OSError here; later it would end the process."""
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as file:
@@ -225,10 +215,8 @@ def _crop(settings: ImageSettings, items: list[tuple[Path, NDArray]]) -> NDArray
 class XrayData:
     """All images of an experiment: a catalog with the column ``split``, and the pixels of its images.
 
-    The argument ``subset`` of the methods is train, val or test. ``train_seed`` is the seed of order and
-    augmentation in training. ``name`` is "synthetic" or the folder's name. ``classes`` are the names of the
-    (negative, positive) class. ``root`` is the folder to which the paths are relative. For ``split_rule`` and
-    ``split_seed`` see :func:`chestxray.data.splits.make_split`.
+    The argument ``subset`` of the methods is train, val or test. ``name`` is "synthetic" or the folder's
+    name, ``root`` the folder to which the paths are relative. For the others see :func:`load_data`.
     """
 
     table: pd.DataFrame
@@ -273,14 +261,13 @@ class XrayData:
         zoom_only: bool = True,
         boxes: NDArray | None = None,
     ) -> NDArray:
-        """Return the pixels of a subset as another collimation would show them, ``uint8`` (N, size, size, 1).
+        """Return the pixels of a subset in the collimation of other images, ``uint8`` (N, size, size, 1).
 
-        Each image is cropped so that its lung box comes as close as possible to that of a random image
-        (``draw`` is the seed) of the other class or, as a control, of the ``same`` class. Without
-        ``zoom_only`` it becomes exactly this box, and the edge is repeated outside the image: no detector
-        gives such images. An image without a lung box is not changed. ``boxes``, (N, 4), are NaN without a
-        lung box; by default the network estimates them. Raises ValueError for other donors, or if a class has
-        no lung box.
+        Each image is cropped so that its lung box comes as close as possible to that of a random image of the
+        ``other`` class or, as a control, of the ``same`` class; ``draw`` is the seed. Without ``zoom_only``
+        it becomes exactly that box, with repeated edges. ``boxes``, (N, 4), are NaN for an image without a
+        lung box, which is not changed; by default the network estimates them. Raises ValueError for other
+        donors, or if a class has no lung box.
         """
         if donors not in ("other", "same"):
             raise ValueError(f"donors must be 'other' or 'same'. Received: donors={donors!r}")
@@ -305,17 +292,16 @@ class XrayData:
     def targets(self, subset: str, outputs: int = 1) -> NDArray:
         """Return the targets of a subset for a network, ``float32`` (N,), in the table's order.
 
-        With one output they are the labels; with three they are 0 normal, 1 bacteria, 2 virus, and another
-        subtype raises ValueError.
+        With one output: the labels. With three: 0 normal, 1 bacteria, 2 virus. ValueError: another subtype.
         """
         rows = self.subset(subset)
         if outputs == 1:
             return rows["label"].to_numpy(np.float32)
-        codes = rows["subtype"].map({name: code for code, name in enumerate(SUBTYPES)})
-        if codes.isna().any():
+        codes = pd.Index(SUBTYPES).get_indexer(rows["subtype"])
+        if (codes < 0).any():
             message = f"with three outputs every image must have a subtype ({', '.join(SUBTYPES)})"
-            raise ValueError(f"{message}. Received: path={rows.loc[codes.isna(), 'path'].iloc[0]!r}")
-        return codes.to_numpy(np.float32)
+            raise ValueError(f"{message}. Received: path={rows['path'].iloc[codes.argmin()]!r}")
+        return codes.astype(np.float32)
 
     def dataset(
         self,
@@ -327,10 +313,7 @@ class XrayData:
         views: int = 0,
         outputs: int = 1,
     ) -> "tf.data.Dataset":
-        """Make a tf.data pipeline over a subset; see :meth:`PixelStore.dataset` and :meth:`targets`.
-
-        Raises ValueError if a subset other than train is augmented or shuffled, and as :meth:`targets` does.
-        """
+        """Make a pipeline over a subset (:meth:`PixelStore.dataset`). Shuffle or augment only train."""
         if subset != "train" and (augment or shuffle):
             raise ValueError(f"only train may be augmented or shuffled. Received: subset={subset!r}")
         rows = self.subset(subset).assign(label=self.targets(subset, outputs))
@@ -352,15 +335,13 @@ def load_data(
     Args:
         data_dir: See :func:`chestxray.data.catalog.find_data`.
         split, split_seed: Rule and seed of the split; see :func:`chestxray.data.splits.make_split`. The
-            default is ``patient``; for a MedMNIST file, which has no patients, it is ``given``.
+            default is ``patient``, and ``given`` for a MedMNIST file, which has no patients.
         image: Settings of the preprocessing.
         classes: Names of the (negative, positive) class folders; by default those of the catalog.
-        catalog: The folder's catalog, for example from :func:`chestxray.data.catalog.from_table`; by default
-            the folder is scanned. There is a warning if the split rule does not use the catalog's subsets.
+        catalog: From :func:`chestxray.data.catalog.from_table`; by default the folder is scanned.
         train_seed: Seed of order and augmentation in training.
 
-    Raises FileNotFoundError if there is no such folder, and ValueError if the folder or the split cannot be
-    used or if a catalog is passed without ``data_dir``.
+    Raises FileNotFoundError without the folder, and ValueError if folder, split or catalog cannot be used.
     """
     if catalog is None:
         root = find_data(data_dir)

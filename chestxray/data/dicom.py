@@ -39,8 +39,8 @@ class NotAFrontalImage(ValueError):
 class DicomImage(NamedTuple):
     """A decoded image: ``pixels``, ``uint8`` (H, W), 0 is black.
 
-    ``problem`` says why the image is not a frontal radiograph, or is empty. ``outside`` names the properties
-    that are known to be outside the training population: ``"age"``, ``"view"``.
+    ``problem`` says why the image is not a frontal radiograph, or is empty. ``outside`` has ``"age"`` or
+    ``"view"`` if it is known to be outside the training population.
     """
 
     pixels: NDArray
@@ -55,11 +55,9 @@ def decode_dicom(data: bytes, population: Mapping[str, Any] | None = None) -> Di
     first window. Without these, the range between the 0.5th and 99.5th percentiles, without padding, is used.
     MONOCHROME1 is inverted last (PS3.3 C.7.6.3.1.2, C.11). An empty or impossible tag counts as absent.
 
-    ``population`` describes the training images: ``ages``, ``[lowest, limit]`` in years, the limit not
-    included; ``views``, a list of values of ViewPosition.
-
-    Raises NotAFrontalImage for several frames and for files without pixels, and ValueError with a one-line
-    reason: damaged, truncated, no pixels, too large or small, or the name of a missing package.
+    ``population`` describes the training images: ``ages``, ``[lowest, limit)`` in years; ``views``, a list of
+    values of ViewPosition. Raises NotAFrontalImage for several frames or no pixels, and ValueError with a
+    one-line reason: damaged, truncated, too large or small, or the name of a missing package.
     """
     try:
         import pydicom
@@ -101,19 +99,13 @@ def _text(dataset: "Dataset", name: str) -> str:
 
 
 def _numbers(dataset: "Dataset", name: str) -> list[float]:
-    """Return the values of a numeric tag; none if it is absent, NaN for an empty value or no number."""
+    """Return the values of a numeric tag, NaN for an empty one; none if it is absent or impossible."""
     try:
         values = dataset.get(name)
-        return list(map(_as_float, [values] if isinstance(values, (str, int, float)) else list(values)))
+        values = [values] if isinstance(values, (str, int, float)) else list(values)
+        return [math.nan if value in (None, "") else float(value) for value in values]
     except Exception:
         return []
-
-
-def _as_float(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
 
 
 def _number(dataset: "Dataset", name: str, default: float = 0) -> float:

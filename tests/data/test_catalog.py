@@ -621,7 +621,7 @@ def test_files_of_a_list_that_cannot_be_used_are_named(table, plain):
             {"classes": ("healthy", "sick")},
             r"one of \('healthy', 'sick'\).*Received: label='normal'$",
         ),
-        ({"label": [1, 1, 1, 1]}, {}, r"both classes must have .*\(0 unreadable files\).*Received: csv="),
+        ({"label": [1, 1, 1, 1]}, {}, r"class NORMAL must have .*\(0 unreadable files\).*Received: folder="),
         ({"split": ["train", "test", "dev", "val"]}, {}, "a split must be one of .*Received: split='dev'$"),
         (
             {"path": ["a/1.png", "a/2.png", "a/1.png", "b/1.png"]},
@@ -698,7 +698,7 @@ def test_names_in_another_unicode_form(tmp_path, make_images, stored, written):
 @pytest.mark.parametrize("text", ["path,label\n", "path,label,group,split\n"])
 def test_a_list_with_a_header_only(plain, text):
     (plain / "list.csv").write_text(text)
-    with pytest.raises(ValueError, match=r"both classes must have readable images \(0 unreadable files\)"):
+    with pytest.raises(ValueError, match=r"class NORMAL must have a readable image \(0 unreadable files\)"):
         from_table(plain / "list.csv", plain)
 
 
