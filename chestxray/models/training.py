@@ -1,4 +1,4 @@
-"""Training of one phase, the phases of transfer learning, and the choice of precision."""
+"""Training of one phase, phases of transfer learning, and choice of the precision."""
 
 import difflib
 import hashlib
@@ -24,6 +24,7 @@ from chestxray.models.settings import TrainSettings, make_optimizer
 from chestxray.models.teachers import Distillation
 
 POLICIES = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+_File = str | Path | None  # of a checkpoint
 
 
 def class_weights(labels: np.ndarray, classes: int = 2) -> dict[int, float]:
@@ -49,8 +50,8 @@ class EpochLine(keras.callbacks.Callback):
         logs.setdefault("learning_rate", rate)
         names = [name for name in ("loss", "val_loss", "val_accuracy", "val_auroc") if name in logs]
         values = "  ".join(f"{name} {logs[name]:.4f}" for name in names)
-        line = f"epoch {epoch + 1:2d}/{self.epochs} {self.phase}: {values}  learning rate {rate:.1e}"
-        print(line, flush=True)
+        start = f"epoch {epoch + 1:2d}/{self.epochs} {self.phase}"
+        print(f"{start}: {values}  learning rate {rate:.1e}", flush=True)
 
 
 class _SumAuroc(keras.metrics.AUC):
@@ -70,15 +71,13 @@ def _metrics(outputs: int) -> list[keras.metrics.Metric]:
 
 
 def compile_model(model: keras.Model, optimizer: keras.Optimizer, label_smoothing: float = 0.0) -> None:
-    """Compile a model with logits: cross-entropy, accuracy, AUROC of pneumonia at 200 thresholds.
-
-    XLA is off, because on a CPU it needs many minutes to compile a convolutional training step.
-    """
+    """Compile a model with logits: cross-entropy, accuracy, AUROC of pneumonia at 200 thresholds."""
     outputs = model.output_shape[-1]
     if outputs == 1:
         loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=label_smoothing)
     else:
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    # On a CPU, XLA needs many minutes to compile a convolutional training step.
     model.compile(optimizer=optimizer, loss=loss, metrics=_metrics(outputs), jit_compile=False)
 
 
@@ -86,9 +85,8 @@ def compile_model(model: keras.Model, optimizer: keras.Optimizer, label_smoothin
 class Training:
     """Record of one phase of training.
 
-    ``history`` has one row per epoch: epoch, phase, loss, val_loss, …, learning_rate. ``seconds`` is the wall
-    time of all epochs, ``images`` the number of training images in them, ``steps_left_out`` the number of
-    skipped steps, whose gradient was not finite.
+    ``history`` has one row per epoch: epoch, phase, loss, val_loss, …, learning_rate. ``seconds`` and
+    ``images`` count all epochs, ``steps_left_out`` the steps without a finite gradient, which were skipped.
     """
 
     history: pd.DataFrame
@@ -101,26 +99,25 @@ def train(
     model: keras.Model,
     data: XrayData,
     settings: TrainSettings,
-    checkpoint: str | Path | None = None,
+    checkpoint: _File = None,
     phase: str = "training",
     keep: keras.layers.Layer | None = None,
     distillation: Distillation | None = None,
 ) -> Training:
     """Compile and train the trainable layers, with early stopping, schedule and checkpoint.
 
-    Without a teacher, the frozen layers after the input are computed once per view and stored on disk
+    Without a teacher, the activations of the frozen layers are computed once per view and stored on disk
     (:mod:`chestxray.models.features`). At the end the model has the weights with the best validation loss, or
-    the last ones (``stop_patience``).
+    the last ones if ``stop_patience`` is None.
 
     A checkpoint of the same training (settings, data, initial weights, versions of Keras and TensorFlow) is
-    continued. On the same processor, the final weights are equal bit for bit to those without an
-    interruption. With a checkpoint, an interrupted call restores the initial weights, so that the same call
-    can continue.
+    continued, with the same final weights on the same processor. An interrupted call restores the initial
+    weights, so that the same call can continue.
 
     Args:
         model: Input (N, size, size, 1) in 0–255; output one logit, or three (normal, bacteria, virus).
         data: Training and validation images.
-        settings: See :class:`TrainSettings`; smoothed labels with a teacher or three logits raise ValueError.
+        settings: With a teacher or three logits, smoothed labels raise ValueError.
         checkpoint: File for the state (``.npz``); None stores no state.
         phase: Name of the phase in the history.
         keep: A frozen layer that a later phase starts from: its activations are stored in the same pass.
@@ -144,14 +141,19 @@ def train(
         learner = features.rest if features else model
         compile_model(learner, optimizer, settings.label_smoothing)
     learner.optimizer.build(learner.trainable_variables)
-    watched = _loss_callbacks(settings)
+    watched: list[keras.callbacks.Callback] = []
+    if settings.stop_patience is not None:
+        stop = {"patience": settings.stop_patience, "restore_best_weights": True}
+        watched.append(keras.callbacks.EarlyStopping("val_loss", mode="min", **stop))
+    if settings.decay == "plateau":
+        plateau = {"factor": settings.plateau_factor, "patience": settings.plateau_patience}
+        watched.append(keras.callbacks.ReduceLROnPlateau("val_loss", mode="min", min_delta=0.0, **plateau))
     contents = hashlib.sha256("".join(data.table["sha256"]).encode() + labels.tobytes()).hexdigest()
     identity = {"settings": asdict(settings) | {"disk_gb": None}, "phase": phase, "stored": bool(features)}
     identity |= {"pixels": data.store.key, "split": data.split_hash, "contents": contents}
     identity |= {"seed": data.train_seed, "keras": keras.__version__, "tensorflow": tf.__version__}
     identity["distillation"] = distillation.identity if distillation else None
-    path = Path(checkpoint) if checkpoint else None
-    state = Checkpoint(path, fingerprint(model, identity), watched)
+    state = Checkpoint(Path(checkpoint) if checkpoint else None, fingerprint(model, identity), watched)
     with starting_again(learner, wanted=bool(state.path)):
         state.restore(learner)
         done = state.epochs_done
@@ -172,19 +174,6 @@ def train(
         print(f"{phase}: {skipped} of {steps} steps were skipped, because their gradient was not finite")
     history = pd.DataFrame(state.history).assign(phase=phase)
     return Training(history, state.seconds, state.epochs_done * len(labels), skipped)
-
-
-def _loss_callbacks(settings: TrainSettings) -> list[keras.callbacks.Callback]:
-    """Callbacks that use the validation loss."""
-    watched: list[keras.callbacks.Callback] = []
-    common = {"monitor": "val_loss", "mode": "min"}
-    if settings.stop_patience is not None:
-        patience = settings.stop_patience
-        watched.append(keras.callbacks.EarlyStopping(**common, patience=patience, restore_best_weights=True))
-    if settings.decay == "plateau":
-        plateau = {"factor": settings.plateau_factor, "patience": settings.plateau_patience}
-        watched.append(keras.callbacks.ReduceLROnPlateau(**common, **plateau, min_delta=0.0))
-    return watched
 
 
 def _pipelines(
@@ -210,15 +199,13 @@ def _pipelines(
             distillation.answers(data, "val", settings, 0, outputs)
             distillation.answers(data, "train", settings, number, outputs)
 
-    size = settings.batch_size
+    options, views = {"outputs": outputs}, {"augment": settings.augmentation, "views": settings.views}
     if features:
         features.make_room(settings.disk_gb)
-        training = features.dataset("train", size, shuffle=True, epoch=epoch)
-        validation = features.dataset("val", size)
-    else:
-        views = {"augment": settings.augmentation, "views": settings.views}
-        training = data.dataset("train", size, shuffle=True, epoch=epoch, outputs=outputs, **views)
-        validation = data.dataset("val", size, outputs=outputs)
+        options, views = {}, {}
+    source, size = features or data, settings.batch_size
+    training = source.dataset("train", size, shuffle=True, epoch=epoch, **options, **views)
+    validation = source.dataset("val", size, **options)
     if distillation:
         training = distillation.join(training, data, "train", settings, outputs, epoch)
         validation = distillation.join(validation, data, "val", settings, outputs)
@@ -228,10 +215,9 @@ def _pipelines(
 def summarise(phases: list[Training], policy: str, device: str) -> dict[str, Any]:
     """Summarise the phases of a training in the format of a result (contract 6)."""
     seconds, images = sum(p.seconds for p in phases), sum(p.images for p in phases)
-
-    def six_digits(value: Any) -> Any:  # with fixed decimals, small learning rates would be 0
-        return float(f"{value:.6g}") if isinstance(value, float) else value
-
+    history = pd.concat([p.history for p in phases])
+    # Six significant digits: with fixed decimals, small learning rates would be 0.
+    history = history.map(lambda value: float(f"{value:.6g}") if isinstance(value, float) else value)
     return {
         "epochs": {p.history["phase"].iloc[0]: len(p.history) for p in phases},
         "seconds": round(seconds, 1),
@@ -239,15 +225,15 @@ def summarise(phases: list[Training], policy: str, device: str) -> dict[str, Any
         "steps_left_out": sum(p.steps_left_out for p in phases),
         "precision": policy,
         "device": device,
-        "history": pd.concat([p.history for p in phases]).map(six_digits).to_dict("list"),
+        "history": history.to_dict("list"),
     }
 
 
 def set_trainable_from(model: keras.Model, first: str) -> None:
     """Unfreeze the layer ``first`` and all following layers of a flat model, except batch normalisation.
 
-    Its statistics come from ImageNet. Small batches of other images would replace them within one epoch.
-    (``training=False`` does not prevent this in ``fit`` of Keras 3.) An unknown layer raises ValueError.
+    Small batches would replace its statistics of ImageNet within one epoch, in Keras 3 also with
+    ``training=False``. An unknown layer raises ValueError.
     """
     start = _position(model, first)
     for number, layer in enumerate(model.layers):
@@ -265,8 +251,7 @@ def _position(model: keras.Model, name: str) -> int:
     names = [layer.name for layer in model.layers]
     if name not in names:
         similar = difflib.get_close_matches(name, names, n=5, cutoff=0.3) or names
-        message = f"unfreeze_from must be the name of a layer; similar names: {similar}"
-        raise ValueError(f"{message}. Received: unfreeze_from={name!r}")
+        raise ValueError(f"no such layer; similar names: {similar}. Received: unfreeze_from={name!r}")
     return names.index(name)
 
 
@@ -280,13 +265,13 @@ def train_head(
     model: keras.Model,
     data: XrayData,
     settings: TrainSettings,
-    checkpoint: str | Path | None = None,
+    checkpoint: _File = None,
     unfreeze_next: str | None = None,
 ) -> Training:
     """Train the head, the first phase of transfer learning; the backbone is frozen up to the pooling.
 
-    ``unfreeze_next`` is ``unfreeze_from`` of the next phase with the same augmentation and views; its
-    activations are stored in the same pass. For the other arguments of all phases see :func:`train`.
+    ``unfreeze_next`` is ``unfreeze_from`` of the next phase, for which activations are stored in the same
+    pass; its augmentation and views must be the same. For the other arguments see :func:`train`.
     """
     keep = None
     if unfreeze_next:
@@ -297,11 +282,7 @@ def train_head(
 
 
 def fine_tune(
-    model: keras.Model,
-    data: XrayData,
-    settings: TrainSettings,
-    unfreeze_from: str,
-    checkpoint: str | Path | None = None,
+    model: keras.Model, data: XrayData, settings: TrainSettings, unfreeze_from: str, checkpoint: _File = None
 ) -> Training:
     """Train the layer ``unfreeze_from`` and all following layers; see :func:`set_trainable_from`."""
     set_trainable_from(model, unfreeze_from)
@@ -309,16 +290,9 @@ def fine_tune(
 
 
 def unfreeze_gradually(
-    model: keras.Model,
-    data: XrayData,
-    settings: TrainSettings,
-    stages: Sequence[str],
-    checkpoint: str | Path | None = None,
+    model: keras.Model, data: XrayData, settings: TrainSettings, stages: list[str], checkpoint: _File = None
 ) -> list[Training]:
-    """Fine-tune in one phase per stage: the last stage, then the last two, and so on.
-
-    ``stages`` are in the order from input to output. The name of the stage is part of its checkpoint's name.
-    """
+    """Fine-tune in one phase per stage (:func:`stages_from`): the last one, then the last two, and so on."""
     path = Path(checkpoint) if checkpoint else None
     with starting_again(model, wanted=path is not None):
         return [
@@ -328,7 +302,7 @@ def unfreeze_gradually(
 
 
 def train_whole(
-    model: keras.Model, data: XrayData, settings: TrainSettings, checkpoint: str | Path | None = None
+    model: keras.Model, data: XrayData, settings: TrainSettings, checkpoint: _File = None
 ) -> Training:
     """Train all layers of a network with random weights in one phase, including batch normalisation."""
     _set_trainable(model, True)  # model.trainable = True has no effect if it is already True
@@ -338,9 +312,8 @@ def train_whole(
 def choose_precision(wanted: str = "auto", bf16_pays: bool = True) -> tuple[str, str]:
     """Choose the Keras dtype policy for training; print and return policy and device.
 
-    ``wanted`` is one of ``POLICIES``; others raise ValueError. ``"auto"`` is bfloat16 on a GPU (float16
-    below compute capability 8), and on a CPU with bfloat16 units if the network is faster with it
-    (``bf16_pays``); otherwise float32.
+    ``wanted`` is one of ``POLICIES``; others raise ValueError. ``auto`` is bfloat16 on a GPU (float16 below
+    compute capability 8), and on a CPU with bfloat16 units if the network is faster with it (``bf16_pays``).
     """
     if wanted not in POLICIES:
         raise ValueError(f"precision must be one of {POLICIES}. Received: precision={wanted!r}")
