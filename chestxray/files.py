@@ -35,7 +35,7 @@ def cache_dir(kind: str) -> Path:
 
 
 def cached_folder(kind: str, name: str, make: Callable[[Path], None]) -> Path:
-    """Return the folder ``name`` of one kind of cache; if it is new, ``make`` fills it, and others wait."""
+    """Return the folder ``name`` of a cache. If it is new, ``make`` fills it, and other processes wait."""
     cache = cache_dir(kind)
     folder = cache / name
     if not folder.is_dir():
@@ -58,10 +58,10 @@ def cached_folder(kind: str, name: str, make: Callable[[Path], None]) -> Path:
 
 def remove_folder(path: Path) -> None:
     """Remove a whole folder, or nothing if another process has it open (on Windows)."""
-    debris = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
+    renamed = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
     with contextlib.suppress(OSError):
-        os.replace(path, debris)
-        shutil.rmtree(debris, ignore_errors=True)
+        os.replace(path, renamed)
+        shutil.rmtree(renamed, ignore_errors=True)
 
 
 def printable(path: str | Path) -> str:
