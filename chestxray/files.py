@@ -59,10 +59,10 @@ def cached_folder(kind: str, name: str, make: Callable[[Path], None]) -> Path:
 
 def remove_folder(path: Path) -> None:
     """Remove a whole folder, or nothing if another process has it open (on Windows)."""
-    debris = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
+    renamed = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
     with contextlib.suppress(OSError):
-        os.replace(path, debris)
-        shutil.rmtree(debris, ignore_errors=True)
+        os.replace(path, renamed)
+        shutil.rmtree(renamed, ignore_errors=True)
 
 
 def printable(path: str | Path) -> str:

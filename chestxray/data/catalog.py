@@ -244,8 +244,8 @@ def _list_files(root: Path, classes: tuple[str, str] | None) -> pd.DataFrame:
         folders = _folders(parent)
         labels = [label_of.get(spell(folder.name)) for folder in folders]
         if not {0, 1} <= set(labels):
-            others = [folder.name for folder in folders] or "no folder"
-            message = f"{parent} must contain the class folders {' and '.join(names)}, but contains {others}"
+            content = [folder.name for folder in folders] or "no folder"
+            message = f"{parent} must contain the class folders {' and '.join(names)}, but contains {content}"
             raise ValueError(f"{message}; set classes=(negative, positive). Received: classes={classes!r}")
         for folder, label in zip(folders, labels):
             if label is None:
