@@ -296,3 +296,8 @@ def test_what_seems_to_give_probabilities_after_the_sigmoid_is_refused():
     linear = two_channels([2.0, 1.0])
     doubled = keras.Model(linear.input, layers.Lambda(lambda z: 2 * z)(linear.output))
     assert gradcam(doubled, X)[1] == pytest.approx(2 * gradcam(linear, X)[1])
+
+
+def test_the_default_layer_of_the_custom_cnn_can_point_at_a_lesion():
+    """Its last convolution has the name of VGG16's, and at 64 px only 2 × 2 pixels."""
+    assert find_layer(cx.build_custom_cnn(64)).output.shape[1:3] == (8, 8)
