@@ -43,8 +43,8 @@ def gradcam(
             mixed precision is computed in float32.
         images: Input of the model, (N, H, W, C).
         layer: Name of a layer with feature maps (N, h, w, channels), also inside nested models. By default
-            that of the backbone; else the last one larger than one pixel. If several dense layers follow,
-            the layer has at least 7 × 7 pixels where there is one.
+            that of the backbone; else the last one larger than one pixel or, if several dense layers follow,
+            the last one with at least 7 × 7 pixels.
         target: ``"pneumonia"``, ``"normal"`` (the negative score), or the index of a class of other models.
         method: ``"gradcam"`` or ``"hirescam"``.
 
@@ -104,14 +104,12 @@ def find_layer(model: keras.Model, name: str | None = None) -> keras.Layer:
     usable = {layer.name: layer for layer in layers if not isinstance(layer, keras.layers.InputLayer)}
     if name is None:
         large = [layer for layer in usable.values() if max(_shape(layer)[1] or 2, _shape(layer)[2] or 2) > 1]
-        convolutions = [layer for layer in large if any(len(weight.shape) == 4 for weight in layer.weights)]
-        smallest = min((_shape(layer)[1] or 0 for layer in convolutions), default=0)
         fine = [layer for layer in large if min(_shape(layer)[1] or 7, _shape(layer)[2] or 7) >= 7]
         if sum(isinstance(layer, keras.layers.Dense) for layer in flat_layers(model)) < 2:
             fine = []  # with one dense layer the last maps are exact
-        for backbone in BACKBONES.values():
+        for backbone in BACKBONES.values():  # other networks use the same names
             layer = usable.get(backbone.gradcam_layer)
-            if layer is not None and (_shape(layer)[1] or 0) <= smallest and (not fine or layer in fine):
+            if layer is not None and _shape(layer)[3] == backbone.channels:
                 return layer
         if large:
             return (fine or large)[-1]

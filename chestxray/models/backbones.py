@@ -39,7 +39,7 @@ class Backbone:
         name, build: Key in :data:`BACKBONES` and in file names; the builder in ``keras.applications``.
         image_size: Side in pixels of the images that it was trained on.
         preprocess: Adds the preprocessing layers between one grey channel in 0–255 and the backbone.
-        gradcam_layer: Last layer with spatial feature maps.
+        gradcam_layer, channels: Last layer with spatial feature maps, and their number.
         stages: First layer of each stage, from input to output; fine-tuning trains one and all later stages.
             For InceptionV3, the concatenation before a stage, because its convolutions have no fixed names.
         bf16_pays: Whether bfloat16 was measured to be faster than float32 on a CPU with bfloat16 units.
@@ -52,6 +52,7 @@ class Backbone:
     image_size: int
     preprocess: Callable[[keras.KerasTensor], keras.KerasTensor]
     gradcam_layer: str
+    channels: int
     stages: tuple[str, ...]
     bf16_pays: bool = True
     pretrained_variance: tuple[float, ...] | None = None
@@ -66,12 +67,13 @@ _EFFICIENTNET = ("stem_conv", *(f"block{n}a_expand_conv" for n in (2, 3, 4, 6)))
 BACKBONES = {
     row.name: row
     for row in (
-        Backbone("VGG16", applications.VGG16, 224, _caffe, "block5_conv3", _VGG16),
-        Backbone("ResNet50", applications.ResNet50, 224, _caffe, "conv5_block3_out", _RESNET),
-        Backbone("InceptionV3", applications.InceptionV3, 299, _minus_one_to_one, "mixed10", _INCEPTION),
-        Backbone("DenseNet121", applications.DenseNet121, 224, _torch, "relu", _DENSENET),
+        Backbone("VGG16", applications.VGG16, 224, _caffe, "block5_conv3", 512, _VGG16),
+        Backbone("ResNet50", applications.ResNet50, 224, _caffe, "conv5_block3_out", 2048, _RESNET),
+        Backbone("InceptionV3", applications.InceptionV3, 299, _minus_one_to_one, "mixed10", 2048,
+                 _INCEPTION),
+        Backbone("DenseNet121", applications.DenseNet121, 224, _torch, "relu", 1024, _DENSENET),
         Backbone("EfficientNetB0", applications.EfficientNetB0, 224, _three_channels, "top_activation",
-                 _EFFICIENTNET, bf16_pays=False, pretrained_variance=(0.229, 0.224, 0.225)),
+                 1280, _EFFICIENTNET, bf16_pays=False, pretrained_variance=(0.229, 0.224, 0.225)),
     )
 }  # fmt: skip
 
