@@ -2,8 +2,7 @@
 
 Each source gives a log-likelihood ratio (LLR), log p(source | 1) − log p(source | 0): the log-odds that a
 scikit-learn classifier predicts, minus those of its training rows. The fused log-odds are a prior plus the
-weighted sum of the LLRs (naive Bayes over sources); the weights correct sources that repeat each other or are
-too sure. Nothing is saved: these are exercises, not a clinical model.
+weighted sum of the LLRs; the weights correct sources that repeat each other or are too sure. Nothing is saved.
 
 Arguments have one entry per image, (N,): ``labels`` (0 or 1), ``groups`` (patients), ``fold`` (0 to K − 1,
 from :func:`patient_folds`). S is the number of sources.
@@ -60,6 +59,9 @@ class LabelWords(TransformerMixin, BaseEstimator):
 
     def fit(self, X: pd.DataFrame, y: ArrayLike) -> "LabelWords":
         patients = X.assign(label=np.asarray(y)).groupby("group").agg({"text": " ".join, "label": "max"})
+        self.found_ = pd.DataFrame(columns=["positive", "negative"])
+        if not patients["text"].str.strip().any():
+            return self
         counter = CountVectorizer(token_pattern=r"\S+", binary=True)
         occurs, label = counter.fit_transform(patients["text"]), patients["label"].to_numpy()
         positive, negative = occurs.T @ label, occurs.T @ (1 - label)

@@ -97,6 +97,10 @@ def test_empty_notes_and_unknown_words_say_nothing():
     source = Source(bag_of_words(), notes, notes != "")
     ratios = clinical._ratios(source, np.array([1, 1, 0]), np.arange(3), np.arange(3, 7))
     assert ratios[0] == 0 and ratios[:3] == pytest.approx(0) and ratios[3] > 0.1
+    for written in (texts(), texts("", "")):  # nobody wrote a note
+        empty = pd.DataFrame({"text": written, "group": range(len(written))})
+        finder = LabelWords(["sick"]).fit(empty, np.arange(len(written)))
+        assert finder.found_.empty and list(finder.transform(empty)) == list(written)
 
 
 def test_notes_that_say_nothing_but_the_label_contribute_0(cohort):
