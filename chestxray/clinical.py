@@ -2,7 +2,7 @@
 
 Each source gives a log-likelihood ratio (LLR), log p(source | 1) − log p(source | 0): the log-odds that a
 scikit-learn classifier predicts, minus those of its training rows. The fused log-odds are a prior plus the
-weighted sum of the LLRs; the weights correct sources that repeat each other or are too sure. Nothing is saved.
+weighted sum of the LLRs; the weights correct sources that repeat each other or are too sure.
 
 Arguments have one entry per image, (N,): ``labels`` (0 or 1), ``groups`` (patients), ``fold`` (0 to K − 1,
 from :func:`patient_folds`). S is the number of sources.

@@ -17,13 +17,14 @@ _LINES = [{"color": colour, "ls": dashes} for dashes in ("-", "--", "-.") for co
 _MODELS = (
     *("vgg16", "custom_cnn", "compact_student", "resnet50", "inceptionv3"),
     *("vgg16_three", "compact_cnn", "student", "resnet50_scratch", "inceptionv3_scratch", "vgg16_random"),
+    "vgg16_224",
 )
 
 
 def _line(name: str, number: int) -> dict[str, str]:
     """Style of a model's line: the models of the recipes have the same colour in each figure."""
     model = name.split("-")[0]
-    return _LINES[_MODELS.index(model) if model in _MODELS else (11 + number) % 15]
+    return _LINES[_MODELS.index(model) if model in _MODELS else (12 + number) % 15]
 
 
 @styled
