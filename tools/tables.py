@@ -162,9 +162,9 @@ def recipes() -> str:
 
 
 def heatmaps() -> str:
-    """Checks of heatmaps on the real test images with a lung mask (notebook 05), of the squashed models."""
+    """Checks of heatmaps on the real test images with a lung mask (notebook 05)."""
     rows = []
-    for path in sorted((RESULTS / "squashed").glob("explain-*.json")):
+    for path in sorted(RESULTS.glob("explain-*.json")):
         content = read_json(path)
         share, peak = content["pointing"][:2]
         auroc = {row["change"]: f"{row['auroc']:.3f}" for row in content["stress"]}
