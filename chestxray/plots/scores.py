@@ -15,9 +15,9 @@ from chestxray.schema import CLASSES
 
 _LINES = [{"color": colour, "ls": dashes} for dashes in ("-", "--", "-.") for colour in MODELS]
 _MODELS = (
-    *("vgg16", "custom_cnn", "compact_student", "resnet50", "inceptionv3"),
+    *("vgg16", "custom_cnn", "compact_student", "vgg16_224", "inceptionv3"),
     *("vgg16_three", "compact_cnn", "student", "resnet50_scratch", "inceptionv3_scratch", "vgg16_random"),
-    "vgg16_224",
+    "resnet50",
 )
 
 
