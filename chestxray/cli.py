@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from chestxray.files import CACHES, cache_dir, printable, project_path, read_table, write_json, write_text
+from chestxray.schema import check, mistake
 
 _EXTRAS = {"ai_edge_litert": "lite", "onnxruntime": "lite", "cv2": "lite", "pydicom": "dicom"}
 _EXTRAS |= {"dask": "dask", "distributed": "dask", "onnx": "export", "tf2onnx": "export"}
@@ -74,18 +75,16 @@ def parse_value(text: str) -> Any:
 
     if re.fullmatch(r"[-+]?0\d+", text):  # an octal number in YAML
         return text
-    try:
+    with mistake("not a value in YAML", yaml.YAMLError, value=text):
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ValueError(f"not a value in YAML. Received: value={text!r}") from None
     is_number = isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value)
     return float(value) if is_number else value
 
 
 def check_ending(path: Path | None, *endings: str) -> None:
     """Raise ValueError for another ending, so that a page does not overwrite an X-ray."""
-    if path and path.suffix.lower() not in endings:
-        raise ValueError(f"the name must end in {' or '.join(endings)}. Received: path={str(path)!r}")
+    valid = not path or path.suffix.lower() in endings
+    check(valid, f"the name must end in {' or '.join(endings)}", path=str(path))
 
 
 def show(sections: list[tuple]) -> None:
@@ -305,15 +304,12 @@ def evaluate(
     card, texts = read_card(model), ("path", "label", "group", "decision", "problem")
     read = functools.partial(read_table, texts=texts, encoding_errors="backslashreplace")
     if predictions.suffix.lower() == ".jsonl":
-        try:
+        with mistake("not a table", ValueError, path=str(predictions)):
             table = pd.read_json(predictions, lines=True, dtype=dict.fromkeys(texts, str))
-        except ValueError as error:
-            raise ValueError(f"not a table ({error}). Received: path={str(predictions)!r}") from None
     else:
         table = read(predictions)
     if labels is None:
-        if by or prevalence:
-            raise ValueError(f"--by and --prevalence need --labels. Received: {by=}, {prevalence=}")
+        check(not by and not prevalence, "--by and --prevalence need --labels", by=by, prevalence=prevalence)
         sections = drift_report(table, card)
     else:
         table, absent = join_labels(table, read(labels), card["classes"])
@@ -380,13 +376,7 @@ def predict(
 @click.option("--force", is_flag=True, help="Keep an exported model that fails the comparison.")
 @_runtime
 def export(
-    model: Path,
-    format_: str,
-    float16: bool,
-    data_dir: str | None,
-    output: Path | None,
-    force: bool,
-    runtime: Path | None,
+    model: Path, format_: str, data_dir: str | None, output: Path | None, runtime: Path | None, **options: Any
 ) -> None:
     """Export a saved MODEL to a file that runs without TensorFlow, or to a page for the browser.
 
@@ -407,12 +397,11 @@ def export(
     if data_dir or format_ != "web":
         split = card["training_data"]["split_rule"], card["training_data"]["split_seed"]
         data = load_data(data_dir, *split, ImageSettings(**card["image"]), tuple(card["classes"]))
-    output = output or model.with_name(f"{model.name}-{format_}{'-float16' if float16 else ''}")
-    options = {"data": data, "float16": float16, "force": force}
+    output = output or model.with_name(f"{model.name}-{format_}{'-float16' if options['float16'] else ''}")
     if format_ == "web":
-        parity = export_page(model, output, runtime=runtime, **options)
+        parity = export_page(model, output, data, runtime, **options)
     else:
-        parity = export_model(model, output, format_, **options)
+        parity = export_model(model, output, format_, data, **options)
     click.echo(
         f"wrote {output}: on {parity['images']} images logits differ by up to "
         f"{parity['logit_difference']:.2g}, {parity['decisions_changed']:.2%} of the decisions and "

@@ -36,7 +36,7 @@ from chestxray.deployment.card import render
 from chestxray.deployment.report import with_html, with_intervals
 from chestxray.files import find_weights, read_json, write_text
 from chestxray.parallel import native_messages_to, workers
-from chestxray.schema import SUBTYPES
+from chestxray.schema import SUBTYPES, check
 
 PACKAGE = Path(__file__).resolve().parent
 NOTEBOOKS = PACKAGE.parent / "notebooks"
@@ -206,8 +206,8 @@ def make_plan(
     For the arguments see :func:`run_plan`. Raises ValueError for an unknown preset, no step left, an unknown
     parameter, a wrong type, or data that cannot be split; FileNotFoundError without data or notebooks.
     """
-    if isinstance(preset, str) and preset not in PLANS:
-        raise ValueError(f"preset must be one of {list(PLANS)}. Received: preset={preset!r}")
+    known_preset = not isinstance(preset, str) or preset in PLANS
+    check(known_preset, f"preset must be one of {list(PLANS)}", preset=preset)
     if not NOTEBOOKS.is_dir():
         message = "the notebooks are not installed; clone https://github.com/OWNER/chestxray and run it there"
         raise FileNotFoundError(f"{message}. Received: notebooks={str(NOTEBOOKS)!r}")
@@ -247,17 +247,14 @@ def make_plan(
             if given["weights"] and Path(given["weights"]).exists():
                 given["weights"] = str(Path(given["weights"]).resolve())  # kernels run elsewhere
         steps.append(Step(name, source, given, f"{hashes[split_rule]} {content}"))
-    if not steps:
-        raise ValueError(f"no step has a name that begins like this. Received: only={only!r}")
+    check(steps, "no step has a name that begins like this", only=only)
     names = [step.parameters.get("name") for step in steps]
     for step in steps if only else ():
         for name, folder in _models_of(step.parameters):
-            if name not in names and not folder.is_dir():
-                message = f"{step.notebook.stem} needs the model {name}; run its step first"
-                raise ValueError(f"{message}. Received: only={only!r}")
-    if "name" in overrides and names.count(overrides["name"]) > 1:
-        name = overrides["name"]
-        raise ValueError(f"several steps would write this result; use --only. Received: name={name!r}")
+            message = f"{step.notebook.stem} needs the model {name}; run its step first"
+            check(name in names or folder.is_dir(), message, only=only)
+    name = overrides.get("name")
+    check(not name or names.count(name) < 2, "several steps would write this result; use --only", name=name)
     if unknown := sorted(set(overrides) - known):
         names = sorted(known - set(_RUN_WIDE))
         near = difflib.get_close_matches(unknown[0], names, 1)
@@ -292,8 +289,8 @@ def train_model(
     which the head gets a quarter; None means the recipe's. ``force`` replaces a result with other settings.
     Raises ValueError for such a result without ``force``, and for a name that cannot be a folder's.
     """
-    if not re.fullmatch(r"\w[\w.-]*", name):  # it is also the name of a folder
-        raise ValueError(f"a name has letters, digits, _, - and . only. Received: name={name!r}")
+    # It is also the name of a folder.
+    check(re.fullmatch(r"\w[\w.-]*", name), "a name has letters, digits, _, - and . only", name=name)
     plan, given = [MODELS[model]], {"name": name, **(overrides or {})}
     recipe = _read_recipe(model, split_rule)
     if epochs and "fine" not in recipe:

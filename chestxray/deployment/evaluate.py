@@ -19,6 +19,7 @@ from chestxray.evaluation.calibration import apply_platt, calibration_metrics, f
 from chestxray.evaluation.drift import drift_table
 from chestxray.evaluation.metrics import FEW, evaluate, subgroup_table, wilson_interval
 from chestxray.evaluation.thresholds import PREVALENCES, operating_points, threshold_elsewhere, triage_table
+from chestxray.schema import check
 
 _FOLDS = 5
 _TO_LABEL = 10  # images nearest to the threshold, and as many random ones
@@ -40,8 +41,7 @@ def report(
     """
     _check_predictions(table, card, ("label", "group"))
     scored = table[table["probability"].notna()]
-    if scored.empty:
-        raise ValueError(f"no labelled image was classified. Received: rows={len(table)}")
+    check(len(scored), "no labelled image was classified", rows=len(table))
     labels, probabilities, groups = (scored[name] for name in ("label", "probability", "group"))
     seen = scored.get("seen", pd.Series(dtype=object)).value_counts()
     counts = {"images": len(scored), "patients": groups.nunique(), "positives": int(labels.sum())}
@@ -136,13 +136,11 @@ def drift_report(table: pd.DataFrame, card: Mapping[str, Any]) -> list[Section]:
 
     ``table`` is from ``chestxray predict``, see :func:`chestxray.deployment.predict.predict_files`.
     """
-    if "reference" not in card:
-        raise ValueError(f"the model's card has no reference for drift. Received: model={card['name']!r}")
+    check("reference" in card, "the model's card has no reference for drift", model=card["name"])
     measures = list(card["reference"]["quantiles"])
     _check_predictions(table, card, ("status", "problem", "decision", *measures))
     readable, classified = table[table["status"] != "unreadable"], table[table["status"] == "ok"]
-    if classified.empty:
-        raise ValueError(f"no image was classified. Received: rows={len(table)}")
+    check(len(classified), "no image was classified", rows=len(table))
     positive = card["classes"][1]
     counts = {
         "unreadable": (len(table) - len(readable), len(table)),
@@ -180,13 +178,11 @@ def join_labels(
     tables = {"predictions": (predictions, ("path",)), "labels": (labels, ("path", "label"))}
     for name, (table, columns) in tables.items():
         for column in columns:
-            if column not in table:
-                raise ValueError(f"{name} need a column {column}. Received: columns={list(table)}")
+            check(column in table, f"{name} need a column {column}", columns=list(table))
         if (repeated := table["path"].duplicated()).any():
             raise ValueError(f"{name} name a path twice. Received: path={table['path'][repeated].iloc[0]!r}")
     labels = labels[labels["label"].notna()]
-    if labels.empty:
-        raise ValueError(f"no label is given. Received: rows={len(predictions)}")
+    check(len(labels), "no label is given", rows=len(predictions))
     numbers_of = {"0": 0, "1": 1, classes[0]: 0, classes[1]: 1}
     numbers = labels["label"].astype(str).str.replace(r"^([01])\.0$", r"\1", regex=True).map(numbers_of)
     if (unknown := numbers.isna()).any():
@@ -207,9 +203,7 @@ def join_labels(
 
     joined = labels.assign(label=numbers.astype(int), path=labels["path"].astype(str).map(prediction_of))
     matched = joined.dropna(subset="path")
-    if matched.empty:
-        path = labels["path"].iloc[0]
-        raise ValueError(f"no path of the labels is among the predictions. Received: path={path!r}")
+    check(len(matched), "no path of the labels is among the predictions", path=labels["path"].iloc[0])
     if (repeated := matched["path"].duplicated()).any():
         path = matched["path"][repeated].iloc[0]
         raise ValueError(f"two labels match the same prediction. Received: path={path!r}")
