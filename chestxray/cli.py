@@ -44,19 +44,13 @@ def command(function: Callable[..., Any]) -> click.Command:
             sys.exit(130)
         except Exception as error:
             line = _one_line(error)
-            if line is None or debug or os.environ.get("CHESTXRAY_DEBUG"):
+            if line is None or debug:
                 raise
             click.echo(f"Error: {line}", err=True)
             sys.exit(2)
 
     option = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     return main.command()(option(wrapped))
-
-
-def _not_zero(_: click.Context, __: click.Parameter, value: int | None) -> int | None:
-    if value == 0:
-        raise click.BadParameter("must not be 0")
-    return value
 
 
 @contextlib.contextmanager
@@ -149,7 +143,7 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
 @_parameters
 @click.option("--dry-run", is_flag=True, help="Print the steps without running them.")
 @click.option("--force", is_flag=True, help="Run finished steps again.")
-@click.option("--jobs", type=int, default=1, callback=_not_zero, help="Steps run in parallel. [default: 1]")
+@click.option("--jobs", type=int, default=1, show_default=True, help="Steps run in parallel.")
 @_backend
 @resumable()
 def run(
@@ -163,6 +157,7 @@ def run(
     from chestxray.data.catalog import find_data
     from chestxray.run import run_plan
 
+    check(options["jobs"] != 0, "--jobs must not be 0", jobs=0)
     if data_dir is None:
         try:
             data_dir = str(find_data())
@@ -334,7 +329,7 @@ def evaluate(
 @_path_option("--output", metavar="FILE", help="Write a table (.csv or .jsonl), or continue it.")
 @_path_option("--report", "report_path", metavar="FILE", help="Write an HTML page with heatmaps.")
 @click.option("--accept-all", is_flag=True, help="Also classify images that would be refused.")
-@click.option("--jobs", type=int, callback=_not_zero, help="Processes. [default: cores if exported, else 1]")
+@click.option("--jobs", type=int, help="Processes. [default: cores if exported, else 1]")
 @_backend
 def predict(
     model: Path, sources: tuple[Path, ...], output: Path | None, report_path: Path | None, **options: Any
@@ -348,6 +343,7 @@ def predict(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from chestxray.deployment.session import Session
 
+    check(options["jobs"] != 0, "--jobs must not be 0", jobs=0)
     check_ending(report_path, ".html", ".htm")
     if report_path and (report_path.is_dir() or not report_path.absolute().parent.is_dir()):
         raise ValueError(f"the report cannot be written there. Received: path={str(report_path)!r}")
