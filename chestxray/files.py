@@ -252,14 +252,13 @@ def find_weights(weights: str | None, backbone: str) -> tuple[str | None, str]:
     if weights is None:
         return None, "random"
     source = os.environ.get("CHESTXRAY_WEIGHTS") if weights == "imagenet" else weights
-    if source and not Path(source).exists():
-        raise FileNotFoundError(f"no such file or folder of weights: {source}. Received: weights={weights!r}")
+    exists = not source or Path(source).exists()
+    check(exists, f"no such file or folder of weights: {source}", FileNotFoundError, weights=weights)
     if source and Path(source).is_file():
         return str(source), Path(source).name
     for path in sorted(Path(source).glob("*notop*.h5")) if source else []:
         if path.name.replace("_", "").lower().startswith(backbone.lower()):  # Keras writes inception_v3
             return str(path), path.name
-    if weights == "imagenet":
-        return "imagenet", "imagenet"
     message = f"weights must be a file, or a folder with a file {backbone.lower()}*notop*.h5"
-    raise FileNotFoundError(f"{message}. Received: weights={weights!r}")
+    check(weights == "imagenet", message, FileNotFoundError, weights=weights)
+    return "imagenet", "imagenet"

@@ -62,8 +62,6 @@ PLANS: dict[str, Plan] = {
         (_EXPLAIN, "explain_compact_student"), (_DEPLOY, "deploy_student"),
     ],
 }  # fmt: skip
-"""The presets. ``full`` runs for every split rule."""
-
 MODELS: dict[str, tuple[str, str]] = {
     name: (_CNN if name.endswith("_cnn") else _TRANSFER, name)
     for name in ("compact_cnn", "custom_cnn", "vgg16", "resnet50", "inceptionv3")
@@ -208,9 +206,8 @@ def make_plan(
     """
     known_preset = not isinstance(preset, str) or preset in PLANS
     check(known_preset, f"preset must be one of {list(PLANS)}", preset=preset)
-    if not NOTEBOOKS.is_dir():
-        message = "the notebooks are not installed; clone https://github.com/OWNER/chestxray and run it there"
-        raise FileNotFoundError(f"{message}. Received: notebooks={str(NOTEBOOKS)!r}")
+    message = "the notebooks are not installed; clone https://github.com/OWNER/chestxray and run it there"
+    check(NOTEBOOKS.is_dir(), message, FileNotFoundError, notebooks=str(NOTEBOOKS))
     if reserved := sorted(set(overrides) & set(_RUN_WIDE)):
         raise ValueError(f"this is set by options of the run. Received: parameter={reserved[0]!r}")
     root = find_data(data_dir)
@@ -267,10 +264,9 @@ def make_plan(
 def _check_type(name: str, value: Any, default: Any) -> None:
     """Raise ValueError unless a parameter has the type of its default; None and {} mean the default."""
     allowed = (int, float) if isinstance(default, float) else type(default)
-    if value is None and isinstance(default, dict):
-        return
-    if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(default, bool):
-        raise ValueError(f"{name} must be of type {type(default).__name__}. Received: {name}={value!r}")
+    same = isinstance(value, allowed) and isinstance(value, bool) == isinstance(default, bool)
+    empty = value is None and isinstance(default, dict)
+    check(same or empty, f"{name} must be of type {type(default).__name__}", **{name: value})
 
 
 def train_model(
@@ -416,7 +412,6 @@ def run_plan(
         preset: ``demo``, ``standard`` or ``full``, or a list of pairs of notebook and recipe.
         data_dir: See :func:`chestxray.data.catalog.find_data`.
         split_rules: The plan runs for each of them. By default ``patient``, and all for ``full``.
-        output_dir: Folder of the run.
         overrides: Parameters for every notebook that has them.
         only: Keep the steps whose name begins with this.
         dry_run: Only print the steps.

@@ -15,11 +15,11 @@ PREDICTED = ("sharpness", "logit", "probability", *(f"logit_{name}" for name in 
 SPLIT_HEADER = "# {"  # start of the first line of a split file, which says how the split was made
 
 
-def check(valid: object, message: str, **received: object) -> None:
-    """Raise ValueError with the message and the received values, unless ``valid``."""
+def check(valid: object, message: str, error: type[Exception] = ValueError, **received: object) -> None:
+    """Raise an error with the message and the received values, unless ``valid``."""
     if not valid:
         values = ", ".join(f"{name}={value!r}" for name, value in received.items())
-        raise ValueError(f"{message}. Received: {values}")
+        raise error(f"{message}. Received: {values}")
 
 
 @contextlib.contextmanager

@@ -260,9 +260,8 @@ def load_classifier(folder: str | Path, threads: int = 1) -> Classifier:
         with mistake("card.json names no exported file", folder=str(folder)):
             file, sha256 = MODEL_FILES[card["export"]["format"]], str(card["export"]["sha256"])
     for name in (file, "refusal.npz"):
-        if not (folder / name).is_file():
-            message = f"{name} is missing from the model folder"
-            raise FileNotFoundError(f"{message}. Received: folder={str(folder)!r}")
+        message = f"{name} is missing from the model folder"
+        check((folder / name).is_file(), message, FileNotFoundError, folder=str(folder))
     model = Runtime(folder / file, sha256, threads) if exported else load_model(folder / file)
     outlier_check = OutlierCheck.load(folder / "refusal.npz")
     classifier = Classifier(model, card, outlier_check, SeenImages.load(folder))
@@ -302,8 +301,8 @@ class Runtime:
 
     def __init__(self, path: str | Path, sha256: str | None = None, threads: int = 1):
         content = Path(path).read_bytes()
-        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-            raise ValueError(f"the file is not the one its card describes. Received: path={str(path)!r}")
+        expected = sha256 in (None, hashlib.sha256(content).hexdigest())
+        check(expected, "the file is not the one its card describes", path=str(path))
         load = _load_litert if Path(path).suffix == ".tflite" else _load_onnx
         with mistake("cannot be loaded", path=str(path)):
             self._run = load(content, threads)

@@ -58,13 +58,9 @@ class Distiller(keras.Model):
     The teacher is not part of this model: it is not trained or saved, and its weights and batch statistics do
     not change. Save ``student``, which shares its weights with this model.
 
-    ``x`` of ``fit`` and ``evaluate`` is one of:
-
-    - images, if student and teacher have the same input;
-    - ``{"image": …, "teacher_image": …}``, if their sizes differ;
-    - ``{"image": …, "teacher_logit": …}`` with stored logits, without a teacher.
-
-    ``predict`` takes only the images and returns the student's logits.
+    ``x`` of ``fit`` and ``evaluate`` is the images; ``{"image": …, "teacher_image": …}`` if their sizes
+    differ; or, without a teacher, ``{"image": …, "teacher_logit": …}`` with stored logits. ``predict`` takes
+    only the images and returns the student's logits.
     """
 
     def __init__(
