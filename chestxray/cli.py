@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from chestxray.files import CACHES, cache_dir, printable, project_path, read_table, write_json, write_text
+from chestxray.schema import check, mistake
 
 _EXTRAS = {"ai_edge_litert": "lite", "onnxruntime": "lite", "cv2": "lite", "pydicom": "dicom"}
 _EXTRAS |= {"dask": "dask", "distributed": "dask", "onnx": "export", "tf2onnx": "export"}
@@ -43,19 +44,13 @@ def command(function: Callable[..., Any]) -> click.Command:
             sys.exit(130)
         except Exception as error:
             line = _one_line(error)
-            if line is None or debug or os.environ.get("CHESTXRAY_DEBUG"):
+            if line is None or debug:
                 raise
             click.echo(f"Error: {line}", err=True)
             sys.exit(2)
 
     option = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     return main.command()(option(wrapped))
-
-
-def _not_zero(_: click.Context, __: click.Parameter, value: int | None) -> int | None:
-    if value == 0:
-        raise click.BadParameter("must not be 0")
-    return value
 
 
 @contextlib.contextmanager
@@ -74,18 +69,16 @@ def parse_value(text: str) -> Any:
 
     if re.fullmatch(r"[-+]?0\d+", text):  # an octal number in YAML
         return text
-    try:
+    with mistake("not a value in YAML", yaml.YAMLError, value=text):
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ValueError(f"not a value in YAML. Received: value={text!r}") from None
     is_number = isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value)
     return float(value) if is_number else value
 
 
 def check_ending(path: Path | None, *endings: str) -> None:
     """Raise ValueError for another ending, so that a page does not overwrite an X-ray."""
-    if path and path.suffix.lower() not in endings:
-        raise ValueError(f"the name must end in {' or '.join(endings)}. Received: path={str(path)!r}")
+    valid = not path or path.suffix.lower() in endings
+    check(valid, f"the name must end in {' or '.join(endings)}", path=str(path))
 
 
 def show(sections: list[tuple]) -> None:
@@ -150,7 +143,7 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
 @_parameters
 @click.option("--dry-run", is_flag=True, help="Print the steps without running them.")
 @click.option("--force", is_flag=True, help="Run finished steps again.")
-@click.option("--jobs", type=int, default=1, callback=_not_zero, help="Steps run in parallel. [default: 1]")
+@click.option("--jobs", type=int, default=1, show_default=True, help="Steps run in parallel.")
 @_backend
 @resumable()
 def run(
@@ -164,6 +157,7 @@ def run(
     from chestxray.data.catalog import find_data
     from chestxray.run import run_plan
 
+    check(options["jobs"] != 0, "--jobs must not be 0", jobs=0)
     if data_dir is None:
         try:
             data_dir = str(find_data())
@@ -305,15 +299,12 @@ def evaluate(
     card, texts = read_card(model), ("path", "label", "group", "decision", "problem")
     read = functools.partial(read_table, texts=texts, encoding_errors="backslashreplace")
     if predictions.suffix.lower() == ".jsonl":
-        try:
+        with mistake("not a table", ValueError, path=str(predictions)):
             table = pd.read_json(predictions, lines=True, dtype=dict.fromkeys(texts, str))
-        except ValueError as error:
-            raise ValueError(f"not a table ({error}). Received: path={str(predictions)!r}") from None
     else:
         table = read(predictions)
     if labels is None:
-        if by or prevalence:
-            raise ValueError(f"--by and --prevalence need --labels. Received: {by=}, {prevalence=}")
+        check(not by and not prevalence, "--by and --prevalence need --labels", by=by, prevalence=prevalence)
         sections = drift_report(table, card)
     else:
         table, absent = join_labels(table, read(labels), card["classes"])
@@ -338,7 +329,7 @@ def evaluate(
 @_path_option("--output", metavar="FILE", help="Write a table (.csv or .jsonl), or continue it.")
 @_path_option("--report", "report_path", metavar="FILE", help="Write an HTML page with heatmaps.")
 @click.option("--accept-all", is_flag=True, help="Also classify images that would be refused.")
-@click.option("--jobs", type=int, callback=_not_zero, help="Processes. [default: cores if exported, else 1]")
+@click.option("--jobs", type=int, help="Processes. [default: cores if exported, else 1]")
 @_backend
 def predict(
     model: Path, sources: tuple[Path, ...], output: Path | None, report_path: Path | None, **options: Any
@@ -352,6 +343,7 @@ def predict(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from chestxray.deployment.session import Session
 
+    check(options["jobs"] != 0, "--jobs must not be 0", jobs=0)
     check_ending(report_path, ".html", ".htm")
     if report_path and (report_path.is_dir() or not report_path.absolute().parent.is_dir()):
         raise ValueError(f"the report cannot be written there. Received: path={str(report_path)!r}")
@@ -380,13 +372,7 @@ def predict(
 @click.option("--force", is_flag=True, help="Keep an exported model that fails the comparison.")
 @_runtime
 def export(
-    model: Path,
-    format_: str,
-    float16: bool,
-    data_dir: str | None,
-    output: Path | None,
-    force: bool,
-    runtime: Path | None,
+    model: Path, format_: str, data_dir: str | None, output: Path | None, runtime: Path | None, **options: Any
 ) -> None:
     """Export a saved MODEL to a file that runs without TensorFlow, or to a page for the browser.
 
@@ -407,12 +393,11 @@ def export(
     if data_dir or format_ != "web":
         split = card["training_data"]["split_rule"], card["training_data"]["split_seed"]
         data = load_data(data_dir, *split, ImageSettings(**card["image"]), tuple(card["classes"]))
-    output = output or model.with_name(f"{model.name}-{format_}{'-float16' if float16 else ''}")
-    options = {"data": data, "float16": float16, "force": force}
+    output = output or model.with_name(f"{model.name}-{format_}{'-float16' if options['float16'] else ''}")
     if format_ == "web":
-        parity = export_page(model, output, runtime=runtime, **options)
+        parity = export_page(model, output, data, runtime, **options)
     else:
-        parity = export_model(model, output, format_, **options)
+        parity = export_model(model, output, format_, data, **options)
     click.echo(
         f"wrote {output}: on {parity['images']} images logits differ by up to "
         f"{parity['logit_difference']:.2g}, {parity['decisions_changed']:.2%} of the decisions and "

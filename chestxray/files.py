@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from chestxray.schema import check, mistake
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
@@ -27,8 +29,7 @@ _NO_LOCKS = (OSError, NotImplementedError)  # raised if the file system has no l
 
 def cache_dir(kind: str) -> Path:
     """Return, and create, the folder of one of :data:`CACHES`, in CHESTXRAY_CACHE or ~/.cache/chestxray."""
-    if kind not in CACHES:
-        raise ValueError(f"kind must be one of {CACHES}. Received: kind={kind!r}")
+    check(kind in CACHES, f"kind must be one of {CACHES}", kind=kind)
     root = os.environ.get("CHESTXRAY_CACHE") or Path.home() / ".cache" / "chestxray"
     folder = Path(root).expanduser().resolve() / kind
     folder.mkdir(parents=True, exist_ok=True)
@@ -198,10 +199,8 @@ def write_json(path: str | Path, content: Any) -> None:
 
 def read_json(path: str | Path) -> Any:
     """Read a JSON file. Raises ValueError if it is not JSON."""
-    try:
+    with mistake("not a JSON file", ValueError, path=str(path)):
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"not a JSON file ({error}). Received: path={str(path)!r}") from None
 
 
 @contextlib.contextmanager
@@ -209,12 +208,8 @@ def open_arrays(path: Path) -> Iterator["np.lib.npyio.NpzFile"]:
     """Open an ``.npz`` file without unpickling. An error in the block raises ValueError: a damaged file."""
     import numpy as np
 
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            yield file
-    except Exception as error:  # a damaged file can fail in any way
-        message = f"{path.name} is damaged ({type(error).__name__})"
-        raise ValueError(f"{message}. Received: path={str(path)!r}") from None
+    with mistake(f"{path.name} is damaged", path=str(path)), np.load(path, allow_pickle=False) as file:
+        yield file
 
 
 def read_table(path: str | Path, texts: Collection[str], **options: Any) -> "pd.DataFrame":
@@ -226,10 +221,8 @@ def read_table(path: str | Path, texts: Collection[str], **options: Any) -> "pd.
     import pandas as pd  # here: prediction with an exported model needs no pandas
     from pandas.api.types import is_numeric_dtype
 
-    try:
+    with mistake("not a table", ValueError, path=str(path)):
         table = pd.read_csv(path, **options)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise ValueError(f"not a table ({error}). Received: path={str(path)!r}") from None
     numbers = {name for name in table if name not in texts and is_numeric_dtype(table[name])}
     # A column of fractions needs no second reading: it saves time for large tables of predictions.
     names = [name for name in table if name not in numbers or not (table[name] % 1).any()]
@@ -259,14 +252,13 @@ def find_weights(weights: str | None, backbone: str) -> tuple[str | None, str]:
     if weights is None:
         return None, "random"
     source = os.environ.get("CHESTXRAY_WEIGHTS") if weights == "imagenet" else weights
-    if source and not Path(source).exists():
-        raise FileNotFoundError(f"no such file or folder of weights: {source}. Received: weights={weights!r}")
+    exists = not source or Path(source).exists()
+    check(exists, f"no such file or folder of weights: {source}", FileNotFoundError, weights=weights)
     if source and Path(source).is_file():
         return str(source), Path(source).name
     for path in sorted(Path(source).glob("*notop*.h5")) if source else []:
         if path.name.replace("_", "").lower().startswith(backbone.lower()):  # Keras writes inception_v3
             return str(path), path.name
-    if weights == "imagenet":
-        return "imagenet", "imagenet"
     message = f"weights must be a file, or a folder with a file {backbone.lower()}*notop*.h5"
-    raise FileNotFoundError(f"{message}. Received: weights={weights!r}")
+    check(weights == "imagenet", message, FileNotFoundError, weights=weights)
+    return "imagenet", "imagenet"

@@ -11,7 +11,7 @@ from joblib import cpu_count, parallel_config
 from joblib.externals.loky import ProcessPoolExecutor
 from tqdm import tqdm
 
-from chestxray.schema import check
+from chestxray.schema import check, mistake
 
 _SERIAL_ITEMS, _CHUNK_SIZE = 64, 16  # to start processes takes longer than the work on 64 items
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # because each core has a process
@@ -53,10 +53,8 @@ def workers(backend: str | None) -> Iterator[None]:
             message = "Dask workers must have one thread each (dask worker --nthreads 1)"
             check(single, message, scheduler=client.scheduler.address)
         if backend is not None:
-            try:
+            with mistake("no such backend of joblib", ValueError, backend=backend):
                 stack.enter_context(parallel_config(backend=backend))
-            except ValueError as error:
-                raise ValueError(f"{error}. Received: backend={backend!r}") from None
         yield
 
 

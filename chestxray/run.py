@@ -36,7 +36,7 @@ from chestxray.deployment.card import render
 from chestxray.deployment.report import with_html, with_intervals
 from chestxray.files import find_weights, read_json, write_text
 from chestxray.parallel import native_messages_to, workers
-from chestxray.schema import SUBTYPES
+from chestxray.schema import SUBTYPES, check
 
 PACKAGE = Path(__file__).resolve().parent
 NOTEBOOKS = PACKAGE.parent / "notebooks"
@@ -62,8 +62,6 @@ PLANS: dict[str, Plan] = {
         (_EXPLAIN, "explain_compact_student"), (_DEPLOY, "deploy_student"),
     ],
 }  # fmt: skip
-"""The presets. ``full`` runs for every split rule."""
-
 MODELS: dict[str, tuple[str, str]] = {
     name: (_CNN if name.endswith("_cnn") else _TRANSFER, name)
     for name in ("compact_cnn", "custom_cnn", "vgg16", "resnet50", "inceptionv3")
@@ -206,11 +204,10 @@ def make_plan(
     For the arguments see :func:`run_plan`. Raises ValueError for an unknown preset, no step left, an unknown
     parameter, a wrong type, or data that cannot be split; FileNotFoundError without data or notebooks.
     """
-    if isinstance(preset, str) and preset not in PLANS:
-        raise ValueError(f"preset must be one of {list(PLANS)}. Received: preset={preset!r}")
-    if not NOTEBOOKS.is_dir():
-        message = "the notebooks are not installed; clone https://github.com/OWNER/chestxray and run it there"
-        raise FileNotFoundError(f"{message}. Received: notebooks={str(NOTEBOOKS)!r}")
+    known_preset = not isinstance(preset, str) or preset in PLANS
+    check(known_preset, f"preset must be one of {list(PLANS)}", preset=preset)
+    message = "the notebooks are not installed; clone https://github.com/OWNER/chestxray and run it there"
+    check(NOTEBOOKS.is_dir(), message, FileNotFoundError, notebooks=str(NOTEBOOKS))
     if reserved := sorted(set(overrides) & set(_RUN_WIDE)):
         raise ValueError(f"this is set by options of the run. Received: parameter={reserved[0]!r}")
     root = find_data(data_dir)
@@ -247,17 +244,14 @@ def make_plan(
             if given["weights"] and Path(given["weights"]).exists():
                 given["weights"] = str(Path(given["weights"]).resolve())  # kernels run elsewhere
         steps.append(Step(name, source, given, f"{hashes[split_rule]} {content}"))
-    if not steps:
-        raise ValueError(f"no step has a name that begins like this. Received: only={only!r}")
+    check(steps, "no step has a name that begins like this", only=only)
     names = [step.parameters.get("name") for step in steps]
     for step in steps if only else ():
         for name, folder in _models_of(step.parameters):
-            if name not in names and not folder.is_dir():
-                message = f"{step.notebook.stem} needs the model {name}; run its step first"
-                raise ValueError(f"{message}. Received: only={only!r}")
-    if "name" in overrides and names.count(overrides["name"]) > 1:
-        name = overrides["name"]
-        raise ValueError(f"several steps would write this result; use --only. Received: name={name!r}")
+            message = f"{step.notebook.stem} needs the model {name}; run its step first"
+            check(name in names or folder.is_dir(), message, only=only)
+    name = overrides.get("name")
+    check(not name or names.count(name) < 2, "several steps would write this result; use --only", name=name)
     if unknown := sorted(set(overrides) - known):
         names = sorted(known - set(_RUN_WIDE))
         near = difflib.get_close_matches(unknown[0], names, 1)
@@ -270,10 +264,9 @@ def make_plan(
 def _check_type(name: str, value: Any, default: Any) -> None:
     """Raise ValueError unless a parameter has the type of its default; None and {} mean the default."""
     allowed = (int, float) if isinstance(default, float) else type(default)
-    if value is None and isinstance(default, dict):
-        return
-    if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(default, bool):
-        raise ValueError(f"{name} must be of type {type(default).__name__}. Received: {name}={value!r}")
+    same = isinstance(value, allowed) and isinstance(value, bool) == isinstance(default, bool)
+    empty = value is None and isinstance(default, dict)
+    check(same or empty, f"{name} must be of type {type(default).__name__}", **{name: value})
 
 
 def train_model(
@@ -292,8 +285,8 @@ def train_model(
     which the head gets a quarter; None means the recipe's. ``force`` replaces a result with other settings.
     Raises ValueError for such a result without ``force``, and for a name that cannot be a folder's.
     """
-    if not re.fullmatch(r"\w[\w.-]*", name):  # it is also the name of a folder
-        raise ValueError(f"a name has letters, digits, _, - and . only. Received: name={name!r}")
+    # It is also the name of a folder.
+    check(re.fullmatch(r"\w[\w.-]*", name), "a name has letters, digits, _, - and . only", name=name)
     plan, given = [MODELS[model]], {"name": name, **(overrides or {})}
     recipe = _read_recipe(model, split_rule)
     if epochs and "fine" not in recipe:
@@ -419,7 +412,6 @@ def run_plan(
         preset: ``demo``, ``standard`` or ``full``, or a list of pairs of notebook and recipe.
         data_dir: See :func:`chestxray.data.catalog.find_data`.
         split_rules: The plan runs for each of them. By default ``patient``, and all for ``full``.
-        output_dir: Folder of the run.
         overrides: Parameters for every notebook that has them.
         only: Keep the steps whose name begins with this.
         dry_run: Only print the steps.

@@ -58,8 +58,7 @@ def test_an_error_of_the_program_is_not_dressed_as_a_mistake(error, monkeypatch)
     assert result.exit_code == 1 and result.exception is error
 
 
-def test_debug_shows_the_traceback_of_a_mistake(monkeypatch):
-    monkeypatch.setenv("CHESTXRAY_DEBUG", "")  # the option sets it; this restores it
+def test_debug_shows_the_traceback_of_a_mistake():
     result = CliRunner().invoke(main, ["run", "--data-dir", "/nowhere", "--debug"])
     assert result.exit_code == 1 and isinstance(result.exception, FileNotFoundError)
 

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from chestxray.files import read_json
+from chestxray.schema import check
 
 CARD_SCHEMA = "chestxray.card/2"
 _KEYS = {"calibration", "classes", "image", "limits", "metrics", "name", "self_test", "threshold_reasons"}
@@ -22,19 +23,18 @@ def read_card(folder: str | Path) -> dict[str, Any]:
 
     Raises FileNotFoundError if it is missing, and ValueError if it is not a card or lacks a key.
     """
-    path, received = Path(folder) / "card.json", f"Received: folder={str(folder)!r}"
+    path, received = Path(folder) / "card.json", {"folder": str(folder)}
     if not path.parent.is_dir():
         names = sorted(card.parent.name for card in path.parent.parent.glob("*/card.json"))
         names = difflib.get_close_matches(path.parent.name, names, 1) or names
-        hint = f"; did you mean {' or '.join(names)}?" if names else "."
-        raise FileNotFoundError(f"no such folder{hint} {received}")
-    if not path.is_file():
-        raise FileNotFoundError(f"card.json is missing from the model folder. {received}")
+        hint = f" (did you mean {' or '.join(names)}?)" if names else ""
+        check(False, f"no such folder{hint}", FileNotFoundError, **received)
+    check(path.is_file(), "card.json is missing from the model folder", FileNotFoundError, **received)
     card = read_json(path)
-    if not isinstance(card, dict) or card.get("schema") != CARD_SCHEMA:
-        raise ValueError(f"card.json is not of schema {CARD_SCHEMA}. {received}")
-    if missing := sorted(_KEYS - set(card)):
-        raise ValueError(f"card.json has no key {missing[0]}. {received}")
+    known = isinstance(card, dict) and card.get("schema") == CARD_SCHEMA
+    check(known, f"card.json is not of schema {CARD_SCHEMA}", **received)
+    missing = sorted(_KEYS - set(card))
+    check(not missing, f"card.json has no key {', '.join(missing)}", **received)
     return card
 
 

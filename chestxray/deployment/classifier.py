@@ -27,6 +27,7 @@ from chestxray.evaluation.calibration import apply_platt, log_odds
 from chestxray.evaluation.drift import describe_reference
 from chestxray.files import whole_file, write_json
 from chestxray.parallel import native_messages_to, without_native_messages
+from chestxray.schema import check, mistake
 
 if TYPE_CHECKING:
     import keras
@@ -91,8 +92,8 @@ class Classifier:
         size or a wrong range of values.
         """
         batch, size = as_batch(images), self.card["image"]["size"]
-        if not len(batch) or batch.shape[1:3] != (size, size):
-            raise ValueError(f"images need the model's size, {size}. Received: shape={np.shape(images)}")
+        fitting = len(batch) and batch.shape[1:3] == (size, size)
+        check(fitting, f"images need the model's size, {size}", shape=np.shape(images))
         if isinstance(self.model, Runtime):
             outputs = self.model.predict(batch)
             maps = np.maximum(outputs["map"], 0) if with_maps and "map" in outputs else None
@@ -124,9 +125,9 @@ class Classifier:
         from chestxray.deployment.predict import judge, predict_files
 
         if isinstance(images, np.ndarray):
-            if images.dtype != np.uint8 or images.ndim not in (2, 3) or not images.size:
-                message = "pixels must be grey, uint8 (H, W) or (N, H, W)"
-                raise ValueError(f"{message}. Received: {images.dtype} {images.shape}")
+            valid = images.dtype == np.uint8 and images.ndim in (2, 3) and images.size
+            message = "pixels must be grey, uint8 (H, W) or (N, H, W)"
+            check(valid, message, dtype=images.dtype, shape=images.shape)
             rows = judge(self, list(images if images.ndim == 3 else images[np.newaxis]), threshold_rule)
             return rows if images.ndim == 3 else rows[0]
         if isinstance(images, (str, Path)) and not Path(images).is_dir():
@@ -148,13 +149,11 @@ class Classifier:
 
     def threshold(self, threshold_rule: str) -> float:
         """Return the threshold of a rule on the calibrated probability; ValueError if there is none."""
-        thresholds = self.card["thresholds"]
-        if thresholds.get(threshold_rule) is None:
-            usable = sorted(name for name, value in thresholds.items() if value is not None)
-            reason = self.card["threshold_reasons"].get(threshold_rule, "no such rule")
-            message = f"no threshold ({reason}); usable rules: {usable}"
-            raise ValueError(f"{message}. Received: threshold_rule={threshold_rule!r}")
-        return thresholds[threshold_rule]
+        usable = {name: value for name, value in self.card["thresholds"].items() if value is not None}
+        reason = self.card["threshold_reasons"].get(threshold_rule, "no such rule")
+        message = f"no threshold ({reason}); usable rules: {sorted(usable)}"
+        check(threshold_rule in usable, message, threshold_rule=threshold_rule)
+        return usable[threshold_rule]
 
 
 def self_test_pattern() -> NDArray:
@@ -176,11 +175,8 @@ def load_model(path: str | Path) -> "keras.Model":
     with without_native_messages():
         import keras
 
-    try:
+    with mistake("not a model that can be loaded safely", path=str(path)):
         return keras.models.load_model(path, safe_mode=True, compile=False)
-    except Exception as error:  # a damaged file can fail in any way
-        message = f"not a model that can be loaded safely ({_one_line(error)})"
-        raise ValueError(f"{message}. Received: path={str(path)!r}") from None
 
 
 def save_model(model: "keras.Model", path: str | Path) -> None:
@@ -215,10 +211,6 @@ def save_model(model: "keras.Model", path: str | Path) -> None:
     with whole_file(path) as partial, zipfile.ZipFile(partial, "w") as archive:
         for name, content in parts.items():
             archive.writestr(name, content)
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def with_features(model: "keras.Model") -> "keras.Model":
@@ -262,26 +254,23 @@ def load_classifier(folder: str | Path, threads: int = 1) -> Classifier:
     another logit, and ModuleNotFoundError if the runtime of the model is not installed.
     """
     folder = Path(folder)
-    card, received = read_card(folder), f"Received: folder={str(folder)!r}"
+    card = read_card(folder)
     exported, file, sha256 = "export" in card, "model.keras", None
     if exported:
-        try:
+        with mistake("card.json names no exported file", folder=str(folder)):
             file, sha256 = MODEL_FILES[card["export"]["format"]], str(card["export"]["sha256"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"card.json names no exported file ({_one_line(error)}). {received}") from None
     for name in (file, "refusal.npz"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{name} is missing from the model folder. {received}")
+        message = f"{name} is missing from the model folder"
+        check((folder / name).is_file(), message, FileNotFoundError, folder=str(folder))
     model = Runtime(folder / file, sha256, threads) if exported else load_model(folder / file)
-    check = OutlierCheck.load(folder / "refusal.npz")
-    classifier = Classifier(model, card, check, SeenImages.load(folder))
-    try:
+    outlier_check = OutlierCheck.load(folder / "refusal.npz")
+    classifier = Classifier(model, card, outlier_check, SeenImages.load(folder))
+    with mistake("card.json does not fit the model", folder=str(folder)):
         result = run_self_test(classifier)
         pixels, logit = card["self_test"]["pixels_sha256"], float(card["self_test"]["logit"])
-    except Exception as error:  # of NumPy, OpenCV, Keras or a runtime
-        raise ValueError(f"card.json does not fit the model ({_one_line(error)}). {received}") from None
-    if not abs(result["logit"] - logit) <= _LOGIT_TOLERANCE * max(1.0, abs(logit)):  # NaN fails too
-        raise ValueError(f"self-test failed: logit {result['logit']:.4f} instead of {logit:.4f}. {received}")
+    equal = abs(result["logit"] - logit) <= _LOGIT_TOLERANCE * max(1.0, abs(logit))  # NaN is not
+    message = f"self-test failed: logit {result['logit']:.4f} instead of {logit:.4f}"
+    check(equal, message, folder=str(folder))
     if result["pixels_sha256"] != pixels:
         text = "OpenCV resizes slightly differently here than in training; the logit of the self-test agrees"
         warnings.warn(text, stacklevel=2)
@@ -297,9 +286,9 @@ def learn_reference(
     features of the validation images; all from :func:`with_features`.
     """
     train_images, val_images = (images[..., 0] for images in (data.store.images(train), data.images("val")))
-    check = fit_outlier_check(train_images, train_features, val_images, val[1])
-    measured = check.measure(val_images, check.distances(val[1]))
-    return check, describe_reference(measured | {"logit": log_odds(val[0])})
+    outlier_check = fit_outlier_check(train_images, train_features, val_images, val[1])
+    measured = outlier_check.measure(val_images, outlier_check.distances(val[1]))
+    return outlier_check, describe_reference(measured | {"logit": log_odds(val[0])})
 
 
 class Runtime:
@@ -312,15 +301,11 @@ class Runtime:
 
     def __init__(self, path: str | Path, sha256: str | None = None, threads: int = 1):
         content = Path(path).read_bytes()
-        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-            raise ValueError(f"the file is not the one its card describes. Received: path={str(path)!r}")
+        expected = sha256 in (None, hashlib.sha256(content).hexdigest())
+        check(expected, "the file is not the one its card describes", path=str(path))
         load = _load_litert if Path(path).suffix == ".tflite" else _load_onnx
-        try:
+        with mistake("cannot be loaded", path=str(path)):
             self._run = load(content, threads)
-        except ModuleNotFoundError:
-            raise
-        except Exception as error:  # a damaged file can fail in any way
-            raise ValueError(f"cannot be loaded ({_one_line(error)}). Received: path={str(path)!r}") from None
 
     def predict(self, images: NDArray) -> dict[str, NDArray]:
         """Run the model, image by image, on grey pixels in 0–255, (N, size, size, 1), N > 0.

@@ -54,32 +54,23 @@ def measure_latency(folder: str | Path, threads: int = 1, repeats: int = 100) ->
     Returns ``milliseconds``, the median of ``repeats`` preprocessed images on ``threads`` cores after a
     warm-up, and ``seconds_to_first``, from the start of Python to the first logit.
     """
-    command = [str(word) for word in (sys.executable, "-m", __name__, folder, threads, repeats, time.time())]
+    call = f"_main({str(folder)!r}, {threads}, {repeats}, {time.time()})"
+    command = [sys.executable, "-c", f"from {__name__} import _main; {call}"]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    environment |= {"TF_NUM_INTRAOP_THREADS": str(threads), "TF_NUM_INTEROP_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def _main(folder: str, threads: int, repeats: int, start: float) -> None:
-    from chestxray.deployment.card import read_card
     from chestxray.deployment.classifier import load_classifier
 
-    exported = "export" in read_card(folder)
-    if not exported:
-        import tensorflow as tf
-
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
     classifier = load_classifier(folder, threads)  # its self-test computes the first logit
     seconds_to_first = time.time() - start
-    if exported:
+    if "export" in classifier.card:
         size = classifier.image_settings.size
         image = np.random.default_rng(0).integers(0, 256, (1, size, size, 1)).astype(np.float32)
         milliseconds = _median_milliseconds(lambda: classifier.model.predict(image), repeats)
     else:
         milliseconds = time_per_image(classifier.model, repeats)
     print(json.dumps({"milliseconds": milliseconds, "seconds_to_first": seconds_to_first}))
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))

@@ -19,6 +19,7 @@ from chestxray.evaluation.calibration import apply_platt, calibration_metrics, f
 from chestxray.evaluation.drift import drift_table
 from chestxray.evaluation.metrics import FEW, evaluate, subgroup_table, wilson_interval
 from chestxray.evaluation.thresholds import PREVALENCES, operating_points, threshold_elsewhere, triage_table
+from chestxray.schema import check
 
 _FOLDS = 5
 _TO_LABEL = 10  # images nearest to the threshold, and as many random ones
@@ -40,8 +41,7 @@ def report(
     """
     _check_predictions(table, card, ("label", "group"))
     scored = table[table["probability"].notna()]
-    if scored.empty:
-        raise ValueError(f"no labelled image was classified. Received: rows={len(table)}")
+    check(len(scored), "no labelled image was classified", rows=len(table))
     labels, probabilities, groups = (scored[name] for name in ("label", "probability", "group"))
     seen = scored.get("seen", pd.Series(dtype=object)).value_counts()
     counts = {"images": len(scored), "patients": groups.nunique(), "positives": int(labels.sum())}
@@ -53,11 +53,14 @@ def report(
     points = operating_points(labels, probabilities, card["thresholds"], prevalences)
     points = points.astype(dict.fromkeys(("tp", "fp", "tn", "fn"), int)).set_index("threshold_rule")
     points = points.astype(object).T.reset_index(names="")  # object: counts stay whole numbers
+    sizes = [count for count in (25, 50, 100, 200) if 2 * count <= len(scored)]
+    local = threshold_elsewhere(labels, probabilities, groups, sizes)
+    shown = None if local.empty else local.set_index("labelled").T.reset_index(names="labelled images")
     sections = [
         _section("Images", **counts),
         _section("Discrimination", ranking),
         _section("Decisions at the stored thresholds", points),
-        _local_threshold(scored),
+        _section("Decisions at a threshold chosen here", shown, tried=not local.empty),
         _calibration(scored, prevalence),
     ]
     tables = {f"By {column}": subgroup_table(scored, column, card["thresholds"]["youden"]) for column in by}
@@ -80,19 +83,11 @@ def _check_predictions(table: pd.DataFrame, card: Mapping[str, Any], columns: It
     rows = table.dropna(subset=["logit", "probability"])
     expected = apply_platt(rows["logit"], **card["calibration"])
     wrong = rows[~((rows["probability"] - expected).abs() < 1e-4)]
-    if len(wrong):
-        raise ValueError(
-            f"another model made {len(wrong)} of these {len(table)} predictions: the calibration of this one "
-            f"gives other probabilities. Received: model={card['name']!r}, path={wrong['path'].iloc[0]!r}"
-        )
-
-
-def _local_threshold(table: pd.DataFrame) -> Section:
-    """Evaluate decisions at a threshold that is chosen on some of these images."""
-    counts = [count for count in (25, 50, 100, 200) if 2 * count <= len(table)]
-    scores = threshold_elsewhere(table["label"], table["probability"], table["group"], counts)
-    shown = None if scores.empty else scores.set_index("labelled").T.reset_index(names="labelled images")
-    return _section("Decisions at a threshold chosen here", shown, tried=not scores.empty)
+    message = (
+        f"another model made {len(wrong)} of these {len(table)} predictions: the calibration of this one"
+    )
+    received = {"model": card["name"], "path": next(iter(wrong["path"]), None)}
+    check(wrong.empty, f"{message} gives other probabilities", **received)
 
 
 def _calibration(table: pd.DataFrame, prevalence: float | None) -> Section:
@@ -136,13 +131,11 @@ def drift_report(table: pd.DataFrame, card: Mapping[str, Any]) -> list[Section]:
 
     ``table`` is from ``chestxray predict``, see :func:`chestxray.deployment.predict.predict_files`.
     """
-    if "reference" not in card:
-        raise ValueError(f"the model's card has no reference for drift. Received: model={card['name']!r}")
+    check("reference" in card, "the model's card has no reference for drift", model=card["name"])
     measures = list(card["reference"]["quantiles"])
     _check_predictions(table, card, ("status", "problem", "decision", *measures))
     readable, classified = table[table["status"] != "unreadable"], table[table["status"] == "ok"]
-    if classified.empty:
-        raise ValueError(f"no image was classified. Received: rows={len(table)}")
+    check(len(classified), "no image was classified", rows=len(table))
     positive = card["classes"][1]
     counts = {
         "unreadable": (len(table) - len(readable), len(table)),
@@ -177,21 +170,17 @@ def join_labels(
     prediction. Raises ValueError if a column is missing, a label is unknown, a path is repeated or ambiguous,
     or no path matches.
     """
-    tables = {"predictions": (predictions, ("path",)), "labels": (labels, ("path", "label"))}
-    for name, (table, columns) in tables.items():
-        for column in columns:
-            if column not in table:
-                raise ValueError(f"{name} need a column {column}. Received: columns={list(table)}")
-        if (repeated := table["path"].duplicated()).any():
-            raise ValueError(f"{name} name a path twice. Received: path={table['path'][repeated].iloc[0]!r}")
+    check("label" in labels, "labels need a column label", columns=list(labels))
+    for name, table in {"predictions": predictions, "labels": labels}.items():
+        check("path" in table, f"{name} need a column path", columns=list(table))
+        repeated = table["path"][table["path"].duplicated()]
+        check(repeated.empty, f"{name} name a path twice", path=next(iter(repeated), None))
     labels = labels[labels["label"].notna()]
-    if labels.empty:
-        raise ValueError(f"no label is given. Received: rows={len(predictions)}")
+    check(len(labels), "no label is given", rows=len(predictions))
     numbers_of = {"0": 0, "1": 1, classes[0]: 0, classes[1]: 1}
     numbers = labels["label"].astype(str).str.replace(r"^([01])\.0$", r"\1", regex=True).map(numbers_of)
-    if (unknown := numbers.isna()).any():
-        label = labels["label"][unknown].iloc[0]
-        raise ValueError(f"labels must be one of {sorted(numbers_of)}. Received: label={label!r}")
+    unknown = labels["label"][numbers.isna()]
+    check(unknown.empty, f"labels must be one of {sorted(numbers_of)}", label=next(iter(unknown), None))
     predictions = predictions.assign(path=predictions["path"].astype(str))
     paths, by_ending = set(predictions["path"]), defaultdict(list)
     for path in paths:
@@ -201,18 +190,14 @@ def join_labels(
 
     def prediction_of(path: str) -> str | None:
         matches = [path] if path in paths else by_ending.get(_plain(path), [None])
-        if len(matches) > 1:
-            raise ValueError(f"several predictions end like this: give whole paths. Received: path={path!r}")
+        check(len(matches) == 1, "several predictions end like this: give whole paths", path=path)
         return matches[0]
 
     joined = labels.assign(label=numbers.astype(int), path=labels["path"].astype(str).map(prediction_of))
     matched = joined.dropna(subset="path")
-    if matched.empty:
-        path = labels["path"].iloc[0]
-        raise ValueError(f"no path of the labels is among the predictions. Received: path={path!r}")
-    if (repeated := matched["path"].duplicated()).any():
-        path = matched["path"][repeated].iloc[0]
-        raise ValueError(f"two labels match the same prediction. Received: path={path!r}")
+    check(len(matched), "no path of the labels is among the predictions", path=labels["path"].iloc[0])
+    repeated = matched["path"][matched["path"].duplicated()]
+    check(repeated.empty, "two labels match the same prediction", path=next(iter(repeated), None))
     absent = labels[joined["path"].isna()]
     predictions = predictions.drop(columns=["label", "group"], errors="ignore")
     added = ["path", *matched.columns.difference(predictions.columns, sort=False)]

@@ -24,6 +24,7 @@ from chestxray.deployment.classifier import (
 from chestxray.deployment.web import page_network
 from chestxray.evaluation.thresholds import fit_decisions
 from chestxray.files import read_json, whole_folder
+from chestxray.schema import check
 
 LEAST_IMAGES = 200  # for the comparison: all validation images and, if these are fewer, training images
 MOST_LOGIT_DIFFERENCE = 1e-3  # of a float32 export
@@ -57,22 +58,19 @@ def export_model(
     Returns the result of :func:`compare`. Raises ValueError, and writes nothing, for an unknown format, other
     data or pixels, an output folder that is not an export, or an export that fails :func:`gate`.
     """
-    if format not in _CONVERTERS:
-        raise ValueError(f"format must be one of {list(_CONVERTERS)}. Received: format={format!r}")
+    check(format in _CONVERTERS, f"format must be one of {list(_CONVERTERS)}", format=format)
     original = load_classifier(folder)
-    if isinstance(original.model, Runtime):
-        raise ValueError(f"already exported. Received: folder={str(folder)!r}")
+    check(not isinstance(original.model, Runtime), "already exported", folder=str(folder))
     card = Path(output) / "card.json"
     if os.path.lexists(output) and not (card.is_file() and "export" in read_json(card)):
         raise ValueError(f"the output exists and is no exported model. Received: output={str(output)!r}")
     trained_on = original.card["training_data"]
     same_split = data.split_hash == trained_on["split_hash"]
-    if not same_split and not (data.synthetic and (trained_on["name"] == data.name or format == "web")):
-        message = f"the model was trained on another split (hash {trained_on['split_hash']})"
-        raise ValueError(f"{message}. Received: data={data.name!r}, hash {data.split_hash}")
-    if data.store.settings != original.image_settings:
-        message = f"the model was trained on other pixels: {original.image_settings}"
-        raise ValueError(f"{message}. Received: data with {data.store.settings}")
+    phantoms = data.synthetic and (trained_on["name"] == data.name or format == "web")
+    message = f"the model was trained on another split (hash {trained_on['split_hash']})"
+    check(same_split or phantoms, message, data=data.name, hash=data.split_hash)
+    message = f"the model was trained on other pixels: {original.image_settings}"
+    check(data.store.settings == original.image_settings, message, data=data.store.settings)
     val = data.subset("val")
     compared = pd.concat([val, data.subset("train")])[: max(LEAST_IMAGES, len(val))]
     with whole_folder(output) as partial:
@@ -80,14 +78,14 @@ def export_model(
         network = page_network(original) if format == "web" else deployable(original)
         _CONVERTERS[format](network, path, float16)
         # The exported file computes the distances.
-        check = replace(original.outlier_check, center=np.zeros(0), whitening=np.zeros((0, 0)))
-        exported = Classifier(Runtime(path, threads=os.cpu_count()), original.card, check, original.seen)
+        outlier_check = replace(original.outlier_check, center=np.zeros(0), whitening=np.zeros((0, 0)))
+        runtime = Runtime(path, threads=os.cpu_count())
+        exported = Classifier(runtime, original.card, outlier_check, original.seen)
         images, labels = data.store.images(compared), compared["label"].to_numpy()
         parity, logits = compare(original, exported, images, labels)
         faults = gate(parity, float16)
-        if faults and not force:
-            message = f"the export was removed: {'; '.join(faults)} (--force keeps it)"
-            raise ValueError(f"{message}. Received: format={format!r}, float16={float16}")
+        message = f"the export was removed: {'; '.join(faults)} (--force keeps it)"
+        check(force or not faults, message, format=format, float16=float16)
         content = path.read_bytes()
         export = {"format": format, "float16": float16, "bytes": len(content)}
         export |= {"sha256": hashlib.sha256(content).hexdigest(), "parity": parity, "faults": faults}

@@ -22,6 +22,7 @@ from chestxray.deployment.classifier import Classifier, load_classifier
 from chestxray.deployment.outliers import is_colour
 from chestxray.files import files_below, spelled
 from chestxray.parallel import workers
+from chestxray.schema import check, mistake
 
 BATCH = 32
 MOST_BYTES = 200_000_000  # of a file; an uncompressed image of 64 million pixels has 128 MB
@@ -53,19 +54,14 @@ def list_images(sources: Iterable[str | Path]) -> Iterator[Path]:
 
 
 def _paths_of_table(source: Path) -> Iterator[Path]:
-    received = f"Received: path={str(source)!r}"
-    if not source.is_file():
-        raise FileNotFoundError(f"no such table of images. {received}")
+    check(source.is_file(), "no such table of images", FileNotFoundError, path=str(source))
     with open(source, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
-        columns = reader.fieldnames
-        if "path" not in (columns or ()):
-            raise ValueError(f"a table of images needs a column path. {received}, {columns=}")
-        try:
+        columns = reader.fieldnames or []
+        check("path" in columns, "a table of images needs a column path", path=str(source), columns=columns)
+        with mistake("a damaged table", csv.Error, path=str(source)):
             for row in reader:
                 yield source.parent / spelled(source.parent, row["path"] or "")
-        except csv.Error as error:
-            raise ValueError(f"a damaged table ({error}). {received}") from None
 
 
 def predict_files(
@@ -77,7 +73,6 @@ def predict_files(
     """Classify images in batches. A file that cannot be read is reported, and the others are classified.
 
     Args:
-        classifier: From :func:`chestxray.deployment.classifier.load_classifier`.
         sources: One source, or several; see :func:`list_images`.
         threshold_rule: Rule of the stored threshold that decides.
         accept_all: Also classify images unlike the training images; ``problem`` still gives the reason.
@@ -143,7 +138,7 @@ def judge(
     base: Path = Path(),
 ) -> list[dict[str, Any]]:
     """Classify one batch of files, relative to ``base``, or of pixels; returns rows of `predict_files`."""
-    threshold, check = classifier.threshold(threshold_rule), classifier.outlier_check
+    threshold, outlier_check = classifier.threshold(threshold_rule), classifier.outlier_check
     settings = classifier.image_settings
     rows, decoded = [], []
     for source in images:
@@ -166,8 +161,8 @@ def judge(
         return rows
     pixels = np.stack([image.pixels for image in decoded])
     logits, distances, _ = classifier.score(pixels)
-    measured = {"logit": logits} | check.measure(pixels, distances)
-    reasons = check.reasons(pixels, distances)
+    measured = {"logit": logits} | outlier_check.measure(pixels, distances)
+    reasons = outlier_check.reasons(pixels, distances)
     seen = classifier.seen.subsets_of(pixels) if classifier.seen else [""] * len(pixels)
     for number, row in enumerate(row for row in rows if row["status"] == "ok"):
         row |= {name: float(column[number]) for name, column in measured.items()}

@@ -21,7 +21,8 @@ from chestxray.deployment.classifier import Runtime, load_classifier
 from chestxray.deployment.predict import BATCH, COLUMNS, chunks, judge, list_images, predict_parallel
 from chestxray.deployment.report import MOST_IMAGES, report_page, triage_group
 from chestxray.deployment.seen import seen_text
-from chestxray.files import locked, whole_file
+from chestxray.files import locked, whole_file, write_text
+from chestxray.schema import check, mistake
 
 MOST_PROBLEMS = 200  # refused and unreadable files that the report lists
 FORMATS = (".csv", ".jsonl")
@@ -64,8 +65,7 @@ class Session:
         written = {os.path.abspath(path) for path in (output, report) if path}  # now or by an earlier call
         paths = (path for path in list_images(self.sources) if os.path.abspath(path) not in written)
         first = list(islice(paths, BATCH + 1))
-        if not first:
-            raise ValueError(f"no image found. Received: sources={list(map(str, self.sources))}")
+        check(first, "no image found", sources=list(map(str, self.sources)))
         if output and Path(output).resolve() in {source.resolve() for source in self.sources}:
             raise ValueError(f"the table would replace one of the sources. Received: output={str(output)!r}")
         in_process = self.backend is None and (self.jobs == 1 or len(first) <= BATCH)
@@ -95,8 +95,7 @@ class Session:
             kept = sorted(chain.from_iterable(self._highest.values()), key=lambda entry: entry[:2])
             rows = [row for *_, row in reversed(kept)]
             page = report_page(self.classifier, rows, self._problems, self.count, self.threshold_rule)
-            with whole_file(path) as partial:
-                partial.write_text(page, encoding="utf-8")
+            write_text(path, page)
 
     def _remember(self, row: dict[str, Any]) -> None:
         """Count the row, and keep it if the report shows it."""
@@ -146,18 +145,14 @@ def journaled(
     ValueError if the format is unknown, the output is a folder, or another process writes it.
     """
     output, paths = Path(output), iter(paths)
-    received = f"Received: path={str(output)!r}"
-    if output.suffix.lower() not in FORMATS:
-        raise ValueError(f"the table's name must end in {' or '.join(FORMATS)}. {received}")
-    if output.is_dir():
-        raise ValueError(f"the table cannot be written: there is a folder. {received}")
+    known = output.suffix.lower() in FORMATS
+    check(known, f"the table's name must end in {' or '.join(FORMATS)}", path=str(output))
+    check(not output.is_dir(), "the table cannot be written: there is a folder", path=str(output))
     output.parent.mkdir(parents=True, exist_ok=True)
     journal = output.with_name(f".partial-{output.name}.jsonl")
     with contextlib.ExitStack() as stack:
-        try:
+        with mistake("another process writes this table", Timeout, path=str(output)):
             stack.enter_context(locked(journal, wait=False))
-        except Timeout:
-            raise ValueError(f"another process writes this table. {received}") from None
         with open(journal, "a+b") as file:
             file.seek(0)
             end, rest, keys = 0, paths, collections.deque[list]()

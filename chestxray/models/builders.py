@@ -18,6 +18,7 @@ import pandas as pd
 from keras import layers
 
 from chestxray.models.backbones import get_backbone, load_backbone_weights, refresh_normalisation
+from chestxray.schema import check
 
 
 @contextlib.contextmanager
@@ -37,8 +38,7 @@ def _grey_input(size: int) -> tuple[keras.KerasTensor, keras.KerasTensor]:
 
 
 def _logit(features: keras.KerasTensor, outputs: int) -> keras.KerasTensor:
-    if outputs not in (1, 3):
-        raise ValueError(f"outputs must be 1 or 3 (normal, bacteria, virus). Received: outputs={outputs!r}")
+    check(outputs in (1, 3), "outputs must be 1 or 3 (normal, bacteria, virus)", outputs=outputs)
     return layers.Dense(outputs, kernel_initializer="zeros", dtype="float32", name="logit")(features)
 
 
@@ -73,11 +73,11 @@ def build_custom_cnn(
 
 
 def _build_plain_cnn(
-    name: str, filters: tuple, units: tuple, *options: int | float | str, flatten: bool
+    name: str, widths: tuple, size: int, dropout: float, precision: str, outputs: int, flatten: bool
 ) -> keras.Model:
-    image_size, dropout, precision, outputs = options
+    filters, units = widths
     with _dtype_policy(precision):
-        inputs, x = _grey_input(image_size)
+        inputs, x = _grey_input(size)
         for number, width in enumerate(filters, 1):
             x = layers.Conv2D(width, 3, padding="same", activation="relu", name=f"conv{number}")(x)
             x = layers.MaxPooling2D(name=f"pool{number}")(x)
@@ -97,8 +97,8 @@ def build_teacher_cnn(
     ``flatten`` keeps the positions of the last maps instead of averaging them, as published versions do: at
     224 px the first dense layer then has 100 million weights.
     """
-    widths, options = ((64, 128, 256), (512, 256)), (image_size, dropout, precision, outputs)
-    return _build_plain_cnn("teacher_cnn", *widths, *options, flatten=flatten)
+    widths = (64, 128, 256), (512, 256)
+    return _build_plain_cnn("teacher_cnn", widths, image_size, dropout, precision, outputs, flatten)
 
 
 def build_student_cnn(
@@ -112,8 +112,8 @@ def build_student_cnn(
 
     ``flatten``: see :func:`build_teacher_cnn`.
     """
-    widths, options = ((32, 64), (128, 64)), (image_size, dropout, precision, outputs)
-    return _build_plain_cnn("student_cnn", *widths, *options, flatten=flatten)
+    widths = (32, 64), (128, 64)
+    return _build_plain_cnn("student_cnn", widths, image_size, dropout, precision, outputs, flatten)
 
 
 def build_compact_cnn(
@@ -261,5 +261,4 @@ def check_logits(model: keras.Model, what: str = "a model") -> None:
     """Raise ValueError unless a model ends in raw logits: one (pneumonia), or one per class."""
     end = type(getattr(model, "operations", model.layers)[-1]).__name__.lower()
     name = end if end in ("sigmoid", "softmax") else last_activation(model)
-    if name in ("sigmoid", "softmax"):
-        raise ValueError(f"{what} must end in raw logits. Received: activation={name!r}")
+    check(name not in ("sigmoid", "softmax"), f"{what} must end in raw logits", activation=name)

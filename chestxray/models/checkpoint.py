@@ -90,10 +90,6 @@ class Checkpoint(keras.callbacks.Callback):
         self._callback_state: list[dict[str, Any]] = []
         self._best_weights: list[np.ndarray] = []
 
-    @property
-    def epochs_done(self) -> int:
-        return len(self.history)
-
     def restore(self, model: keras.Model) -> None:
         """Load the state of the same training into a compiled model, if it was stored."""
         if self.path is None or not self.path.is_file():

@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras import ops
 
 from chestxray.models.builders import check_logits
+from chestxray.schema import check
 
 
 def distillation_loss(teacher_logits: Any, student_logits: Any, temperature: float) -> Any:
@@ -57,13 +58,9 @@ class Distiller(keras.Model):
     The teacher is not part of this model: it is not trained or saved, and its weights and batch statistics do
     not change. Save ``student``, which shares its weights with this model.
 
-    ``x`` of ``fit`` and ``evaluate`` is one of:
-
-    - images, if student and teacher have the same input;
-    - ``{"image": …, "teacher_image": …}``, if their sizes differ;
-    - ``{"image": …, "teacher_logit": …}`` with stored logits, without a teacher.
-
-    ``predict`` takes only the images and returns the student's logits.
+    ``x`` of ``fit`` and ``evaluate`` is the images; ``{"image": …, "teacher_image": …}`` if their sizes
+    differ; or, without a teacher, ``{"image": …, "teacher_logit": …}`` with stored logits. ``predict`` takes
+    only the images and returns the student's logits.
     """
 
     def __init__(
@@ -77,16 +74,14 @@ class Distiller(keras.Model):
 
         ``alpha``, in [0, 1], weights the labels; ``temperature`` is above 0. Other values raise ValueError.
         """
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must be in [0, 1]. Received: alpha={alpha!r}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0. Received: temperature={temperature!r}")
+        check(0 <= alpha <= 1, "alpha must be in [0, 1]", alpha=alpha)
+        check(temperature > 0, "temperature must be above 0", temperature=temperature)
         check_logits(student, "the student")
         if teacher is not None:
             check_logits(teacher, "the teacher")
-            counts = f"teacher={teacher.output.shape[-1]}, student={student.output.shape[-1]}"
-            if teacher.output.shape[-1] != student.output.shape[-1]:
-                raise ValueError(f"both models must have the same number of logits. Received: {counts}")
+            counts = {"teacher": teacher.output.shape[-1], "student": student.output.shape[-1]}
+            equal = counts["teacher"] == counts["student"]
+            check(equal, "both models must have the same number of logits", **counts)
         super().__init__(name=f"{student.name}_distiller", dtype=student.dtype_policy)
         self.student, self.alpha, self.temperature = student, alpha, temperature
         # A function hides the teacher from Keras, which would train, save and count an attribute.
@@ -101,10 +96,7 @@ class Distiller(keras.Model):
 
         XLA is off by default. The class defines the loss; the argument ``loss`` raises ValueError.
         """
-        if "loss" in options:
-            raise ValueError(
-                f"loss must not be set, the class defines it. Received: loss={options['loss']!r}"
-            )
+        check("loss" not in options, "loss must not be set, the class defines it", loss=options.get("loss"))
         super().compile(optimizer=optimizer, metrics=metrics, **{"jit_compile": False} | options)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
@@ -131,10 +123,8 @@ class Distiller(keras.Model):
     def _teacher_logits(self, x: Any) -> Any:
         if isinstance(x, Mapping) and "teacher_logit" in x:
             return x["teacher_logit"]
-        if self._teacher is None:
-            received = sorted(x) if isinstance(x, Mapping) else type(x).__name__
-            message = 'without a teacher x must be {"image": …, "teacher_logit": …}'
-            raise ValueError(f"{message}. Received: x={received}")
+        received = sorted(x) if isinstance(x, Mapping) else type(x)
+        check(self._teacher, 'without a teacher x must be {"image": …, "teacher_logit": …}', x=received)
         return self._teacher(x["teacher_image"] if isinstance(x, Mapping) else x)
 
     def _objective(self, labels: Any, logits: Any, teacher_logits: Any, weight: Any) -> Any:

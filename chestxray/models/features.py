@@ -239,9 +239,8 @@ def plan_features(
 
 def _open(folder: Path) -> np.ndarray | None:
     """Open an entry and update its time of use; None if it is missing or damaged."""
-    try:
+    with contextlib.suppress(FileNotFoundError, ValueError, EOFError):
         features = np.load(folder / "features.npy", mmap_mode="r")
         os.utime(folder)
-    except (FileNotFoundError, ValueError, EOFError):
-        return None
-    return features
+        return features
+    return None

@@ -19,7 +19,6 @@ class Candidate:
     """Settings of one training variant of a student; a value out of range raises ValueError.
 
     Attributes:
-        variant: Its name.
         outputs: Number of logits of the student: 1, or 3 (normal, bacteria, virus).
         alpha: Weight of the labels in the loss, in [0, 1]; with 1 there is no teacher.
         temperature: Temperature of the distillation, above 0; 1 without a teacher.

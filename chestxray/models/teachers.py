@@ -38,9 +38,8 @@ class Teacher:
         check(members, "members must contain at least one classifier", members=members)
         for classifier, data in members:
             name, settings = classifier.card["name"], classifier.image_settings
-            if not isinstance(classifier.model, keras.Model):
-                message = "a teacher must be a Keras model, not an exported one"
-                raise TypeError(f"{message}. Received: teacher={name!r}")
+            message = "a teacher must be a Keras model, not an exported one"
+            check(isinstance(classifier.model, keras.Model), message, TypeError, teacher=name)
             # Otherwise it may be trained on validation or test images of this split.
             split = classifier.card["training_data"]["split_hash"]
             message = f"a teacher must be trained on the same split ({data.split_hash})"

@@ -22,6 +22,7 @@ from chestxray.models.distillation import Distiller
 from chestxray.models.features import Features, find_cut, plan_features
 from chestxray.models.settings import TrainSettings, make_optimizer
 from chestxray.models.teachers import Distillation
+from chestxray.schema import check
 
 POLICIES = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 _File = str | Path | None  # of a checkpoint
@@ -30,8 +31,8 @@ _File = str | Path | None  # of a checkpoint
 def class_weights(labels: np.ndarray, classes: int = 2) -> dict[int, float]:
     """Weights n / (classes · n of the class), which balance the classes; a missing one raises ValueError."""
     counts = np.bincount(np.asarray(labels, dtype=int), minlength=classes)
-    if len(counts) != classes or not counts.all():
-        raise ValueError(f"labels must contain all {classes} classes. Received: counts={counts.tolist()}")
+    complete = len(counts) == classes and counts.all()
+    check(complete, f"labels must contain all {classes} classes", counts=counts.tolist())
     return {label: len(labels) / (classes * int(count)) for label, count in enumerate(counts)}
 
 
@@ -43,9 +44,9 @@ class EpochLine(keras.callbacks.Callback):
         self.phase, self.epochs = phase, epochs
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        if not np.isfinite([logs["loss"], logs["val_loss"]]).all():
-            message = "the loss must be finite: train in float32 or with a smaller learning rate"
-            raise ValueError(f"{message}. Received: phase={self.phase!r}, epoch={epoch + 1}")
+        finite = np.isfinite([logs["loss"], logs["val_loss"]]).all()
+        message = "the loss must be finite: train in float32 or with a smaller learning rate"
+        check(finite, message, phase=self.phase, epoch=epoch + 1)
         rate = float(self.model.optimizer.learning_rate)
         logs.setdefault("learning_rate", rate)
         names = [name for name in ("loss", "val_loss", "val_accuracy", "val_auroc") if name in logs]
@@ -116,7 +117,6 @@ def train(
 
     Args:
         model: Input (N, size, size, 1) in 0–255; output one logit, or three (normal, bacteria, virus).
-        data: Training and validation images.
         settings: With a teacher or three logits, smoothed labels raise ValueError.
         checkpoint: File for the state (``.npz``); None stores no state.
         phase: Name of the phase in the history.
@@ -125,9 +125,9 @@ def train(
     """
     model = functional(model)
     outputs = model.output_shape[-1]
-    if settings.label_smoothing and (distillation or outputs > 1):
-        received = f"label_smoothing={settings.label_smoothing!r}"
-        raise ValueError(f"label_smoothing must be 0 with a teacher or three logits. Received: {received}")
+    smoothing, allowed = settings.label_smoothing, outputs == 1 and not distillation
+    message = "label_smoothing must be 0 with a teacher or three logits"
+    check(allowed or not smoothing, message, label_smoothing=smoothing)
     labels = data.targets("train", outputs)
     steps_per_epoch = math.ceil(len(labels) / settings.batch_size)
     optimizer = make_optimizer(model, settings, steps_per_epoch)
@@ -156,24 +156,26 @@ def train(
     state = Checkpoint(Path(checkpoint) if checkpoint else None, fingerprint(model, identity), watched)
     with starting_again(learner, wanted=bool(state.path)):
         state.restore(learner)
-        done = state.epochs_done
+        done = len(state.history)
         if state.finished:
             print(f"{phase}: finished earlier, {done} epochs")
         else:
             if done:
                 print(f"{phase}: continued after epoch {done}")
-            training, validation, prepare = _pipelines(data, settings, outputs, features, distillation, done)
+            training, validation, prepare = _pipelines(
+                data, settings, outputs, features, distillation, lambda: len(state.history)
+            )
             callbacks = [prepare, *watched, EpochLine(phase, settings.epochs), state]
             with fused_batch_norm(model):
                 weights = class_weights(labels, max(2, outputs)) if settings.class_weights else None
                 options = {"callbacks": callbacks, "class_weight": weights, "validation_data": validation}
                 epochs = {"initial_epoch": done, "epochs": done if state.stopped else settings.epochs}
                 learner.fit(training, **options, **epochs, verbose=0, shuffle=False)  # the dataset shuffles
-    steps = state.epochs_done * steps_per_epoch
+    steps = len(state.history) * steps_per_epoch
     if skipped := steps - int(learner.optimizer.iterations):
         print(f"{phase}: {skipped} of {steps} steps were skipped, because their gradient was not finite")
     history = pd.DataFrame(state.history).assign(phase=phase)
-    return Training(history, state.seconds, state.epochs_done * len(labels), skipped)
+    return Training(history, state.seconds, len(state.history) * len(labels), skipped)
 
 
 def _pipelines(
@@ -182,16 +184,11 @@ def _pipelines(
     outputs: int,
     features: Features | None,
     distillation: Distillation | None,
-    current: int,
+    epoch: Callable[[], int],
 ) -> tuple[tf.data.Dataset, tf.data.Dataset, keras.callbacks.Callback]:
-    """Pipelines of training and validation, and the callback that prepares each epoch from ``current`` on."""
-
-    def epoch() -> int:
-        return current
+    """Pipelines of training and validation, and the callback that prepares each ``epoch``."""
 
     def begin(number: int, logs: dict | None = None) -> None:
-        nonlocal current
-        current = number
         if features:
             features.prepare("val")
             features.prepare("train", number)
@@ -249,9 +246,8 @@ def _set_trainable(layer: keras.layers.Layer, trainable: bool, frozen: type | tu
 
 def _position(model: keras.Model, name: str) -> int:
     names = [layer.name for layer in model.layers]
-    if name not in names:
-        similar = difflib.get_close_matches(name, names, n=5, cutoff=0.3) or names
-        raise ValueError(f"no such layer; similar names: {similar}. Received: unfreeze_from={name!r}")
+    similar = difflib.get_close_matches(name, names, n=5, cutoff=0.3) or names
+    check(name in names, f"no such layer; similar names: {similar}", unfreeze_from=name)
     return names.index(name)
 
 
@@ -315,8 +311,7 @@ def choose_precision(wanted: str = "auto", bf16_pays: bool = True) -> tuple[str,
     ``wanted`` is one of ``POLICIES``; others raise ValueError. ``auto`` is bfloat16 on a GPU (float16 below
     compute capability 8), and on a CPU with bfloat16 units if the network is faster with it (``bf16_pays``).
     """
-    if wanted not in POLICIES:
-        raise ValueError(f"precision must be one of {POLICIES}. Received: precision={wanted!r}")
+    check(wanted in POLICIES, f"precision must be one of {POLICIES}", precision=wanted)
     if gpus := tf.config.list_physical_devices("GPU"):
         details = tf.config.experimental.get_device_details(gpus[0])
         device = details.get("device_name", "GPU")

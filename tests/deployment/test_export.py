@@ -194,7 +194,7 @@ def test_other_data_and_too_few_images_are_refused(
     with pytest.raises(ValueError, match="another split"):
         export_model(compact, tmp_path / "model", "onnx", other)
     pixels = data.store.build(data.table, tiny_folder, replace(data.store.settings, clahe=True))
-    with pytest.raises(ValueError, match="other pixels.*clahe=False.*Received: data with.*clahe=True"):
+    with pytest.raises(ValueError, match="other pixels.*clahe=False.*Received: data=.*clahe=True"):
         export_model(compact, tmp_path / "model", "onnx", replace(data, store=pixels))
     with pytest.raises(ValueError, match="format must be one of .*litert.*Received: format='tflite'"):
         export_model(compact, tmp_path / "model", "tflite", data)
