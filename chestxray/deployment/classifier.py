@@ -62,7 +62,7 @@ class Scores(NamedTuple):
 
     logits: NDArray  # raw log-odds of the positive class, float64 (N,)
     distances: NDArray  # Mahalanobis distances from the training images, (N,)
-    maps: NDArray | None  # Grad-CAM, (N, h, w), 0 or more, in units of the logit; None if not computed
+    maps: NDArray | None  # HiResCAM, (N, h, w), 0 or more, in units of the logit; None if not computed
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,9 @@ class Classifier:
         if with_maps:
             from chestxray.gradcam import gradcam
 
-            shapes, peaks = gradcam(self.model, batch.astype(np.float32))
-            # After pooling and one dense layer this is the positive part of the class activation map.
+            # After pooling and one dense layer, HiResCAM, Grad-CAM and the class activation map are the same.
+            # At an earlier layer Grad-CAM points to wrong places (results/explain-custom_cnn-*.json).
+            shapes, peaks = gradcam(self.model, batch.astype(np.float32), method="hirescam")
             maps = shapes * (peaks * shapes[0].size)[:, np.newaxis, np.newaxis]
         return Scores(log_odds(logits), self.outlier_check.distances(features), maps)
 
