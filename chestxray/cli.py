@@ -240,14 +240,8 @@ def _bytes_of(folder: Path) -> int:
 @_html
 @_path_option("--json", "json_path", help="Also write the findings as JSON.")
 @click.option("--strict", is_flag=True, help="Exit with code 1 if there is a red flag.")
-@_path_option("--model", help="Folder of a model. Report which images it was trained on.")
 def audit(
-    data_dir: str,
-    classes: tuple[str, str] | None,
-    model: Path | None,
-    page: Path | None,
-    json_path: Path | None,
-    strict: bool,
+    data_dir: str, classes: tuple[str, str] | None, page: Path | None, json_path: Path | None, strict: bool
 ) -> None:
     """Check DATA_DIR for leaks, copies and shortcuts before training.
 
@@ -259,11 +253,6 @@ def audit(
     check_ending(json_path, ".json")
     findings, means = audit_data(data_dir, classes)
     sections = describe(findings)
-    if model:
-        from chestxray.deployment.seen import seen_in_folder
-
-        findings["seen"], text = seen_in_folder(model, data_dir, classes)
-        sections.append(("Training images of the model", text, None))
     show(sections)
     if json_path:
         write_json(json_path, findings)

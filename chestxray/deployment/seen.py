@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chestxray.data.images import MAX_DISTANCE, ImageSettings, perceptual_hashes
-from chestxray.deployment.card import read_card
+from chestxray.data.images import MAX_DISTANCE, perceptual_hashes
 from chestxray.files import open_arrays
 
 SEEN_FILE = "seen.npz"
@@ -64,21 +63,3 @@ def seen_text(train: int, val: int, images: int) -> str:
     subsets = f"({train:,} for training, {val:,} for validation)"
     used = f"{train + val:,} of these {images:,} images were used to make the model {subsets}"
     return f"{used}: its scores on them are too good."
-
-
-def seen_in_folder(
-    model: Path, data_dir: str | Path, classes: tuple[str, str] | None
-) -> tuple[dict[str, int], str]:
-    """Count the training and validation images of a model in a data set; return counts and a sentence."""
-    from chestxray.data.catalog import find_data, scan
-    from chestxray.data.dataset import PixelStore
-
-    card, seen, root = read_card(model), SeenImages.load(model), find_data(data_dir)
-    if seen is None:
-        return {}, f"The model {card['name']} has no {SEEN_FILE}: its training images are not known."
-    catalog = scan(root, classes)
-    store = PixelStore.build(catalog, root, ImageSettings(**card["image"]))
-    subsets = seen.subsets_of(store.images(store.readable(catalog)))
-    counts = {subset: subsets.count(subset) for subset in SUBSETS}
-    text = seen_text(**counts, images=len(subsets))
-    return counts, text or f"None of these images was used to make the model {card['name']}."

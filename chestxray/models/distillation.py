@@ -14,7 +14,7 @@ from chestxray.schema import check
 def distillation_loss(teacher_logits: Any, student_logits: Any, temperature: float) -> Any:
     """Distillation loss T² · KL(teacher ‖ student) at temperature T.
 
-    The logits of both are divided by T. With the factor T², the size of the gradient does not depend on T
+    The logits of both are divided by T. With the factor T², the gradient stays about as large when T changes
     (Hinton, Vinyals and Dean 2015, arXiv:1503.02531). One logit z is the log-odds of class 1 and is treated
     as the pair (0, z): the distributions are Bernoulli(σ(t/T)) and Bernoulli(σ(s/T)).
 

@@ -11,7 +11,6 @@ from click.testing import CliRunner
 from chestxray import load_classifier
 from chestxray.cli import main
 from chestxray.deployment.seen import SEEN_FILE, SeenImages, seen_text
-from chestxray.files import read_json
 from chestxray.phantoms import render_phantom
 
 
@@ -74,14 +73,6 @@ def test_predict_and_evaluate_say_what_was_seen(bundle, data, tiny_folder, tmp_p
     assert said in result.output and said in page.read_text()
     words = ["evaluate", out, "--model", bundle[0], "--labels", labels]
     assert said in " ".join(CliRunner().invoke(main, list(map(str, words))).output.split())
-
-
-def test_the_audit_says_what_a_model_has_seen(bundle, data, tiny_folder, tmp_path):
-    words = ["audit", tiny_folder, "--model", bundle[0], "--json", tmp_path / "audit.json"]
-    result = CliRunner().invoke(main, list(map(str, words)))
-    train, val = (len(data.subset(subset)) for subset in ("train", "val"))
-    assert f"{train + val} of these 60 images were used to make the model" in result.output
-    assert read_json(tmp_path / "audit.json")["seen"] == {"train": train, "val": val}
 
 
 def test_without_the_file_nothing_is_recognised(bundle, tmp_path):
