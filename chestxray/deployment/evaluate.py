@@ -18,7 +18,7 @@ from chestxray.deployment.seen import seen_text
 from chestxray.evaluation.calibration import apply_platt, calibration_metrics, fit_platt, shift_prevalence
 from chestxray.evaluation.drift import drift_table
 from chestxray.evaluation.metrics import FEW, evaluate, subgroup_table, wilson_interval
-from chestxray.evaluation.thresholds import PREVALENCES, operating_points, threshold_elsewhere, triage_table
+from chestxray.evaluation.thresholds import PREVALENCES, operating_points, triage_table
 from chestxray.schema import check
 
 _FOLDS = 5
@@ -53,14 +53,10 @@ def report(
     points = operating_points(labels, probabilities, card["thresholds"], prevalences)
     points = points.astype(dict.fromkeys(("tp", "fp", "tn", "fn"), int)).set_index("threshold_rule")
     points = points.astype(object).T.reset_index(names="")  # object: counts stay whole numbers
-    sizes = [count for count in (25, 50, 100, 200) if 2 * count <= len(scored)]
-    local = threshold_elsewhere(labels, probabilities, groups, sizes)
-    shown = None if local.empty else local.set_index("labelled").T.reset_index(names="labelled images")
     sections = [
         _section("Images", **counts),
         _section("Discrimination", ranking),
         _section("Decisions at the stored thresholds", points),
-        _section("Decisions at a threshold chosen here", shown, tried=not local.empty),
         _calibration(scored, prevalence),
     ]
     tables = {f"By {column}": subgroup_table(scored, column, card["thresholds"]["youden"]) for column in by}

@@ -81,39 +81,6 @@ def operating_points(
     return pd.DataFrame(rows)
 
 
-def threshold_elsewhere(
-    labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike, counts: Sequence[int]
-) -> pd.DataFrame:
-    """Evaluate decisions at a threshold that is chosen on some labelled images of another hospital.
-
-    For each of ``counts``, 200 draws take random patient groups until they have so many images. Their Youden
-    threshold is applied to the other images. A draw is invalid if either subset lacks a class. One row per
-    count, if half of the draws are valid: ``labelled``, ``draws`` (valid ones) and, on the other images,
-    accuracy, sensitivity and specificity: mean, and 2.5 and 97.5 percentiles (``_low``, ``_high``).
-    """
-    labels, probabilities = metrics.check_scores(labels, probabilities, both_classes=True)
-    groups = np.unique(np.asarray(groups), return_inverse=True)[1]
-    metrics.check_labels(labels, groups=groups)
-    rng, draws, rows = np.random.default_rng(0), 200, []
-    for count in counts:
-        scores = []
-        for _ in range(draws):
-            rank = rng.permutation(groups.max() + 1)[groups]
-            labelled = rank <= np.sort(rank)[min(count, len(rank)) - 1]
-            if all(len(np.unique(labels[subset])) == 2 for subset in (labelled, ~labelled)):
-                threshold = choose_thresholds(labels[labelled], probabilities[labelled])[0]["youden"]
-                others = labels[~labelled]
-                correct = (probabilities[~labelled] >= threshold) == others
-                scores.append([correct.mean(), correct[others == 1].mean(), correct[others == 0].mean()])
-        if 2 * len(scores) >= draws:
-            row = {"labelled": count, "draws": len(scores)}
-            spans = np.stack([np.mean(scores, axis=0), *np.percentile(scores, [2.5, 97.5], axis=0)], axis=1)
-            for metric, span in zip(("accuracy", "sensitivity", "specificity"), spans):
-                row |= metrics.interval_columns(metric, span)
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
 def choose_triage(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float]:
     """Choose two thresholds on validation: ``rule_out`` and ``rule_in``.
 

@@ -225,23 +225,6 @@ def test_local_recalibration_mends_what_is_wrong():
     assert found["refitted here (cross-validated)", "brier"] < found["as stored", "brier"] - 0.01
 
 
-def test_a_threshold_chosen_here_mends_a_shift_of_the_scores():
-    table, labels = predictions_of(2000, slope=1.0, shift=3.0)
-    rows = table.assign(label=labels, group=table.index)
-    sections = report(rows, card_of(table))
-    stored = section(sections, "Decisions at the stored thresholds")[2].set_index("")["youden"]
-    here = section(sections, "Decisions at a threshold chosen here")[2].set_index("labelled images")
-    assert list(here.columns) == [25, 50, 100, 200]
-    youden = stored["sensitivity"] + stored["specificity"]
-    assert here.loc["sensitivity", 200] + here.loc["specificity", 200] > youden + 0.2
-
-
-def test_too_few_images_for_a_threshold_of_their_own():
-    rows = predictions_of(4, slope=1.0, shift=0.0)[0].assign(label=[0, 1, 1, 1], group=range(4))
-    said = section(report(rows, card_of(rows)), "Decisions at a threshold chosen here")
-    assert said[1].startswith("Not tried") and said[2] is None
-
-
 def test_recalibration_is_fitted_on_other_patients():
     labels = np.arange(60) % 2
     rows = pd.DataFrame(

@@ -7,14 +7,7 @@ import pytest
 from scipy.stats import binomtest
 
 from chestxray.evaluation import metrics
-from chestxray.evaluation import thresholds as operating
-from chestxray.evaluation.thresholds import (
-    choose_thresholds,
-    choose_triage,
-    operating_points,
-    threshold_elsewhere,
-    triage_table,
-)
+from chestxray.evaluation.thresholds import choose_thresholds, choose_triage, operating_points, triage_table
 
 # Positives at .4, .8, .9, negatives at .1, .4, .6.
 LABELS = [0, 0, 1, 1, 0, 1]
@@ -177,61 +170,8 @@ def test_negatives_that_are_certain_leave_no_cut_for_ruling_in():
     assert choose_triage([0, 0, 1, 1], [0.1, 1.0, 0.6, 1.0])["rule_in"] == 1
 
 
-# A threshold from another place
-
-
-def test_labels_of_the_place_mend_a_cut_that_moved():
-    labels = np.arange(60) % 2
-    found = threshold_elsewhere(labels, np.where(labels, 0.9, 0.8), np.arange(60), (10,))
-    assert (found.drop(columns=["labelled", "draws"]) == 1).all(axis=None)
-
-
 def test_predictive_values_at_rare_disease_by_hand():
     # Both pneumonias found, one of two normals cleared: PPV = p / (p + (1 - p) / 2).
     found = operating_points([1, 1, 0, 0], [0.9, 0.8, 0.7, 0.1], {"half": 0.5}, (0.005, 0.001)).iloc[0]
     assert found["ppv_0.5"] == pytest.approx(0.005 / 0.5025) and found["npv_0.5"] == 1
     assert found["ppv_0.1"] == pytest.approx(0.001 / 0.5005)
-
-
-def test_decisions_about_the_others_by_hand():
-    # 41 images, one normal of them with a pneumonia's score: 10 labelled ones put the cut below it either
-    # way. Unless it is among them (10 of 41 draws), one of the 31 others is decided wrongly.
-    labels = np.append(np.arange(40) % 2, 0)
-    scores = np.where(labels, 0.9, 0.1)
-    scores[-1] = 0.9
-    found = threshold_elsewhere(labels, scores, np.arange(41), (10,)).iloc[0]
-    assert (found["accuracy_low"], found["accuracy_high"]) == (30 / 31, 1)
-    assert found["accuracy"] == pytest.approx(31 / 41 * 30 / 31 + 10 / 41, abs=0.004)
-    assert found["sensitivity"] == 1
-
-
-def test_images_that_chose_the_cut_are_not_scored():
-    # Scores without meaning: on the very images that chose it, the best cut would look better than chance.
-    generator = np.random.default_rng(0)
-    labels, scores = np.arange(400) % 2, generator.random(400)
-    found = threshold_elsewhere(labels, scores, np.arange(400), (20,)).iloc[0]
-    assert (found["sensitivity"] + found["specificity"]) / 2 == pytest.approx(0.5, abs=0.02)
-    assert found["sensitivity_low"] < 0.2 and found["sensitivity_high"] > 0.8
-
-
-def test_whole_patients_are_labelled_until_the_images_suffice(monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        operating,
-        "choose_thresholds",
-        lambda labels, scores: (
-            seen.append(np.unique(scores, return_counts=True)[1].tolist()),
-            ({"youden": 0.5}, {}),
-        )[1],
-    )
-    patients = np.repeat(np.arange(40), 10)
-    threshold_elsewhere(np.arange(400) % 2, patients / 40, [f"p{one}" for one in patients], (25,))
-    assert seen == [[10, 10, 10]] * 200
-
-
-def test_draws_without_a_class_are_counted_and_rows_of_few_left_out():
-    # Of 20 images 4 are positive: 5 labelled ones hold none of them in 28 % of the draws, 2 in 63 %.
-    labels = np.arange(20) < 4
-    found = threshold_elsewhere(labels.astype(int), np.where(labels, 0.9, 0.1), np.arange(20), (2, 5, 20))
-    assert found["labelled"].tolist() == [5]
-    assert found["draws"].tolist() == pytest.approx([0.72 * 200], abs=25)
