@@ -23,7 +23,7 @@ from chestxray.data.lungs import MODEL_HASH, WHOLE, crop_window, lung_boxes, win
 from chestxray.data.splits import make_split, overlap, split_hash
 from chestxray.files import cached_folder, read_json, remove_folder, write_json
 from chestxray.parallel import in_processes
-from chestxray.schema import CLASSES, PREDICTED, SUBTYPES
+from chestxray.schema import CLASSES, PREDICTED, SUBTYPES, check
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -243,11 +243,9 @@ class XrayData:
 
     def subset(self, subset: str) -> pd.DataFrame:
         """Return the rows of a subset. Raises ValueError if there is no such subset."""
-        rows = self.table[self.table["split"] == subset]
-        if rows.empty:
-            subsets = sorted(set(self.table["split"]))
-            raise ValueError(f"subset must be one of {subsets}. Received: subset={subset!r}")
-        return rows
+        subsets = sorted(set(self.table["split"]))
+        check(subset in subsets, f"subset must be one of {subsets}", subset=subset)
+        return self.table[self.table["split"] == subset]
 
     def images(self, subset: str) -> NDArray:
         """Return the pixels of a subset, ``uint8`` (N, size, size, 1), in the table's order."""
@@ -269,8 +267,7 @@ class XrayData:
         lung box, which is not changed; by default the network estimates them. Raises ValueError for other
         donors, or if a class has no lung box.
         """
-        if donors not in ("other", "same"):
-            raise ValueError(f"donors must be 'other' or 'same'. Received: donors={donors!r}")
+        check(donors in ("other", "same"), "donors must be 'other' or 'same'", donors=donors)
         rows = self.subset(subset)
         paths = [self.root / path for path in rows["path"]]
         if boxes is None:
@@ -298,9 +295,8 @@ class XrayData:
         if outputs == 1:
             return rows["label"].to_numpy(np.float32)
         codes = pd.Index(SUBTYPES).get_indexer(rows["subtype"])
-        if (codes < 0).any():
-            message = f"with three outputs every image must have a subtype ({', '.join(SUBTYPES)})"
-            raise ValueError(f"{message}. Received: path={rows['path'].iloc[codes.argmin()]!r}")
+        message = f"with three outputs every image must have a subtype ({', '.join(SUBTYPES)})"
+        check((codes >= 0).all(), message, path=rows["path"].iloc[codes.argmin()])
         return codes.astype(np.float32)
 
     def dataset(

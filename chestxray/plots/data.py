@@ -13,14 +13,13 @@ from chestxray.plots.style import (
     COLOURS,
     MODELS,
     Images,
-    check,
     check_images,
     check_table,
     name_rows,
     panels,
     styled,
 )
-from chestxray.schema import CLASSES, SPLITS
+from chestxray.schema import CLASSES, SPLITS, check
 
 
 @styled

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from chestxray.plots.style import GUIDE, MODELS, Images, check, check_images, panels, styled
+from chestxray.plots.style import GUIDE, MODELS, Images, check_images, panels, styled
+from chestxray.schema import check
 
 
 @styled

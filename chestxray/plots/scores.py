@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from sklearn import metrics as skm
 
-from chestxray.plots.style import COLOURS, GUIDE, MODELS, check, check_table, name_rows, panels, styled
-from chestxray.schema import CLASSES
+from chestxray.plots.style import COLOURS, GUIDE, MODELS, check_table, name_rows, panels, styled
+from chestxray.schema import CLASSES, check
 
 _LINES = [{"color": colour, "ls": dashes} for dashes in ("-", "--", "-.") for colour in MODELS]
 _MODELS = (
@@ -145,13 +145,8 @@ def _draw_roc_pr(
         label = f"baseline with hardly any lung, {baseline['auroc']:.3f}\n({baseline['sees']})"
         roc.plot(grid, baseline["roc"], color=COLOURS["grey"], lw=2.5, alpha=0.6, label=label)
     if band:
-        roc.fill_between(
-            *band,
-            color=_line(next(iter(curves)), 0)["color"],
-            alpha=0.15,
-            lw=0,
-            label="95 % interval of the first",
-        )
+        colour, label = _line(next(iter(curves)), 0)["color"], "95 % interval of the first"
+        roc.fill_between(*band, color=colour, alpha=0.15, lw=0, label=label)
     for prevalence in sorted({f"{y.mean():.3f}" for y, _ in curves.values()}):
         pr.axhline(float(prevalence), label=f"prevalence, {prevalence}", **GUIDE)
     for number, (name, (y, p)) in enumerate(curves.items()):
