@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -300,21 +300,13 @@ class XrayData:
         return codes.astype(np.float32)
 
     def dataset(
-        self,
-        subset: str,
-        batch_size: int = 32,
-        augment: Augmentation | None = None,
-        shuffle: bool = False,
-        epoch: Callable[[], int] | None = None,
-        views: int = 0,
-        outputs: int = 1,
+        self, subset: str, batch_size: int = 32, outputs: int = 1, **options: Any
     ) -> "tf.data.Dataset":
-        """Make a pipeline over a subset (:meth:`PixelStore.dataset`). Shuffle or augment only train."""
-        if subset != "train" and (augment or shuffle):
-            raise ValueError(f"only train may be augmented or shuffled. Received: subset={subset!r}")
+        """Make a pipeline over a subset: :meth:`PixelStore.dataset`. Shuffle or augment only train."""
+        changed = options.get("augment") or options.get("shuffle")
+        check(subset == "train" or not changed, "only train may be augmented or shuffled", subset=subset)
         rows = self.subset(subset).assign(label=self.targets(subset, outputs))
-        seed = self.train_seed
-        return self.store.dataset(rows, batch_size, shuffle, augment, seed=seed, epoch=epoch, views=views)
+        return self.store.dataset(rows, batch_size, seed=self.train_seed, **options)
 
 
 def load_data(
@@ -362,9 +354,8 @@ def load_data(
             f"split '{split}': {affected['group']} of {(table['split'] == 'test').sum()} test images share a "
             f"strict patient group with other subsets, {affected['group_conservative']} a conservative one"
         )
-    seeds = {"split_seed": split_seed, "train_seed": train_seed}
-    names = {"name": data_name(root), "classes": tuple(classes or CLASSES), "root": root}
-    return XrayData(table=table, store=store, split_rule=split, **seeds, **names)
+    name, classes = data_name(root), tuple(classes or CLASSES)
+    return XrayData(table, store, split, split_seed, train_seed, name, classes, root)
 
 
 def data_name(root: Path) -> str:
