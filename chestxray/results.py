@@ -20,7 +20,7 @@ import pandas as pd
 from chestxray import __version__
 from chestxray.deployment.outliers import image_statistics
 from chestxray.evaluation.calibration import apply_platt, calibration_metrics, log_odds
-from chestxray.evaluation.metrics import evaluate
+from chestxray.evaluation.metrics import evaluate, interval_columns
 from chestxray.evaluation.thresholds import fit_decisions
 from chestxray.files import project_path, read_json, read_table, whole_folder, write_json, write_text
 from chestxray.schema import COLUMNS, SPLITS, SUBTYPES, check
@@ -118,8 +118,7 @@ def comparison_table(results: list[Result], subset: str = "test") -> pd.DataFram
         row |= {"model": model, "split_seed": split_seed, "train_seed": train_seed}
         for metric, entry in {**metrics, **metrics["youden"]}.items():
             if "value" in entry:
-                low, high = entry["low"], entry["high"]
-                row |= {metric: entry["value"], f"{metric}_low": low, f"{metric}_high": high}
+                row |= interval_columns(metric, (entry["value"], entry["low"], entry["high"]))
         rows.append(row)
     return pd.DataFrame(rows)
 

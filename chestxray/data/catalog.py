@@ -24,7 +24,6 @@ from chestxray.files import cache_dir, cached_folder, files_below, printable, re
 from chestxray.schema import CLASSES, COLUMNS, SPLIT_HEADER, SPLITS, SUBTYPES, check
 
 _FACTS = ["bytes", "mtime", "sha256", "width", "height", "mode", "problem"]
-_KAGGLE_DATASET = "paultimothymooney/chest-xray-pneumonia"
 _KAGGLE_INPUT = Path("/kaggle/input")
 
 _PERSON = re.compile(r"(?P<person>person\d+)_(?P<subtype>bacteria|virus)_\d+(?:_\d+)?$")
@@ -69,7 +68,7 @@ def find_data(data_dir: str | Path | None = None) -> Path:
         except ImportError:
             command = "pip install -e '.[kaggle]'"
             raise ValueError(f"kagglehub must be installed: {command}. Received: data_dir='kaggle'") from None
-        data_dir = kagglehub.dataset_download(_KAGGLE_DATASET)
+        data_dir = kagglehub.dataset_download("paultimothymooney/chest-xray-pneumonia")
     folder = Path(data_dir).expanduser().resolve()
     if folder.suffix == ".npz" and folder.is_file():
         return _unpack(folder)

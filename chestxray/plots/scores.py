@@ -14,10 +14,8 @@ from chestxray.plots.style import COLOURS, GUIDE, MODELS, check_table, name_rows
 from chestxray.schema import CLASSES, check
 
 _LINES = [{"color": colour, "ls": dashes} for dashes in ("-", "--", "-.") for colour in MODELS]
-_MODELS = (
-    *("vgg16", "custom_cnn", "compact_student", "resnet50", "inceptionv3"),
-    *("vgg16_three", "compact_cnn", "student", "resnet50_scratch", "inceptionv3_scratch", "vgg16_random"),
-)
+_MODELS = "vgg16 custom_cnn compact_student resnet50 inceptionv3 vgg16_three compact_cnn student".split()
+_MODELS += "resnet50_scratch inceptionv3_scratch vgg16_random".split()
 
 
 def _line(name: str, number: int) -> dict[str, str]:
@@ -138,7 +136,6 @@ def roc_pr(
 def _draw_roc_pr(
     roc: Axes, pr: Axes, curves: Mapping, points: Mapping, band: Sequence | None, baseline: Mapping | None
 ) -> None:
-    """Draw the curves of the panels or of the enlarged corners."""
     roc.plot([0, 1], [0, 1], label="chance, 0.500", **GUIDE)
     if baseline:
         grid = np.linspace(0, 1, len(baseline["roc"]))
@@ -163,7 +160,6 @@ def _draw_roc_pr(
 
 
 def _check_scores(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as arrays (N,), or raise ValueError."""
     y, p = np.asarray(labels), np.asarray(probabilities, dtype=float)
     valid = y.ndim == 1 and y.shape == p.shape and set(y) == {0, 1} and ((p >= 0) & (p <= 1)).all()
     check(valid, "labels must be 0 and 1, with probabilities in 0-1", labels=y.shape, probabilities=p.shape)

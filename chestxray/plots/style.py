@@ -32,7 +32,7 @@ def check_table(table: pd.DataFrame, *columns: str) -> None:
     check(valid, f"the table must have rows and the columns {columns}", rows=len(table), columns=list(table))
 
 
-def check_images(images: Images, titles: Sequence[str], most: int) -> list[np.ndarray]:
+def grey_images(images: Images, titles: Sequence[str], most: int) -> list[np.ndarray]:
     """Return the images as (H, W). Raise ValueError unless there are 1 to ``most`` with values 0-255."""
     valid = 1 <= len(images) <= most and len(titles) == len(images)
     message = f"there must be 1 to {most} images, with one title each"
