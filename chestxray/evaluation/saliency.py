@@ -85,8 +85,7 @@ def perturbation_curves(score: Score, images: NDArray, maps: NDArray, insert: bo
     images, maps = np.asarray(images), np.asarray(maps, np.float64)
     blurred = np.stack([cv2.GaussianBlur(image, (0, 0), images.shape[1] / 12) for image in images])
     start, end = (blurred, images) if insert else (images, blurred)
-    order = np.argsort(-maps.reshape(len(maps), -1), axis=1, kind="stable")
-    ranks = np.argsort(order, axis=1, kind="stable").reshape(maps.shape)
+    ranks = rankdata(-maps.reshape(len(maps), -1), method="ordinal", axis=1).reshape(maps.shape) - 1
     counts = np.linspace(0, maps[0].size, 17)
     return np.stack([score(np.where(ranks < count, end, start)) for count in counts], axis=1)
 
