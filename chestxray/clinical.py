@@ -25,6 +25,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
 from chestxray.evaluation.metrics import check_labels
+from chestxray.schema import check
 
 MOST_CHARACTERS = 100_000  # of a note that are read, so that none takes longer than a second
 _STRONGEST = np.log(1000)  # limit of an LLR: some hundred patients cannot show more
@@ -93,8 +94,7 @@ def patient_folds(labels: ArrayLike, groups: ArrayLike, folds: int = 5, seed: in
     groups = np.asarray(groups)
     labels = check_labels(labels, both_classes=True, groups=groups)
     fewest = min(len(np.unique(groups[labels == value])) for value in (0, 1))
-    if not 2 <= folds <= fewest:
-        raise ValueError(f"folds must be 2 to {fewest}, the patients of a class. Received: folds={folds}")
+    check(2 <= folds <= fewest, f"folds must be 2 to {fewest}, the patients of a class", folds=folds)
     splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(labels, labels, groups)
     return sum(number * np.isin(np.arange(len(labels)), test) for number, (_, test) in enumerate(splits))
 

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from chestxray.models.backbones import BACKBONES, refresh_normalisation
 from chestxray.models.builders import as_float32, flat_layers, last_activation, last_layer
+from chestxray.schema import check
 
 METHODS = ("gradcam", "hirescam")
 TARGETS = ("pneumonia", "normal")
@@ -56,10 +57,8 @@ def gradcam(
         ValueError: Unknown layer, target or method, no image, a layer that is called more than once, or a
             model that does not end in logits or in the activation of a layer.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}. Received: method={method!r}")
-    if not len(images):
-        raise ValueError(f"images must contain at least one image. Received: shape={np.shape(images)}")
+    check(method in METHODS, f"method must be one of {METHODS}", method=method)
+    check(len(images), "images must contain at least one image", shape=np.shape(images))
     if any(inner.compute_dtype != "float32" for inner in flat_layers(model)):
         model = as_float32(model)
     cam_layer = find_layer(model, layer)
@@ -81,10 +80,9 @@ def gradcam(
     for start in range(0, len(images), batch_size):
         batch = tf.convert_to_tensor(images[start : start + batch_size], tf.float32)
         heatmaps.append(explain(batch).numpy())
-        if call_counts[-1] > 1:
-            times = f"{call_counts[-1]} times (for example on a mirrored image)"
-            message = f"the layer must be called once, but is called {times}. Explain the inner model instead"
-            raise ValueError(f"{message}. Received: layer={cam_layer.name!r}")
+        times = f"{call_counts[-1]} times (for example on a mirrored image)"
+        message = f"the layer must be called once, but is called {times}. Explain the inner model instead"
+        check(call_counts[-1] <= 1, message, layer=cam_layer.name)
     heatmaps = np.concatenate(heatmaps)
     maxima = heatmaps.max(axis=(1, 2))
     return heatmaps / np.where(maxima > 0, maxima, 1)[:, None, None], maxima
@@ -113,8 +111,7 @@ def find_layer(model: keras.Model, name: str | None = None) -> keras.Layer:
                 return layer
         if large:
             return (fine or large)[-1]
-    if name not in usable:
-        raise ValueError(f"layer must be one of {[*usable]}. Received: layer={name!r}")
+    check(name in usable, f"layer must be one of {[*usable]}", layer=name)
     return usable[name]
 
 
@@ -126,9 +123,9 @@ def _shape(layer: keras.Layer) -> tuple:
 def _check_target(model: keras.Model, target: str | int) -> None:
     classes = model.output_shape[-1]
     is_name = target in TARGETS and classes in (1, 3)
-    if not is_name and not (isinstance(target, Integral) and 0 <= target < classes and classes > 1):
-        message = f"target must be one of {TARGETS} (1 or 3 outputs) or a class index below {classes}"
-        raise ValueError(f"{message}. Received: target={target!r}")
+    is_class = isinstance(target, Integral) and 0 <= target < classes and classes > 1
+    message = f"target must be one of {TARGETS} (1 or 3 outputs) or a class index below {classes}"
+    check(is_name or is_class, message, target=target)
 
 
 def _score(model: keras.Model, batch: tf.Tensor, target: str | int) -> tf.Tensor:
@@ -195,8 +192,7 @@ def randomised(model: keras.Model, first: str, seed: int = 0) -> keras.Model:
     are shuffled, so that their distribution stays the same.
     """
     names = [layer.name for layer in model.layers]
-    if first not in names:
-        raise ValueError(f"first must be the name of a layer. Received: first={first!r}")
+    check(first in names, "first must be the name of a layer", first=first)
     generator, copy = np.random.default_rng(seed), keras.models.clone_model(model)
     for number, (layer, layer_copy) in enumerate(zip(model.layers, copy.layers, strict=True)):
         weights = layer.get_weights()

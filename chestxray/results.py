@@ -20,10 +20,10 @@ import pandas as pd
 from chestxray import __version__
 from chestxray.deployment.outliers import image_statistics
 from chestxray.evaluation.calibration import apply_platt, calibration_metrics, log_odds
-from chestxray.evaluation.metrics import evaluate
+from chestxray.evaluation.metrics import evaluate, interval_columns
 from chestxray.evaluation.thresholds import fit_decisions
 from chestxray.files import project_path, read_json, read_table, whole_folder, write_json, write_text
-from chestxray.schema import COLUMNS, SPLITS, SUBTYPES
+from chestxray.schema import COLUMNS, SPLITS, SUBTYPES, check
 
 if TYPE_CHECKING:
     import keras
@@ -102,13 +102,11 @@ def read_predictions(folder: str | Path, name: str) -> pd.DataFrame:
     return table.fillna({"subtype": ""})
 
 
-def comparison_table(
-    results: list[Result], subset: str = "test", threshold_rule: str = "youden"
-) -> pd.DataFrame:
+def comparison_table(results: list[Result], subset: str = "test") -> pd.DataFrame:
     """Put the metrics of several models side by side, one row per model that has ``subset``.
 
     Columns: name and its parts (model, split_seed, train_seed), data, split_rule, split_hash, record,
-    weights, parameter_count, and for each metric (at ``threshold_rule``) its value, ``_low`` and ``_high``.
+    weights, parameter_count, and for each metric (threshold: youden) its value, ``_low`` and ``_high``.
     """
     rows = []
     for result in results:
@@ -118,10 +116,9 @@ def comparison_table(
         model, _, split_seed, train_seed = parse_result_name(result["name"])
         row = {key: result[key] for key in _DESCRIPTION}
         row |= {"model": model, "split_seed": split_seed, "train_seed": train_seed}
-        for metric, entry in {**metrics, **metrics[threshold_rule]}.items():
+        for metric, entry in {**metrics, **metrics["youden"]}.items():
             if "value" in entry:
-                low, high = entry["low"], entry["high"]
-                row |= {metric: entry["value"], f"{metric}_low": low, f"{metric}_high": high}
+                row |= interval_columns(metric, (entry["value"], entry["low"], entry["high"]))
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -183,9 +180,8 @@ def record_model(
     if (outputs := model.output_shape[-1]) not in (1, 3):
         raise ValueError(f"a model must give one logit or three. Received: outputs={outputs}")
     deployed.feature_maps(model)  # raises where there are none
-    if population and population not in deployed.POPULATIONS:
-        known = sorted(deployed.POPULATIONS)
-        raise ValueError(f"population must be empty or one of {known}. Received: population={population!r}")
+    known = sorted(deployed.POPULATIONS)
+    check(population in ("", *known), f"population must be empty or one of {known}", population=population)
     population = "" if data.synthetic else population  # phantoms are no children
     limits = deployed.LIMITS if population else deployed.LIMITS[:1]
     limits = deployed.SYNTHETIC_LIMITS if data.synthetic else limits

@@ -76,15 +76,10 @@ def find_copies(table: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
     order = np.lexsort((second, first))
     first, second = first[order], second[order]
     left, right = (table.iloc[rows].reset_index(drop=True) for rows in (first, second))
-    pairs = pd.DataFrame(
-        {
-            "first": left["path"],
-            "second": right["path"],
-            "exact": left["sha256"] == right["sha256"],
-            "distance": (hashes[first] != hashes[second]).sum(axis=1),
-            "correlation": [_correlation(images[a], images[b]) for a, b in zip(first, second)],
-        }
-    )
+    pairs = pd.DataFrame({"first": left["path"], "second": right["path"]})
+    pairs["exact"] = left["sha256"] == right["sha256"]
+    pairs["distance"] = (hashes[first] != hashes[second]).sum(axis=1)
+    pairs["correlation"] = [_correlation(images[a], images[b]) for a, b in zip(first, second)]
     for name in ("label", "split", "group"):
         pairs[f"same_{name}"] = left[name] == right[name]
     return pairs[pairs["exact"] | (pairs["correlation"] >= MIN_CORRELATION)].reset_index(drop=True)

@@ -42,9 +42,8 @@ class Augmentation:
     edges: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("rotation", "shift", "shear", "zoom", "brightness", "contrast", "stretch", "edges"):
-            limit = {"rotation": 180, "shear": 80, "edges": 0.4}.get(name, 0.9)
-            value = getattr(self, name)
+        for name, value in vars(self).items():
+            limit = {"rotation": 180, "shear": 80, "flip": 1, "edges": 0.4}.get(name, 0.9)
             check(0 <= value <= limit, f"{name} must lie in 0–{limit}", **{name: value})
 
     def draw(self, paths: Sequence[str], size: int, view: int, seed: int) -> np.ndarray:

@@ -21,10 +21,9 @@ from tqdm.contrib.concurrent import thread_map
 from chestxray.data.formats import check_image
 from chestxray.data.images import PIXELS_VERSION
 from chestxray.files import cache_dir, cached_folder, files_below, printable, read_table, spelled, write_json
-from chestxray.schema import CLASSES, COLUMNS, SPLIT_HEADER, SPLITS, SUBTYPES
+from chestxray.schema import CLASSES, COLUMNS, SPLIT_HEADER, SPLITS, SUBTYPES, check
 
 _FACTS = ["bytes", "mtime", "sha256", "width", "height", "mode", "problem"]
-_KAGGLE_DATASET = "paultimothymooney/chest-xray-pneumonia"
 _KAGGLE_INPUT = Path("/kaggle/input")
 
 _PERSON = re.compile(r"(?P<person>person\d+)_(?P<subtype>bacteria|virus)_\d+(?:_\d+)?$")
@@ -69,7 +68,7 @@ def find_data(data_dir: str | Path | None = None) -> Path:
         except ImportError:
             command = "pip install -e '.[kaggle]'"
             raise ValueError(f"kagglehub must be installed: {command}. Received: data_dir='kaggle'") from None
-        data_dir = kagglehub.dataset_download(_KAGGLE_DATASET)
+        data_dir = kagglehub.dataset_download("paultimothymooney/chest-xray-pneumonia")
     folder = Path(data_dir).expanduser().resolve()
     if folder.suffix == ".npz" and folder.is_file():
         return _unpack(folder)
@@ -169,9 +168,8 @@ def from_table(
     names = (path, label, group, split, "group_conservative", "subtype")
     table = read_table(csv, names, skiprows=int(header))
     for name, column in (("path", path), ("label", label)):
-        if column not in table:
-            message = f"{name} must be a column of the table, one of {list(table.columns)}"
-            raise ValueError(f"{message}. Received: {name}={column!r}")
+        message = f"{name} must be a column of the table, one of {list(table.columns)}"
+        check(column in table, message, **{name: column})
     empty = pd.Series("", table.index)
     labels = table[label].map({"0": 0, "1": 1, classes[0]: 0, classes[1]: 1})
     paths = table[path].map(lambda name: Path(spelled(root, name)).as_posix(), na_action="ignore")
@@ -301,9 +299,8 @@ def _inspect(root: Path, listing: pd.DataFrame, classes: tuple = ()) -> tuple[pd
         more = "; …" if len(problems) > 5 else ""
         warnings.warn(f"{len(problems)} of {len(files)} files left out: {examples}{more}", stacklevel=3)
     for label, name in enumerate(classes):
-        if not (files["label"][usable] == label).any():
-            message = f"class {name} must have a readable image ({len(problems)} unreadable files)"
-            raise ValueError(f"{message}. Received: folder={str(root)!r}")
+        message = f"class {name} must have a readable image ({len(problems)} unreadable files)"
+        check((files["label"][usable] == label).any(), message, folder=str(root))
     catalog = files[usable].drop(columns=["mtime", "problem"])
     return catalog.sort_values("path", ignore_index=True), problems
 

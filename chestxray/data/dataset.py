@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -23,7 +23,7 @@ from chestxray.data.lungs import MODEL_HASH, WHOLE, crop_window, lung_boxes, win
 from chestxray.data.splits import make_split, overlap, split_hash
 from chestxray.files import cached_folder, read_json, remove_folder, write_json
 from chestxray.parallel import in_processes
-from chestxray.schema import CLASSES, PREDICTED, SUBTYPES
+from chestxray.schema import CLASSES, PREDICTED, SUBTYPES, check
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -243,11 +243,9 @@ class XrayData:
 
     def subset(self, subset: str) -> pd.DataFrame:
         """Return the rows of a subset. Raises ValueError if there is no such subset."""
-        rows = self.table[self.table["split"] == subset]
-        if rows.empty:
-            subsets = sorted(set(self.table["split"]))
-            raise ValueError(f"subset must be one of {subsets}. Received: subset={subset!r}")
-        return rows
+        subsets = sorted(set(self.table["split"]))
+        check(subset in subsets, f"subset must be one of {subsets}", subset=subset)
+        return self.table[self.table["split"] == subset]
 
     def images(self, subset: str) -> NDArray:
         """Return the pixels of a subset, ``uint8`` (N, size, size, 1), in the table's order."""
@@ -269,8 +267,7 @@ class XrayData:
         lung box, which is not changed; by default the network estimates them. Raises ValueError for other
         donors, or if a class has no lung box.
         """
-        if donors not in ("other", "same"):
-            raise ValueError(f"donors must be 'other' or 'same'. Received: donors={donors!r}")
+        check(donors in ("other", "same"), "donors must be 'other' or 'same'", donors=donors)
         rows = self.subset(subset)
         paths = [self.root / path for path in rows["path"]]
         if boxes is None:
@@ -298,27 +295,18 @@ class XrayData:
         if outputs == 1:
             return rows["label"].to_numpy(np.float32)
         codes = pd.Index(SUBTYPES).get_indexer(rows["subtype"])
-        if (codes < 0).any():
-            message = f"with three outputs every image must have a subtype ({', '.join(SUBTYPES)})"
-            raise ValueError(f"{message}. Received: path={rows['path'].iloc[codes.argmin()]!r}")
+        message = f"with three outputs every image must have a subtype ({', '.join(SUBTYPES)})"
+        check((codes >= 0).all(), message, path=rows["path"].iloc[codes.argmin()])
         return codes.astype(np.float32)
 
     def dataset(
-        self,
-        subset: str,
-        batch_size: int = 32,
-        augment: Augmentation | None = None,
-        shuffle: bool = False,
-        epoch: Callable[[], int] | None = None,
-        views: int = 0,
-        outputs: int = 1,
+        self, subset: str, batch_size: int = 32, outputs: int = 1, **options: Any
     ) -> "tf.data.Dataset":
-        """Make a pipeline over a subset (:meth:`PixelStore.dataset`). Shuffle or augment only train."""
-        if subset != "train" and (augment or shuffle):
-            raise ValueError(f"only train may be augmented or shuffled. Received: subset={subset!r}")
+        """Make a pipeline over a subset: :meth:`PixelStore.dataset`. Shuffle or augment only train."""
+        changed = options.get("augment") or options.get("shuffle")
+        check(subset == "train" or not changed, "only train may be augmented or shuffled", subset=subset)
         rows = self.subset(subset).assign(label=self.targets(subset, outputs))
-        seed = self.train_seed
-        return self.store.dataset(rows, batch_size, shuffle, augment, seed=seed, epoch=epoch, views=views)
+        return self.store.dataset(rows, batch_size, seed=self.train_seed, **options)
 
 
 def load_data(
@@ -366,9 +354,8 @@ def load_data(
             f"split '{split}': {affected['group']} of {(table['split'] == 'test').sum()} test images share a "
             f"strict patient group with other subsets, {affected['group_conservative']} a conservative one"
         )
-    seeds = {"split_seed": split_seed, "train_seed": train_seed}
-    names = {"name": data_name(root), "classes": tuple(classes or CLASSES), "root": root}
-    return XrayData(table=table, store=store, split_rule=split, **seeds, **names)
+    name, classes = data_name(root), tuple(classes or CLASSES)
+    return XrayData(table, store, split, split_seed, train_seed, name, classes, root)
 
 
 def data_name(root: Path) -> str:

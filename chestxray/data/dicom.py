@@ -3,14 +3,13 @@
 Messages and results never contain the value of a patient tag.
 """
 
-import contextlib
 import io
 import logging
 import math
 import re
 import struct
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
@@ -65,8 +64,11 @@ def decode_dicom(data: bytes, population: Mapping[str, Any] | None = None) -> Di
         raise ValueError("a DICOM file, which needs the package pydicom") from None
     if _DEFLATED in data:  # it may inflate to any size
         raise ValueError("a deflated DICOM file, which is not supported")
+    # Warnings and log messages of pydicom contain values of tags. The log stays off, because another thread
+    # may be decoding.
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
     try:
-        with _silence():
+        with warnings.catch_warnings(action="ignore"):
             dataset = pydicom.dcmread(io.BytesIO(data), force=True)  # a preamble may be missing
             _check_pixels(dataset)
             pixels, coloured = _grey_pixels(dataset)
@@ -74,19 +76,6 @@ def decode_dicom(data: bytes, population: Mapping[str, Any] | None = None) -> Di
             return DicomImage(pixels, problem, _outside(dataset, population or {}))
     except Exception as error:  # a damaged file can fail in any way
         raise error if isinstance(error, NotAFrontalImage) else ValueError(_reason(error)) from None
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Suppress pydicom's warnings and log messages, because they contain values of tags."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _text(dataset: "Dataset", name: str) -> str:

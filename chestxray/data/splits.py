@@ -97,7 +97,6 @@ def check_split(table: pd.DataFrame, split_rule: str) -> None:
 
 
 def _crossing(table: pd.DataFrame, key: str) -> list[str]:
-    """Return the groups that are in more than one subset."""
     subsets = table.groupby(key)["split"].nunique()
     return sorted(subsets.index[subsets > 1])
 

@@ -1,6 +1,5 @@
 """Paired comparison of models and of training variants on the same images. Arguments: see `metrics.py`."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,34 +28,6 @@ def auroc_difference(
 
     estimate = metrics.bootstrap(difference, labels, groups)["auroc"]
     return tuple(metrics.percentile_interval(*estimate).values())
-
-
-def pair_table(
-    labels: ArrayLike, groups: ArrayLike, probabilities: Mapping[str, ArrayLike], thresholds: Mapping
-) -> pd.DataFrame:
-    """Compare all pairs of models on the same images.
-
-    ``probabilities``, (N,), and ``thresholds``, chosen on validation, have one entry per model. One row per
-    pair: ``first, second``; ``difference`` in AUROC with ``low`` and ``high`` (:func:`auroc_difference`);
-    ``p_mcnemar``, exact and adjusted for the number of pairs (Holm 1979), which treats images of one patient
-    as independent; ``agree``, the share of equal decisions; ``both_wrong``, the number of common errors.
-    """
-    from statsmodels.stats.contingency_tables import mcnemar
-    from statsmodels.stats.multitest import multipletests
-
-    labels, rows = metrics.check_labels(labels), []
-    correct = {name: (np.asarray(p) >= thresholds[name]) == labels for name, p in probabilities.items()}
-    for first, second in itertools.combinations(probabilities, 2):
-        value, low, high = auroc_difference(labels, groups, probabilities[first], probabilities[second])
-        row = {"first": first, "second": second, "difference": value, "low": low, "high": high}
-        a, b = correct[first], correct[second]
-        discordant = [[0, np.sum(a & ~b)], [np.sum(b & ~a), 0]]
-        row["p_mcnemar"] = float(mcnemar(discordant, exact=True).pvalue)
-        rows.append(row | {"agree": float(np.mean(a == b)), "both_wrong": int(np.sum(~a & ~b))})
-    table = pd.DataFrame(rows)
-    if rows:
-        table["p_mcnemar"] = multipletests(table["p_mcnemar"], method="holm")[1]
-    return table
 
 
 def _variant_metrics(labels: NDArray, scores: NDArray, threshold: float, weights: NDArray) -> dict:
@@ -140,15 +111,6 @@ def variant_table(scored: Mapping[str, Any]) -> pd.DataFrame:
         for metric in VARIANT_METRICS:
             sd = "" if entry["sd"][metric] is None else f" ± {entry['sd'][metric]:.4f}"
             rows[-1][metric] = f"{entry['mean'][metric]:.4f}{sd}"
-    return pd.DataFrame(rows)
-
-
-def difference_table(scored: Mapping[str, Any]) -> pd.DataFrame:
-    """Difference of each variant to the baseline: variant, metric, value, low, high."""
-    rows = []
-    for variant, entry in scored.items():
-        differences = entry.get("difference", {}).items()
-        rows += [{"variant": variant, "metric": metric, **difference} for metric, difference in differences]
     return pd.DataFrame(rows)
 
 

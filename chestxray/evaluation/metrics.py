@@ -247,8 +247,7 @@ def subgroup_table(table: "pd.DataFrame", by: str, threshold: float, draws: int 
     """
     import pandas as pd
 
-    if by not in table:
-        raise ValueError(f"by must be one of the columns {sorted(table)}. Received: by={by!r}")
+    check(by in table, f"by must be one of the columns {sorted(table)}", by=by)
     values, rows = _subgroups(table[by]), []
     for value in sorted(values.unique()):
         images = table[values == value]

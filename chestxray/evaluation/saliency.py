@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import shift
 from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score
 
@@ -84,8 +85,7 @@ def perturbation_curves(score: Score, images: NDArray, maps: NDArray, insert: bo
     images, maps = np.asarray(images), np.asarray(maps, np.float64)
     blurred = np.stack([cv2.GaussianBlur(image, (0, 0), images.shape[1] / 12) for image in images])
     start, end = (blurred, images) if insert else (images, blurred)
-    order = np.argsort(-maps.reshape(len(maps), -1), axis=1, kind="stable")
-    ranks = np.argsort(order, axis=1, kind="stable").reshape(maps.shape)
+    ranks = rankdata(-maps.reshape(len(maps), -1), method="ordinal", axis=1).reshape(maps.shape) - 1
     counts = np.linspace(0, maps[0].size, 17)
     return np.stack([score(np.where(ranks < count, end, start)) for count in counts], axis=1)
 
@@ -146,17 +146,12 @@ def _jpeg(image: NDArray) -> NDArray:
     return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 30])[1], cv2.IMREAD_GRAYSCALE)
 
 
-def _shift(image: NDArray) -> NDArray:
-    step = round(len(image) / 20)
-    return np.pad(image, ((step, 0), (step, 0)), mode="edge")[: len(image), : image.shape[1]]
-
-
 STRESSES: dict[str, Callable[[NDArray], NDArray]] = {  # changes of an image, uint8 (H, W)
     "border only": _border,
     "blurred, sigma 2": lambda image: cv2.GaussianBlur(image, (0, 0), 2),
     "JPEG, quality 30": _jpeg,
     "mirrored": lambda image: np.ascontiguousarray(image[:, ::-1]),
-    "shifted by 5 %": _shift,
+    "shifted by 5 %": lambda image: shift(image, round(len(image) / 20), order=0, mode="nearest"),
     "darker by 30 %": lambda image: np.rint(image * 0.7).astype(np.uint8),
     "brighter by 30 %": lambda image: np.minimum(np.rint(image * 1.3), 255).astype(np.uint8),
 }

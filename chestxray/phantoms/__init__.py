@@ -16,7 +16,7 @@ import pandas as pd
 from chestxray.files import cached_folder
 from chestxray.parallel import in_processes
 from chestxray.phantoms.radiograph import render_phantom
-from chestxray.schema import SUBTYPES
+from chestxray.schema import SUBTYPES, check
 
 PHANTOM_VERSION = 2  # part of the cache folder's name; increase it if the pixels change
 
@@ -51,12 +51,11 @@ def write_phantoms(
 
     Raises ValueError for a number outside its range.
     """
-    if not 0 <= framing <= 0.25:
-        raise ValueError(f"framing must lie in 0–0.25. Received: framing={framing!r}")
+    check(0 <= framing <= 0.25, "framing must lie in 0–0.25", framing=framing)
     limits = {"images": (images, 20, math.inf), "size": (size, 32, 2048), "seed": (seed, 0, math.inf)}
     for name, (value, low, high) in limits.items():
-        if not isinstance(value, (int, np.integer)) or not low <= value <= high:
-            raise ValueError(f"{name} must be a whole number, {low} to {high}. Received: {name}={value!r}")
+        valid = isinstance(value, (int, np.integer)) and low <= value <= high
+        check(valid, f"{name} must be a whole number, {low} to {high}", **{name: value})
     folder = Path(folder)
     write = partial(_write, folder, size, framing)
     list(in_processes(write, list(_plan(images, seed)), "making phantoms"))  # waits for all

@@ -9,18 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from chestxray.plots.style import (
-    COLOURS,
-    MODELS,
-    Images,
-    check,
-    check_images,
-    check_table,
-    name_rows,
-    panels,
-    styled,
-)
-from chestxray.schema import CLASSES, SPLITS
+from chestxray.plots.style import COLOURS, MODELS, Images, check_table, grey_images, name_rows, panels, styled
+from chestxray.schema import CLASSES, SPLITS, check
 
 
 @styled
@@ -106,11 +96,11 @@ def framing(
         axes[0].add_patch(Rectangle(corner, *sides, fill=False, lw=1.6, label=label, **style))
     axes[0].set(xlim=(0, 1), ylim=(1, 0), aspect=1, xticks=(0, 1), yticks=(0, 1))
     axes[0].legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False, fontsize=8)
-    for colour, (name, values) in zip(MODELS, (doses or {}).items()):
-        axes[1].plot(np.linspace(0, 1, len(values)), values, "o-", ms=4, color=colour, label=name)
     if doses:
-        axes[1].set(title="The same normal images, re-framed", xlabel="dose of re-framing", ylim=(0, 1))
-        axes[1].set_ylabel("specificity")
+        for colour, (name, values) in zip(MODELS, doses.items()):
+            axes[1].plot(np.linspace(0, 1, len(values)), values, "o-", ms=4, color=colour, label=name)
+        axes[1].set(title="The same normal images, re-framed", ylim=(0, 1))
+        axes[1].set(xlabel="dose of re-framing", ylabel="specificity")
         axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), frameon=False, fontsize=8)
     return figure
 
@@ -120,7 +110,7 @@ def sample_grid(
     images: Images, titles: Sequence[str], columns: int = 6, synthetic: bool = False, suptitle: str = ""
 ) -> Figure:
     """Draw 1 to 12 images (N, H, W) or (N, H, W, 1), values 0-255, with N titles."""
-    images = check_images(images, titles, 12)
+    images = grey_images(images, titles, 12)
     size = (1.6, 1.9 + 0.16 * max(str(title).count("\n") for title in titles))
     figure, axes = panels(len(images), columns, size, title=suptitle, synthetic=synthetic, dpi=80)
     for axis, image, title in zip(axes, images, titles, strict=True):
@@ -137,7 +127,7 @@ def _show_image(axis: Axes, image: np.ndarray, title: str) -> None:
 @styled
 def preprocessing_steps(images: Images, titles: Sequence[str], synthetic: bool = False) -> Figure:
     """Draw 1 to 6 versions (H, W) or (H, W, 1), 0-255, above their histograms of grey values."""
-    images, edges = check_images(images, titles, 6), np.linspace(0, 256, 65)
+    images, edges = grey_images(images, titles, 6), np.linspace(0, 256, 65)
     shares = [100 * np.histogram(image, edges)[0] / image.size for image in images]
     # Bars of black borders and saturated pixels may be higher than the axis.
     limit = 1.1 * max(share[1:-1].max() for share in shares) or 100

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from chestxray.plots.style import GUIDE, MODELS, Images, check, check_images, panels, styled
+from chestxray.plots.style import GUIDE, MODELS, Images, grey_images, panels, styled
+from chestxray.schema import check
 
 
 @styled
@@ -24,7 +25,7 @@ def heatmaps(
     (H, W) or (H, W, 1), 0-255; ``maps`` ``{name of the row: (N, h, w)}``, not negative; ``masks`` ``bool``
     (N, H, W), drawn as outlines.
     """
-    images, count = check_images(images, titles, 12), len(titles)
+    images, count = grey_images(images, titles, 12), len(titles)
     maps = {name: np.asarray(row, float) for name, row in maps.items()}
     shapes = {name: row.shape for name, row in maps.items()}
     valid = all(row.ndim == 3 and len(row) == count for row in maps.values())

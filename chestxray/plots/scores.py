@@ -10,15 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from sklearn import metrics as skm
 
-from chestxray.plots.style import COLOURS, GUIDE, MODELS, check, check_table, name_rows, panels, styled
-from chestxray.schema import CLASSES
+from chestxray.plots.style import COLOURS, GUIDE, MODELS, check_table, name_rows, panels, styled
+from chestxray.schema import CLASSES, check
 
 _LINES = [{"color": colour, "ls": dashes} for dashes in ("-", "--", "-.") for colour in MODELS]
-_MODELS = (
-    *("vgg16", "custom_cnn", "compact_student", "vgg16_224", "inceptionv3"),
-    *("vgg16_three", "compact_cnn", "student", "resnet50_scratch", "inceptionv3_scratch", "vgg16_random"),
-    "resnet50",
-)
+_MODELS = "vgg16 custom_cnn compact_student vgg16_224 inceptionv3 vgg16_three compact_cnn student".split()
+_MODELS += "resnet50_scratch inceptionv3_scratch vgg16_random resnet50".split()
 
 
 def _line(name: str, number: int) -> dict[str, str]:
@@ -139,20 +136,14 @@ def roc_pr(
 def _draw_roc_pr(
     roc: Axes, pr: Axes, curves: Mapping, points: Mapping, band: Sequence | None, baseline: Mapping | None
 ) -> None:
-    """Draw the curves of the panels or of the enlarged corners."""
     roc.plot([0, 1], [0, 1], label="chance, 0.500", **GUIDE)
     if baseline:
         grid = np.linspace(0, 1, len(baseline["roc"]))
         label = f"baseline with hardly any lung, {baseline['auroc']:.3f}\n({baseline['sees']})"
         roc.plot(grid, baseline["roc"], color=COLOURS["grey"], lw=2.5, alpha=0.6, label=label)
     if band:
-        roc.fill_between(
-            *band,
-            color=_line(next(iter(curves)), 0)["color"],
-            alpha=0.15,
-            lw=0,
-            label="95 % interval of the first",
-        )
+        colour, label = _line(next(iter(curves)), 0)["color"], "95 % interval of the first"
+        roc.fill_between(*band, color=colour, alpha=0.15, lw=0, label=label)
     for prevalence in sorted({f"{y.mean():.3f}" for y, _ in curves.values()}):
         pr.axhline(float(prevalence), label=f"prevalence, {prevalence}", **GUIDE)
     for number, (name, (y, p)) in enumerate(curves.items()):
@@ -169,7 +160,6 @@ def _draw_roc_pr(
 
 
 def _check_scores(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as arrays (N,), or raise ValueError."""
     y, p = np.asarray(labels), np.asarray(probabilities, dtype=float)
     valid = y.ndim == 1 and y.shape == p.shape and set(y) == {0, 1} and ((p >= 0) & (p <= 1)).all()
     check(valid, "labels must be 0 and 1, with probabilities in 0-1", labels=y.shape, probabilities=p.shape)

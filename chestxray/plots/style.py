@@ -10,6 +10,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from chestxray.schema import check
+
 # Okabe and Ito's palette for colour-blind readers; blue and vermillion are only for the classes.
 COLOURS = {"NORMAL": "#0072B2", "PNEUMONIA": "#D55E00"}
 COLOURS |= {"PNEUMONIA, bacterial": "#E58A4E", "PNEUMONIA, viral": "#F6C7A5"}
@@ -24,32 +26,22 @@ styled = plt.rc_context(STYLE)  # decorator of all figures
 Images = Sequence[np.ndarray]
 
 
-def check(valid: bool, message: str, **received: object) -> None:
-    """Raise ValueError with the message and the received values, unless valid."""
-    if not valid:
-        values = ", ".join(f"{name}={value}" for name, value in received.items())
-        raise ValueError(f"{message}. Received: {values}")
-
-
 def check_table(table: pd.DataFrame, *columns: str) -> None:
     """Raise ValueError unless the table has rows and these columns."""
     valid = len(table) and set(columns) <= set(table)
     check(valid, f"the table must have rows and the columns {columns}", rows=len(table), columns=list(table))
 
 
-def check_images(images: Images, titles: Sequence[str], most: int) -> list[np.ndarray]:
+def grey_images(images: Images, titles: Sequence[str], most: int) -> list[np.ndarray]:
     """Return the images as (H, W). Raise ValueError unless there are 1 to ``most`` with values 0-255."""
     valid = 1 <= len(images) <= most and len(titles) == len(images)
-    check(
-        valid,
-        f"there must be 1 to {most} images, with one title each",
-        titles=len(titles),
-        images=len(images),
-    )
+    message = f"there must be 1 to {most} images, with one title each"
+    check(valid, message, titles=len(titles), images=len(images))
     grey = [p[..., 0] if p.ndim == 3 and p.shape[-1] == 1 else p for p in map(np.asarray, images)]
     for p in grey:
         valid = p.ndim == 2 and (p.dtype.kind != "f" or p.max() > 1)
-        check(valid, "images must be (H, W) or (H, W, 1), 0-255, not 0-1", maximum=p.max(), images=p.shape)
+        message = "images must be (H, W) or (H, W, 1), 0-255, not 0-1"
+        check(valid, message, maximum=float(p.max()), images=p.shape)
     return grey
 
 

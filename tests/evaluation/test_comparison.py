@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from chestxray.evaluation.comparison import auroc_difference, pair_table, variant_difference
+from chestxray.evaluation.comparison import auroc_difference, variant_difference
 from chestxray.evaluation.metrics import evaluate
 
 LABELS = np.array([0, 0, 1, 1])
@@ -117,34 +117,3 @@ def test_other_seeds_cannot_be_paired():
     p = 1 / (1 + np.exp(-logits))
     with pytest.raises(ValueError, match="same seeds. Received: first=2, second=1"):
         variant_difference(labels, np.arange(120), [(p, 0.5)] * 2, [(p, 0.5)])
-
-
-# Pairs
-
-
-def test_mcnemar_and_both_wrong_by_hand():
-    # Only the first is right on 4 images, only the second on 1. Two-sided, 5 coins: 2 (1 + 5) / 32.
-    labels, first, second = [1, 1, 1, 1, 0, 0], [0.9, 0.9, 0.9, 0.9, 0.9, 0.1], [0.1] * 6
-    row = pair_table(labels, np.arange(6), {"a": first, "b": second}, {"a": 0.5, "b": 0.5}).iloc[0]
-    assert row["p_mcnemar"] == pytest.approx(12 / 32)
-    assert row["agree"] == 1 / 6 and row["both_wrong"] == 0
-
-
-def test_pairs_are_adjusted_together():
-    # c decides as a does, but for seven images on which a is right.
-    labels, first = scores(6, count=200)
-    a = 1 / (1 + np.exp(-first))
-    right = np.flatnonzero((a >= 0.5) == labels)[:7]
-    c = a.copy()
-    c[right] = 1 - a[right]
-    probabilities = {"a": a, "b": a, "c": c}
-    thresholds = dict.fromkeys(probabilities, 0.5)
-    table = pair_table(labels, np.arange(200), probabilities, thresholds).set_index(["first", "second"])
-    assert list(table.index) == [("a", "b"), ("a", "c"), ("b", "c")]
-    same, other = table.loc["a", "b"], table.loc["a", "c"]
-    assert (same["difference"], same["agree"], same["p_mcnemar"]) == (0, 1, 1)
-    assert same["both_wrong"] == ((a >= 0.5) != labels).sum()
-    assert other["agree"] == 193 / 200 and other["both_wrong"] == same["both_wrong"]
-    # Seven coins, two-sided: 2 / 128. The smallest of three, times three; the next, as small, not below it.
-    assert other["p_mcnemar"] == table.loc["b", "c"]["p_mcnemar"] == pytest.approx(6 / 128)
-    assert pair_table(labels, np.arange(200), {"a": a}, {"a": 0.5}).empty

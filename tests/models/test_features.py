@@ -87,7 +87,7 @@ def test_stored_activations_and_labels_belong_together(data):
     features = Features(model, data, [find_cut(model)], VIEWS, 1)
     features.prepare("train")
     prefix = keras.Model(model.input, find_cut(model).output)
-    pixels = data.dataset("train", 7, VIEWS, shuffle=True, epoch=lambda: 0)
+    pixels = data.dataset("train", 7, augment=VIEWS, shuffle=True, epoch=lambda: 0)
     stored = features.dataset("train", 7, shuffle=True, epoch=lambda: 0)
     batches = 0
     for (images, labels), (activations, theirs) in zip(pixels, stored, strict=True):

@@ -186,7 +186,8 @@ def test_stored_answers_teach_what_the_teacher_itself_would(data, views):
     distiller = Distiller(student, one.model, 0.4, 3.0)
     distiller.compile(keras.optimizers.SGD(0.05, momentum=0.9))
     for epoch in range(3):
-        images = data.dataset("train", 16, VIEWS, True, lambda epoch=epoch: epoch, views)
+        order = {"shuffle": True, "epoch": lambda epoch=epoch: epoch}
+        images = data.dataset("train", 16, augment=VIEWS, views=views, **order)
         ends.append(
             distiller.fit(
                 images, epochs=1, validation_data=data.dataset("val", 16), shuffle=False, verbose=0
