@@ -15,13 +15,15 @@ MODULES = {
     "ResNet50": keras.applications.resnet,
     "InceptionV3": keras.applications.inception_v3,
     "DenseNet121": keras.applications.densenet,
+    "EfficientNetB0": keras.applications.efficientnet,
 }
-SMALL = {"VGG16": 32, "ResNet50": 32, "InceptionV3": 75, "DenseNet121": 32}
+SMALL = {"VGG16": 32, "ResNet50": 32, "InceptionV3": 75, "DenseNet121": 32, "EfficientNetB0": 32}
 NATIVE = {
     "VGG16": (224, 14),
     "ResNet50": (224, 7),
     "InceptionV3": (299, 8),
     "DenseNet121": (224, 7),
+    "EfficientNetB0": (224, 7),
 }  # sides: input, Grad-CAM layer
 
 
@@ -55,6 +57,10 @@ def pretrained(row, tmp_path_factory):
     scramble(bare)
     path = tmp_path_factory.mktemp(row.name) / f"{row.name.lower()}_notop.weights.h5"
     bare.save_weights(path)
+    if row.pretrained_variance:  # Keras adds a layer when the weights are called "imagenet"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("keras.src.utils.file_utils.get_file", lambda *_, **__: str(path))
+            bare = row.build(weights="imagenet", include_top=False, input_shape=(None, None, 3))
     return bare, path
 
 
@@ -84,7 +90,8 @@ def test_preprocessing_inside_equals_keras(row, built):
     size = SMALL[row.name]
     grey = (np.arange(2 * size * size, dtype=np.float32) % 256).reshape(2, size, size, 1)
     expected = MODULES[row.name].preprocess_input(np.repeat(grey, 3, axis=-1))
-    name = "scale" if row.name == "InceptionV3" else "imagenet_means"
+    names = {"InceptionV3": "scale", "EfficientNetB0": "three_channels"}
+    name = names.get(row.name, "imagenet_means")
     inside = keras.Model(built.input, built.get_layer(name).output)
     np.testing.assert_allclose(inside(grey), expected, rtol=0, atol=1e-4)
     assert len(np.unique(expected[..., 0])) == 256
