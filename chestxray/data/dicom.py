@@ -29,7 +29,6 @@ _WITHOUT_PIXELS = ("KO", "PR", "SR")
 _RADIOGRAPHS = [f"1.2.840.10008.5.1.4.1.1.1{end}" for end in ("", ".1", ".1.1")]  # SOP classes
 _LATERAL = ("LL", "RL", "LLD", "RLD", "LAT", "LATERAL")
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
-_JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")  # transfer syntaxes; the first is of 8 bits only
 _YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 
 
@@ -160,17 +159,15 @@ def _check_encoded(dataset: "Dataset", size: tuple[int, int]) -> None:
         if b"\xff\xd9" not in encoded.rstrip(b"\0")[-16:]:
             raise ValueError("truncated (the end of the image is missing)")
     elif encoded.startswith(b"\xff\xd8"):
-        encoded_size = formats.read_header(encoded)[:2]
+        encoded_size = formats.check_image(encoded)[:2]
     else:
         return  # run-length encoding does not contain the size
     if encoded_size != size:
         raise ValueError("damaged (the compressed image has another size than the header says)")
-    if start < 0:
-        formats.check_image(encoded)
-    if dataset.file_meta.TransferSyntaxUID not in _JPEG:
-        return
     # The decoder of JPEG files: pydicom's differ from it by 1 here and there, which moves the lung box.
-    if (pixels := cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)) is not None:  # 8 bits
+    jpeg = dataset.file_meta.TransferSyntaxUID.endswith((".4.50", ".4.51"))
+    pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED) if jpeg else None
+    if pixels is not None:  # None: of 12 bits
         pixels = np.atleast_3d(pixels)[..., ::-1]
         if pixels.shape[2] * 8 != dataset.SamplesPerPixel * dataset.BitsAllocated:
             raise ValueError("damaged (the compressed image has other channels or bits than the header says)")
