@@ -622,6 +622,41 @@ def test_what_a_person_sees_and_clicks(pages, addresses, browser, formats, dicom
 
 
 @pytest.mark.slow
+def test_one_file_may_be_chosen_twice_and_its_name_is_no_formula(addresses, browser, formats, tmp_path):
+    ready(browser, addresses["phantom_cnn"])
+    [source] = [file for file in formats if file.name == "whole.jpeg"]
+    shutil.copy(source, tmp_path / "=1+1.jpeg")
+    for status in ("1 image: 1 classified", "2 images: 2 classified"):
+        browser.choose("#files", [tmp_path / "=1+1.jpeg"])
+        browser.wait(f"document.getElementById('status').textContent.startsWith('{status}')")
+        assert browser.evaluate("document.getElementById('files').value") == ""
+    browser.evaluate("URL.createObjectURL = (blob) => { window.saved = blob; return '#'; }; 0")
+    browser.click("#download")
+    assert "\n'=1+1.jpeg,ok," in browser.evaluate("saved.text()")
+    assert browser.evaluate("getComputedStyle(document.querySelector('.bar')).forcedColorAdjust") == "none"
+    browser.click("#clear")
+    assert browser.evaluate("document.activeElement.id") == "files"
+
+
+@pytest.mark.slow
+def test_the_viewer_keeps_its_buttons_in_sight_and_its_slider_for_heatmaps(addresses, browser, formats):
+    ready(browser, addresses["phantom_cnn"])
+    files = [file for file in formats if file.name in ("half.jpeg", "inverted.png")]
+    browser.choose("#files", files)
+    browser.wait(DONE)
+    browser.call(
+        "Emulation.setDeviceMetricsOverride", width=500, height=400, deviceScaleFactor=1, mobile=True
+    )
+    for number, refused in ((1, False), (2, True)):
+        browser.evaluate(f"document.querySelector('#rows tr:nth-child({number}) .open').click()")
+        assert browser.evaluate("document.querySelector('#viewer .opacity').disabled") == refused
+        button = "document.getElementById('close').getBoundingClientRect()"
+        assert browser.evaluate(f"{button}.bottom <= innerHeight && {button}.top > 0")
+        browser.click("#close")
+    browser.call("Emulation.clearDeviceMetricsOverride")
+
+
+@pytest.mark.slow
 def test_the_keyboard_reaches_everything(addresses, browser):
     ready(browser, addresses["phantom_cnn"])
     browser.evaluate("document.getElementById('samples').focus()")
@@ -667,6 +702,7 @@ def test_a_screen_reader_is_told_what_is_there(addresses, browser):
     assert roles.count("row") >= 6 and roles.count("rowheader") >= 5 and "status" in roles
     for role in ("button", "slider", "combobox", "image", "table", "columnheader"):
         assert all(name for other, name in named if other == role) and role in roles, role
+    assert ("button", "Choose images") in named  # the field for files
     assert ("image", "probability 0.999, threshold 0.584") in named or any(
         "threshold 0.584" in name for _, name in named
     )

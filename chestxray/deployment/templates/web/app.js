@@ -1012,7 +1012,8 @@ function csv(rows, rule) {
   const lines = [["path", "status", "probability", "decision", "problem", "outside", "logit", ...names]];
   for (const row of rows) {
     const { decision } = decide(row, rule), probability = row.status === "ok" ? row.probability : "";
-    const line = [row.path, row.status, probability, decision, row.problem, row.outside, row.logit ?? ""];
+    const path = row.path.replace(/^[=+\-@]/, "'$&"); // else a spreadsheet takes it for a formula
+    const line = [path, row.status, probability, decision, row.problem, row.outside, row.logit ?? ""];
     lines.push([...line, ...names.map((name) => row.measures?.[name] ?? "")]);
   }
   const quoted = (value) => (/[",\r\n]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : value);
@@ -1140,7 +1141,7 @@ async function add(files) {
     done++;
     if (performance.now() - rendered > 500 || !waiting.length) {
       render();
-      say(`${done} of ${done + waiting.length} images done`);
+      say(`${done} of ${images(done + waiting.length)} done`);
       rendered = performance.now();
       await new Promise((resume) => setTimeout(resume)); // let the browser paint
     }
@@ -1149,19 +1150,21 @@ async function add(files) {
   summarise();
 }
 
+const images = (count) => `${count} image${count === 1 ? "" : "s"}`;
+
 function summarise() {
   const count = (name) => rows.filter(({ status }) => status === name).length;
   const [ok, refused, unreadable] = STATUSES.map(count);
-  const text = `${rows.length} images: ${ok} classified, ${refused} refused, ${unreadable} unreadable.`;
+  const text = `${images(rows.length)}: ${ok} classified, ${refused} refused, ${unreadable} unreadable.`;
   say(rows.length ? text : "Ready.");
 }
 
 function removeAll() {
   rows.length = waiting.length = 0;
   removals++;
-  byId("files").value = "";
   render();
   summarise();
+  byId("files").focus(); // the button is hidden now
 }
 
 /** Show an image in full resolution; its file is read again. */
@@ -1170,6 +1173,7 @@ async function enlargeRow(row) {
   byId("viewer-name").textContent = row.path;
   describe(row, byId("viewer-text"));
   byId("viewer-image").replaceChildren(framed(row, row.preview));
+  for (const slider of viewer.querySelectorAll(".opacity")) slider.disabled = row.status !== "ok";
   if (!viewer.open) viewer.showModal();
   const decoded = await decode(row.file, Infinity).catch(() => null); // it may have been removed
   if (decoded && shown === row) byId("viewer-image").replaceChildren(framed(row, decoded));
@@ -1192,7 +1196,10 @@ function download() {
 }
 
 function listen() {
-  byId("files").addEventListener("change", (event) => add(event.target.files));
+  byId("files").addEventListener("change", ({ target }) => {
+    add(target.files);
+    target.value = ""; // the same file may be chosen again
+  });
   byId("download").addEventListener("click", download);
   byId("clear").addEventListener("click", removeAll);
   rule.addEventListener("change", render);
@@ -1207,16 +1214,13 @@ function listen() {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (step && event.target.type !== "range") enlargeNext(step);
   });
-  document.addEventListener("dragover", (event) => {
-    event.preventDefault();
-    byId("drop").classList.add("over");
-  });
-  document.addEventListener("dragleave", () => byId("drop").classList.remove("over"));
-  document.addEventListener("drop", (event) => {
-    event.preventDefault();
-    byId("drop").classList.remove("over");
-    add(event.dataTransfer.files);
-  });
+  for (const type of ["dragover", "dragleave", "drop"]) {
+    document.addEventListener(type, (event) => {
+      event.preventDefault();
+      byId("drop").classList.toggle("over", type === "dragover");
+      if (type === "drop") add(event.dataTransfer.files);
+    });
+  }
 }
 
 /** From here on the browser refuses every request of this page, whatever the script would do. */
