@@ -108,6 +108,7 @@ def _write_page(folder: Path, classifier: Classifier, runtime: Path | None) -> N
     sources += [lungs.MODEL] if image["resize"] == "lung_box" else []
     for source in sources + ([runtime / name for name in _RUNTIME_FILES] if runtime else []):
         shutil.copy(source, folder)
+    (folder / "seen.npz").unlink(missing_ok=True)  # a page does not read it; Python needs refusal.npz
     samples = [f"synthetic-{number}-{subtype}.jpeg" for number, subtype in enumerate(_SAMPLES, 1)]
     for number, (name, subtype) in enumerate(zip(samples, _SAMPLES), 1):
         pixels = np.rot90(render_phantom(subtype, 384, 4000 + number)[0], number == len(samples))

@@ -48,7 +48,7 @@ def linked(compact, data, tmp_path_factory, few_images_are_enough):
     return folder
 
 
-def test_a_page_is_small_and_says_which_files_it_loads(linked):
+def test_a_page_is_small_and_says_which_files_it_loads(linked, compact):
     assert sum(path.stat().st_size for path in linked.iterdir()) < 1.5e6
     page = (linked / "index.html").read_text(encoding="utf-8")
     settings = json.loads(re.search(r'id="settings">(.*?)</script>', page)[1])
@@ -68,6 +68,7 @@ def test_a_page_is_small_and_says_which_files_it_loads(linked):
     assert read_json(linked / "card.json")["limits"][0] in page and "<script>" not in page
     for name in ("README.md", "NOTICE", "LICENSES.txt", "app.js", "style.css", "model.onnx"):
         assert (linked / name).is_file(), name
+    assert (compact / "seen.npz").is_file() and not (linked / "seen.npz").exists()
 
 
 def test_the_network_of_a_page_is_a_classifier_that_measures_too(compact, linked, data):
