@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from chestxray import __version__
-from chestxray.data import lungs
+from chestxray.data import dicom, lungs
 from chestxray.data.images import ImageSettings
 from chestxray.deployment import outliers
 from chestxray.deployment.card import read_card, render
@@ -126,6 +126,7 @@ def _write_page(folder: Path, classifier: Classifier, runtime: Path | None) -> N
         "web/index.html.j2",
         card=classifier.card,
         check=classifier.outlier_check,
+        dicom=dicom,
         files=files,
         has_map=classifier.score(pattern, with_maps=True).maps is not None,
         import_map=import_map,
