@@ -138,7 +138,7 @@ def _check_pixels(dataset: "Dataset") -> None:
 
 
 def _check_encoded(dataset: "Dataset", size: tuple[int, int]) -> None:
-    """Check, before decoding, that a compressed image is whole and has the size in the header."""
+    """Check, before decoding, that an image is whole and has the size in the header; decode JPEG."""
     from pydicom.encaps import get_frame
 
     encoded = get_frame(dataset.PixelData, 0, number_of_frames=1)
@@ -148,13 +148,21 @@ def _check_encoded(dataset: "Dataset", size: tuple[int, int]) -> None:
         if b"\xff\xd9" not in encoded.rstrip(b"\0")[-16:]:
             raise ValueError("truncated (the end of the image is missing)")
     elif encoded.startswith(b"\xff\xd8"):
-        encoded_size = formats.read_header(encoded)[:2]
+        encoded_size = formats.check_image(encoded)[:2]
     else:
         return  # run-length encoding does not contain the size
     if encoded_size != size:
         raise ValueError("damaged (the compressed image has another size than the header says)")
-    if start < 0:
-        formats.check_image(encoded)
+    # The decoder of JPEG files: pydicom's differ from it by 1 here and there, which moves the lung box.
+    jpeg = dataset.file_meta.TransferSyntaxUID.endswith((".4.50", ".4.51"))
+    pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED) if jpeg else None
+    if pixels is not None:  # None: of 12 bits
+        pixels = np.atleast_3d(pixels)[..., ::-1]
+        if pixels.shape[2] * 8 != dataset.SamplesPerPixel * dataset.BitsAllocated:
+            raise ValueError("damaged (the compressed image has other channels or bits than the header says)")
+        dataset.PixelData, dataset.file_meta.TransferSyntaxUID = pixels.tobytes(), "1.2.840.10008.1.2.1"
+        if pixels.shape[2] > 1:
+            dataset.PhotometricInterpretation, dataset.PlanarConfiguration = "RGB", 0
 
 
 def _problem(dataset: "Dataset") -> str:

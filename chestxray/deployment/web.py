@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from chestxray import __version__
-from chestxray.data import lungs
+from chestxray.data import dicom, lungs
 from chestxray.data.images import ImageSettings
 from chestxray.deployment import outliers
 from chestxray.deployment.card import read_card, render
@@ -108,6 +108,7 @@ def _write_page(folder: Path, classifier: Classifier, runtime: Path | None) -> N
     sources += [lungs.MODEL] if image["resize"] == "lung_box" else []
     for source in sources + ([runtime / name for name in _RUNTIME_FILES] if runtime else []):
         shutil.copy(source, folder)
+    (folder / "seen.npz").unlink(missing_ok=True)  # a page does not read it; Python needs refusal.npz
     samples = [f"synthetic-{number}-{subtype}.jpeg" for number, subtype in enumerate(_SAMPLES, 1)]
     for number, (name, subtype) in enumerate(zip(samples, _SAMPLES), 1):
         pixels = np.rot90(render_phantom(subtype, 384, 4000 + number)[0], number == len(samples))
@@ -125,6 +126,7 @@ def _write_page(folder: Path, classifier: Classifier, runtime: Path | None) -> N
         "web/index.html.j2",
         card=classifier.card,
         check=classifier.outlier_check,
+        dicom=dicom,
         files=files,
         has_map=classifier.score(pattern, with_maps=True).maps is not None,
         import_map=import_map,

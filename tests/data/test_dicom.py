@@ -3,16 +3,19 @@
 import io
 import struct
 
+import cv2
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom.sequence import Sequence
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 from tiny import radiograph
 
 from chestxray.data.dicom import NotAFrontalImage, decode_dicom
 from chestxray.data.images import decode_image
 from chestxray.deployment.classifier import POPULATIONS
+from chestxray.phantoms import render_phantom
 
 
 def noise(bits=12, seed=0):
@@ -342,6 +345,31 @@ def compressed(syntax):
     return file.getvalue()
 
 
+def as_jpeg(pixels, quality=90, **tags):
+    """A DICOM file with a JPEG image, whose EXIF data do not count, and the pixels of that JPEG image."""
+    exif, jpeg, file = Image.Exif(), io.BytesIO(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(jpeg, "jpeg", quality=quality, exif=exif)
+    bits = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "WindowCenter": 128, "WindowWidth": 256}
+    samples = {"SamplesPerPixel": 3, "PhotometricInterpretation": "YBR_FULL_422", "PlanarConfiguration": 1}
+    tags = bits | (samples if pixels.ndim == 3 else {}) | tags
+    dataset = pydicom.dcmread(io.BytesIO(radiograph(pixels[..., 0] if pixels.ndim == 3 else pixels, **tags)))
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    dataset.PixelData = pydicom.encaps.encapsulate([jpeg.getvalue()])
+    dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(file)
+    return file.getvalue(), cv2.imdecode(np.frombuffer(jpeg.getvalue(), np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_jpeg_image_has_the_pixels_of_the_jpeg_file_whatever_plugins_are_there(number):
+    pixels = render_phantom("virus", 301, number)[0][:, :283]
+    shown, expected = as_jpeg(pixels)
+    np.testing.assert_array_equal(decode_dicom(shown).pixels, expected)
+    shown, expected = as_jpeg(np.dstack([pixels, pixels, 0.98 * pixels]).astype(np.uint8))
+    np.testing.assert_array_equal(decode_dicom(shown).pixels, cv2.cvtColor(expected, cv2.COLOR_BGR2GRAY))
+
+
 def without_pixels(**tags):
     dataset = pydicom.dcmread(io.BytesIO(radiograph(noise(), **tags)))
     del dataset.PixelData
@@ -359,6 +387,8 @@ def without_pixels(**tags):
         (compressed(JPEG2000Lossless)[:-300], "truncated"),
         (compressed(RLELossless)[:-300], "truncated"),
         (without_pixels(), "without pixel data"),
+        (as_jpeg(np.zeros((20, 24), np.uint8), BitsAllocated=16)[0], "other channels or bits"),
+        (as_jpeg(np.zeros((20, 24, 3), np.uint8), SamplesPerPixel=1)[0], "other channels or bits"),
         (radiograph(noise(), Rows=None), "Rows, Columns or BitsAllocated is missing"),
         (radiograph(np.zeros((8, 8))), "too small"),
         (radiograph(noise(), Rows=60000, Columns=60000), "too large"),

@@ -19,10 +19,7 @@ const number = (value) => value.toLocaleString("en-US");
 
 // ---------------------------------------------------------------------------------------- reading files
 
-/**
- * Decode a file to {width, height, pixels (grey, 0-255), problem, outside}; an error says what is wrong.
- * `size` is the side to which the image will be resized: a large JPEG file is then decoded at a part of its size.
- */
+/** Decode a file to {width, height, pixels (grey, 0-255), problem, outside}; `size` is what will be needed. */
 async function decode(file, size = settings.image.size) {
   const megabytes = number(Math.round(file.size / 1e6));
   if (file.size > MAX_BYTES) throw new Error(`too large (${megabytes} MB, at most ${MAX_BYTES / 1e6})`);
@@ -33,9 +30,9 @@ async function decode(file, size = settings.image.size) {
   if (begins(bytes, "\x89PNG\r\n\x1a\n")) return decodePng(bytes);
   if (begins(bytes, "\xff\xd8")) return decodeJpeg(bytes, size);
   if (begins(bytes, "BM")) return decodeInBrowser(bytes, "image/bmp");
-  if (begins(bytes, "RIFF") && begins(bytes, "WEBP", 8)) return decodeInBrowser(bytes, "image/webp");
-  const unread = { "GIF8": "GIF", "%PDF": "PDF", "\x1f\x8b": "gzip", "II*\0": "TIFF", "MM\0*": "TIFF" };
-  Object.assign(unread, { "\0\0\0\x0cjP": "JPEG 2000", "\xff\x4f\xff\x51": "JPEG 2000" });
+  if (begins(bytes, "RIFF") && begins(bytes, "WEBP", 8)) return decodeWebp(bytes);
+  const unread = { GIF8: "GIF", "%PDF": "PDF", "\x1f\x8b": "gzip", "II*\0": "TIFF", "MM\0*": "TIFF",
+    "II+\0": "TIFF", "MM\0+": "TIFF", "\0\0\0\x0cjP": "JPEG 2000", "\xff\x4f\xff\x51": "JPEG 2000" };
   const name = Object.keys(unread).find((start) => begins(bytes, start));
   if (!name && !begins(bytes, "ftyp", 4)) throw new Error("not an image (JPEG, PNG, BMP, WebP or DICOM)");
   const format = unread[name] || "HEIC or AVIF";
@@ -48,30 +45,44 @@ function checkSize(width, height) {
   if (Math.min(width, height) < MIN_SIDE) throw new Error(`too small (${size}, at least ${MIN_SIDE} a side)`);
 }
 
-/** Decode with the browser's decoder, in parts of whole blocks. `grey` says that the file has one channel. */
-async function decodeInBrowser(bytes, type, grey = false) {
+const damaged = () => { throw new Error("cannot be decoded (damaged image data)"); };
+
+/** Decode with the browser's decoder, in parts of whole blocks. */
+async function decodeInBrowser(bytes, type, orientation = 0) {
   const options = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
-  const bitmap = await createImageBitmap(new Blob([bytes], { type }), options)
-    .catch(() => { throw new Error("cannot be decoded (damaged image data)"); });
+  const bitmap = await createImageBitmap(new Blob([bytes], { type }), options).catch(damaged);
   const { width, height } = bitmap;
   checkSize(width, height);
   const rows = Math.min(height, Math.max(8, 8 * Math.floor(2 ** 19 / width)));
   const context = new OffscreenCanvas(width, rows).getContext("2d", { willReadFrequently: true });
-  const pixels = new Uint8Array(width * height);
-  const colour = { sum: 0, blocks: 0 };
+  const pixels = new Uint8Array(width * height), colour = { sum: 0, blocks: 0 };
   for (let top = 0; top < height; top += rows) {
     context.drawImage(bitmap, 0, -top);
     const part = context.getImageData(0, 0, width, Math.min(rows, height - top));
-    if (grey) for (let i = 0, k = top * width; i < part.data.length; i += 4, k++) pixels[k] = part.data[i];
-    else toLuma(part.data, 4, width, part.height, pixels.subarray(top * width), colour);
+    toLuma(part.data, 4, width, part.height, pixels.subarray(top * width), colour);
   }
   bitmap.close();
-  return image(width, height, pixels, colour);
+  return image(width, height, pixels, colour, orientation);
 }
 
-function image(width, height, pixels, colour = { sum: 0, blocks: 1 }) {
+/** Decode a WebP file: browsers neither turn it nor give the pixels below transparent ones. */
+async function decodeWebp(bytes) {
+  let frames = 0, orientation = 0, isClear = begins(bytes, "VP8L", 12) && bytes[24] & 16;
+  for (let at = 12, size; at + 8 <= bytes.length; at += 8 + size + (size % 2)) {
+    size = viewOf(bytes).getUint32(at + 4, true);
+    const start = at + (begins(bytes, "Exif\0\0", at + 8) ? 14 : 8);
+    if (begins(bytes, "EXIF", at)) orientation = exifOrientation(bytes.subarray(start, at + 8 + size));
+    if (begins(bytes, "VP8X", at)) isClear = bytes[at + 8] & 16;
+    frames += begins(bytes, "ANMF", at);
+  }
+  if (frames > 1) throw new Error(`not one image (${frames} in the file)`);
+  if (isClear) throw new Error("a format that is not supported (transparent WebP); convert it to PNG");
+  return decodeInBrowser(bytes, "image/webp", orientation);
+}
+
+function image(width, height, pixels, colour = { sum: 0, blocks: 1 }, orientation = 0) {
   const problem = colour.sum / colour.blocks > COLOUR_ABOVE ? "a colour image" : "";
-  return { width, height, pixels, problem, outside: "" };
+  return { ...turn({ width, height, pixels }, orientation), problem, outside: "" };
 }
 
 /** Write the luma of RGB values, and add the range of the channels in blocks of 8 × 8 pixels to `colour`. */
@@ -115,9 +126,9 @@ function jpegHeader(bytes) {
   let header = null, scan = 0, end = bytes.length - 2;
   try {
     for (const [marker, start] of jpegSegments(bytes)) {
-      if (isFrame(marker) && !header) {
-        header = { depth: bytes[start], height: view.getUint16(start + 1), width: view.getUint16(start + 3) };
-        header.channels = view.getUint8(start + 5);
+      if (isFrame(marker)) {
+        const [height, width] = [1, 3].map((place) => view.getUint16(start + place));
+        header ??= { depth: bytes[start], height, width, channels: view.getUint8(start + 5) };
       }
       if (marker === 0xda) scan = start;
       if (scan) break;
@@ -130,7 +141,7 @@ function jpegHeader(bytes) {
 }
 
 /** Decode a JPEG file, at 1/2 or 1/4 of its size if its sides remain at least twice those that are needed. */
-async function decodeJpeg(bytes, size = Infinity) {
+async function decodeJpeg(bytes, size) {
   const { width, height, channels } = jpegHeader(bytes);
   checkSize(width, height);
   const least = Math.max(2 * size, 256);
@@ -140,33 +151,28 @@ async function decodeJpeg(bytes, size = Infinity) {
     if (factor) reduced = decodeReduced(bytes, factor);
   } catch {} // damaged, or of an unusual kind: the browser may do better
   if (reduced && channels === 1) return image(reduced.width, reduced.height, reduced.pixels);
-  return { ...(await decodeInBrowser(bytes, "image/jpeg", channels === 1)), ...reduced };
+  return { ...(await decodeInBrowser(bytes, "image/jpeg")), ...reduced };
 }
 
-const ZIGZAG = Uint8Array.of(
-  0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6, 7,
-  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46,
-  53, 60, 61, 54, 47, 55, 62, 63,
-);
+const diagonal = (i) => (i >> 3) + (i & 7); // the places of a block in their order: up and down by turns
+const ZIGZAG = Uint8Array.from(Array(64).keys()).sort(
+  (a, b) => diagonal(a) - diagonal(b) || (diagonal(a) % 2 ? a - b : b - a));
 
 /**
- * Decode the luma of a JPEG file at 1/2 or 1/4 of its size, bit for bit as libjpeg does it in Python.
- *
- * Browsers decode whole images only. Means of their pixels differ here and there by 1 from the result, which
- * moves the lung box and changes probabilities by up to 0.2. Returns null, or throws, if only the browser can
- * decode the file.
+ * Decode the luma of a JPEG file at 1/2 or 1/4 of its size, bit for bit as libjpeg does it in Python. Browsers
+ * decode whole images only, and means of their pixels differ by 1 here and there, which moves the lung box and
+ * changes probabilities by up to 0.2. Throws if only the browser can decode the file.
  */
 function decodeReduced(bytes, factor) {
   const view = viewOf(bytes), scales = [], tables = [];
-  let frame = null, interval = 0, orientation = 1;
+  let frame = null, interval = 0, orientation = 0, transform = 1;
   for (const [marker, start, end] of jpegSegments(bytes)) {
     let at = start;
     if (marker === 0xd9) break;
-    if (marker === 0xe1) orientation = exifOrientation(bytes.subarray(start, end)) || orientation;
-    if (isFrame(marker)) {
-      if (marker > 0xc2) return null; // lossless, or arithmetic coding
-      frame = jpegFrame(bytes, start, marker === 0xc2);
-    }
+    const isExif = marker === 0xe1 && begins(bytes, "Exif\0\0", start);
+    if (isExif) orientation ||= exifOrientation(bytes.subarray(start + 6, end));
+    if (marker === 0xee && begins(bytes, "Adobe", start)) transform = bytes[start + 11];
+    if (isFrame(marker)) frame = jpegFrame(bytes, start, marker, transform);
     while (marker === 0xdb && at < end) { // quantisation
       const wide = bytes[at] >> 4, scale = scales[bytes[at] & 15] = new Int32Array(64);
       for (let i = 0; i < 64; i++) {
@@ -187,24 +193,29 @@ function decodeReduced(bytes, factor) {
     if (marker === 0xdd) interval = view.getUint16(start);
     if (marker === 0xda) decodeScan(bytes, start, end, frame, tables, interval);
   }
+  if (frame.precision.some((bits) => bits)) throw new Error("scans are missing"); // libjpeg smooths the blocks
   return turn(inverseTransform(frame, scales[frame.luma.scale], factor), orientation);
 }
 
 /** Read the header of a frame, and make room for the coefficients of its luma, 64 a block. */
-function jpegFrame(bytes, start, progressive) {
+function jpegFrame(bytes, start, marker, transform) {
   const view = viewOf(bytes), height = view.getUint16(start + 1), width = view.getUint16(start + 3);
   const channels = Array.from({ length: bytes[start + 5] }, (_, i) => {
     const [id, sides, scale] = bytes.subarray(start + 6 + 3 * i);
     return { id, across: sides >> 4, down: sides & 15, scale, last: 0 };
   });
-  const [luma] = channels;
+  const [luma] = channels, names = latin(channels.map(({ id }) => id)), progressive = marker === 0xc2;
+  const hasNoLuma = channels.length === 4 || (channels.length === 3 && (transform === 0 || names === "RGB"));
   const isFiner = ({ across, down }) => across > luma.across || down > luma.down;
-  if (bytes[start] !== 8 || channels.some(isFiner)) throw new Error("an unusual kind of JPEG");
+  const isUnread = marker > 0xc2 || bytes[start] !== 8; // lossless, of arithmetic coding, or of 12 bits
+  if (isUnread || hasNoLuma || channels.some(isFiner)) throw new Error("an unusual kind of JPEG");
   if (channels.length === 1) luma.across = luma.down = 1;
   const unitsAcross = Math.ceil(width / (8 * luma.across)), unitsDown = Math.ceil(height / (8 * luma.down));
   const stride = unitsAcross * luma.across; // blocks in a line
   const coefficients = new Int16Array(64 * stride * unitsDown * luma.down);
-  return { progressive, channels, luma, width, height, unitsAcross, unitsDown, stride, coefficients };
+  const precision = new Int8Array(64).fill(-1); // bits of each coefficient that are still missing
+  const sizes = { width, height, unitsAcross, unitsDown, stride };
+  return { ...sizes, progressive, channels, luma, coefficients, precision };
 }
 
 /** Decode the scan whose header lies between two places into the coefficients of the luma. */
@@ -218,6 +229,7 @@ function decodeScan(bytes, start, headerEnd, frame, tables, interval) {
   if (!channels.includes(luma)) return;
   const spectrum = bytes.subarray(start + 1 + 2 * channels.length);
   const [first, last, precision] = frame.progressive ? spectrum : [0, 63, 0];
+  frame.precision.fill(precision & 15, first, last + 1);
   const refines = precision >> 4 > 0; // it has one bit more of numbers that earlier scans began
   const unit = 1 << (precision & 15);
   let end = headerEnd, data = null, at = 0, run = 0; // `at` counts bits; `run`: blocks without further values
@@ -234,21 +246,20 @@ function decodeScan(bytes, start, headerEnd, frame, tables, interval) {
   }
 
   function readValues(table, target, offset) {
-    let bit = at;
     for (let i = Math.max(1, first); run === 0 && i <= last; i++) {
-      const entry = table[peek(data, bit)], length = entry & 15, skip = (entry >> 4) & 15;
-      bit += entry >> 8;
-      if (length === 0 && skip < 15) {
-        run = (1 << skip) + (peek(data, bit) >> (16 - skip));
-        bit += skip;
-        break;
-      }
+      const entry = table[peek(data, at)], length = entry & 15, skip = (entry >> 4) & 15;
+      at += entry >> 8;
+      if (length === 0 && skip < 15) readRun(skip);
       i += skip;
-      if (length > 0) target[offset + ZIGZAG[i & 63]] = signed(peek(data, bit), length) * unit;
-      bit += length;
+      if (length > 0) target[offset + ZIGZAG[i & 63]] = signed(peek(data, at), length) * unit;
+      at += length;
     }
-    at = bit;
     if (run > 0) run--;
+  }
+
+  function readRun(length) { // of blocks, this one included
+    run = (1 << length) + (peek(data, at) >> (16 - length));
+    at += length;
   }
 
   function refineBlock(table, target, offset) {
@@ -263,11 +274,8 @@ function decodeScan(bytes, start, headerEnd, frame, tables, interval) {
     for (; run === 0 && i <= last; i++) {
       const entry = table[peek(data, at)], length = entry & 15, skip = (entry >> 4) & 15;
       at += entry >> 8;
-      if (length === 0 && skip < 15) {
-        run = (1 << skip) + (peek(data, at) >> (16 - skip));
-        at += skip;
-        break;
-      }
+      if (length === 0 && skip < 15) readRun(skip);
+      if (run > 0) break;
       const value = length === 0 ? 0 : readBit() ? unit : -unit;
       passZeros(skip);
       if (value && i <= last) target[offset + ZIGZAG[i]] = value;
@@ -277,10 +285,7 @@ function decodeScan(bytes, start, headerEnd, frame, tables, interval) {
     run--;
   }
 
-  function readBit() {
-    at += 1;
-    return peek(data, at - 1) >> 15;
-  }
+  const readBit = () => peek(data, at++) >> 15;
 
   const single = channels.length === 1; // then the blocks are in the order of their lines
   const across = single ? Math.ceil(frame.width / 8) : frame.unitsAcross;
@@ -291,6 +296,7 @@ function decodeScan(bytes, start, headerEnd, frame, tables, interval) {
       at = run = 0;
       for (const channel of channels) channel.last = 0;
     }
+    if (at > 8 * (data.length - 4)) continue; // data are missing: libjpeg leaves these blocks as they are
     const x = number % across, y = Math.floor(number / across);
     if (single) readBlock(luma, coefficients, 64 * (y * frame.stride + x));
     else for (const channel of channels) {
@@ -309,10 +315,7 @@ const peek = (data, bit) =>
   (((data[bit >> 3] << 16) | (data[(bit >> 3) + 1] << 8) | data[(bit >> 3) + 2]) >> (8 - (bit & 7))) & 0xffff;
 
 /** Return the number in the first bits of 16, as JPEG codes signs. */
-function signed(word, length) {
-  const value = word >> (16 - length);
-  return value >> (length - 1) ? value : value - (1 << length) + 1;
-}
+const signed = (word, length) => (word >> (16 - length)) + (word >> 15 ? 0 : 1 - (1 << length));
 
 /** Copy coded data up to the next marker, without the zeros behind bytes of 255; return copy and end. */
 function unstuffed(bytes, start) {
@@ -324,23 +327,19 @@ function unstuffed(bytes, start) {
     data[length++] = bytes[i];
     if (bytes[i] === 0xff) i++;
   }
-  return [data, end];
+  return [data.subarray(0, length + 4), end];
 }
 
+/** Inverse cosine transform to means of 2 × 2 or 4 × 4 pixels, as in jidctred.c of libjpeg. */
 function inverseTransform({ width, height, stride, coefficients }, scale, factor) {
   const columns = Math.ceil(width / factor), rows = Math.ceil(height / factor);
-  const pixels = new Uint8Array(columns * rows);
-  const block = new Int32Array(64), result = new Int32Array(16), side = 8 / factor;
-  const inverse = factor === 2 ? inverse4 : inverse2;
+  const pixels = new Uint8Array(columns * rows), weights = WEIGHTS[factor], shift = factor === 2 ? 12 : 13;
+  const block = new Int32Array(64), half = new Int32Array(32), result = new Int32Array(16), side = 8 / factor;
   for (let top = 0, line = 0; top < rows; top += side, line++) {
     for (let left = 0, offset = 64 * line * stride; left < columns; left += side, offset += 64) {
-      let others = 0;
-      for (let i = 0; i < 64; i++) {
-        block[i] = coefficients[offset + i] * scale[i];
-        if (i > 0) others |= block[i];
-      }
-      if (others) inverse(block, result);
-      else result.fill(descale(block[0], 3));
+      for (let i = 0; i < 64; i++) block[i] = coefficients[offset + i] * scale[i];
+      for (let i = 0; i < 8; i++) transformLine(weights, block, i, 8, half, i, 8, shift);
+      for (let i = 0; i < side; i++) transformLine(weights, half, 8 * i, 1, result, side * i, 1, shift + 7);
       for (let y = top; y < Math.min(top + side, rows); y++) {
         for (let x = left; x < Math.min(left + side, columns); x++) {
           pixels[y * columns + x] = clip(result[(y - top) * side + x - left] + 128, 0, 255);
@@ -351,45 +350,32 @@ function inverseTransform({ width, height, stride, coefficients }, scale, factor
   return { width: columns, height: rows, pixels };
 }
 
+const WEIGHTS = { // of the 8 frequencies in the first half of the means; the other half is their mirror image
+  2: [
+    [16384, 20995, 15137, 7373, 0, -4926, -6270, -4176],
+    [16384, 8697, -15137, -17799, 0, 11893, 6270, -1730],
+  ],
+  4: [[32768, 29692, 0, -10426, 0, 6967, 0, -5906]],
+};
 const descale = (value, shift) => (value + (1 << (shift - 1))) >> shift;
-const half = new Int32Array(32); // lines of 8 numbers between the two passes
 
-/** Inverse cosine transform of a block to 4 × 4 means of two by two pixels, as in jidctred.c of libjpeg. */
-function inverse4(block, result) {
-  for (let column = 0; column < 8; column++) transform4(block, column, 8, half, column, 8, 12);
-  for (let row = 0; row < 4; row++) transform4(half, 8 * row, 1, result, 4 * row, 1, 19);
+function transformLine(weights, source, from, step, target, to, stride, shift) {
+  for (let i = 0, last = 2 * weights.length - 1; i < weights.length; i++) {
+    let even = 0, odd = 0;
+    for (let k = 0, at = from; k < 8; k += 2, at += 2 * step) {
+      even += weights[i][k] * source[at];
+      odd += weights[i][k + 1] * source[at + step];
+    }
+    target[to + i * stride] = descale(even + odd, shift);
+    target[to + (last - i) * stride] = descale(even - odd, shift);
+  }
 }
 
-function transform4(source, from, step, target, to, stride, shift) {
-  const one = source[from + step], three = source[from + 3 * step];
-  const five = source[from + 5 * step], seven = source[from + 7 * step];
-  const whole = source[from] << 14, even = 15137 * source[from + 2 * step] - 6270 * source[from + 6 * step];
-  const inner = 8697 * one - 17799 * three + 11893 * five - 1730 * seven;
-  const outer = 20995 * one + 7373 * three - 4926 * five - 4176 * seven;
-  target[to] = descale(whole + even + outer, shift);
-  target[to + stride] = descale(whole - even + inner, shift);
-  target[to + 2 * stride] = descale(whole - even - inner, shift);
-  target[to + 3 * stride] = descale(whole + even - outer, shift);
-}
-
-/** The same to 2 × 2 means of four by four pixels. */
-function inverse2(block, result) {
-  for (let column = 0; column < 8; column++) transform2(block, column, 8, half, column, 8, 13);
-  for (let row = 0; row < 2; row++) transform2(half, 8 * row, 1, result, 2 * row, 1, 20);
-}
-
-function transform2(source, from, step, target, to, stride, shift) {
-  const one = source[from + step], three = source[from + 3 * step];
-  const rest = 29692 * one - 10426 * three + 6967 * source[from + 5 * step] - 5906 * source[from + 7 * step];
-  target[to] = descale((source[from] << 15) + rest, shift);
-  target[to + stride] = descale((source[from] << 15) - rest, shift);
-}
-
-/** Return the orientation, 1 to 8, in the EXIF data of a segment; 0 without one. */
-function exifOrientation(segment) {
-  const view = viewOf(segment), little = begins(segment, "II", 6);
-  if (!begins(segment, "Exif\0\0") || segment.length < 14) return 0;
-  for (let at = 8 + view.getUint32(10, little); at + 12 <= segment.length; at += 12) {
+/** Return the orientation, 1 to 8, in EXIF data; 0 without one. */
+function exifOrientation(data) {
+  const view = viewOf(data), little = begins(data, "II");
+  if (data.length < 8) return 0;
+  for (let at = 2 + view.getUint32(4, little); at + 12 <= data.length; at += 12) {
     if (view.getUint16(at, little) === 0x0112) return view.getUint16(at + 8, little);
   }
   return 0;
@@ -417,21 +403,21 @@ async function decodePng(bytes) {
   if (bytes.length < 33) throw new Error("truncated or damaged header");
   const width = view.getUint32(16), height = view.getUint32(20), [depth, type] = bytes.subarray(24);
   const channels = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 }[type];
-  if (!channels || ![1, 2, 4, 8, 16].includes(depth)) throw new Error("truncated or damaged header");
+  if (!channels) throw new Error("truncated or damaged header");
   checkSize(width, height);
-  let palette = null, kind = "", at = 8;
+  let palette = null, orientation = 0, kind = "", at = 8, isWhole = [1, 2, 4, 8, 16].includes(depth);
   while (kind !== "IEND" && at + 12 <= bytes.length) {
-    const length = view.getUint32(at), content = bytes.subarray(at + 8, at + 8 + length);
-    kind = latin(bytes.subarray(at + 4, at + 8));
+    const start = at + 4, end = start + 4 + view.getUint32(at), content = bytes.subarray(start + 4, end);
+    kind = latin(bytes.subarray(start, start + 4));
+    at = end + 4;
+    const isSound = at <= bytes.length && checksum(bytes.subarray(start, end)) === view.getInt32(end);
+    if (["IHDR", "PLTE", "IDAT"].includes(kind)) isWhole &&= isSound;
     if (kind === "IDAT") parts.push(content);
     if (kind === "PLTE") palette = content;
-    at += 12 + length;
+    if (kind === "eXIf" && isSound && !parts.length) orientation = exifOrientation(content);
   }
   if (kind !== "IEND" || at > bytes.length) throw new Error("truncated (the end of the image is missing)");
-  const damaged = () => { throw new Error("cannot be decoded (damaged image data)"); };
-  const inflated = new Blob(parts).stream().pipeThrough(new DecompressionStream("deflate"));
-  const data = new Uint8Array(await new Response(inflated).arrayBuffer().catch(damaged));
-  if (type === 3 && !palette) damaged();
+  if (!isWhole || (type === 3 && !palette)) damaged();
 
   const kept = channels < 3 && type !== 3 ? 1 : 3; // without alpha
   const samples = new (depth === 16 ? Uint16Array : Uint8Array)(width * height * kept);
@@ -439,13 +425,15 @@ async function decodePng(bytes) {
   const interlaced = [ // left, top and steps of each pass
     [0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2, 4], [1, 0, 2, 2], [0, 1, 1, 2],
   ];
-  let start = 0;
-  for (const [left, top, dx, dy] of bytes[28] ? interlaced : [[0, 0, 1, 1]]) {
+  const passes = (bytes[28] ? interlaced : [[0, 0, 1, 1]]).map(([left, top, dx, dy]) => {
     const columns = Math.ceil((width - left) / dx), rows = Math.ceil((height - top) / dy);
-    const length = Math.ceil((columns * pixelBits) / 8);
+    return { left, top, dx, dy, columns, rows, length: Math.ceil((columns * pixelBits) / 8) };
+  });
+  const data = await inflate(parts, passes.reduce((sum, { rows, length }) => sum + rows * (length + 1), 0));
+  let start = 0;
+  for (const { left, top, dx, dy, columns, rows, length } of passes) {
     let above = new Uint8Array(length);
-    for (let row = 0; columns > 0 && row < rows; row++, start += length + 1) {
-      if (start + 1 + length > data.length) damaged();
+    for (let row = 0; row < rows; row++, start += length + 1) {
       const line = data.subarray(start + 1, start + 1 + length);
       unfilter(data[start], line, above, step);
       above = line;
@@ -458,12 +446,33 @@ async function decodePng(bytes) {
       }
     }
   }
+  if (kept === 1) return image(width, height, toGrey(samples), undefined, orientation);
   const colour = { sum: 0, blocks: 0 }, grey = new samples.constructor(width * height);
-  if (kept === 1) return image(width, height, toGrey(samples));
   toLuma(samples, 3, width, height, grey, colour, 0); // libpng does not round
   colour.sum /= depth === 16 ? 257 : 1;
-  return image(width, height, toGrey(grey), colour);
+  return image(width, height, toGrey(grey), colour, orientation);
 }
+
+/** Inflate as many bytes as the image needs, whatever follows them: a small file could hold any number. */
+async function inflate(parts, length) {
+  const data = new Uint8Array(length), inflated = new DecompressionStream("deflate");
+  const reader = new Blob(parts).stream().pipeThrough(inflated).getReader();
+  for (let at = 0; at < length;) {
+    const { value = damaged() } = await reader.read().catch(damaged);
+    data.set(value.subarray(0, length - at), at);
+    at += value.length;
+  }
+  reader.cancel().catch(() => {});
+  return data;
+}
+
+const CHECKS = Int32Array.from({ length: 256 }, (_, value) => {
+  for (let bit = 0; bit < 8; bit++) value = (value >>> 1) ^ (value & 1 ? 0xedb88320 : 0);
+  return value;
+});
+
+/** Return the CRC-32 of a chunk. */
+const checksum = (chunk) => ~chunk.reduce((sum, byte) => CHECKS[(sum ^ byte) & 255] ^ (sum >>> 8), -1);
 
 function sample(line, index, depth, scaled = false) {
   if (depth === 8) return line[index];
@@ -479,6 +488,7 @@ function unfilter(filter, line, above, step) {
     if (filter === 1) line[i] += left;
     else if (filter === 2) line[i] += up;
     else if (filter === 3) line[i] += (left + up) >> 1;
+    else if (filter > 4) damaged();
     else {
       const a = Math.abs(up - corner), b = Math.abs(left - corner), c = Math.abs(left + up - 2 * corner);
       line[i] += a <= b && a <= c ? left : b <= c ? up : corner;
@@ -489,12 +499,10 @@ function unfilter(filter, line, above, step) {
 /** Scale values of 16 bits from their 0.5th to 99.5th percentile to 0-255; values of 8 bits stay. */
 function toGrey(values) {
   if (values instanceof Uint8Array) return values;
-  const counts = new Uint32Array(65536), table = new Uint8Array(65536);
+  const counts = new Uint32Array(65536);
   for (const value of values) counts[value]++;
-  const [low, high] = robustRange(counts);
-  const range = Math.max(high - low, 1e-12);
-  for (let value = 0; value < 65536; value++) table[value] = grey8((value - low) / range);
-  return translate(values, table, 0);
+  const [low, high] = robustRange(counts), range = Math.max(high - low, 1e-12);
+  return translate(values, counts.map((_, value) => grey8((value - low) / range)), 0);
 }
 
 /** Look up every value in a table that begins with the entry of `lowest`. */
@@ -508,9 +516,8 @@ const grey8 = (share) => rint(255 * clip(share, 0, 1));
 
 /** Return the 0.5th and 99.5th percentiles of a histogram, or the extremes if these are equal. */
 function robustRange(counts) {
-  const sums = [];
   let total = 0;
-  for (const count of counts) sums.push(total += count);
+  const sums = Array.from(counts, (count) => total += count);
   const ranked = (rank) => sums.findIndex((sum) => sum > rank);
   const [low, high] = [0.5, 99.5].map((percent) => {
     const rank = (percent / 100) * (total - 1), share = rank - Math.floor(rank);
@@ -531,32 +538,21 @@ const TAGS = {
   modalityTable: 0x00283000, voiTable: 0x00283010, descriptor: 0x00283002, entries: 0x00283006,
   pixels: 0x7fe00010,
 };
-const READABLE = ["", ".1", ".4.50", ".4.51"].map((end) => `1.2.840.10008.1.2${end}`); // plain, or JPEG
+const SYNTAXES = "1.2.840.10008.1.2", READABLE = ["", ".1", ".4.50", ".4.51"]; // plain, or JPEG
 const UNREADABLE = {
-  "1.2.840.10008.1.2.2": "big-endian", "1.2.840.10008.1.2.1.99": "deflated", "1.2.840.10008.1.2.5": "RLE",
-  "1.2.840.10008.1.2.4.57": "lossless JPEG", "1.2.840.10008.1.2.4.70": "lossless JPEG",
-  "1.2.840.10008.1.2.4.80": "JPEG-LS", "1.2.840.10008.1.2.4.81": "JPEG-LS",
-  "1.2.840.10008.1.2.4.90": "JPEG 2000", "1.2.840.10008.1.2.4.91": "JPEG 2000",
+  ".2": "big-endian", ".1.99": "deflated", ".5": "RLE", ".4.57": "lossless JPEG", ".4.70": "lossless JPEG",
+  ".4.80": "JPEG-LS", ".4.81": "JPEG-LS", ".4.90": "JPEG 2000", ".4.91": "JPEG 2000",
 };
 const LONG = "OB OD OF OL OV OW SQ SV UC UN UR UT UV".split(" "); // lengths of 32 bits
-const MODALITIES = ["CR", "DX", "DR", "RG"], WITHOUT_PIXELS = ["KO", "PR", "SR"];
-const OTHER_MODALITIES = "CT ES IO KO MG MR NM OT PR PT PX RF SC SEG SR US XA".split(" ");
-const RADIOGRAPHS = ["", ".1", ".1.1"].map((end) => `1.2.840.10008.5.1.4.1.1.1${end}`);
-const LATERAL = ["LL", "RL", "LLD", "RLD", "LAT", "LATERAL"];
+const { lateral, modalities, others, radiographs, unseen } = settings.dicom;
 
-function isDicom(bytes) {
-  if (begins(bytes, "DICM", 128)) return true;
-  if (bytes.length < 4) return false;
-  return [true, false].some((little) => {
-    const group = viewOf(bytes).getUint16(0, little), element = viewOf(bytes).getUint16(2, little);
-    return (group === 2 || group === 8) && element < 0x1000;
-  });
-}
+/** Say whether a file begins like DICOM, or with an element of its first two groups in either byte order. */
+const isDicom = (bytes) => begins(bytes, "DICM", 128) || (bytes.length > 3 && [0, 1].some((low) =>
+  [2, 8].includes(bytes[low]) && bytes[1 - low] === 0 && bytes[3 - low] < 16));
 
 /**
- * Read the elements of a little-endian data set into {tag: bytes, or a list}, and return where it ends.
- * `explicit` says that elements name their types; else the first one behind the meta header shows it, because
- * some files say it wrongly.
+ * Read little-endian elements into {tag: bytes, or a list}, and return where they end. `explicit`: they name
+ * their types; else the first one behind the meta header shows it, because some files say it wrongly.
  */
 function readElements(bytes, at, end, elements, explicit = null) {
   const view = viewOf(bytes);
@@ -607,13 +603,11 @@ function textsOf(elements, name) {
 }
 
 const textOf = (elements, name) => (textsOf(elements, name)[0] ?? "").trim().toUpperCase();
-const toNumber = (text) => (text.trim() ? Number(text) : NaN);
-const decimalsOf = (elements, name) => textsOf(elements, name).map(toNumber);
+const decimalsOf = (elements, name) =>
+  textsOf(elements, name).map((text) => (text.trim() ? Number(text) : NaN));
 
-function decimalOf(elements, name, otherwise = 0) {
-  const [value] = decimalsOf(elements, name);
-  return Number.isFinite(value) ? value : otherwise;
-}
+const decimalOf = (elements, name, otherwise = 0) =>
+  decimalsOf(elements, name).slice(0, 1).find(Number.isFinite) ?? otherwise;
 
 /** Return a 16-bit number without sign. */
 function wordOf(elements, name, otherwise = 0) {
@@ -627,9 +621,9 @@ async function decodeDicom(bytes) {
   try {
     readElements(bytes, start, bytes.length, elements);
   } catch { throw new Error("damaged, or without a tag that describes the pixels"); }
-  const modality = textOf(elements, "modality"), syntax = textOf(elements, "syntax");
-  const data = elements[TAGS.pixels];
-  if (!data && WITHOUT_PIXELS.includes(modality)) {
+  const modality = textOf(elements, "modality"), syntax = textOf(elements, "syntax").replace(SYNTAXES, "");
+  let data = elements[TAGS.pixels];
+  if (!data && unseen.includes(modality)) {
     throw new NotAFrontalImage(`modality ${modality}, without an image`);
   }
   if (!data && !(syntax in UNREADABLE)) throw new Error("truncated, or without pixel data");
@@ -647,34 +641,38 @@ async function decodeDicom(bytes) {
   if (![1, 3].includes(samples) || interpretation === "PALETTE COLOR" || (samples === 3 && isMixed)) {
     throw new Error("a kind of colour image that this page cannot read");
   }
-  let stored, decoded;
+  let decoded = null;
   if (Array.isArray(data)) {
     const encoded = new Uint8Array(await new Blob(data.slice(1)).arrayBuffer()), header = jpegHeader(encoded);
     if (header.width !== columns || header.height !== rows) {
       throw new Error("damaged (the compressed image has another size than the header says)");
     }
     if (header.depth !== 8) throw unread("JPEG of 12 bits");
-    decoded = await decodeJpeg(encoded);
-    stored = decoded.pixels;
-  } else {
-    const length = rows * columns * samples, size = bits / 8, missing = length * size - data.length;
-    if (missing > 0) throw new Error(`truncated (pixel data too short by ${number(missing)} bytes)`);
-    const type = wordOf(elements, "signed") === 1 ? [Int8Array, Int16Array] : [Uint8Array, Uint16Array];
-    stored = new type[size - 1](data.slice(0, length * size).buffer);
+    if (header.channels !== samples || bits !== 8) {
+      throw new Error("damaged (the compressed image has other channels or bits than the header says)");
+    }
+    for (const [marker, start] of jpegSegments(encoded)) { // EXIF data must not turn an image of DICOM
+      if (marker === 0xda) break;
+      if (marker === 0xe1) encoded[start] = 0;
+    }
+    decoded = await decodeInBrowser(encoded, "image/jpeg");
+    data = decoded.pixels;
   }
-  if (samples === 3) {
-    if (!decoded) decoded = fromChannels(stored, columns, rows, wordOf(elements, "planar") === 1);
-  } else decoded = image(columns, rows, showStored(elements, stored, bits));
+  const length = rows * columns * (decoded ? 1 : samples), size = bits / 8;
+  const missing = length * size - data.length;
+  if (missing > 0) throw new Error(`truncated (pixel data too short by ${number(missing)} bytes)`);
+  const type = wordOf(elements, "signed") === 1 ? [Int8Array, Int16Array] : [Uint8Array, Uint16Array];
+  const stored = new type[size - 1](data.slice(0, length * size).buffer);
+  if (samples === 1) decoded = image(columns, rows, showStored(elements, stored, bits));
+  if (!decoded) {
+    const area = rows * columns, values = toGrey(stored), grey = new Uint8Array(area);
+    const colour = { sum: 0, blocks: 0 }, isPlanar = wordOf(elements, "planar") === 1;
+    const mixed = isPlanar ? values.map((_, i) => values[(i % 3) * area + Math.floor(i / 3)]) : values;
+    toLuma(mixed, 3, columns, rows, grey, colour);
+    decoded = image(columns, rows, grey, colour);
+  }
   const problem = decoded.problem || notFrontal(elements);
   return { ...decoded, problem, outside: outsidePopulation(elements) };
-}
-
-function fromChannels(stored, width, height, planar) {
-  const area = width * height, grey = new Uint8Array(area), colour = { sum: 0, blocks: 0 };
-  const values = toGrey(stored);
-  const mixed = planar ? values.map((_, i) => values[(i % 3) * area + Math.floor(i / 3)]) : values;
-  toLuma(mixed, 3, width, height, grey, colour);
-  return image(width, height, grey, colour);
 }
 
 function showStored(elements, stored, bits) {
@@ -682,17 +680,13 @@ function showStored(elements, stored, bits) {
   if (!(used >= 1 && used <= bits)) used = bits;
   const unused = wordOf(elements, "highBit") + 1 - used; // bits below those in use
   const above = 32 - Math.min(bits, used + Math.max(unused, 0)); // bits above them, of numbers of 32 bits
-  if (wordOf(elements, "signed") === 1) stored = stored.map((value) => (value << above) >> above);
+  const isSigned = wordOf(elements, "signed") === 1;
+  stored = stored.map((value) => (isSigned ? (value << above) >> above : (value << above) >>> above));
   if (unused > 0 && unused < 16 && stored.every((value) => !(value & (2 ** unused - 1)))) {
     stored = stored.map((value) => value >> unused);
   }
-  let lowest = Infinity, highest = -Infinity;
-  for (const value of stored) {
-    if (value < lowest) lowest = value;
-    if (value > highest) highest = value;
-  }
-  // Each value is mapped once.
-  let values = Float64Array.from({ length: highest - lowest + 1 }, (_, i) => lowest + i);
+  const [lowest, highest] = [Math.min, Math.max].map((end) => stored.reduce((a, b) => end(a, b)));
+  let values = Float64Array.from({ length: highest - lowest + 1 }, (_, i) => lowest + i); // mapped once each
   const modalityTable = tableOf(elements, "modalityTable"), voiTable = tableOf(elements, "voiTable");
   const slope = decimalOf(elements, "slope", 1) || 1, intercept = decimalOf(elements, "intercept");
   values = modalityTable ? lookUp(modalityTable, values) : values.map((value) => value * slope + intercept);
@@ -709,10 +703,8 @@ function showStored(elements, stored, bits) {
 }
 
 /** Return the value at a place between two entries. */
-function between(values, place) {
-  const below = values[Math.floor(place)];
-  return below + (values[Math.ceil(place)] - below) * (place % 1);
-}
+const between = (values, place) =>
+  values[Math.floor(place)] + (values[Math.ceil(place)] - values[Math.floor(place)]) * (place % 1);
 
 /** Return the first possible lookup table of a sequence: the first mapped value and the entries. */
 function tableOf(elements, name) {
@@ -721,8 +713,8 @@ function tableOf(elements, name) {
     if (!(descriptor?.length >= 6 && data instanceof Uint8Array)) continue;
     const count = wordOf(item, "descriptor") || 65536, first = viewOf(descriptor).getUint16(2, true);
     const packed = data.length === count || data.length === count + 1; // one byte for each entry
-    const wide = () => new Uint16Array(data.slice(0, data.length & ~1).buffer);
-    const entries = Float64Array.from(packed ? data : wide()).slice(0, count);
+    const stored = packed ? data : new Uint16Array(data.slice(0, data.length & ~1).buffer);
+    const entries = Float64Array.from(stored.subarray(0, count));
     if (entries.length > 0.9 * count && entries.some((entry) => entry !== entries[0])) {
       return { first: first > 32767 && wordOf(elements, "signed") === 1 ? first - 65536 : first, entries };
     }
@@ -742,12 +734,10 @@ function applyWindow(elements, values) {
   for (const [i, centre] of decimalsOf(elements, "centre").entries()) {
     const width = widths[i];
     if (!Number.isFinite(centre) || !Number.isFinite(width) || width <= 0 || (width < 1 && linear)) continue;
-    const shares = values.map((value) => {
-      const sigmoid = () => 1 / (1 + Math.exp(clip((-4 * (value - centre)) / width, -60, 60)));
-      if (voiFunction === "SIGMOID") return sigmoid();
-      if (linear) return clip((value - centre + 0.5) / Math.max(width - 1, 1e-9) + 0.5, 0, 1);
-      return clip((value - centre) / width + 0.5, 0, 1);
-    });
+    const [start, range] = linear ? [centre - 0.5, Math.max(width - 1, 1e-9)] : [centre, width];
+    const shares = values.map((value) => (voiFunction === "SIGMOID"
+      ? 1 / (1 + Math.exp(clip((-4 * (value - centre)) / width, -60, 60)))
+      : clip((value - start) / range + 0.5, 0, 1)));
     const differs = (array) => array.some((value) => value !== array[0]);
     if (differs(shares) || !differs(values)) return shares; // the window contains some of the values
   }
@@ -756,13 +746,12 @@ function applyWindow(elements, values) {
 
 /** Map the range from the 0.5th to the 99.5th percentile, without padding, to 0-1. */
 function applyRange(elements, stored, lowest, values) {
-  const all = new Uint32Array(values.length);
-  for (const value of stored) all[value - lowest]++;
-  let counts = all;
+  let counts = new Uint32Array(values.length);
+  for (const value of stored) counts[value - lowest]++;
   if (elements[TAGS.padding]) {
     const padding = wordOf(elements, "padding"), other = wordOf(elements, "paddingEnd", padding);
     const [low, high] = new stored.constructor([padding, other]).toSorted(); // with the sign of the pixels
-    const inside = all.map((count, i) => (i + lowest < low || i + lowest > high ? count : 0));
+    const inside = counts.map((count, i) => (i + lowest < low || i + lowest > high ? count : 0));
     if (inside.some((count) => count)) counts = inside;
   }
   const [low, high] = robustRange(counts).map((place) => between(values, place));
@@ -772,11 +761,11 @@ function applyRange(elements, stored, lowest, values) {
 function notFrontal(elements) {
   const modality = textOf(elements, "modality");
   const sopClass = textOf(elements, "sopClass") || textOf(elements, "mediaClass");
-  if (!MODALITIES.includes(modality) && (modality || !RADIOGRAPHS.includes(sopClass))) {
-    const name = OTHER_MODALITIES.includes(modality) ? modality : "unknown";
-    return `modality ${name}, not one of ${MODALITIES.join(", ")}`;
+  if (!modalities.includes(modality) && (modality || !radiographs.includes(sopClass))) {
+    const name = others.includes(modality) ? modality : "unknown";
+    return `modality ${name}, not one of ${modalities.join(", ")}`;
   }
-  const isLateral = LATERAL.includes(textOf(elements, "view"));
+  const isLateral = lateral.includes(textOf(elements, "view"));
   return isLateral || /^[AP]/.test(textOf(elements, "orientation")) ? "a lateral view" : "";
 }
 
@@ -805,22 +794,12 @@ function crop({ width, height, pixels }, window) {
 /** Shrink by averaging over areas, as OpenCV's INTER_AREA does, with its 32-bit rounding. */
 function shrink({ width, height, pixels }, columns, rows) {
   if (columns === width && rows === height) return { width, height, pixels };
+  const isWhole = width % columns === 0 && height % rows === 0; // then it adds whole numbers
+  const isHalf = width === 2 * columns && height === 2 * rows;
+  const part = Math.fround((columns * rows) / (width * height));
+  const rounded = (sum) => (isHalf ? (sum + 2) >> 2 : rint(isWhole ? Math.fround(sum * part) : sum));
+  const across = areas(width, columns, isWhole), down = areas(height, rows, isWhole);
   const target = new Uint8Array(columns * rows);
-  const [stepX, stepY] = [width / columns, height / rows];
-  if (Number.isInteger(stepX) && Number.isInteger(stepY)) {
-    const part = Math.fround(1 / (stepX * stepY));
-    for (let row = 0, to = 0; row < rows; row++) {
-      for (let column = 0; column < columns; column++, to++) {
-        let sum = 0;
-        for (let y = row * stepY; y < (row + 1) * stepY; y++) {
-          for (let i = y * width + column * stepX, last = i + stepX; i < last; i++) sum += pixels[i];
-        }
-        target[to] = stepX === 2 && stepY === 2 ? (sum + 2) >> 2 : rint(Math.fround(sum * part));
-      }
-    }
-    return { width: columns, height: rows, pixels: target };
-  }
-  const across = areas(width, columns), down = areas(height, rows);
   const line = new Float32Array(columns), sums = new Float32Array(columns);
   for (let i = 0; i < down.target.length; i++) {
     line.fill(0);
@@ -830,19 +809,23 @@ function shrink({ width, height, pixels }, columns, rows) {
     const share = down.weight[i], row = down.target[i];
     for (let column = 0; column < columns; column++) sums[column] += Math.fround(line[column] * share);
     if (row === down.target[i + 1]) continue;
-    for (let column = 0; column < columns; column++) target[row * columns + column] = rint(sums[column]);
+    for (let column = 0; column < columns; column++) target[row * columns + column] = rounded(sums[column]);
     sums.fill(0);
   }
   return { width: columns, height: rows, pixels: target };
 }
 
 /** Return which source pixels contribute to each target pixel of a side that shrinks, and their weights. */
-function areas(from, to) {
+function areas(from, to, isWhole) {
   const step = from / to, target = [], source = [], weight = [];
   for (let i = 0; i < to; i++) {
     const start = i * step, end = start + step, length = Math.min(step, from - start);
     const last = Math.min(Math.floor(end), from - 1), first = Math.min(Math.ceil(start), last);
-    const add = (place, share) => { target.push(i); source.push(place); weight.push(share / length); };
+    const add = (place, share) => {
+      target.push(i);
+      source.push(place);
+      weight.push(isWhole ? 1 : share / length);
+    };
     if (first - start > 1e-3) add(first - 1, first - start);
     for (let place = first; place < last; place++) add(place, 1);
     if (end - last > 1e-3) add(last, Math.min(end - last, 1, length));
@@ -851,21 +834,22 @@ function areas(from, to) {
 }
 
 /** Enlarge with cubic interpolation, as OpenCV's INTER_CUBIC does, with its weights of 11 bits. */
-function enlarge({ width, height, pixels }, columns, rows) {
+function enlarge({ width, height, pixels }, columns, rows, weightsOf = cubicWeights, sumOf = cubicSum) {
   if (columns === width && rows === height) return { width, height, pixels };
-  const across = cubicWeights(width, columns), down = cubicWeights(height, rows);
-  const weighted = ({ first, weights }, most, value) =>
-    weights.reduce((sum, weight, i) => sum + weight * value(clip(first + i, 0, most)), 0);
+  const across = weightsOf(width, columns), down = weightsOf(height, rows);
   const lines = Int32Array.from({ length: columns * height }, (_, i) => {
-    const start = Math.floor(i / columns) * width;
-    return weighted(across[i % columns], width - 1, (x) => pixels[start + x]);
+    const start = Math.floor(i / columns) * width, { first, weights } = across[i % columns];
+    return weights.reduce((sum, weight, k) => sum + weight * pixels[start + clip(first + k, 0, width - 1)], 0);
   });
   const target = Uint8ClampedArray.from({ length: columns * rows }, (_, i) => {
-    const column = i % columns, weights = down[Math.floor(i / columns)];
-    return rint(weighted(weights, height - 1, (y) => lines[y * columns + column]) / 2 ** 22);
+    const column = i % columns, { first, weights } = down[Math.floor(i / columns)];
+    return sumOf(weights, (k) => lines[clip(first + k, 0, height - 1) * columns + column]);
   });
   return { width: columns, height: rows, pixels: new Uint8Array(target.buffer) };
 }
+
+const cubicSum = (weights, value) =>
+  rint(weights.reduce((sum, weight, k) => sum + weight * value(k), 0) / 2 ** 22);
 
 function cubicWeights(from, to) {
   return Array.from({ length: to }, (_, i) => {
@@ -875,6 +859,18 @@ function cubicWeights(from, to) {
     weights.push(1 - weights[0] - weights[1] - weights[2]);
     return { first: first - 1, weights: weights.map((weight) => rint(weight * 2048)) };
   });
+}
+
+/** Enlarge, or change the sides, by means of two neighbours, as OpenCV's INTER_AREA does if a side grows. */
+function mix(decoded, columns, rows) {
+  const weightsOf = (from, to) => Array.from({ length: to }, (_, i) => {
+    const first = Math.floor((i * from) / to), place = Math.fround(i + 1 - (first + 1) * (to / from));
+    const share = Math.max(0, place) % 1;
+    return { first, weights: [Math.fround(1 - share), share].map((weight) => rint(2048 * weight)) };
+  });
+  const sumOf = (weights, value) =>
+    (weights.reduce((sum, weight, k) => sum + (((value(k) >> 4) * weight) >> 16), 0) + 2) >> 2;
+  return enlarge(decoded, columns, rows, weightsOf, sumOf);
 }
 
 /** Return the pixels that the network gets, size × size, from the part of the image that it sees. */
@@ -929,13 +925,12 @@ async function start() {
 
 /** Estimate the box of both lungs with a small margin, in fractions; the whole image if it is implausible. */
 async function lungWindow(decoded) {
-  const whole = [0, 0, 1, 1];
-  if (Math.min(decoded.width, decoded.height) < 64) throw new Error("too small (at least 64 pixels a side)");
-  const input = new ort.Tensor("float32", Float32Array.from(shrink(decoded, 64, 64).pixels), [1, 1, 64, 64]);
+  const small = (Math.min(decoded.width, decoded.height) < 64 ? mix : shrink)(decoded, 64, 64).pixels;
+  const input = new ort.Tensor("float32", Float32Array.from(small), [1, 1, 64, 64]);
   const { box } = await lungNetwork.run({ image: input });
   const edges = Array.from(box.data, (edge) => clip(edge / 256, 0, 1));
   const sides = [edges[2] - edges[0], edges[3] - edges[1]], shorter = Math.min(...sides);
-  if (shorter < 0.3 || Math.max(...sides) > 2.5 * shorter) return whole;
+  if (shorter < 0.3 || Math.max(...sides) > 2.5 * shorter) return [0, 0, 1, 1];
   return edges.map((edge, i) => clip(edge + 0.02 * sides[i % 2] * (i < 2 ? -1 : 1), 0, 1));
 }
 
@@ -943,9 +938,8 @@ async function lungWindow(decoded) {
 async function score(decoded) {
   const { size, resize } = settings.image, { width, height } = decoded;
   const margin = (side) => (resize === "letterbox" ? (Math.max(width, height) / side - 1) / 2 : 0);
-  const margins = [margin(width), margin(height)];
-  const window = resize === "lung_box" ? await lungWindow(decoded)
-    : [-margins[0], -margins[1], 1 + margins[0], 1 + margins[1]];
+  const [across, down] = [width, height].map(margin), plain = [-across, -down, 1 + across, 1 + down];
+  const window = resize === "lung_box" ? await lungWindow(decoded) : plain;
   const pixels = fit(decoded, window);
   const input = new ort.Tensor("float32", Float32Array.from(pixels), [1, size, size, 1]);
   const outputs = await network.run({ image: input });
@@ -1000,10 +994,8 @@ function preview(decoded) {
 function decide(row, rule) {
   if (row.status !== "ok") return { decision: "", group: "" };
   const positive = row.probability >= settings.thresholds[rule], { rule_in, rule_out } = settings.triage;
-  let group = "refer";
-  if (row.probability >= rule_in && positive) group = "rule_in";
-  if (row.probability < rule_out && !positive) group = "rule_out";
-  return { decision: settings.classes[Number(positive)], group };
+  const group = positive ? row.probability >= rule_in && "rule_in" : row.probability < rule_out && "rule_out";
+  return { decision: settings.classes[Number(positive)], group: group || "refer" };
 }
 
 /** Return the table as CSV, with the columns of `chestxray predict --output` except `seen`. */
@@ -1012,7 +1004,8 @@ function csv(rows, rule) {
   const lines = [["path", "status", "probability", "decision", "problem", "outside", "logit", ...names]];
   for (const row of rows) {
     const { decision } = decide(row, rule), probability = row.status === "ok" ? row.probability : "";
-    const line = [row.path, row.status, probability, decision, row.problem, row.outside, row.logit ?? ""];
+    const path = row.path.replace(/^[=+\-@]/, "'$&"); // else a spreadsheet takes it for a formula
+    const line = [path, row.status, probability, decision, row.problem, row.outside, row.logit ?? ""];
     lines.push([...line, ...names.map((name) => row.measures?.[name] ?? "")]);
   }
   const quoted = (value) => (/[",\r\n]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : value);
@@ -1140,7 +1133,7 @@ async function add(files) {
     done++;
     if (performance.now() - rendered > 500 || !waiting.length) {
       render();
-      say(`${done} of ${done + waiting.length} images done`);
+      say(`${done} of ${images(done + waiting.length)} done`);
       rendered = performance.now();
       await new Promise((resume) => setTimeout(resume)); // let the browser paint
     }
@@ -1149,19 +1142,21 @@ async function add(files) {
   summarise();
 }
 
+const images = (count) => `${count} image${count === 1 ? "" : "s"}`;
+
 function summarise() {
   const count = (name) => rows.filter(({ status }) => status === name).length;
   const [ok, refused, unreadable] = STATUSES.map(count);
-  const text = `${rows.length} images: ${ok} classified, ${refused} refused, ${unreadable} unreadable.`;
+  const text = `${images(rows.length)}: ${ok} classified, ${refused} refused, ${unreadable} unreadable.`;
   say(rows.length ? text : "Ready.");
 }
 
 function removeAll() {
   rows.length = waiting.length = 0;
   removals++;
-  byId("files").value = "";
   render();
   summarise();
+  byId("files").focus(); // the button is hidden now
 }
 
 /** Show an image in full resolution; its file is read again. */
@@ -1170,6 +1165,7 @@ async function enlargeRow(row) {
   byId("viewer-name").textContent = row.path;
   describe(row, byId("viewer-text"));
   byId("viewer-image").replaceChildren(framed(row, row.preview));
+  for (const slider of viewer.querySelectorAll(".opacity")) slider.disabled = row.status !== "ok";
   if (!viewer.open) viewer.showModal();
   const decoded = await decode(row.file, Infinity).catch(() => null); // it may have been removed
   if (decoded && shown === row) byId("viewer-image").replaceChildren(framed(row, decoded));
@@ -1192,31 +1188,29 @@ function download() {
 }
 
 function listen() {
-  byId("files").addEventListener("change", (event) => add(event.target.files));
-  byId("download").addEventListener("click", download);
-  byId("clear").addEventListener("click", removeAll);
+  byId("files").addEventListener("change", ({ target }) => {
+    add(target.files);
+    target.value = ""; // the same file may be chosen again
+  });
   rule.addEventListener("change", render);
   for (const slider of document.querySelectorAll(".opacity")) {
     slider.addEventListener("input", () => setOpacity(slider.value));
   }
-  byId("previous").addEventListener("click", () => enlargeNext(-1));
-  byId("next").addEventListener("click", () => enlargeNext(1));
-  byId("close").addEventListener("click", () => viewer.close());
+  const steps = { previous: () => enlargeNext(-1), next: () => enlargeNext(1), close: () => viewer.close() };
+  const actions = Object.entries({ download, clear: removeAll, ...steps });
+  for (const [id, action] of actions) byId(id).addEventListener("click", action);
   viewer.addEventListener("close", () => { shown = null; });
   viewer.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (step && event.target.type !== "range") enlargeNext(step);
   });
-  document.addEventListener("dragover", (event) => {
-    event.preventDefault();
-    byId("drop").classList.add("over");
-  });
-  document.addEventListener("dragleave", () => byId("drop").classList.remove("over"));
-  document.addEventListener("drop", (event) => {
-    event.preventDefault();
-    byId("drop").classList.remove("over");
-    add(event.dataTransfer.files);
-  });
+  for (const type of ["dragover", "dragleave", "drop"]) {
+    document.addEventListener(type, (event) => {
+      event.preventDefault();
+      byId("drop").classList.toggle("over", type === "dragover");
+      if (type === "drop") add(event.dataTransfer.files);
+    });
+  }
 }
 
 /** From here on the browser refuses every request of this page, whatever the script would do. */
@@ -1240,4 +1234,4 @@ try {
   say(`This page cannot be used: ${error.message}.`, true);
 }
 
-export { classify, decode, enlarge, rows, shrink }; // for the tests
+export { classify, decode, enlarge, mix, rows, shrink }; // for the tests
