@@ -99,6 +99,7 @@ def show(sections: list[tuple]) -> None:
 @click.version_option(package_name="chestxray")
 def main() -> None:
     """Pneumonia classification from chest X-rays. Research software, not a medical device."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not in a notebook
             stream.reconfigure(errors="backslashreplace")  # where the terminal is not UTF-8
@@ -222,11 +223,9 @@ def models(folders: tuple[Path, ...]) -> None:
             f"{path}\n    {data['name']}, split {data['split_rule']}; {image['size']} px, "
             f"{image['resize']}; {_bytes_of(path) / 1e6:.1f} MB; for {purpose}"
         )
-        scores = []
-        for subset, values in card["metrics"].items():
-            for metric, addition in (("auroc", ""), ("auroc_reframed", " re-framed")):
-                if metric in values:
-                    scores.append(f"{subset}{addition} {values[metric]['value']:.3f}")
+        columns = {"auroc": "", "auroc_reframed": " re-framed"}
+        values = card["metrics"].items()
+        scores = [f"{s}{columns[m]} {v[m]['value']:.3f}" for s, v in values for m in columns if m in v]
         click.echo(f"    AUROC: {', '.join(scores)}")
 
 
@@ -329,7 +328,6 @@ def predict(
     path. Images that do not look like the validation images are refused. The exit code is 1 if an image
     could not be read.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from chestxray.deployment.session import Session
 
     check(options["jobs"] != 0, "--jobs must not be 0", jobs=0)
@@ -368,7 +366,6 @@ def export(
     Both models score the validation images (a page without --data-dir: phantoms). An exported model whose
     decisions differ is removed.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from chestxray.data.dataset import load_data
     from chestxray.data.images import ImageSettings
     from chestxray.deployment.card import read_card
@@ -404,7 +401,6 @@ def demo(model: Path | None, runtime: Path | None, port: int, no_open: bool) -> 
 
     MODEL is a saved model, or a page from `chestxray export --format web`. [default: the best compact one]
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import webbrowser
 
     from chestxray.deployment.web import demo_folder, page_server, recommended_model

@@ -159,9 +159,9 @@ def _check_end(model: keras.Model, images: NDArray) -> None:
         return
     outputs = model(tf.convert_to_tensor(images, tf.float32), training=False).numpy()
     saturated = outputs.min() >= 0 and outputs.max() == 1  # as probabilities are, where the gradient vanishes
-    if saturated or last_activation(model) in ("sigmoid", "softmax"):
-        message = "the last layer must return logits or have an activation, but seems to return probabilities"
-        raise ValueError(f"{message}. Received: last layer={last.name!r}")
+    message = "the last layer must return logits or have an activation, but seems to return probabilities"
+    valid = not saturated and last_activation(model) not in ("sigmoid", "softmax")
+    check(valid, message, **{"last layer": last.name})
 
 
 @contextlib.contextmanager

@@ -85,8 +85,7 @@ def read_results(folder: str | Path) -> list[Result]:
     The lower AUROC of plain and re-framed images counts. Raises FileNotFoundError if there is no result.
     """
     results = [content for _, content in read_objects(folder) if content.get("schema") == RESULT_SCHEMA]
-    if not results:
-        raise FileNotFoundError(f"no result of a model here. Received: folder={str(folder)!r}")
+    check(results, "no result of a model here", FileNotFoundError, folder=str(folder))
 
     def order(result: Result) -> tuple:
         val = result["metrics"]["val"]
@@ -177,8 +176,7 @@ def record_model(
     from chestxray.models.builders import check_logits
 
     check_logits(model)
-    if (outputs := model.output_shape[-1]) not in (1, 3):
-        raise ValueError(f"a model must give one logit or three. Received: outputs={outputs}")
+    check((outputs := model.output_shape[-1]) in (1, 3), "a model must give 1 logit or 3", outputs=outputs)
     deployed.feature_maps(model)  # raises where there are none
     known = sorted(deployed.POPULATIONS)
     check(population in ("", *known), f"population must be empty or one of {known}", population=population)

@@ -452,7 +452,14 @@ def _print_summary(output_dir: Path) -> None:
         print("no model on record yet")
         return
     on_test = any("test" in result["metrics"] for result in results)
-    table = _summary(results, "test" if on_test else "val")
+    subset = "test" if on_test else "val"
+    scored = [result for result in results if subset in result["metrics"]]
+    counts = [sum(result["confusion"][subset]["half"].values()) for result in scored]
+    metrics = ("auroc", "accuracy", "sensitivity", "specificity", "f1")
+    columns = [metric + ending for metric in metrics for ending in ("", "_low", "_high")]
+    scores = records.comparison_table(scored, subset)[columns]
+    names = [_display_name(result) for result in scored]
+    table = with_intervals(pd.DataFrame({"name": names, "images": counts}).join(scores))
     data = ", ".join(sorted({result["data"] for result in results}))
     title = f"{'Test' if on_test else 'Validation'} images ({data} data)"
     text = "Threshold by Youden on validation, 95 % intervals over patients."
@@ -462,17 +469,6 @@ def _print_summary(output_dir: Path) -> None:
     if len(hashes) > len({names[:2] for names in hashes}):
         print("Not all models were scored on the same images: some are from another state of the data.")
     print(f"\nopen this page: {write_page(output_dir, results, (title, text, table))}")
-
-
-def _summary(results: list[records.Result], subset: str) -> pd.DataFrame:
-    """Scores of the models on a subset as text, with numbers of images and intervals."""
-    results = [result for result in results if subset in result["metrics"]]
-    names = [_display_name(result) for result in results]
-    counts = [sum(result["confusion"][subset]["half"].values()) for result in results]
-    metrics = ("auroc", "accuracy", "sensitivity", "specificity", "f1")
-    columns = [metric + ending for metric in metrics for ending in ("", "_low", "_high")]
-    scores = records.comparison_table(results, subset)[columns]
-    return with_intervals(pd.DataFrame({"name": names, "images": counts}).join(scores))
 
 
 def _display_name(result: records.Result) -> str:

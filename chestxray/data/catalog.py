@@ -21,7 +21,7 @@ from tqdm.contrib.concurrent import thread_map
 from chestxray.data.formats import check_image
 from chestxray.data.images import PIXELS_VERSION
 from chestxray.files import cache_dir, cached_folder, files_below, printable, read_table, spelled, write_json
-from chestxray.schema import CLASSES, COLUMNS, SPLIT_HEADER, SPLITS, SUBTYPES, check
+from chestxray.schema import CLASSES, COLUMNS, SPLIT_HEADER, SPLITS, SUBTYPES, check, mistake
 
 _FACTS = ["bytes", "mtime", "sha256", "width", "height", "mode", "problem"]
 _KAGGLE_INPUT = Path("/kaggle/input")
@@ -55,9 +55,8 @@ def find_data(data_dir: str | Path | None = None) -> Path:
     if not data_dir:
         attached = _KAGGLE_INPUT.glob("**/chest_xray")
         data_dir = os.environ.get("CHESTXRAY_DATA") or min(attached, default=None)
-        if data_dir is None:
-            message = 'data_dir must be a folder, "kaggle" (download) or "phantoms" (synthetic)'
-            raise FileNotFoundError(f"{message}, or set CHESTXRAY_DATA. Received: data_dir=None")
+        message = 'data_dir must be a folder, "kaggle" (download) or "phantoms", or set CHESTXRAY_DATA'
+        check(data_dir is not None, message, FileNotFoundError, data_dir=None)
     if data_dir == "phantoms":
         from chestxray.phantoms import phantom_dataset
 
@@ -72,8 +71,7 @@ def find_data(data_dir: str | Path | None = None) -> Path:
     folder = Path(data_dir).expanduser().resolve()
     if folder.suffix == ".npz" and folder.is_file():
         return _unpack(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no such data folder. Received: data_dir={str(data_dir)!r}")
+    check(folder.is_dir(), "no such data folder", FileNotFoundError, data_dir=str(data_dir))
     while not _split_folders(folder) and (folder / "chest_xray").is_dir():
         folder = folder / "chest_xray"
     return folder
@@ -81,30 +79,26 @@ def find_data(data_dir: str | Path | None = None) -> Path:
 
 def _unpack(file: Path) -> Path:
     """Write a PneumoniaMNIST file to the cache as PNG files, each image once: in test, val or train."""
-    received = f"Received: data_dir={str(file)!r}"
 
     def write(folder: Path) -> None:
-        written: set[bytes] = set()
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                subsets = {name: (arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in SPLITS}
-            for subset, (images, labels) in reversed(subsets.items()):
-                if images.dtype != np.uint8 or images.shape[:1] != labels.shape[:1] or images.ndim != 3:
-                    raise ValueError(f"{subset}_images must be grey and have one label each")
+        written, subsets = set(), {}
+        with mistake(message, data_dir=str(file)), np.load(file, allow_pickle=False) as arrays:
+            for subset in reversed(SPLITS):
+                images, labels = arrays[f"{subset}_images"], arrays[f"{subset}_labels"]
+                valid = images.dtype == np.uint8 and images.shape[:1] == labels.shape[:1] and images.ndim == 3
+                check(valid, f"{subset}_images must be grey and have one label each", shape=images.shape)
                 names = [dict(enumerate(CLASSES))[int(label)] for (label,) in labels.reshape(len(labels), -1)]
-                for number, (image, name) in enumerate(zip(images, names)):
-                    if image.tobytes() not in written:
-                        path = folder / file.stem / subset / name / f"{subset}_{number:05d}.png"
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                        path.write_bytes(cv2.imencode(".png", image)[1])
-                written |= {image.tobytes() for image in images}
-        except OSError:
-            raise
-        except Exception as error:  # a damaged file can fail in any way
-            raise ValueError(f"not a PneumoniaMNIST file ({error}). {received}") from None
+                subsets[subset] = images, names
+        for subset, (images, names) in subsets.items():
+            for number, (image, name) in enumerate(zip(images, names)):
+                if image.tobytes() not in written:
+                    path = folder / file.stem / subset / name / f"{subset}_{number:05d}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(cv2.imencode(".png", image)[1])
+            written |= {image.tobytes() for image in images}
 
-    if not file.stem.startswith("pneumoniamnist"):
-        raise ValueError(f"the file must be PneumoniaMNIST (pneumoniamnist*.npz). {received}")
+    message = "not a PneumoniaMNIST file (pneumoniamnist*.npz)"
+    check(file.stem.startswith("pneumoniamnist"), message, data_dir=str(file))
     status = file.stat()
     key = hashlib.sha256(f"{file} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:16]
     return cached_folder("medmnist", key, write) / file.stem
@@ -161,8 +155,7 @@ def from_table(
     """
     root = Path(image_root)
     for name, source in (("csv", Path(csv)), ("image_root", root)):
-        if not source.exists():
-            raise FileNotFoundError(f"{name} must exist. Received: {name}={str(source)!r}")
+        check(source.exists(), f"{name} must exist", FileNotFoundError, **{name: str(source)})
     with open(csv, encoding="utf-8") as file:
         header = file.readline().startswith(SPLIT_HEADER)
     names = (path, label, group, split, "group_conservative", "subtype")

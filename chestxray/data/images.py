@@ -51,8 +51,7 @@ def preprocess(path: str | Path, settings: ImageSettings) -> np.ndarray:
     Raises FileNotFoundError if there is no such file, and ValueError with the reason if it cannot be used.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such image file. Received: path={str(path)!r}")
+    check(path.is_file(), "no such image file", FileNotFoundError, path=str(path))
     try:
         return fit(decode_image(path.read_bytes(), settings.size), settings)
     except ValueError as error:

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from chestxray.data.lungs import WHOLE, crop_window
-from chestxray.schema import check
+from chestxray.schema import check, mistake
 
 
 def read_masks(
@@ -28,13 +28,12 @@ def read_masks(
     Raises FileNotFoundError if there is no source, and ValueError if a file cannot be used or no mask fits.
     """
     source = Path(source)
+    check(source.exists(), "no such folder or file of masks", FileNotFoundError, source=str(source))
     if source.is_dir():
         files = sorted(source.rglob("*.png"))
         paths, read = [file.relative_to(source).as_posix() for file in files], partial(_read_png, files)
-    elif source.is_file():
-        paths, read = _read_npz(source)
     else:
-        raise FileNotFoundError(f"no such folder or file of masks. Received: source={str(source)!r}")
+        paths, read = _read_npz(source)
     masks = pd.Series([splitext(path)[0] for path in paths], dtype=object)
     images = pd.Series([splitext(path)[0] for path in table["path"]])
     stems = images.map(basename).drop_duplicates(keep=False).reindex(images.index)
@@ -61,12 +60,9 @@ def _read_png(files: list[Path], row: int) -> NDArray:
 
 def _read_npz(path: Path) -> tuple[list[str], Callable[[int], NDArray]]:
     """Return names, and a function from a row to its mask, so that only masks that are used are unpacked."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names = list(map(str, file["names"]))
-            if "masks" in file:
-                return names, file["masks"].__getitem__
-            packed, (height, width) = file["packed"], file["shape"]
-    except Exception as error:  # a damaged file can fail in any way
-        raise ValueError(f"not a file of masks ({error}). Received: path={str(path)!r}") from None
+    with mistake("not a file of masks", path=str(path)), np.load(path, allow_pickle=False) as file:
+        names = list(map(str, file["names"]))
+        if "masks" in file:
+            return names, file["masks"].__getitem__
+        packed, (height, width) = file["packed"], file["shape"]
     return names, lambda row: np.unpackbits(packed[row], count=height * width).reshape(height, width)

@@ -104,8 +104,7 @@ class Classifier:
         if with_maps:
             from chestxray.gradcam import gradcam
 
-            # After pooling and one dense layer, HiResCAM, Grad-CAM and the class activation map are the same.
-            # At an earlier layer Grad-CAM points to wrong places (results/explain-custom_cnn-*.json).
+            # Grad-CAM is the same at the last layer, and worse before (results/explain-custom_cnn-*.json).
             shapes, peaks = gradcam(self.model, batch.astype(np.float32), method="hirescam")
             maps = shapes * (peaks * shapes[0].size)[:, np.newaxis, np.newaxis]
         return Scores(log_odds(logits), self.outlier_check.distances(features), maps)

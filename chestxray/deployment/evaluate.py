@@ -79,11 +79,9 @@ def _check_predictions(table: pd.DataFrame, card: Mapping[str, Any], columns: It
     rows = table.dropna(subset=["logit", "probability"])
     expected = apply_platt(rows["logit"], **card["calibration"])
     wrong = rows[~((rows["probability"] - expected).abs() < 1e-4)]
-    message = (
-        f"another model made {len(wrong)} of these {len(table)} predictions: the calibration of this one"
-    )
+    message = f"another model made {len(wrong)} of these {len(table)} predictions: this one"
     received = {"model": card["name"], "path": next(iter(wrong["path"]), None)}
-    check(wrong.empty, f"{message} gives other probabilities", **received)
+    check(wrong.empty, f"{message} has another calibration", **received)
 
 
 def _calibration(table: pd.DataFrame, prevalence: float | None) -> Section:

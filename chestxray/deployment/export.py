@@ -142,8 +142,8 @@ def _plain(layer: keras.layers.Layer) -> keras.layers.Layer:
         return keras.layers.Identity(name=layer.name)
     if not isinstance(layer, keras.layers.Normalization):
         return layer
-    if layer.invert or np.size(layer.mean) not in (1, layer.mean.shape[-1]):
-        raise ValueError(f"only a Normalization of channels can be exported. Received: layer={layer.name!r}")
+    valid = not layer.invert and np.size(layer.mean) in (1, layer.mean.shape[-1])
+    check(valid, "only a Normalization of channels can be exported", layer=layer.name)
     scale = 1 / np.maximum(np.sqrt(np.ravel(layer.variance)), keras.config.epsilon())
     return keras.layers.Rescaling(list(scale), list(-np.ravel(layer.mean) * scale), name=layer.name)
 

@@ -58,7 +58,9 @@ def _images(classifier: Classifier, rows: "Rows") -> list[dict[str, Any]]:
         pixels = np.stack([fit(image, settings) for image in batch])
         maps = classifier.score(pixels, with_maps=True).maps
         windows += [model_window(image, settings) for image in batch]
-        images += [cv2.resize(image, _shown_size(image), interpolation=cv2.INTER_AREA) for image in batch]
+        for image in batch:
+            width = round(_SIDE * min(3.0, max(1 / 3, image.shape[1] / image.shape[0])))
+            images.append(cv2.resize(image, (width, _SIDE), interpolation=cv2.INTER_AREA))
         heatmaps += [] if maps is None else list(maps)
     strongest = max([1e-9, *(float(heatmap.max()) for heatmap in heatmaps)])
     entries = []
@@ -79,12 +81,6 @@ def _read(path: str, size: int) -> NDArray:
         return decode_file(Path(path), size=size).pixels
     except (ValueError, OSError):  # the file was removed or changed after its prediction
         return np.zeros((size, size), np.uint8)
-
-
-def _shown_size(image: NDArray) -> tuple[int, int]:
-    """Return width and height on the page: with the aspect ratio of the image, limited to 1/3 and 3."""
-    height, width = image.shape
-    return round(_SIDE * min(3.0, max(1 / 3, width / height))), _SIDE
 
 
 def _place(heatmap: NDArray, window: NDArray, shape: tuple[int, int]) -> NDArray:

@@ -217,8 +217,8 @@ def check_labels(labels: ArrayLike, both_classes: bool = False, **arrays: NDArra
     if both_classes and np.all(labels == labels[0]):
         raise ValueError(f"labels must contain both classes. Received: labels=all {labels[0]}")
     for name, array in arrays.items():
-        if array.shape != labels.shape:
-            raise ValueError(f"{name} must have shape {labels.shape}. Received: {name}.shape={array.shape}")
+        same = array.shape == labels.shape
+        check(same, f"{name} must have shape {labels.shape}", **{f"{name}.shape": array.shape})
     return labels.astype(np.int64)
 
 

@@ -142,14 +142,11 @@ def _border(image: NDArray) -> NDArray:
     return border
 
 
-def _jpeg(image: NDArray) -> NDArray:
-    return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 30])[1], cv2.IMREAD_GRAYSCALE)
-
-
+_JPEG = [cv2.IMWRITE_JPEG_QUALITY, 30]
 STRESSES: dict[str, Callable[[NDArray], NDArray]] = {  # changes of an image, uint8 (H, W)
     "border only": _border,
     "blurred, sigma 2": lambda image: cv2.GaussianBlur(image, (0, 0), 2),
-    "JPEG, quality 30": _jpeg,
+    "JPEG, quality 30": lambda image: cv2.imdecode(cv2.imencode(".jpg", image, _JPEG)[1], 0),
     "mirrored": lambda image: np.ascontiguousarray(image[:, ::-1]),
     "shifted by 5 %": lambda image: shift(image, round(len(image) / 20), order=0, mode="nearest"),
     "darker by 30 %": lambda image: np.rint(image * 0.7).astype(np.uint8),

@@ -67,19 +67,17 @@ class Teacher:
         if key not in self._logits:
             # One view of each subset is in memory at a time.
             self._logits = {other: rows for other, rows in self._logits.items() if other[0] != subset}
-            self._logits[key] = self._mean_logits(*key)
+            members = [self._member_logits(number, *key) for number in range(len(self.members))]
+            if self.outputs == 1:
+                members = [{path: np.float32(log_odds(z)) for path, z in rows.items()} for rows in members]
+            shared = set.intersection(*map(set, members))
+            together = {path: [np.atleast_1d(rows[path]) for rows in members] for path in shared}
+            self._logits[key] = {path: np.mean(logits, axis=0) for path, logits in together.items()}
         try:
             return np.stack([self._logits[key][path] for path in paths])
         except KeyError as error:
             path = error.args[0]
             raise ValueError(f"paths must be in the teacher's data. Received: path={path!r}") from None
-
-    def _mean_logits(self, *view: Any) -> dict[str, np.ndarray]:
-        members = [self._member_logits(number, *view) for number in range(len(self.members))]
-        if self.outputs == 1:
-            members = [{path: np.float32(log_odds(row)) for path, row in rows.items()} for rows in members]
-        shared = set.intersection(*map(set, members))
-        return {path: np.mean([np.atleast_1d(rows[path]) for rows in members], axis=0) for path in shared}
 
     def _member_logits(
         self, number: int, subset: str, augmentation: Augmentation | None, view: int | None

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from sklearn import metrics as skm
@@ -102,40 +101,18 @@ def roc_pr(
     baseline: Mapping | None = None,
     title: str = "",
 ) -> Figure:
-    """Draw ROC and precision-recall curves; if every AUROC is at least 0.98, also an enlarged corner.
+    """Draw ROC and precision-recall curves.
 
-    ``curves`` are ``{name: (labels (N,), probabilities (N,))}``; ``points`` are ``{name: threshold}``.
-    ``band`` belongs to the first ROC: 1 − specificity, lower and upper bound of sensitivity. ``baseline`` is
-    a linear model with hardly any lung: ``sees``, ``auroc``, and ``roc``, sensitivities at equal steps of
-    1 − specificity.
+    ``curves`` are ``{name: (labels (N,), probabilities (N,))}``; ``points`` are ``{name: threshold}``. The
+    first ROC has a ``band``: 1 − specificity, lower and upper bound of sensitivity. ``baseline``, a linear
+    model with hardly any lung, has ``sees``, ``auroc`` and ``roc``: sensitivities at equal steps of it.
     """
     curves, points = {name: _check_scores(*pair) for name, pair in curves.items()}, points or {}
     valid = len(curves) and set(points) <= set(curves)
     check(valid, "there must be curves, and points only on them", points=list(points), curves=list(curves))
-    content = {"curves": curves, "points": points, "band": band, "baseline": baseline}
-    crowded = all(skm.roc_auc_score(*pair) >= 0.98 for pair in curves.values())
     lines = len(curves) + 2 * bool(baseline) + bool(band) + len(points) + 1  # of the legend
-    below = 0.5 + 0.19 * lines if crowded else 0
-    figure, (roc, pr) = panels(2, columns=2, size=(4.3, 4.2 + below), title=title, synthetic=synthetic)
-    _draw_roc_pr(roc, pr, **content)
-    roc.set(title="ROC", xlabel="1 − specificity", ylabel="sensitivity")
-    pr.set(title="Precision–recall", xlabel="recall (sensitivity)", ylabel="precision")
-    for axis, corner in ((roc, "lower right"), (pr, "lower left")):
-        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", anchor="N" if crowded else "C")
-        axis.legend(**{"loc": "upper center", "bbox_to_anchor": (0.5, -0.13)} if crowded else {"loc": corner})
-    if crowded:
-        corners = roc.inset_axes((0.38, 0.1, 0.56, 0.56)), pr.inset_axes((0.14, 0.1, 0.56, 0.56))
-        _draw_roc_pr(*corners, **content)
-        for axis, corner, recall in ((roc, corners[0], (-0.004, 0.2)), (pr, corners[1], (0.8, 1.004))):
-            corner.set(xlim=recall, ylim=(0.8, 1.004), xticks=np.round(recall, 1), yticks=(0.8, 0.9, 1))
-            corner.tick_params(labelsize=8)
-            axis.indicate_inset_zoom(corner)
-    return figure
-
-
-def _draw_roc_pr(
-    roc: Axes, pr: Axes, curves: Mapping, points: Mapping, band: Sequence | None, baseline: Mapping | None
-) -> None:
+    size = 4.3, 4.4 + 0.19 * lines
+    figure, (roc, pr) = panels(2, columns=2, size=size, title=title, synthetic=synthetic)
     roc.plot([0, 1], [0, 1], label="chance, 0.500", **GUIDE)
     if baseline:
         grid = np.linspace(0, 1, len(baseline["roc"]))
@@ -157,6 +134,12 @@ def _draw_roc_pr(
             false_positive_rate, recall = positive[y == 0].mean(), positive[y == 1].mean()
             roc.plot(false_positive_rate, recall, "o", label=f"at threshold {points[name]:.3f}", **dot)
             pr.plot(recall, skm.precision_score(y, positive, zero_division=np.nan), "o", **dot)
+    roc.set(title="ROC", xlabel="1 − specificity", ylabel="sensitivity")
+    pr.set(title="Precision–recall", xlabel="recall (sensitivity)", ylabel="precision")
+    for axis in (roc, pr):
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", anchor="N")
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13))
+    return figure
 
 
 def _check_scores(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -653,5 +653,5 @@ def test_another_npz_file_is_one_line(tmp_path):
         with pytest.raises(ValueError, match=r"not a PneumoniaMNIST file .*Received: data_dir="):
             load_data(file)
     np.savez(tmp_path / "breastmnist.npz", **arrays)
-    with pytest.raises(ValueError, match="the file must be PneumoniaMNIST"):
+    with pytest.raises(ValueError, match="not a PneumoniaMNIST file"):
         load_data(tmp_path / "breastmnist.npz")
