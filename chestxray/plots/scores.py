@@ -111,7 +111,7 @@ def roc_pr(
     valid = len(curves) and set(points) <= set(curves)
     check(valid, "there must be curves, and points only on them", points=list(points), curves=list(curves))
     lines = len(curves) + 2 * bool(baseline) + bool(band) + len(points) + 1  # of the legend
-    size = 4.3, 4.7 + 0.19 * lines
+    size = 4.3, 4.9 + 0.2 * lines
     figure, (roc, pr) = panels(2, columns=2, size=size, title=title, synthetic=synthetic)
     roc.plot([0, 1], [0, 1], label="chance, 0.500", **GUIDE)
     if baseline:
