@@ -209,7 +209,9 @@ def models(folders: tuple[Path, ...]) -> None:
     from chestxray.deployment.card import read_card
 
     folders = folders or (project_path("saved_models"), Path("runs"))
-    for path in sorted(card.parent for folder in folders for card in folder.rglob("card.json")):
+    paths = sorted(card.parent for folder in folders for card in folder.rglob("card.json"))
+    check(paths, "no saved model here", FileNotFoundError, folders=list(map(str, folders)))
+    for path in paths:
         try:
             card = read_card(path)
         except ValueError as error:
@@ -337,7 +339,7 @@ def predict(
     session = Session(model, sources, **options)
     with resumable() if output else contextlib.nullcontext():
         for row in session.rows(output, report_path):
-            if not output:
+            if not output or row["status"] == "unreadable":
                 is_classified = row["status"] == "ok"
                 answer = f"{row['probability']:.3f}  {row['decision']}" if is_classified else row["status"]
                 problem = f" ({row['problem']})" if row["problem"] else ""

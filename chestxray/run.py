@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import threading
 import time
@@ -438,44 +439,44 @@ def run_plan(
             tasks = [delayed(_run_step)(step, titles[step.name], output_dir, dry_run, force) for step in wave]
             failures += filter(None, Parallel(jobs)(tasks))
     if not dry_run:
-        _print_summary(output_dir)
+        _print_summary(output_dir, find_data(data_dir))
     if failures:
         print(f"{len(failures)} of {len(steps)} steps failed: {', '.join(failures)}")
     return 1 if failures else 0
 
 
-def _print_summary(output_dir: Path) -> None:
+def _print_summary(output_dir: Path, root: Path = Path()) -> None:
     """Print the scores on test, or on validation if no model was evaluated on test, and write the page."""
     try:
         results = records.read_results(output_dir / "results")
     except FileNotFoundError:
         print("no model on record yet")
         return
-    on_test = any("test" in result["metrics"] for result in results)
-    subset = "test" if on_test else "val"
+    subset = "test" if any("test" in result["metrics"] for result in results) else "val"
     scored = [result for result in results if subset in result["metrics"]]
     counts = [sum(result["confusion"][subset]["half"].values()) for result in scored]
     metrics = ("auroc", "accuracy", "sensitivity", "specificity", "f1")
     columns = [metric + ending for metric in metrics for ending in ("", "_low", "_high")]
     scores = records.comparison_table(scored, subset)[columns]
-    names = [_display_name(result) for result in scored]
+    names = []
+    for result in scored:
+        random = "backbone" in result["parameters"] and result["weights"] == "random"
+        software = "; it tests the software and is no result" * (result["data"] == "synthetic")
+        names.append(result["name"] + f" (random weights{software})" * random)
     table = with_intervals(pd.DataFrame({"name": names, "images": counts}).join(scores))
     data = ", ".join(sorted({result["data"] for result in results}))
-    title = f"{'Test' if on_test else 'Validation'} images ({data} data)"
+    title = f"{'Test' if subset == 'test' else 'Validation'} images ({data} data)"
     text = "Threshold by Youden on validation, 95 % intervals over patients."
-    text += "" if on_test else " No model was evaluated on test."
+    text += "" if subset == "test" else " No model was evaluated on test."
     print(f"\n{title}\n{text}\n{table.to_string(index=False)}")
     hashes = {(r["split_rule"], r["name"].split("-")[-2], r["split_hash"]) for r in results}
     if len(hashes) > len({names[:2] for names in hashes}):
         print("Not all models were scored on the same images: some are from another state of the data.")
-    print(f"\nopen this page: {write_page(output_dir, results, (title, text, table))}")
-
-
-def _display_name(result: records.Result) -> str:
-    if "backbone" not in result["parameters"] or result["weights"] != "random":
-        return result["name"]
-    remark = "; it tests the software and is no result" if result["data"] == "synthetic" else ""
-    return f"{result['name']} (random weights{remark})"
+    best = scored[0]["name"]  # on validation
+    image = root / records.read_predictions(output_dir / "results", best)["path"].iloc[-1]
+    command = shlex.join(["chestxray", "predict", f"{output_dir}/saved_models/{best}", str(image)])
+    print(f"\nclassify an image: {command}")
+    print(f"open this page: {write_page(output_dir, scored, (title, text, table))}")
 
 
 def write_page(output_dir: Path, results: list[records.Result], scores: tuple) -> Path:

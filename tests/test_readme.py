@@ -112,5 +112,5 @@ def test_the_library_example_runs_as_printed_in_twelve_lines(tmp_path, plain_fol
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "no patient group is known for 60 of 60 images" in done.stderr
-    assert (tmp_path / "runs/mine/saved_models/mine-patient-s0-t0/card.json").is_file()
+    assert (tmp_path / "runs/keras/saved_models/keras-patient-s0-t0/card.json").is_file()
     assert done.stdout.count("'decision'") == 44  # the images of my_xrays/sick

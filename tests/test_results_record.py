@@ -208,7 +208,7 @@ def test_a_model_that_gives_no_logits_is_refused(recorded, tmp_path, units, acti
     model = keras.Sequential(
         [keras.Input((32, 32, 1)), *layers_of_a_user()[:3], keras.layers.Dense(units, activation=activation)]
     )
-    with pytest.raises(ValueError, match="raw logits|one logit"):
+    with pytest.raises(ValueError, match="raw logits|1 logit"):
         results.record_model(model, data, "other", tmp_path, parameters={}, weights="random", training={})
     assert not list(tmp_path.iterdir())
 

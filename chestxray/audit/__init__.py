@@ -143,7 +143,7 @@ def describe(findings: dict[str, Any]) -> list[tuple[str, str, pd.DataFrame | No
     shortcuts = (
         "AUROC of linear models, cross-validated by patient group without the published test set, with 95 % "
         "intervals, and on the published test set. The baseline is the best row with hardly any lung: "
-        f"{baseline['sees']}, {baseline['auroc']:.2f}. *lungs_only*: AUROC if the lungs fill each image."
+        f"{baseline['sees']}, {baseline['auroc']:.2f}. lungs_only is the AUROC if the lungs fill each image."
     )
     framing = (
         "Mean lung box in fractions of width and height, and its aspect ratio when the image is stretched to "

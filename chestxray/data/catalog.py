@@ -65,8 +65,7 @@ def find_data(data_dir: str | Path | None = None) -> Path:
         try:
             import kagglehub
         except ImportError:
-            command = "pip install -e '.[kaggle]'"
-            raise ValueError(f"kagglehub must be installed: {command}. Received: data_dir='kaggle'") from None
+            raise ValueError("needs pip install -e '.[kaggle]'. Received: data_dir='kaggle'") from None
         data_dir = kagglehub.dataset_download("paultimothymooney/chest-xray-pneumonia")
     folder = Path(data_dir).expanduser().resolve()
     if folder.suffix == ".npz" and folder.is_file():
@@ -237,7 +236,7 @@ def _list_files(root: Path, classes: tuple[str, str] | None) -> pd.DataFrame:
         if not {0, 1} <= set(labels):
             content = [folder.name for folder in folders] or "no folder"
             message = f"{parent} must contain the class folders {' and '.join(names)}, but contains {content}"
-            raise ValueError(f"{message}; set classes=(negative, positive). Received: classes={classes!r}")
+            raise ValueError(f"{message}; name them by --classes or classes=. Received: classes={classes!r}")
         for folder, label in zip(folders, labels):
             if label is None:
                 warnings.warn(f"folder ignored, not one of the classes: {folder}", stacklevel=3)

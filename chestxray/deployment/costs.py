@@ -16,8 +16,6 @@ import numpy as np
 if TYPE_CHECKING:
     import keras  # not at run time: exported models are measured in a process without TensorFlow
 
-_WARM_UP = 5
-
 
 def layer_mflops(model: "keras.Model") -> dict[str, float]:
     """Count multiplications and additions per image, in 10⁶, of each layer with a kernel of a flat model."""
@@ -44,8 +42,8 @@ def time_per_image(model: "keras.Model", repeats: int = 50) -> float:
 
 
 def _median_milliseconds(run: Callable[[], Any], repeats: int) -> float:
-    seconds = timeit.repeat(run, "import gc; gc.enable()", time.perf_counter, repeats + _WARM_UP, number=1)
-    return 1e3 * float(np.median(seconds[_WARM_UP:]))
+    seconds = timeit.repeat(run, "import gc; gc.enable()", time.perf_counter, repeats + 5, number=1)
+    return 1e3 * float(np.median(seconds[5:]))  # the first five warm up
 
 
 def measure_latency(folder: str | Path, threads: int = 1, repeats: int = 100) -> Mapping[str, float]:

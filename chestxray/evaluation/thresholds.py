@@ -42,7 +42,7 @@ def choose_thresholds(labels: ArrayLike, probabilities: ArrayLike) -> tuple[dict
         return thresholds, {}
     sizes = np.arange(1, 100)
     needed = sizes[metrics.wilson_interval(sizes, sizes)[1] >= 0.95].min()
-    reason = f"validation has {positives} positive (PNEUMONIA) images; a lower 95 % bound of sensitivity "
+    reason = f"validation has {positives} positive images; a lower 95 % bound of sensitivity "
     reason += f"of 0.95 needs at least {needed}, even when all of them are found"
     return thresholds, {"sensitivity_95": reason}
 

@@ -173,7 +173,7 @@ def calibration(
         benefit.plot(decisions[name]["threshold"], decisions[name]["model"], **style)
     top = max(float(table["model"].max()) for table in decisions.values())
     reliability.set(title="Calibration, bins with equal numbers of images")
-    reliability.set(xlabel="predicted probability", ylabel="fraction with pneumonia")
+    reliability.set(xlabel="predicted probability", ylabel="fraction of positives")
     reliability.set(aspect="equal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     benefit.set(title="Decision curve", xlabel="threshold probability", ylabel="net benefit")
     benefit.set(xlim=(0, 1), ylim=(-0.25 * top, 1.05 * top))

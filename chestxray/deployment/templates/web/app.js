@@ -908,7 +908,7 @@ async function openNetwork(name) {
 
 /** Load runtime and networks, and compare the result of a drawn image with that of the card. */
 async function start() {
-  ort = await import("ort").catch(() => { throw missing("ONNX Runtime Web"); });
+  ort = await import("ort").catch(() => { throw missing("ONNX Runtime Web (from the internet, or copied by --runtime)"); });
   ort.env.wasm.numThreads = 1; // static hosts do not send the headers that threads need
   ort.env.wasm.wasmBinary = await load("ort-wasm-simd-threaded.wasm");
   network = await openNetwork("model.onnx");
