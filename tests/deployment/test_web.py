@@ -798,7 +798,7 @@ def test_a_linked_runtime_is_loaded_if_it_is_the_pinned_one(runtime, pages, brow
     assert sum(request.startswith(web._RUNTIME_URL) for request in browser.requests) == 2
     for name, named in (
         ("ort-wasm-simd-threaded.wasm",) * 2,
-        ("ort.wasm.bundle.min.mjs", "ONNX Runtime Web"),
+        ("ort.wasm.bundle.min.mjs", "ONNX Runtime Web (from the internet, or copied by --runtime)"),
     ):
         with open(tmp_path / "dist" / name, "ab") as file:
             file.write(b" ")
