@@ -175,7 +175,7 @@ def run(
 
 @command
 @click.argument("data_dir")
-@click.option("--model", type=click.Choice(_MODELS), default="compact_cnn", show_default=True)
+@click.option("--model", type=click.Choice(_MODELS), default="custom_cnn", show_default=True)
 @click.option("--epochs", type=click.IntRange(1), help="Number of epochs. [default: the recipe's]")
 @click.option(
     "--size", "image_size", type=click.IntRange(32), help="Image size in pixels. [default: the recipe's]"
